@@ -1,0 +1,462 @@
+//! The one trait that an author writes, and the batch interface that every host gets from it.
+//!
+//! `Strategy` is monomorphic and row-wise; [`Aggregate`] and [`Groups`] are object-safe and batch-wise: one dynamic call a batch.
+
+use crate::batch::{Bits, Column, OwnedColumn};
+use crate::catalog::Spec;
+use crate::codec::{self, Reader, Writer};
+use crate::error::{Error, Result};
+use crate::types::Type;
+use crate::value::Value;
+use std::fmt::Debug;
+use std::sync::Arc;
+
+/// How a strategy was called: its configuration and the types of its input columns.
+///
+/// ```
+/// use mergeql_udfs::{Call, Type, Value, catalog};
+/// let call = Call::new(vec![Type::Text]).with_arg("separator", Value::text(";"));
+/// let union = catalog::find("union").unwrap().bind(&call).unwrap();
+/// assert_eq!(union.result_type(), Type::Text);
+/// ```
+#[derive(Debug, Clone, Default)]
+pub struct Call {
+    /// The types of the inputs, in the order of [`Spec::inputs`].
+    pub inputs: Vec<Type>,
+    /// Configuration by name; arguments that may repeat are one list.
+    pub args: Vec<(String, Value)>,
+}
+
+impl Call {
+    /// A call without configuration.
+    pub fn new(inputs: Vec<Type>) -> Call {
+        Call { inputs, args: Vec::new() }
+    }
+
+    /// The same call with one more argument.
+    pub fn with_arg(mut self, name: &str, value: Value) -> Call {
+        self.args.push((name.to_owned(), value));
+        self
+    }
+
+    /// The argument of this name.
+    pub fn arg(&self, name: &str) -> Option<&Value> {
+        self.args.iter().find(|(n, _)| n == name).map(|(_, v)| v)
+    }
+
+    /// The argument of this name as text.
+    ///
+    /// # Errors
+    /// `invalid_argument` if it is something else.
+    pub fn text(&self, name: &str) -> Result<Option<&str>> {
+        match self.arg(name) {
+            None => Ok(None),
+            Some(Value::Text(t)) => Ok(Some(t)),
+            Some(other) => Err(Error::invalid_argument(format!("`{name}` is a text, not the {} {other}", other.kind()))),
+        }
+    }
+
+    /// The argument of this name as a flag; absent is false.
+    ///
+    /// # Errors
+    /// `invalid_argument` if it is something else.
+    pub fn flag(&self, name: &str) -> Result<bool> {
+        match self.arg(name) {
+            None => Ok(false),
+            Some(Value::Bool(b)) => Ok(*b),
+            Some(other) => Err(Error::invalid_argument(format!("`{name}` is true or false, not {other}"))),
+        }
+    }
+
+    /// The argument of this name as a list; absent is empty.
+    pub fn list(&self, name: &str) -> &[Value] {
+        match self.arg(name) {
+            Some(Value::List(items)) => items,
+            _ => &[],
+        }
+    }
+
+    /// The type of the first input.
+    pub fn value_type(&self) -> Type {
+        self.inputs.first().cloned().unwrap_or(Type::Null)
+    }
+
+    /// The call as JSON, the form in which it travels inside SQL (`crdt_resolve('{"strategy":...}', ...)`).
+    pub fn to_json(&self, strategy: &str) -> String {
+        let mut fields = vec![(Arc::from("strategy"), Value::text(strategy))];
+        fields.extend(self.args.iter().map(|(n, v)| (Arc::from(n.as_str()), v.clone())));
+        Value::record(fields).to_json()
+    }
+
+    /// Reads the JSON of [`Call::to_json`]: the strategy's name and the arguments.
+    ///
+    /// # Errors
+    /// `invalid_argument` if it is not such a JSON object.
+    pub fn args_from_json(text: &str) -> Result<(String, Vec<(String, Value)>)> {
+        let bad = || {
+            Error::invalid_argument(format!("`{text}` does not name a strategy"))
+                .with_help(r#"write {"strategy":"lww","respect_nulls":true} and the like"#)
+        };
+        let Ok(Value::Struct(fields)) = crate::value::from_json(text) else { return Err(bad()) };
+        let mut name = None;
+        let mut args = Vec::new();
+        for (key, value) in fields {
+            match (&*key, value) {
+                ("strategy", Value::Text(t)) => name = Some(t.into_string()),
+                ("strategy", _) => return Err(bad()),
+                (_, value) => args.push((key.to_string(), value)),
+            }
+        }
+        name.map(|n| (n, args)).ok_or_else(bad)
+    }
+}
+
+/// A join-semilattice with canonical bytes.
+pub trait State: Clone + PartialEq + Debug + Send + Sync + 'static {
+    /// The least upper bound. Commutative, associative, idempotent.
+    ///
+    /// # Errors
+    /// `type_mismatch` where the two were configured differently.
+    fn join(&mut self, other: &Self) -> Result<()>;
+
+    /// The resolved value: a pure function of the state.
+    ///
+    /// # Errors
+    /// What the data makes impossible, overflow for one.
+    fn value(&self) -> Result<Value>;
+
+    /// Writes configuration and content, in canonical order.
+    fn encode(&self, w: &mut Writer);
+
+    /// Reads what `encode` wrote.
+    ///
+    /// # Errors
+    /// `corrupt_state` for anything else.
+    fn decode(r: &mut Reader<'_>) -> Result<Self>;
+
+    /// Memory beyond the state itself, in bytes.
+    fn heap_size(&self) -> usize;
+
+    /// Everything in the state, for people.
+    fn info(&self) -> Value;
+}
+
+/// A merge strategy: what an author writes, once for every host.
+pub trait Strategy: Debug + Send + Sync + Sized + 'static {
+    /// Name, arguments, laws and documentation.
+    const SPEC: Spec;
+
+    /// The partial state.
+    type State: State;
+
+    /// Checks the call and keeps what it says.
+    ///
+    /// # Errors
+    /// `invalid_argument`, `unknown_option`, `type_mismatch`.
+    fn configure(call: &Call) -> Result<Self>;
+
+    /// The type of the resolved value.
+    fn result_type(&self) -> Type;
+
+    /// The least state: what no rows resolve to.
+    fn empty(&self) -> Self::State;
+
+    /// Adds one row: the inputs in the order of [`Spec::inputs`].
+    ///
+    /// # Errors
+    /// `invalid_argument` or `type_mismatch` for values that the strategy refuses.
+    fn update(&self, state: &mut Self::State, row: &[Value]) -> Result<()>;
+
+    /// The resolved value as the host's column shows it; the state's value unless that needs the column's type.
+    ///
+    /// # Errors
+    /// As [`State::value`].
+    fn resolve(&self, state: &Self::State) -> Result<Value> {
+        state.value()
+    }
+
+    /// The partial states as input rows, where a state says no more than some input row does: then partial aggregates travel as
+    /// typed columns and merging them is updating with them.
+    fn as_row(&self, _state: &Self::State) -> Option<Vec<Value>> {
+        None
+    }
+
+    /// Whether [`Strategy::as_row`] answers.
+    fn rows_suffice(&self) -> bool {
+        false
+    }
+
+    /// A columnar store that gives the same answers faster, where there is one for these types.
+    fn fast(&self) -> Option<Box<dyn Groups>> {
+        None
+    }
+}
+
+/// A configured strategy as hosts hold it.
+pub trait Aggregate: Debug + Send + Sync {
+    /// The strategy.
+    fn spec(&self) -> &'static Spec;
+
+    /// The type of the resolved value.
+    fn result_type(&self) -> Type;
+
+    /// Whether partial states are input rows (see [`Strategy::as_row`]); otherwise they are one column of state bytes.
+    fn partials_are_rows(&self) -> bool;
+
+    /// A store for many groups: the fast one where there is one.
+    fn groups(&self) -> Box<dyn Groups>;
+
+    /// The generic store, which the fast one must equal.
+    fn plain_groups(&self) -> Box<dyn Groups>;
+}
+
+/// Partial states of many groups, in the order of their group numbers.
+pub trait Groups: Send {
+    /// Row `i` of `columns` goes to group `groups[i]`, unless `filter` has it out; afterwards there are `total` groups.
+    ///
+    /// # Errors
+    /// As [`Strategy::update`].
+    fn update(&mut self, columns: &[Column<'_>], groups: &[usize], filter: Option<Bits<'_>>, total: usize) -> Result<()>;
+
+    /// Joins partial states (as [`Groups::partial`] gave them) into the groups.
+    ///
+    /// # Errors
+    /// `corrupt_state`, `type_mismatch`.
+    fn merge(&mut self, partial: &[Column<'_>], groups: &[usize], total: usize) -> Result<()>;
+
+    /// Takes the first `n` groups out as partial states.
+    ///
+    /// # Errors
+    /// What the data makes impossible.
+    fn partial(&mut self, n: usize) -> Result<Vec<OwnedColumn>>;
+
+    /// Takes the first `n` groups out as state bytes; NULL for a group that nothing contributed to.
+    ///
+    /// # Errors
+    /// What the data makes impossible.
+    fn states(&mut self, n: usize) -> Result<OwnedColumn>;
+
+    /// Takes the first `n` groups out as resolved values.
+    ///
+    /// # Errors
+    /// What the data makes impossible, overflow for one.
+    fn finish(&mut self, n: usize) -> Result<OwnedColumn>;
+
+    /// Memory held, in bytes.
+    fn size(&self) -> usize;
+}
+
+/// The blanket adapter: any [`Strategy`], one plain state a group.
+#[derive(Debug)]
+pub(crate) struct Bound<S: Strategy> {
+    strategy: Arc<S>,
+    inputs: Vec<Type>,
+}
+
+impl<S: Strategy> Bound<S> {
+    pub(crate) fn new(call: &Call) -> Result<Bound<S>> {
+        Ok(Bound { strategy: Arc::new(S::configure(call)?), inputs: call.inputs.clone() })
+    }
+}
+
+impl<S: Strategy> Aggregate for Bound<S> {
+    fn spec(&self) -> &'static Spec {
+        &S::SPEC
+    }
+
+    fn result_type(&self) -> Type {
+        self.strategy.result_type()
+    }
+
+    fn partials_are_rows(&self) -> bool {
+        self.strategy.rows_suffice()
+    }
+
+    fn groups(&self) -> Box<dyn Groups> {
+        self.strategy.fast().unwrap_or_else(|| self.plain_groups())
+    }
+
+    fn plain_groups(&self) -> Box<dyn Groups> {
+        Box::new(Plain {
+            strategy: self.strategy.clone(),
+            inputs: self.inputs.clone(),
+            states: Vec::new(),
+            heap: 0,
+            row: Vec::new(),
+        })
+    }
+}
+
+struct Plain<S: Strategy> {
+    strategy: Arc<S>,
+    inputs: Vec<Type>,
+    states: Vec<S::State>,
+    /// An estimate of what the states hold outside themselves, kept up as rows come in.
+    heap: usize,
+    row: Vec<Value>,
+}
+
+impl<S: Strategy> Plain<S> {
+    fn grow(&mut self, total: usize) {
+        if self.states.len() < total {
+            self.states.resize_with(total, || self.strategy.empty());
+        }
+    }
+
+    fn take(&mut self, n: usize) -> Vec<S::State> {
+        let rest = self.states.split_off(n.min(self.states.len()));
+        let taken = std::mem::replace(&mut self.states, rest);
+        self.heap = self.states.iter().map(State::heap_size).sum();
+        taken
+    }
+}
+
+impl<S: Strategy> Groups for Plain<S> {
+    fn update(&mut self, columns: &[Column<'_>], groups: &[usize], filter: Option<Bits<'_>>, total: usize) -> Result<()> {
+        self.grow(total);
+        for (i, &group) in groups.iter().enumerate() {
+            if filter.is_some_and(|f| !f.get(i)) {
+                continue;
+            }
+            self.row.clear();
+            self.row.extend(columns.iter().map(|c| c.value(i)));
+            let state = &mut self.states[group];
+            let before = state.heap_size();
+            self.strategy.update(state, &self.row)?;
+            self.heap = (self.heap + state.heap_size()).saturating_sub(before);
+        }
+        Ok(())
+    }
+
+    fn merge(&mut self, partial: &[Column<'_>], groups: &[usize], total: usize) -> Result<()> {
+        if self.strategy.rows_suffice() {
+            return self.update(partial, groups, None, total);
+        }
+        self.grow(total);
+        for (i, &group) in groups.iter().enumerate() {
+            if let Value::Bytes(bytes) = partial[0].value(i) {
+                let other = decode::<S>(&bytes)?;
+                let state = &mut self.states[group];
+                let before = state.heap_size();
+                state.join(&other)?;
+                self.heap = (self.heap + state.heap_size()).saturating_sub(before);
+            }
+        }
+        Ok(())
+    }
+
+    fn partial(&mut self, n: usize) -> Result<Vec<OwnedColumn>> {
+        if !self.strategy.rows_suffice() {
+            return Ok(vec![self.states(n)?]);
+        }
+        let mut columns: Vec<Vec<Value>> = self.inputs.iter().map(|_| Vec::with_capacity(n)).collect();
+        for state in self.take(n) {
+            let row = self.strategy.as_row(&state).unwrap_or_default();
+            let mut row = row.into_iter();
+            columns.iter_mut().for_each(|c| c.push(row.next().unwrap_or(Value::Null)));
+        }
+        Ok(self.inputs.iter().cloned().zip(columns).map(|(ty, values)| OwnedColumn::of_values(ty, values)).collect())
+    }
+
+    fn states(&mut self, n: usize) -> Result<OwnedColumn> {
+        let empty = self.strategy.empty();
+        let encode = |state: S::State| (state != empty).then(|| encode::<S>(&state));
+        Ok(OwnedColumn::of_bytes(Type::Bytes, self.take(n).into_iter().map(encode)))
+    }
+
+    fn finish(&mut self, n: usize) -> Result<OwnedColumn> {
+        let ty = self.strategy.result_type();
+        let states = self.take(n);
+        let resolve = |state: &S::State| self.strategy.resolve(state)?.fit(&ty);
+        let values = states.iter().map(resolve).collect::<Result<Vec<_>>>()?;
+        Ok(OwnedColumn::of_values(ty, values))
+    }
+
+    fn size(&self) -> usize {
+        self.states.capacity() * size_of::<S::State>() + self.heap
+    }
+}
+
+/// The state bytes of a state.
+pub(crate) fn encode<S: Strategy>(state: &S::State) -> Vec<u8> {
+    let mut w = Writer::default();
+    state.encode(&mut w);
+    codec::seal(S::SPEC.type_id, 0, w.as_bytes())
+}
+
+pub(crate) fn decode<S: Strategy>(bytes: &[u8]) -> Result<S::State> {
+    let (type_id, body) = codec::open(bytes)?;
+    if type_id != S::SPEC.type_id {
+        let found = crate::catalog::by_type_id(type_id).map_or("another", |e| e.spec().name);
+        return Err(Error::type_mismatch(format!("a state of type `{found}` cannot join one of type `{}`", S::SPEC.name)));
+    }
+    decode_body::<S>(&body)
+}
+
+/// Reads a body and holds it to its canonical form: a state has exactly one encoding.
+fn decode_body<S: Strategy>(body: &[u8]) -> Result<S::State> {
+    let mut r = Reader::new(body);
+    let state = S::State::decode(&mut r)?;
+    r.end()?;
+    let mut w = Writer::default();
+    state.encode(&mut w);
+    if w.as_bytes() != body {
+        return Err(Error::corrupt_state(format!("this state of type `{}` is not in canonical form", S::SPEC.name)));
+    }
+    Ok(state)
+}
+
+/// A state of a type known only at run time.
+pub trait AnyState: Debug + Send {
+    /// The type.
+    fn spec(&self) -> &'static Spec;
+    /// The state bytes.
+    fn encode(&self) -> Vec<u8>;
+    /// The join with state bytes.
+    ///
+    /// # Errors
+    /// `type_mismatch` for another type or configuration, `corrupt_state`, `not_a_state`.
+    fn join_bytes(&mut self, other: &[u8]) -> Result<()>;
+    /// The resolved value.
+    ///
+    /// # Errors
+    /// As [`State::value`].
+    fn value(&self) -> Result<Value>;
+    /// Everything in the state, for people.
+    fn info(&self) -> Value;
+    /// Memory held, in bytes.
+    fn size(&self) -> usize;
+}
+
+#[derive(Debug)]
+struct Opened<S: Strategy>(S::State);
+
+impl<S: Strategy> AnyState for Opened<S> {
+    fn spec(&self) -> &'static Spec {
+        &S::SPEC
+    }
+
+    fn encode(&self) -> Vec<u8> {
+        encode::<S>(&self.0)
+    }
+
+    fn join_bytes(&mut self, other: &[u8]) -> Result<()> {
+        self.0.join(&decode::<S>(other)?)
+    }
+
+    fn value(&self) -> Result<Value> {
+        self.0.value()
+    }
+
+    fn info(&self) -> Value {
+        self.0.info()
+    }
+
+    fn size(&self) -> usize {
+        size_of::<S::State>() + self.0.heap_size()
+    }
+}
+
+pub(crate) fn open_body<S: Strategy>(body: &[u8]) -> Result<Box<dyn AnyState>> {
+    Ok(Box::new(Opened::<S>(decode_body::<S>(body)?)))
+}

@@ -1,0 +1,455 @@
+//! The state bytes, format v1 (docs/state-format.md): canonical, and read with no trust in any byte.
+//!
+//! `"MQ"` · version · type id · flags · varint body length · body · crc32c of all before it, little-endian.
+
+use crate::error::{Code, Error, Result};
+use crate::value::{Value, canonical};
+use std::io::Read;
+use std::sync::Arc;
+
+/// The first bytes of every state.
+pub const MAGIC: [u8; 2] = *b"MQ";
+/// The version of the format that this code writes.
+pub const VERSION: u8 = 1;
+/// Flag: the body is zstd-compressed.
+pub const COMPRESSED: u8 = 1;
+/// Values nest no deeper than this.
+pub const MAX_DEPTH: usize = 64;
+/// A compressed body may inflate to this many bytes at most.
+pub const MAX_INFLATED: usize = 256 << 20;
+
+mod tag {
+    pub const NULL: u8 = 0;
+    pub const FALSE: u8 = 1;
+    pub const TRUE: u8 = 2;
+    pub const INT: u8 = 3;
+    pub const FLOAT: u8 = 4;
+    pub const DECIMAL: u8 = 5;
+    pub const TEXT: u8 = 6;
+    pub const BYTES: u8 = 7;
+    pub const DATE: u8 = 8;
+    pub const TIME: u8 = 9;
+    pub const TIMESTAMP: u8 = 10;
+    pub const TIMESTAMP_ZONED: u8 = 11;
+    pub const INTERVAL: u8 = 12;
+    pub const UUID: u8 = 13;
+    pub const LIST: u8 = 14;
+    pub const STRUCT: u8 = 15;
+    pub const MAP: u8 = 16;
+}
+
+/// Writes a body.
+#[derive(Debug, Default)]
+pub struct Writer {
+    out: Vec<u8>,
+}
+
+impl Writer {
+    /// What was written.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.out
+    }
+
+    /// One byte.
+    pub fn byte(&mut self, b: u8) {
+        self.out.push(b);
+    }
+
+    /// An unsigned LEB128 integer.
+    pub fn varint(&mut self, mut v: u128) {
+        while v >= 0x80 {
+            self.out.push(v as u8 | 0x80);
+            v >>= 7;
+        }
+        self.out.push(v as u8);
+    }
+
+    /// A length.
+    pub fn length(&mut self, v: usize) {
+        self.varint(v as u128);
+    }
+
+    /// A signed integer, zig-zag.
+    pub fn signed(&mut self, v: i128) {
+        self.varint(((v << 1) ^ (v >> 127)) as u128);
+    }
+
+    /// A length and bytes.
+    pub fn bytes(&mut self, b: &[u8]) {
+        self.length(b.len());
+        self.out.extend_from_slice(b);
+    }
+
+    /// A tagged value.
+    pub fn value(&mut self, value: &Value) {
+        match value {
+            Value::Null => self.byte(tag::NULL),
+            Value::Bool(v) => self.byte(if *v { tag::TRUE } else { tag::FALSE }),
+            Value::Int(v) => {
+                self.byte(tag::INT);
+                self.signed(*v);
+            }
+            Value::Float(v) => {
+                self.byte(tag::FLOAT);
+                self.out.extend(canonical(*v).to_bits().to_le_bytes());
+            }
+            Value::Decimal { unscaled, scale } => {
+                self.byte(tag::DECIMAL);
+                self.byte(*scale);
+                self.signed(*unscaled);
+            }
+            Value::Text(v) => {
+                self.byte(tag::TEXT);
+                self.bytes(v.as_bytes());
+            }
+            Value::Bytes(v) => {
+                self.byte(tag::BYTES);
+                self.bytes(v);
+            }
+            Value::Date(v) => {
+                self.byte(tag::DATE);
+                self.signed(i128::from(*v));
+            }
+            Value::Time(v) => {
+                self.byte(tag::TIME);
+                self.signed(i128::from(*v));
+            }
+            Value::Timestamp { nanos, zoned } => {
+                self.byte(if *zoned { tag::TIMESTAMP_ZONED } else { tag::TIMESTAMP });
+                self.signed(*nanos);
+            }
+            Value::Interval { months, days, nanos } => {
+                self.byte(tag::INTERVAL);
+                self.signed(i128::from(*months));
+                self.signed(i128::from(*days));
+                self.signed(i128::from(*nanos));
+            }
+            Value::Uuid(v) => {
+                self.byte(tag::UUID);
+                self.out.extend(v);
+            }
+            Value::List(items) => {
+                self.byte(tag::LIST);
+                self.values(items);
+            }
+            Value::Struct(fields) => {
+                self.byte(tag::STRUCT);
+                self.length(fields.len());
+                for (name, field) in fields {
+                    self.bytes(name.as_bytes());
+                    self.value(field);
+                }
+            }
+            Value::Map(entries) => {
+                self.byte(tag::MAP);
+                self.length(entries.len());
+                for (key, entry) in entries {
+                    self.value(key);
+                    self.value(entry);
+                }
+            }
+        }
+    }
+
+    /// A count and that many values.
+    pub fn values(&mut self, values: &[Value]) {
+        self.length(values.len());
+        values.iter().for_each(|v| self.value(v));
+    }
+}
+
+/// Reads a body. Every length is checked against what is left before anything is allocated.
+#[derive(Debug)]
+pub struct Reader<'a> {
+    rest: &'a [u8],
+    depth: usize,
+}
+
+impl<'a> Reader<'a> {
+    /// A reader over a body.
+    pub fn new(body: &'a [u8]) -> Reader<'a> {
+        Reader { rest: body, depth: 0 }
+    }
+
+    /// Takes `n` bytes.
+    ///
+    /// # Errors
+    /// `corrupt_state` if there are fewer.
+    pub fn take(&mut self, n: usize) -> Result<&'a [u8]> {
+        if n > self.rest.len() {
+            return Err(Error::corrupt_state(format!("the state ends early: {n} bytes wanted, {} left", self.rest.len())));
+        }
+        let (head, tail) = self.rest.split_at(n);
+        self.rest = tail;
+        Ok(head)
+    }
+
+    /// One byte.
+    ///
+    /// # Errors
+    /// `corrupt_state` at the end.
+    pub fn byte(&mut self) -> Result<u8> {
+        Ok(self.take(1)?[0])
+    }
+
+    /// An unsigned LEB128 integer in its shortest form.
+    ///
+    /// # Errors
+    /// `corrupt_state` if it is over-long or does not end.
+    pub fn varint(&mut self) -> Result<u128> {
+        let mut v = 0u128;
+        for shift in (0..128).step_by(7) {
+            let b = self.byte()?;
+            let bits = u128::from(b & 0x7f);
+            if (shift == 126 && bits > 3) || (b == 0 && shift > 0) {
+                return Err(Error::corrupt_state("an integer in the state is over-long"));
+            }
+            v |= bits << shift;
+            if b < 0x80 {
+                return Ok(v);
+            }
+        }
+        Err(Error::corrupt_state("an integer in the state does not end"))
+    }
+
+    /// A count of things that take at least one byte each.
+    ///
+    /// # Errors
+    /// `corrupt_state` if that many cannot follow.
+    pub fn length(&mut self) -> Result<usize> {
+        let n = self.varint()?;
+        match usize::try_from(n) {
+            Ok(n) if n <= self.rest.len() => Ok(n),
+            _ => Err(Error::corrupt_state(format!("the state claims {n} entries, {} bytes are left", self.rest.len()))),
+        }
+    }
+
+    /// A signed integer, zig-zag.
+    ///
+    /// # Errors
+    /// As [`Reader::varint`].
+    pub fn signed(&mut self) -> Result<i128> {
+        let v = self.varint()?;
+        Ok((v >> 1) as i128 ^ -((v & 1) as i128))
+    }
+
+    fn narrow<T: TryFrom<i128>>(&mut self) -> Result<T> {
+        T::try_from(self.signed()?).map_err(|_| Error::corrupt_state("an integer in the state is out of range"))
+    }
+
+    /// A length and bytes.
+    ///
+    /// # Errors
+    /// `corrupt_state` if they end early.
+    pub fn bytes(&mut self) -> Result<&'a [u8]> {
+        let n = self.length()?;
+        self.take(n)
+    }
+
+    /// A length and UTF-8 text.
+    ///
+    /// # Errors
+    /// `corrupt_state` if it ends early or is not UTF-8.
+    pub fn text(&mut self) -> Result<&'a str> {
+        std::str::from_utf8(self.bytes()?).map_err(|_| Error::corrupt_state("text in the state is not UTF-8"))
+    }
+
+    /// A tagged value.
+    ///
+    /// # Errors
+    /// `corrupt_state` for anything that [`Writer::value`] would not have written.
+    pub fn value(&mut self) -> Result<Value> {
+        let tag = self.byte()?;
+        if self.depth >= MAX_DEPTH {
+            return Err(Error::corrupt_state(format!("values in the state nest deeper than {MAX_DEPTH}")));
+        }
+        Ok(match tag {
+            tag::NULL => Value::Null,
+            tag::FALSE => Value::Bool(false),
+            tag::TRUE => Value::Bool(true),
+            tag::INT => Value::Int(self.signed()?),
+            tag::FLOAT => {
+                let bits = self.take(8)?;
+                Value::Float(f64::from_bits(u64::from_le_bytes(bits.try_into().expect("invariant: eight bytes"))))
+            }
+            tag::DECIMAL => {
+                let scale = self.byte()?;
+                if scale > 38 {
+                    return Err(Error::corrupt_state("a decimal in the state has more than 38 digits behind the point"));
+                }
+                Value::Decimal { scale, unscaled: self.signed()? }
+            }
+            tag::TEXT => Value::text(self.text()?),
+            tag::BYTES => Value::Bytes(self.bytes()?.into()),
+            tag::DATE => Value::Date(self.narrow()?),
+            tag::TIME => Value::Time(self.narrow()?),
+            tag::TIMESTAMP => Value::Timestamp { nanos: self.signed()?, zoned: false },
+            tag::TIMESTAMP_ZONED => Value::Timestamp { nanos: self.signed()?, zoned: true },
+            tag::INTERVAL => Value::Interval { months: self.narrow()?, days: self.narrow()?, nanos: self.narrow()? },
+            tag::UUID => Value::Uuid(self.take(16)?.try_into().expect("invariant: sixteen bytes")),
+            tag::LIST => {
+                self.depth += 1;
+                let items = self.values()?;
+                self.depth -= 1;
+                Value::List(items)
+            }
+            tag::STRUCT => {
+                self.depth += 1;
+                let n = self.length()?;
+                let mut fields: Vec<(Arc<str>, Value)> = Vec::new();
+                for _ in 0..n {
+                    fields.push((self.text()?.into(), self.value()?));
+                }
+                self.depth -= 1;
+                if fields.windows(2).any(|w| w[0].0 >= w[1].0) {
+                    return Err(Error::corrupt_state("the fields of a struct in the state are not in order"));
+                }
+                Value::Struct(fields)
+            }
+            tag::MAP => {
+                self.depth += 1;
+                let n = self.length()?;
+                let mut entries: Vec<(Value, Value)> = Vec::new();
+                for _ in 0..n {
+                    entries.push((self.value()?, self.value()?));
+                }
+                self.depth -= 1;
+                if entries.windows(2).any(|w| w[0].0 >= w[1].0) {
+                    return Err(Error::corrupt_state("the entries of a map in the state are not in order"));
+                }
+                Value::Map(entries)
+            }
+            other => return Err(Error::corrupt_state(format!("unknown value tag {other}"))),
+        })
+    }
+
+    /// A count and that many values.
+    ///
+    /// # Errors
+    /// As [`Reader::value`].
+    pub fn values(&mut self) -> Result<Vec<Value>> {
+        let n = self.length()?;
+        let mut values = Vec::new();
+        for _ in 0..n {
+            values.push(self.value()?);
+        }
+        Ok(values)
+    }
+
+    /// Says that the body is read to its end.
+    ///
+    /// # Errors
+    /// `corrupt_state` if bytes are left.
+    pub fn end(&self) -> Result<()> {
+        if self.rest.is_empty() {
+            Ok(())
+        } else {
+            Err(Error::corrupt_state(format!("{} bytes follow the end of the state", self.rest.len())))
+        }
+    }
+}
+
+/// Puts a body into its envelope.
+pub fn seal(type_id: u8, flags: u8, body: &[u8]) -> Vec<u8> {
+    let mut w = Writer { out: Vec::with_capacity(body.len() + 15) };
+    w.out.extend(MAGIC);
+    w.out.extend([VERSION, type_id, flags]);
+    w.bytes(body);
+    let sum = crc32c::crc32c(&w.out);
+    w.out.extend(sum.to_le_bytes());
+    w.out
+}
+
+/// Opens an envelope: the type id and the (inflated) body.
+///
+/// # Errors
+/// `not_a_state` for bytes that never were one, `corrupt_state` for those that are broken, `limit_exceeded` for a body that
+/// inflates past [`MAX_INFLATED`].
+pub fn open(bytes: &[u8]) -> Result<(u8, std::borrow::Cow<'_, [u8]>)> {
+    if bytes.len() < 2 || bytes[..2] != MAGIC {
+        return Err(Error::new(Code::NotAState, "these bytes are not a CRDT state")
+            .with_help("states come from the crdt_*_state functions and begin with \"MQ\""));
+    }
+    let mut r = Reader::new(bytes);
+    let header = r.take(5).map_err(|_| Error::corrupt_state("the state ends inside its header"))?;
+    if header[2] != VERSION {
+        return Err(Error::corrupt_state(format!("state format version {} is not known here", header[2])));
+    }
+    let (type_id, flags) = (header[3], header[4]);
+    if flags & !COMPRESSED != 0 {
+        return Err(Error::corrupt_state(format!("unknown flags {flags:#04x} in the state")));
+    }
+    let body = r.bytes()?;
+    let covered = bytes.len() - r.rest.len();
+    let sum = r.take(4)?;
+    r.end()?;
+    if crc32c::crc32c(&bytes[..covered]).to_le_bytes() != sum {
+        return Err(Error::corrupt_state("the checksum of the state does not match"));
+    }
+    if flags & COMPRESSED == 0 {
+        return Ok((type_id, body.into()));
+    }
+    let broken = |e: std::io::Error| Error::corrupt_state(format!("the compressed state does not inflate: {e}"));
+    let mut inflated = Vec::new();
+    zstd::Decoder::new(body).map_err(broken)?.take(MAX_INFLATED as u64 + 1).read_to_end(&mut inflated).map_err(broken)?;
+    if inflated.len() > MAX_INFLATED {
+        return Err(Error::new(Code::LimitExceeded, format!("the state inflates past {MAX_INFLATED} bytes")));
+    }
+    Ok((type_id, inflated.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_read_back_equal() {
+        let values = [
+            Value::Null,
+            Value::Bool(true),
+            Value::Int(i128::MIN),
+            Value::Int(i128::MAX),
+            Value::float(f64::NAN),
+            Value::Decimal { unscaled: -1250, scale: 2 },
+            Value::text("José 🚀"),
+            Value::Bytes([0, 1].into()),
+            Value::Date(-1),
+            Value::Time(1),
+            Value::Timestamp { nanos: -5, zoned: true },
+            Value::Interval { months: 1, days: -2, nanos: 3 },
+            Value::Uuid([7; 16]),
+            Value::List(vec![Value::record(vec![("b".into(), Value::Null), ("a".into(), Value::Int(1))])]),
+            Value::map(vec![(Value::text("k"), Value::Int(2))]),
+        ];
+        let mut w = Writer::default();
+        w.values(&values);
+        let mut r = Reader::new(w.as_bytes());
+        assert_eq!(r.values().expect("reads"), values);
+        r.end().expect("all read");
+    }
+
+    #[test]
+    fn broken_envelopes_are_refused() {
+        let good = seal(1, 0, b"body");
+        assert_eq!(open(&good).expect("opens"), (1, b"body".as_slice().into()));
+        for cut in 0..good.len() {
+            assert!(open(&good[..cut]).is_err());
+        }
+        for i in 0..good.len() {
+            for bit in 0..8 {
+                let mut bad = good.clone();
+                bad[i] ^= 1 << bit;
+                assert!(open(&bad).is_err(), "byte {i} bit {bit}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_bomb_is_refused_before_it_is_read() {
+        let mut deep = vec![tag::LIST, 1].repeat(100);
+        deep.push(0);
+        assert_eq!(Reader::new(&deep).value().expect_err("too deep").code, Code::CorruptState);
+        let huge = [tag::LIST, 0xff, 0xff, 0xff, 0xff, 0x0f];
+        assert_eq!(Reader::new(&huge).value().expect_err("too long").code, Code::CorruptState);
+    }
+}

@@ -1,0 +1,161 @@
+//! Maps from an origin to what that origin last said: the lattice of counters. A replay of an origin's rows adds nothing.
+
+use crate::codec::{Reader, Writer};
+use crate::error::{Error, Result};
+use crate::types::Type;
+use crate::value::{Exact, Value};
+use std::collections::BTreeMap;
+
+/// What one origin said: a lattice of its own, chosen by the strategy.
+pub type Origins<E> = BTreeMap<Value, E>;
+
+/// The origin of a row, which must be there.
+///
+/// # Errors
+/// `invalid_argument` if it is NULL.
+pub fn origin(value: &Value) -> Result<Value> {
+    if value.is_null() {
+        return Err(Error::invalid_argument("the origin of a counted value is NULL")
+            .with_help("give every row an origin, or leave the origin column out to count per source"));
+    }
+    Ok(value.clone())
+}
+
+/// A number, as counters take it.
+///
+/// # Errors
+/// `type_mismatch` for anything else.
+pub fn number(value: &Value) -> Result<Value> {
+    match value {
+        Value::Int(_) | Value::Float(_) | Value::Decimal { .. } => Ok(value.clone()),
+        other => Err(Error::type_mismatch(format!("a {} cannot be counted: {other}", other.kind()))),
+    }
+}
+
+/// A number that is not negative, as grow-only counters take it.
+///
+/// # Errors
+/// `invalid_argument` if it is negative, `type_mismatch` if it is no number.
+pub fn grown(value: &Value) -> Result<Value> {
+    if number(value)? < Value::Int(0) && !value.is_nan() {
+        return Err(Error::invalid_argument(format!("a grow-only counter cannot hold {value}"))
+            .with_help("use `gauge` for values that fall, or `pncounter` for increments and decrements"));
+    }
+    Ok(value.clone())
+}
+
+/// The exact sum of numbers, in the kind of its inputs: integer, decimal at the finest scale, or float rounded once.
+///
+/// # Errors
+/// `invalid_argument` on overflow of 128 bits.
+pub fn sum<'a>(values: impl Iterator<Item = &'a Value>) -> Result<Value> {
+    let (mut exact, mut float, mut scale) = (Exact::default(), false, None);
+    for value in values {
+        exact.add(value);
+        match value {
+            Value::Float(_) => float = true,
+            Value::Decimal { scale: s, .. } => scale = scale.max(Some(*s)),
+            _ => {}
+        }
+    }
+    if float {
+        return Ok(Value::float(exact.quotient(1)));
+    }
+    let overflow = || Error::invalid_argument("the sum does not fit into 128 bits");
+    match scale {
+        None => Ok(Value::Int(exact.scaled(0).ok_or_else(overflow)?)),
+        Some(scale) => Ok(Value::Decimal { unscaled: exact.scaled(scale).ok_or_else(overflow)?, scale }),
+    }
+}
+
+/// The exact mean of numbers: decimals with four more digits, rounded half away from zero; else a float rounded once.
+///
+/// # Errors
+/// `invalid_argument` on overflow of 128 bits.
+pub fn mean<'a>(values: impl Iterator<Item = &'a Value>) -> Result<Value> {
+    let (mut exact, mut count, mut float, mut scale) = (Exact::default(), 0u64, false, None);
+    for value in values {
+        exact.add(value);
+        count += 1;
+        match value {
+            Value::Float(_) => float = true,
+            Value::Decimal { scale: s, .. } => scale = scale.max(Some(*s)),
+            _ => {}
+        }
+    }
+    match (count, scale) {
+        (0, _) => Ok(Value::Null),
+        (_, Some(scale)) if !float => {
+            let scale = mean_scale(scale);
+            let unscaled =
+                exact.over(count, scale).ok_or_else(|| Error::invalid_argument("the mean does not fit into 128 bits"))?;
+            Ok(Value::Decimal { unscaled, scale })
+        }
+        _ => Ok(Value::float(exact.quotient(count))),
+    }
+}
+
+fn mean_scale(scale: u8) -> u8 {
+    (scale + 4).min(38)
+}
+
+/// The type of a sum: 64-bit integers of the same sign, decimals of 38 digits, doubles.
+pub fn sum_type(ty: &Type) -> Type {
+    match ty {
+        Type::Int { bits: 128, .. } => Type::Decimal { precision: 38, scale: 0 },
+        Type::Int { signed: false, .. } => Type::UINT64,
+        Type::Float32 | Type::Float64 => Type::Float64,
+        Type::Decimal { scale, .. } => Type::Decimal { precision: 38, scale: (*scale).max(0) },
+        _ => Type::INT64,
+    }
+}
+
+/// The type of a mean.
+pub fn mean_type(ty: &Type) -> Type {
+    match ty {
+        Type::Decimal { scale, .. } => Type::Decimal { precision: 38, scale: mean_scale((*scale).max(0) as u8) as i8 },
+        _ => Type::Float64,
+    }
+}
+
+/// Refuses columns that cannot be counted.
+///
+/// # Errors
+/// `type_mismatch`.
+pub fn check_number(strategy: &str, ty: &Type) -> Result<()> {
+    if ty.is_number() {
+        return Ok(());
+    }
+    Err(Error::type_mismatch(format!("`{strategy}` counts numbers, not {ty}")))
+}
+
+/// Writes a map of origins.
+pub fn encode<E>(origins: &Origins<E>, w: &mut Writer, mut entry: impl FnMut(&E, &mut Writer)) {
+    w.length(origins.len());
+    for (origin, e) in origins {
+        w.value(origin);
+        entry(e, w);
+    }
+}
+
+/// Reads a map of origins.
+///
+/// # Errors
+/// `corrupt_state` if the origins are not strictly ascending.
+pub fn decode<E>(r: &mut Reader<'_>, mut entry: impl FnMut(&mut Reader<'_>) -> Result<E>) -> Result<Origins<E>> {
+    let n = r.length()?;
+    let mut origins = Origins::new();
+    for _ in 0..n {
+        let origin = r.value()?;
+        if origins.last_key_value().is_some_and(|(last, _)| *last >= origin) {
+            return Err(Error::corrupt_state("the origins in the state are not in order"));
+        }
+        origins.insert(origin, entry(r)?);
+    }
+    Ok(origins)
+}
+
+/// Memory held by a map of origins, in bytes.
+pub fn heap_size<E>(origins: &Origins<E>, entry: impl Fn(&E) -> usize) -> usize {
+    origins.iter().map(|(o, e)| size_of::<(Value, E)>() + o.heap_size() + entry(e)).sum()
+}

@@ -1,0 +1,23 @@
+//! The CRDTs of MergeQL: typed values with one total order, partial states that form join-semilattices, their bytes, and the strategies
+//! built from them.
+//!
+//! This crate knows no SQL, no Arrow, no engine and no IO. Hosts bring vectors in ([`Column`]), hold [`Groups`], and take vectors out
+//! ([`OwnedColumn`]); everything else derives from the [`catalog`].
+
+pub mod aggregate;
+pub mod batch;
+pub mod catalog;
+pub mod codec;
+mod error;
+mod fast;
+mod lattice;
+pub mod laws;
+mod strategies;
+mod types;
+pub mod value;
+
+pub use aggregate::{Aggregate, AnyState, Call, Groups, State, Strategy};
+pub use batch::{Bits, Column, Data, OwnedColumn, OwnedData, Ranges, Strings};
+pub use error::{Code, Error, Result};
+pub use types::{Field, Type, Unit};
+pub use value::Value;

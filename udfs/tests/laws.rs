@@ -1,0 +1,163 @@
+//! The laws of every strategy, derived from the catalogue; and that broken strategies are caught.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use mergeql_udfs::laws::{Machine, Row, Store, check, check_machine, rows_of};
+use mergeql_udfs::{Call, Code, Result, Type, Value, catalog};
+
+#[test]
+fn every_strategy_keeps_every_law() {
+    for entry in catalog::all() {
+        let samples = (entry.spec().samples)();
+        assert!(!samples.is_empty(), "{} has no sample calls", entry.spec().name);
+        for call in samples {
+            assert!(rows_of(entry, &call).len() >= 3, "{} {call:?} refuses its own domain", entry.spec().name);
+            for outcome in check(entry, &call, 600, 7).unwrap() {
+                assert!(outcome.cases > 0, "{} {call:?}: no case for {}", entry.spec().name, outcome.law);
+                assert_eq!(outcome.counterexample, None, "{} {call:?} is not {}", entry.spec().name, outcome.law);
+            }
+        }
+    }
+}
+
+#[test]
+fn type_ids_and_names_are_unique() {
+    let mut ids: Vec<u8> = catalog::all().iter().map(|e| e.spec().type_id).collect();
+    ids.dedup();
+    assert_eq!(ids.len(), catalog::all().len());
+    let mut names: Vec<&str> = catalog::names().collect();
+    names.sort_unstable();
+    assert!(names.windows(2).all(|w| w[0] != w[1]), "{names:?}");
+}
+
+/// A machine that answers with some function of the rows in the order they came.
+struct Broken(fn(&[Row], &[usize]) -> Value);
+
+impl Machine for Broken {
+    fn run(&self, rows: &[Row], cuts: &[usize]) -> Result<(Option<Vec<u8>>, Value)> {
+        Ok((None, (self.0)(rows, cuts)))
+    }
+}
+
+#[test]
+fn known_bad_mutants_are_caught() {
+    let mutants: [(&str, Broken, Type); 5] = [
+        // arg_max without a tie rule: the last of equal versions wins
+        ("last tie wins", Broken(|rows, _| rows.iter().max_by_key(|r| r[1].clone()).unwrap()[0].clone()), Type::INT64),
+        // the running sum of rows: a replay counts again
+        (
+            "sum of rows",
+            Broken(|rows, _| Value::Int(rows.iter().map(|r| if let Value::Int(v) = r[0] { v } else { 0 }).sum())),
+            Type::INT64,
+        ),
+        // a pairwise mean: grouping shows
+        (
+            "pairwise mean",
+            Broken(|rows, _| {
+                let ints = rows.iter().map(|r| if let Value::Int(v) = r[0] { v * 1000 } else { 0 });
+                Value::Int(ints.reduce(|a, b| (a + b) / 2).unwrap())
+            }),
+            Type::INT64,
+        ),
+        // a partial state that loses what came before its cut
+        (
+            "lost combine",
+            Broken(|rows, cuts| {
+                rows[cuts.last().copied().unwrap_or(0).min(rows.len() - 1)..].iter().map(|r| r[0].clone()).max().unwrap()
+            }),
+            Type::INT64,
+        ),
+        // NaN wherever it is met first
+        (
+            "nan order",
+            Broken(|rows, _| {
+                let floats = rows.iter().map(|r| if let Value::Float(f) = r[0] { f } else { f64::NEG_INFINITY });
+                Value::float(floats.reduce(|a, b| if a < b { b } else { a }).unwrap())
+            }),
+            Type::Float64,
+        ),
+    ];
+    let lww = catalog::find("lww").unwrap();
+    for (name, machine, ty) in mutants {
+        let rows = rows_of(lww, &Call::new(vec![ty, Type::INT64]));
+        let outcomes = check_machine(&machine, None, &rows, 500, 3);
+        assert!(outcomes.iter().any(|o| o.counterexample.is_some()), "`{name}` was not caught");
+    }
+}
+
+#[test]
+fn comparing_numbers_as_text_is_caught_by_the_reference() {
+    let max = catalog::find("max").unwrap();
+    let call = Call::new(vec![Type::INT64]);
+    let rows: Vec<Row> = [9, 10].map(|v| vec![Value::Int(v)]).into();
+    let by_text = Broken(|rows, _| rows.iter().map(|r| r[0].clone()).max_by_key(|v| v.to_string()).unwrap());
+    struct ValueOnly(Store);
+    impl Machine for ValueOnly {
+        fn run(&self, rows: &[Row], cuts: &[usize]) -> Result<(Option<Vec<u8>>, Value)> {
+            Ok((None, self.0.run(rows, cuts)?.1))
+        }
+    }
+    let reference = ValueOnly(Store::new(max.bind(&call).unwrap(), false));
+    let outcomes = check_machine(&by_text, Some(&reference), &rows, 50, 1);
+    assert!(outcomes[5].counterexample.is_some());
+}
+
+#[test]
+fn states_of_other_types_or_settings_do_not_join() {
+    let state = |name: &str, call: &Call, row: Row| {
+        let aggregate = catalog::find(name).unwrap().bind(call).unwrap();
+        Store::new(aggregate, true).run(&[row], &[]).unwrap().0.unwrap()
+    };
+    let int = Call::new(vec![Type::INT64]);
+    let (max, min) = (state("max", &int, vec![Value::Int(1)]), state("min", &int, vec![Value::Int(1)]));
+    assert_eq!(catalog::join(&max, &min).unwrap_err().code, Code::TypeMismatch);
+    let text = Call::new(vec![Type::Text]);
+    let comma = state("union", &text, vec![Value::text("a")]);
+    let semicolon = state("union", &text.clone().with_arg("separator", Value::text(";")), vec![Value::text("a")]);
+    assert_eq!(catalog::join(&comma, &semicolon).unwrap_err().code, Code::TypeMismatch);
+}
+
+#[test]
+fn order_of_states_is_the_lattice_order() {
+    let aggregate = catalog::find("union").unwrap().bind(&Call::new(vec![Type::Text])).unwrap();
+    let state = |text: &str| Store::new(aggregate.clone(), true).run(&[vec![Value::text(text)]], &[]).unwrap().0.unwrap();
+    let compare = |a: &str, b: &str| catalog::compare(&state(a), &state(b)).unwrap().as_str();
+    assert_eq!(compare("a", "a,b"), "before");
+    assert_eq!(compare("a,b", "b"), "after");
+    assert_eq!(compare("b,a", "a,b"), "equal");
+    assert_eq!(compare("a", "b"), "concurrent");
+}
+
+#[test]
+fn mangled_states_end_in_an_error_or_a_state() {
+    let mut random = mergeql_udfs::laws::Random(11);
+    for entry in catalog::all() {
+        for call in (entry.spec().samples)() {
+            let rows = rows_of(entry, &call);
+            let store = Store::new(entry.bind(&call).unwrap(), true);
+            let Some(state) = store.run(&rows[..rows.len().min(6)], &[]).unwrap().0 else { continue };
+            let compressed = catalog::compress(&state).unwrap();
+            assert_eq!(catalog::open(&compressed).unwrap().encode(), state);
+            for _ in 0..400 {
+                let (_, body) = mergeql_udfs::codec::open(&state).unwrap();
+                let mut body = body.into_owned();
+                for _ in 0..=random.below(3) {
+                    match random.below(3) {
+                        0 if !body.is_empty() => {
+                            let at = random.below(body.len());
+                            body[at] = random.below(256) as u8;
+                        }
+                        1 => body.truncate(random.below(body.len() + 1)),
+                        _ => body.push(random.below(256) as u8),
+                    }
+                }
+                // The checksum is right, so the decoder itself must judge the body.
+                let bytes = mergeql_udfs::codec::seal(entry.spec().type_id, 0, &body);
+                if let Ok(opened) = catalog::open(&bytes) {
+                    assert_eq!(opened.encode(), bytes, "a state has one encoding");
+                    opened.value().ok();
+                    opened.info();
+                }
+            }
+        }
+    }
+}
