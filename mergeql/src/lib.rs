@@ -1,1 +1,17 @@
-//! x
+//! The MergeQL language: parser, binder, plan, diagnostics and lowering to SQL.
+//!
+//! This crate executes nothing and knows no engine: a host resolves names to [`plan::Relation`]s, binds a statement to them, and runs
+//! the SQL that the plan is lowered to, over aggregates that come from the catalogue of `mergeql-udfs`.
+
+pub mod ast;
+mod bind;
+pub mod diagnostic;
+mod format;
+pub mod lower;
+mod parser;
+pub mod plan;
+
+pub use bind::{UserStrategies, bind};
+pub use diagnostic::{Diagnostic, Result, Span};
+pub use format::format;
+pub use parser::{is_incomplete, parse, split};

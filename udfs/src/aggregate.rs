@@ -81,33 +81,21 @@ impl Call {
         self.inputs.first().cloned().unwrap_or(Type::Null)
     }
 
-    /// The call as JSON, the form in which it travels inside SQL (`crdt_resolve('{"strategy":...}', ...)`).
-    pub fn to_json(&self, strategy: &str) -> String {
-        let mut fields = vec![(Arc::from("strategy"), Value::text(strategy))];
-        fields.extend(self.args.iter().map(|(n, v)| (Arc::from(n.as_str()), v.clone())));
-        Value::record(fields).to_json()
+    /// The arguments as JSON, the form in which they travel inside SQL (`crdt_lww_with('{"respect_nulls":true}', ...)`).
+    pub fn to_json(&self) -> String {
+        Value::record(self.args.iter().map(|(n, v)| (Arc::from(n.as_str()), v.clone())).collect()).to_json()
     }
 
-    /// Reads the JSON of [`Call::to_json`]: the strategy's name and the arguments.
+    /// Reads the JSON of [`Call::to_json`].
     ///
     /// # Errors
-    /// `invalid_argument` if it is not such a JSON object.
-    pub fn args_from_json(text: &str) -> Result<(String, Vec<(String, Value)>)> {
-        let bad = || {
-            Error::invalid_argument(format!("`{text}` does not name a strategy"))
-                .with_help(r#"write {"strategy":"lww","respect_nulls":true} and the like"#)
-        };
-        let Ok(Value::Struct(fields)) = crate::value::from_json(text) else { return Err(bad()) };
-        let mut name = None;
-        let mut args = Vec::new();
-        for (key, value) in fields {
-            match (&*key, value) {
-                ("strategy", Value::Text(t)) => name = Some(t.into_string()),
-                ("strategy", _) => return Err(bad()),
-                (_, value) => args.push((key.to_string(), value)),
-            }
+    /// `invalid_argument` if it is not a JSON object.
+    pub fn args_from_json(text: &str) -> Result<Vec<(String, Value)>> {
+        match crate::value::from_json(text) {
+            Ok(Value::Struct(fields)) => Ok(fields.into_iter().map(|(name, value)| (name.to_string(), value)).collect()),
+            _ => Err(Error::invalid_argument(format!("`{text}` is no configuration"))
+                .with_help(r#"write a JSON object: {"respect_nulls":true}"#)),
         }
-        name.map(|n| (n, args)).ok_or_else(bad)
     }
 }
 
@@ -124,6 +112,14 @@ pub trait State: Clone + PartialEq + Debug + Send + Sync + 'static {
     /// # Errors
     /// What the data makes impossible, overflow for one.
     fn value(&self) -> Result<Value>;
+
+    /// The least state of the same configuration.
+    fn bottom(&self) -> Self;
+
+    /// A small state that adds to `since` what this one does: `since.join(delta) = since.join(self)`.
+    fn delta(&self, _since: &Self) -> Self {
+        self.clone()
+    }
 
     /// Writes configuration and content, in canonical order.
     fn encode(&self, w: &mut Writer);
@@ -175,8 +171,8 @@ pub trait Strategy: Debug + Send + Sync + Sized + 'static {
         state.value()
     }
 
-    /// The partial states as input rows, where a state says no more than some input row does: then partial aggregates travel as
-    /// typed columns and merging them is updating with them.
+    /// A state as an input row, where a state says no more than some input row does: then partial aggregates can travel as typed
+    /// columns, and joining them is updating with them.
     fn as_row(&self, _state: &Self::State) -> Option<Vec<Value>> {
         None
     }
@@ -200,7 +196,7 @@ pub trait Aggregate: Debug + Send + Sync {
     /// The type of the resolved value.
     fn result_type(&self) -> Type;
 
-    /// Whether partial states are input rows (see [`Strategy::as_row`]); otherwise they are one column of state bytes.
+    /// Whether partial states can travel as input rows (see [`Strategy::as_row`]) as well as state bytes.
     fn partials_are_rows(&self) -> bool;
 
     /// A store for many groups: the fast one where there is one.
@@ -218,17 +214,18 @@ pub trait Groups: Send {
     /// As [`Strategy::update`].
     fn update(&mut self, columns: &[Column<'_>], groups: &[usize], filter: Option<Bits<'_>>, total: usize) -> Result<()>;
 
-    /// Joins partial states (as [`Groups::partial`] gave them) into the groups.
+    /// Joins state bytes into the groups; NULL joins nothing.
     ///
     /// # Errors
-    /// `corrupt_state`, `type_mismatch`.
-    fn merge(&mut self, partial: &[Column<'_>], groups: &[usize], total: usize) -> Result<()>;
+    /// `not_a_state`, `corrupt_state`, `type_mismatch`.
+    fn merge(&mut self, states: &Column<'_>, groups: &[usize], total: usize) -> Result<()>;
 
-    /// Takes the first `n` groups out as partial states.
+    /// Takes the first `n` groups out as input rows, which [`Groups::update`] joins again; only where
+    /// [`Aggregate::partials_are_rows`].
     ///
     /// # Errors
     /// What the data makes impossible.
-    fn partial(&mut self, n: usize) -> Result<Vec<OwnedColumn>>;
+    fn rows(&mut self, n: usize) -> Result<Vec<OwnedColumn>>;
 
     /// Takes the first `n` groups out as state bytes; NULL for a group that nothing contributed to.
     ///
@@ -328,13 +325,10 @@ impl<S: Strategy> Groups for Plain<S> {
         Ok(())
     }
 
-    fn merge(&mut self, partial: &[Column<'_>], groups: &[usize], total: usize) -> Result<()> {
-        if self.strategy.rows_suffice() {
-            return self.update(partial, groups, None, total);
-        }
+    fn merge(&mut self, states: &Column<'_>, groups: &[usize], total: usize) -> Result<()> {
         self.grow(total);
         for (i, &group) in groups.iter().enumerate() {
-            if let Value::Bytes(bytes) = partial[0].value(i) {
+            if let Value::Bytes(bytes) = states.value(i) {
                 let other = decode::<S>(&bytes)?;
                 let state = &mut self.states[group];
                 let before = state.heap_size();
@@ -345,10 +339,7 @@ impl<S: Strategy> Groups for Plain<S> {
         Ok(())
     }
 
-    fn partial(&mut self, n: usize) -> Result<Vec<OwnedColumn>> {
-        if !self.strategy.rows_suffice() {
-            return Ok(vec![self.states(n)?]);
-        }
+    fn rows(&mut self, n: usize) -> Result<Vec<OwnedColumn>> {
         let mut columns: Vec<Vec<Value>> = self.inputs.iter().map(|_| Vec::with_capacity(n)).collect();
         for state in self.take(n) {
             let row = self.strategy.as_row(&state).unwrap_or_default();
@@ -417,6 +408,11 @@ pub trait AnyState: Debug + Send {
     /// # Errors
     /// `type_mismatch` for another type or configuration, `corrupt_state`, `not_a_state`.
     fn join_bytes(&mut self, other: &[u8]) -> Result<()>;
+    /// The bytes of a small state that adds to `since` what this one does.
+    ///
+    /// # Errors
+    /// As [`AnyState::join_bytes`].
+    fn delta(&self, since: &[u8]) -> Result<Vec<u8>>;
     /// The resolved value.
     ///
     /// # Errors
@@ -442,6 +438,13 @@ impl<S: Strategy> AnyState for Opened<S> {
 
     fn join_bytes(&mut self, other: &[u8]) -> Result<()> {
         self.0.join(&decode::<S>(other)?)
+    }
+
+    fn delta(&self, since: &[u8]) -> Result<Vec<u8>> {
+        let since = decode::<S>(since)?;
+        let mut joined = since.clone();
+        joined.join(&self.0)?;
+        Ok(encode::<S>(&if joined == since { self.0.bottom() } else { self.0.delta(&since) }))
     }
 
     fn value(&self) -> Result<Value> {

@@ -73,6 +73,8 @@ pub struct Spec {
     pub args: &'static [Arg],
     /// Which types it takes, in words.
     pub takes: &'static str,
+    /// Whether the value is one of the values seen, so that there are winners and losers; otherwise all of them contribute.
+    pub selects: bool,
     /// Whether a merged value says all that its state knew, for these types and arguments: then it can be merged into again.
     pub closed: fn(&Call) -> bool,
     /// A statement over the manual's tables, and the rows it gives (as the test runner prints them).

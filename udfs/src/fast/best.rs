@@ -21,15 +21,28 @@ pub struct Order {
 }
 
 /// A store for `inputs` = value and at most one version, if there is a fast one for these types. `encode` writes the state bytes of
-/// one row.
-pub fn groups(inputs: &[Type], order: Order, encode: impl Fn(&[Value]) -> Vec<u8> + Send + 'static) -> Option<Box<dyn Groups>> {
+/// one row, `decode` reads them back.
+pub fn groups(
+    inputs: &[Type],
+    order: Order,
+    encode: impl Fn(&[Value]) -> Vec<u8> + Send + 'static,
+    decode: impl Fn(&[u8]) -> Result<Vec<Value>> + Send + 'static,
+) -> Option<Box<dyn Groups>> {
     let version = match inputs.get(1) {
         None => None,
         Some(ty) if VersionKeys::takes(ty) => Some(ty.clone()),
         Some(_) => return None,
     };
     let ty = inputs.first()?.clone();
-    let slots = Slots { ty: ty.clone(), version, order, class: Vec::new(), keys: Vec::new(), encode: Box::new(encode) };
+    let slots = Slots {
+        ty: ty.clone(),
+        version,
+        order,
+        class: Vec::new(),
+        keys: Vec::new(),
+        encode: Box::new(encode),
+        decode: Box::new(decode),
+    };
     macro_rules! fixed {
         ($t:ty) => {
             Some(Box::new(FixedBest::<$t> { slots, values: Vec::new() }))
@@ -61,6 +74,7 @@ struct Slots {
     class: Vec<u8>,
     keys: Vec<u64>,
     encode: Box<dyn Fn(&[Value]) -> Vec<u8> + Send>,
+    decode: Box<dyn Fn(&[u8]) -> Result<Vec<Value>> + Send>,
 }
 
 const WITH_VERSION: u8 = 1;
@@ -95,6 +109,18 @@ impl Slots {
             (!values[0].is_null()).then(|| (self.encode)(&values))
         };
         OwnedColumn::of_bytes(Type::Bytes, (0..n).map(row))
+    }
+
+    /// State bytes as columns of rows.
+    fn decode_all(&self, states: &Column<'_>, rows: usize) -> Result<Vec<Vec<Value>>> {
+        let width = 1 + usize::from(self.version.is_some());
+        let mut columns = vec![vec![Value::Null; rows]; width];
+        for i in 0..rows {
+            if let Value::Bytes(bytes) = states.value(i) {
+                columns.iter_mut().zip((self.decode)(&bytes)?).for_each(|(column, value)| column[i] = value);
+            }
+        }
+        Ok(columns)
     }
 
     fn size(&self) -> usize {
@@ -399,11 +425,13 @@ impl<V: Fixed> Groups for FixedBest<V> {
         Ok(())
     }
 
-    fn merge(&mut self, partial: &[Column<'_>], groups: &[usize], total: usize) -> Result<()> {
-        self.update(partial, groups, None, total)
+    fn merge(&mut self, states: &Column<'_>, groups: &[usize], total: usize) -> Result<()> {
+        let columns = self.slots.decode_all(states, groups.len())?;
+        let columns: Vec<Column<'_>> = columns.iter().map(|c| Column::of_values(c)).collect();
+        self.update(&columns, groups, None, total)
     }
 
-    fn partial(&mut self, n: usize) -> Result<Vec<OwnedColumn>> {
+    fn rows(&mut self, n: usize) -> Result<Vec<OwnedColumn>> {
         Ok(self.columns(n))
     }
 
@@ -545,11 +573,13 @@ impl Groups for TextBest {
         Ok(())
     }
 
-    fn merge(&mut self, partial: &[Column<'_>], groups: &[usize], total: usize) -> Result<()> {
-        self.update(partial, groups, None, total)
+    fn merge(&mut self, states: &Column<'_>, groups: &[usize], total: usize) -> Result<()> {
+        let columns = self.slots.decode_all(states, groups.len())?;
+        let columns: Vec<Column<'_>> = columns.iter().map(|c| Column::of_values(c)).collect();
+        self.update(&columns, groups, None, total)
     }
 
-    fn partial(&mut self, n: usize) -> Result<Vec<OwnedColumn>> {
+    fn rows(&mut self, n: usize) -> Result<Vec<OwnedColumn>> {
         Ok(self.columns(n))
     }
 

@@ -12,14 +12,19 @@ const NONE: u32 = u32::MAX;
 /// A group with more texts than this is rewritten as one text.
 const CROWDED: u32 = 32;
 
-/// A store for text parts between `separator`; `encode` writes the state bytes of a joined text.
-pub fn groups(separator: char, encode: impl Fn(&str) -> Vec<u8> + Send + 'static) -> Box<dyn Groups> {
+/// A store for text parts between `separator`; `encode` writes the state bytes of a joined text, `decode` reads them back.
+pub fn groups(
+    separator: char,
+    encode: impl Fn(&str) -> Vec<u8> + Send + 'static,
+    decode: impl Fn(&[u8]) -> Result<Value> + Send + 'static,
+) -> Box<dyn Groups> {
     Box::new(Texts {
         separator: separator.to_string(),
         groups: Vec::new(),
         nodes: Vec::new(),
         arena: String::new(),
         encode: Box::new(encode),
+        decode: Box::new(decode),
     })
 }
 
@@ -29,6 +34,7 @@ struct Texts {
     nodes: Vec<Node>,
     arena: String,
     encode: Box<dyn Fn(&str) -> Vec<u8> + Send>,
+    decode: Box<dyn Fn(&[u8]) -> Result<Value> + Send>,
 }
 
 /// The list of one group: its first node, how many there are, and how many there may be before it is rewritten.
@@ -166,11 +172,17 @@ impl Groups for Texts {
         Ok(())
     }
 
-    fn merge(&mut self, partial: &[Column<'_>], groups: &[usize], total: usize) -> Result<()> {
-        self.update(partial, groups, None, total)
+    fn merge(&mut self, states: &Column<'_>, groups: &[usize], total: usize) -> Result<()> {
+        let mut texts = vec![Value::Null; groups.len()];
+        for (i, text) in texts.iter_mut().enumerate() {
+            if let Value::Bytes(bytes) = states.value(i) {
+                *text = (self.decode)(&bytes)?;
+            }
+        }
+        self.update(&[Column::of_values(&texts)], groups, None, total)
     }
 
-    fn partial(&mut self, n: usize) -> Result<Vec<OwnedColumn>> {
+    fn rows(&mut self, n: usize) -> Result<Vec<OwnedColumn>> {
         Ok(vec![self.take(n)])
     }
 

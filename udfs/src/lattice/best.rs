@@ -75,6 +75,10 @@ impl<R: Ranking> State for Best<R> {
         Ok(self.best.as_ref().map_or(Value::Null, |b| b.value.clone()))
     }
 
+    fn bottom(&self) -> Self {
+        Best::empty(self.ranking.clone())
+    }
+
     fn encode(&self, w: &mut Writer) {
         self.ranking.encode(w);
         match &self.best {

@@ -51,6 +51,11 @@ impl ValueSet {
         self.0 = merged;
     }
 
+    /// The values that are not in the other.
+    pub fn without(&self, other: &ValueSet) -> ValueSet {
+        ValueSet(self.0.iter().filter(|v| other.0.binary_search(v).is_err()).cloned().collect())
+    }
+
     /// The intersection.
     pub fn intersect(&mut self, other: &ValueSet) {
         self.0.retain(|v| other.0.binary_search(v).is_ok());

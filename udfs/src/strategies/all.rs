@@ -53,6 +53,7 @@ impl Strategy for All {
         inputs: &[Input::Value, Input::Versions],
         args: &[],
         takes: "any type",
+        selects: false,
         closed: |_| false,
         example: (
             "SELECT crdt_all(v, ts) AS v FROM (VALUES ('a', 1), ('c', 2), ('b', 2), ('b', 2)) AS t(v, ts)",
@@ -107,6 +108,19 @@ impl State for Siblings {
         let values = set.values();
         let from = usize::from(values.len() > 1 && values[0].is_nan());
         Ok(Value::List(values[from..].to_vec()))
+    }
+
+    fn bottom(&self) -> Self {
+        Siblings { versions: self.versions.clone(), newest: None }
+    }
+
+    fn delta(&self, since: &Self) -> Self {
+        match (&self.newest, &since.newest) {
+            (Some((version, values)), Some((known, seen))) if version == known => {
+                Siblings { versions: self.versions.clone(), newest: Some((version.clone(), values.without(seen))) }
+            }
+            _ => self.clone(),
+        }
     }
 
     fn encode(&self, w: &mut Writer) {

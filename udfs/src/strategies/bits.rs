@@ -29,6 +29,7 @@ const ANY_SPEC: Spec = Spec {
     inputs: &[Input::Value],
     args: &[],
     takes: "booleans",
+    selects: true,
     closed: |_| true,
     example: ("SELECT crdt_any(v) AS v FROM (VALUES (true), (false), (NULL)) AS t(v)", "true"),
     source: "the two-element lattice; Davey, Priestley 2002, chapter 2",
@@ -50,6 +51,7 @@ const BITS_OR_SPEC: Spec = Spec {
     aliases: &["bit_or"],
     type_id: 21,
     title: "the bits that any value has",
+    selects: false,
     doc: "Bitwise or of integers: flags that, once set, stay set.",
     takes: "integers",
     example: ("SELECT crdt_bits_or(v) AS v FROM (VALUES (1), (4), (5)) AS t(v)", "5"),
@@ -157,6 +159,10 @@ impl<const OPERATION: u8> State for Folded<OPERATION> {
             Some(v) if is_boolean(OPERATION) => Value::Bool(v != 0),
             Some(v) => Value::Int(v),
         })
+    }
+
+    fn bottom(&self) -> Self {
+        Folded(None)
     }
 
     fn encode(&self, w: &mut Writer) {

@@ -38,6 +38,7 @@ impl Strategy for Concat {
         inputs: &[Input::Value],
         args: &[Arg { name: "separator", kind: ArgKind::Text, doc: "between the parts; default ` | `" }],
         takes: "any type",
+        selects: false,
         closed: |_| false,
         example: ("SELECT crdt_concat(v) AS v FROM (VALUES ('beta'), ('alpha'), ('beta')) AS t(v)", "alpha | beta"),
         source: "Shapiro et al. 2011, section 3.3.1 (G-Set)",
@@ -90,6 +91,7 @@ impl Strategy for GrowOnlySet {
         inputs: &[Input::Value],
         args: &[],
         takes: "any type",
+        selects: false,
         closed: |_| false,
         example: ("SELECT crdt_gset(v) AS v FROM (VALUES (3), (1), (3)) AS t(v)", "[1, 3]"),
         source: "Shapiro et al. 2011, section 3.3.1 (G-Set)",
@@ -134,6 +136,18 @@ impl State for Distinct {
             (Some(set), Some(separator)) => join_texts(set.values(), separator),
             (Some(set), None) => Value::List(set.values().to_vec()),
         })
+    }
+
+    fn bottom(&self) -> Self {
+        Distinct { values: None, ..self.clone() }
+    }
+
+    fn delta(&self, since: &Self) -> Self {
+        let values = match (&self.values, &since.values) {
+            (Some(values), Some(known)) => Some(values.without(known)),
+            (values, _) => values.clone(),
+        };
+        Distinct { values, ..self.clone() }
     }
 
     fn encode(&self, w: &mut Writer) {

@@ -40,6 +40,7 @@ impl Strategy for Counter {
         inputs: &[Input::Value, Input::Origin],
         args: &[ORIGIN],
         takes: "numbers that are not negative",
+        selects: false,
         closed: |_| false,
         example: (
             "SELECT crdt_counter(n, device) AS n FROM (VALUES (3, 'a'), (5, 'a'), (4, 'b'), (4, 'b')) AS t(n, device)",
@@ -86,6 +87,16 @@ impl State for Grown {
 
     fn value(&self) -> Result<Value> {
         if self.0.is_empty() { Ok(Value::Null) } else { sum(self.0.values()) }
+    }
+
+    fn bottom(&self) -> Self {
+        Self::default()
+    }
+
+    /// Only the origins that know more.
+    fn delta(&self, since: &Self) -> Self {
+        let news = self.0.iter().filter(|(origin, entry)| since.0.get(*origin) != Some(*entry));
+        Self(news.map(|(o, e)| (o.clone(), e.clone())).collect())
     }
 
     fn encode(&self, w: &mut Writer) {
@@ -135,6 +146,7 @@ impl Strategy for PnCounter {
             ORIGIN,
         ],
         takes: "numbers that are not negative, or states",
+        selects: false,
         closed: |_| false,
         example: (
             "SELECT crdt_pncounter(inc, decr, device) AS n FROM (VALUES (5, 1, 'a'), (7, 1, 'a'), (2, 2, 'b')) AS t(inc, decr, device)",
@@ -211,6 +223,16 @@ impl State for UpAndDown {
         };
         let parts: Vec<Value> = self.0.values().flat_map(|(up, down)| [up.clone(), negated(down)]).collect();
         sum(parts.iter())
+    }
+
+    fn bottom(&self) -> Self {
+        Self::default()
+    }
+
+    /// Only the origins that know more.
+    fn delta(&self, since: &Self) -> Self {
+        let news = self.0.iter().filter(|(origin, entry)| since.0.get(*origin) != Some(*entry));
+        Self(news.map(|(o, e)| (o.clone(), e.clone())).collect())
     }
 
     fn encode(&self, w: &mut Writer) {

@@ -33,6 +33,7 @@ const GAUGE: Spec = Spec {
     inputs: &[Input::Value, Input::Origin, Input::Versions],
     args: &[ORIGIN],
     takes: "numbers",
+    selects: false,
     closed: |_| false,
     example: (
         "SELECT crdt_gauge(n, shop, ts) AS n FROM (VALUES (10, 'a', 1), (4, 'a', 2), (7, 'b', 1)) AS t(n, shop, ts)",
@@ -161,6 +162,16 @@ impl<const STATISTIC: u8> State for Newest<STATISTIC> {
                 mean(sorted[from..=middle].iter().copied())
             }
         }
+    }
+
+    fn bottom(&self) -> Self {
+        Newest { versions: self.versions.clone(), origins: Origins::new() }
+    }
+
+    /// Only the origins that know more.
+    fn delta(&self, since: &Self) -> Self {
+        let news = self.origins.iter().filter(|(origin, entry)| since.origins.get(*origin) != Some(*entry));
+        Newest { versions: self.versions.clone(), origins: news.map(|(o, e)| (o.clone(), e.clone())).collect() }
     }
 
     fn encode(&self, w: &mut Writer) {

@@ -48,6 +48,7 @@ impl Strategy for Intersect {
         inputs: &[Input::Value],
         args: &[Arg { name: "separator", kind: ArgKind::Text, doc: "between the parts of a text; default `,`" }],
         takes: "lists and text",
+        selects: false,
         closed: |call| matches!(call.value_type(), Type::List(_)),
         example: ("SELECT crdt_intersect(v) AS v FROM (VALUES ('a,b,c'), ('c, b'), (NULL)) AS t(v)", "b,c"),
         source: "sets under reverse inclusion; Davey, Priestley: Introduction to Lattices and Order (2002), chapter 2",
@@ -99,6 +100,10 @@ impl State for Common {
             Some(set) if self.text => join_texts(set.values(), &self.separator),
             Some(set) => Value::List(set.values().to_vec()),
         })
+    }
+
+    fn bottom(&self) -> Self {
+        Common { common: None, ..self.clone() }
     }
 
     fn encode(&self, w: &mut Writer) {

@@ -64,6 +64,7 @@ impl Strategy for Json {
             Arg { name: "key", kind: ArgKind::Text, doc: "the field that identifies objects in arrays" },
         ],
         takes: "text that is JSON, and structs",
+        selects: false,
         closed: |_| false,
         example: (
             "SELECT crdt_json(v, ts) AS v FROM (VALUES ('{\"a\":1,\"t\":[1]}', 1), ('{\"a\":2,\"b\":{\"c\":3},\"t\":[2]}', 2)) AS t(v, ts)",
@@ -334,6 +335,10 @@ impl State for Document {
 
     fn value(&self) -> Result<Value> {
         Ok(self.root.as_ref().map_or(Value::Null, |root| root.value(&self.config.versions)))
+    }
+
+    fn bottom(&self) -> Self {
+        Document { config: self.config.clone(), root: None }
     }
 
     fn encode(&self, w: &mut Writer) {

@@ -25,6 +25,7 @@ const LONGEST: Spec = Spec {
     inputs: &[Input::Value],
     args: &[],
     takes: "text",
+    selects: true,
     closed: |_| true,
     example: ("SELECT crdt_longest(v) AS v FROM (VALUES ('Bob'), ('Robert'), ('Rob')) AS t(v)", "Robert"),
     source: "a total order by (length, bytes); Shapiro et al. 2011, section 2.2",

@@ -1,6 +1,6 @@
 //! `lww` and `fww`: the value of the newest or the oldest row.
 
-use crate::aggregate::{Call, Groups, Strategy};
+use crate::aggregate::{Call, Groups, State, Strategy};
 use crate::catalog::{Arg, ArgKind, Entry, Input, Spec};
 use crate::codec::{Reader, Writer};
 use crate::error::Result;
@@ -49,6 +49,7 @@ const LWW: Spec = Spec {
     inputs: &[Input::Value, Input::Versions],
     args: &[RESPECT_NULLS],
     takes: "any type",
+    selects: true,
     closed: |_| false,
     example: (
         "SELECT crdt_lww(v, ts) AS v FROM (VALUES ('old', 1), ('new', 2), (NULL, 3)) AS t(v, ts)",
@@ -137,11 +138,15 @@ impl<const OLDEST: bool> Strategy for Register<OLDEST> {
             return None;
         }
         let flip = self.ranking.versions.flips(0);
-        let empty = self.empty();
+        let (empty, mine) = (self.empty(), self.empty());
         fast::best::groups(&self.inputs, fast::best::Order { least: false, flip_version: flip }, move |row| {
             let mut state = empty.clone();
             state.best = Some(Candidate { value: row[0].clone(), rank: VersionOrder::parts(&row[1..]) });
             crate::aggregate::encode::<Self>(&state)
+        }, move |bytes| {
+            let mut state = mine.clone();
+            state.join(&crate::aggregate::decode::<Self>(bytes)?)?;
+            Ok(state.best.map(|b| std::iter::once(b.value).chain(b.rank).collect()).unwrap_or_default())
         })
     }
 }

@@ -26,6 +26,7 @@ const MAX: Spec = Spec {
     inputs: &[Input::Value],
     args: &[],
     takes: "scalars and lists",
+    selects: true,
     closed: |_| true,
     example: ("SELECT crdt_max(v) AS v FROM (VALUES (9), (10), (NULL)) AS t(v)", "10"),
     source: "Shapiro et al. 2011, section 2.2 (a total order is a join-semilattice)",
@@ -110,6 +111,6 @@ impl<const LEAST: bool> Strategy for Extreme<LEAST> {
         fast::best::groups(std::slice::from_ref(&self.ty), order, |row| {
             let best = Some(Candidate { value: row[0].clone(), rank: Vec::new() });
             crate::aggregate::encode::<Self>(&Best { ranking: ByValue, best })
-        })
+        }, |bytes| Ok(crate::aggregate::decode::<Self>(bytes)?.best.map(|b| vec![b.value]).unwrap_or_default()))
     }
 }

@@ -26,6 +26,7 @@ const PRIORITY: Spec = Spec {
     inputs: &[Input::Value],
     args: &[Arg { name: "values", kind: ArgKind::Literals, doc: "the values, weakest first; required" }],
     takes: "scalars",
+    selects: true,
     closed: |_| true,
     example: (
         "SELECT crdt_priority(v, 'draft', 'review', 'live') AS v FROM (VALUES ('live'), ('draft'), ('zzz')) AS t(v)",
@@ -50,6 +51,7 @@ const FROM_SOURCE: Spec = Spec {
     inputs: &[Input::Value, Input::Origin],
     args: &[Arg { name: "sources", kind: ArgKind::Sources, doc: "the sources, most trusted first; required" }],
     takes: "any type",
+    selects: true,
     closed: |_| false,
     example: (
         "SELECT crdt_source(v, s, 'crm', 'erp') AS v FROM (VALUES ('a', 'erp'), ('b', 'crm'), ('c', 'web')) AS t(v, s)",

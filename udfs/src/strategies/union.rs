@@ -46,6 +46,7 @@ impl Strategy for Union {
         inputs: &[Input::Value],
         args: &[Arg { name: "separator", kind: ArgKind::Text, doc: "between the parts of a text; default `,`" }],
         takes: "lists and text",
+        selects: false,
         closed: |call| !call.value_type().is_text() || splits_back(call.text("separator").ok().flatten().unwrap_or(",")),
         example: ("SELECT crdt_union(v) AS v FROM (VALUES ('sql, ml'), ('ml,ops'), (NULL)) AS t(v)", "ml,ops,sql"),
         source: "Shapiro et al. 2011, section 3.3.1 (G-Set)",
@@ -112,7 +113,7 @@ impl Strategy for Union {
         Some(fast::texts::groups(self.separator.chars().next()?, move |text| {
             let parts = split_trimmed(text, &empty.separator).map(Value::text).collect();
             crate::aggregate::encode::<Self>(&Parts { parts: Some(parts), ..empty.clone() })
-        }))
+        }, |bytes| crate::aggregate::decode::<Self>(bytes)?.value()))
     }
 }
 
@@ -133,6 +134,18 @@ impl State for Parts {
             Some(parts) if self.text => join_texts(parts.values(), &self.separator),
             Some(parts) => Value::List(parts.values().to_vec()),
         })
+    }
+
+    fn bottom(&self) -> Self {
+        Parts { parts: None, ..self.clone() }
+    }
+
+    fn delta(&self, since: &Self) -> Self {
+        let parts = match (&self.parts, &since.parts) {
+            (Some(parts), Some(known)) => Some(parts.without(known)),
+            (parts, _) => parts.clone(),
+        };
+        Parts { parts, ..self.clone() }
     }
 
     fn encode(&self, w: &mut Writer) {

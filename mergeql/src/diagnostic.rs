@@ -1,0 +1,134 @@
+//! Errors as users see them: a code, a message, the place with a caret under the text, and a way out.
+
+use mergeql_udfs::{Code, Error};
+use std::fmt;
+
+/// A stretch of one line of a statement; lines and columns count from 1, in characters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Span {
+    /// The line.
+    pub line: u64,
+    /// The first column.
+    pub column: u64,
+    /// The column after the last.
+    pub end: u64,
+}
+
+impl From<sqlparser::tokenizer::Span> for Span {
+    fn from(span: sqlparser::tokenizer::Span) -> Span {
+        let end = if span.end.line == span.start.line { span.end.column } else { span.start.column + 1 };
+        Span { line: span.start.line, column: span.start.column, end: end.max(span.start.column + 1) }
+    }
+}
+
+/// An error with its place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Diagnostic {
+    /// The code.
+    pub code: Code,
+    /// What is wrong.
+    pub message: String,
+    /// Where, if it is in the statement's text.
+    pub span: Option<Span>,
+    /// The line of the statement that the span is in.
+    pub line: String,
+    /// A short label under the text.
+    pub label: Option<String>,
+    /// A way out.
+    pub help: Option<String>,
+}
+
+/// The result of an operation on a statement.
+pub type Result<T, E = Box<Diagnostic>> = std::result::Result<T, E>;
+
+impl Diagnostic {
+    /// An error without a place yet.
+    pub fn new(code: Code, message: impl Into<String>) -> Box<Diagnostic> {
+        Box::new(Diagnostic { code, message: message.into(), span: None, line: String::new(), label: None, help: None })
+    }
+
+    /// An error at a place.
+    pub fn at(code: Code, span: Span, message: impl Into<String>) -> Box<Diagnostic> {
+        let mut diagnostic = Diagnostic::new(code, message);
+        diagnostic.span = Some(span);
+        diagnostic
+    }
+
+    /// The same error with a label under the text.
+    pub fn label(mut self: Box<Self>, label: impl Into<String>) -> Box<Diagnostic> {
+        self.label = Some(label.into());
+        self
+    }
+
+    /// The same error with a way out.
+    pub fn help(mut self: Box<Self>, help: impl Into<String>) -> Box<Diagnostic> {
+        self.help = Some(help.into());
+        self
+    }
+
+    /// The same error with "did you mean" over the names in scope, if one is near.
+    pub fn suggest<'a>(mut self: Box<Self>, wrong: &str, names: impl IntoIterator<Item = &'a str>) -> Box<Diagnostic> {
+        if let Some(name) = nearest(wrong, names) {
+            self.label = Some(format!("did you mean `{name}`?"));
+        }
+        self
+    }
+
+    /// The same error knowing the statement's text, so that it can show the line.
+    pub fn in_text(mut self: Box<Self>, text: &str) -> Box<Diagnostic> {
+        if let (Some(span), true) = (self.span, self.line.is_empty()) {
+            let line = text.lines().nth(span.line.saturating_sub(1) as usize).unwrap_or_default();
+            self.line = line.to_owned();
+        }
+        self
+    }
+}
+
+/// The name that is most likely meant.
+pub fn nearest<'a>(wrong: &str, names: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let lower = wrong.to_lowercase();
+    names
+        .into_iter()
+        .map(|name| (strsim::damerau_levenshtein(&lower, &name.to_lowercase()), name))
+        .filter(|(distance, name)| *distance <= 1 + name.chars().count().min(wrong.chars().count()) / 3)
+        .min()
+        .map(|(_, name)| name)
+}
+
+impl From<Error> for Box<Diagnostic> {
+    fn from(error: Error) -> Box<Diagnostic> {
+        let mut diagnostic = Diagnostic::new(error.code, error.message);
+        diagnostic.help = error.help;
+        diagnostic
+    }
+}
+
+/// Long lines are shown as a window around the place.
+const WINDOW: usize = 100;
+
+impl fmt::Display for Diagnostic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "error[{}]: {}", self.code, self.message)?;
+        if let Some(span) = self.span {
+            write!(f, "\n  --> line {}, column {}", span.line, span.column)?;
+            let chars: Vec<char> = self.line.chars().collect();
+            let column = (span.column.saturating_sub(1) as usize).min(chars.len());
+            let from = if chars.len() <= WINDOW { 0 } else { column.saturating_sub(WINDOW / 2) };
+            let shown: String = chars[from..].iter().take(WINDOW).map(|c| if *c == '\t' { ' ' } else { *c }).collect();
+            let width = (span.end.saturating_sub(span.column) as usize)
+                .clamp(1, shown.chars().count().saturating_sub(column - from).max(1));
+            write!(f, "\n   | {shown}\n   | {}{}", " ".repeat(column - from), "^".repeat(width))?;
+            if let Some(label) = &self.label {
+                write!(f, " {label}")?;
+            }
+        } else if let Some(label) = &self.label {
+            write!(f, " ({label})")?;
+        }
+        if let Some(help) = &self.help {
+            write!(f, "\n  = help: {help}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Diagnostic {}

@@ -1,0 +1,177 @@
+//! `mergeql fmt`: one way to lay out a statement.
+
+use crate::ast::*;
+use crate::diagnostic::Result;
+use crate::lower::text;
+use crate::parser::{parse, split};
+use mergeql_udfs::Value;
+use std::fmt::Write;
+
+/// Lays out every statement of a script: keywords in capitals, one clause a line. Statements that are not ours stay as they are.
+/// Formatting twice changes nothing.
+///
+/// # Errors
+/// As [`parse`].
+///
+/// ```
+/// let out = mergeql_lang::format("merge a,b on id strategy x=max where x>1").unwrap();
+/// assert_eq!(out, "MERGE a, b\nON id\nSTRATEGY x = max\nWHERE x > 1;\n");
+/// ```
+pub fn format(script: &str) -> Result<String> {
+    let mut out = String::new();
+    for statement in split(script)? {
+        out.push_str(&match parse(statement)? {
+            Statement::Merge { explain, merge } => format!("{}MERGE {}", explain_word(explain), merge_text(&merge)),
+            Statement::MergeInto { explain, target, merge } => {
+                format!("{}MERGE INTO {}\nUSING {}", explain_word(explain), relation(&target), merge_text(&merge))
+            }
+            Statement::CreateStrategy { or_replace, name: n, text, .. } => {
+                format!("CREATE {}STRATEGY {} AS {text}", if or_replace { "OR REPLACE " } else { "" }, name(&n))
+            }
+            Statement::DropStrategy { if_exists, name: n } => {
+                format!("DROP STRATEGY {}{}", if if_exists { "IF EXISTS " } else { "" }, name(&n))
+            }
+            Statement::ShowStrategies => "SHOW STRATEGIES".to_owned(),
+            Statement::Verify { .. } | Statement::Sql(_) => statement.to_owned(),
+        });
+        out.push_str(";\n");
+    }
+    Ok(out)
+}
+
+fn explain_word(explain: Explain) -> &'static str {
+    match explain {
+        Explain::No => "",
+        Explain::Plan => "EXPLAIN ",
+        Explain::Analyze => "EXPLAIN ANALYZE ",
+    }
+}
+
+fn name(name: &Name) -> String {
+    if name.quoted { format!("\"{}\"", name.value.replace('"', "\"\"")) } else { name.value.clone() }
+}
+
+fn names<'a>(all: impl IntoIterator<Item = &'a Name>) -> String {
+    all.into_iter().map(name).collect::<Vec<_>>().join(", ")
+}
+
+fn relation(r: &Relation) -> String {
+    match r {
+        Relation::Table(parts) => parts.iter().map(name).collect::<Vec<_>>().join("."),
+        Relation::Text(t) => text(&t.value),
+        Relation::Query(pieces) => {
+            let mut out = "(".to_owned();
+            for piece in pieces {
+                match piece {
+                    Piece::Text(t) => out.push_str(t),
+                    Piece::Merge(m) => out.push_str(&format!("MERGE {}", merge_text(m).replace('\n', " "))),
+                }
+            }
+            out + ")"
+        }
+    }
+}
+
+fn literal(value: &Value) -> String {
+    match value {
+        Value::Text(t) => text(t),
+        other => other.to_string(),
+    }
+}
+
+fn version(by: &VersionBy) -> String {
+    let mut parts: Vec<String> =
+        by.columns.iter().map(|(n, descending)| format!("{}{}", name(n), if *descending { " DESC" } else { "" })).collect();
+    if by.row {
+        parts.push("ROW".to_owned());
+    }
+    parts.join(", ")
+}
+
+fn strategy(call: &StrategyCall) -> String {
+    let mut out = match call.name.value.strip_prefix("custom:") {
+        Some(_) => text(&call.name.value),
+        None => name(&call.name),
+    };
+    if !call.args.is_empty() {
+        let args = call.args.iter().map(|(n, value)| {
+            let value = match value {
+                Argument::Name(n) => name(n),
+                Argument::Literal(v, _) => literal(v),
+            };
+            n.as_ref().map_or(value.clone(), |n| format!("{} = {value}", name(n)))
+        });
+        let _ = write!(out, "({})", args.collect::<Vec<_>>().join(", "));
+    }
+    if call.respect_nulls {
+        out.push_str(" RESPECT NULLS");
+    }
+    if let Some(by) = &call.by {
+        let _ = write!(out, " BY {}", version(by));
+    }
+    out
+}
+
+fn merge_text(m: &Merge) -> String {
+    let sources = m.sources.iter().map(|s| {
+        let alias = s.alias.as_ref().map(|a| format!(" AS {}", name(a))).unwrap_or_default();
+        relation(&s.relation) + &alias
+    });
+    let mut out = sources.collect::<Vec<_>>().join(", ");
+    let key = names(&m.key);
+    let _ = write!(out, "\nON {}", if m.key.len() > 1 { format!("({key})") } else { key });
+    if !m.strategies.is_empty() {
+        let all = m.strategies.iter().map(|(target, call)| {
+            let column = match target {
+                Target::Default(_) => "*".to_owned(),
+                Target::Column(n) => name(n),
+            };
+            format!("{column} = {}", strategy(call))
+        });
+        let _ = write!(out, "\nSTRATEGY {}", all.collect::<Vec<_>>().join(", "));
+    }
+    if let Some(by) = &m.version {
+        let _ = write!(out, "\nVERSION BY {}", version(by));
+    }
+    if let Some(delete) = &m.delete {
+        let _ = write!(out, "\nDELETE BY {}", name(delete));
+    }
+    if !m.map.is_empty() {
+        let pairs = m.map.iter().map(|(old, new)| format!("{} -> {}", name(old), name(new)));
+        let _ = write!(out, "\nMAP {}", pairs.collect::<Vec<_>>().join(", "));
+    }
+    if let Some(filter) = &m.filter {
+        let _ = write!(out, "\nWHERE {filter}");
+    }
+    if !m.order.is_empty() {
+        let parts = m.order.iter().map(|o| {
+            let direction = if o.descending { " DESC" } else { "" };
+            let nulls = match o.nulls_first {
+                Some(true) => " NULLS FIRST",
+                Some(false) => " NULLS LAST",
+                None => "",
+            };
+            format!("{}{direction}{nulls}", o.expr)
+        });
+        let _ = write!(out, "\nORDER BY {}", parts.collect::<Vec<_>>().join(", "));
+    }
+    if let Some(limit) = m.limit {
+        let _ = write!(out, "\nLIMIT {limit}");
+    }
+    if let Some(offset) = m.offset {
+        let _ = write!(out, "\nOFFSET {offset}");
+    }
+    match m.returning {
+        Returning::Rows => {}
+        Returning::Conflicts => out.push_str("\nRETURNING CONFLICTS"),
+        Returning::Provenance => out.push_str("\nRETURNING PROVENANCE"),
+    }
+    if let Some(into) = &m.into {
+        let _ = write!(out, "\nINTO {}{}", if into.or_replace { "OR REPLACE " } else { "" }, relation(&into.target));
+    }
+    if !m.options.is_empty() {
+        let options = m.options.iter().map(|(n, v)| format!("{} = {}", name(n), literal(v)));
+        let _ = write!(out, "\nWITH ({})", options.collect::<Vec<_>>().join(", "));
+    }
+    out
+}

@@ -1,0 +1,400 @@
+//! A bound merge as plain SQL over the aggregates of the catalogue, in a host's dialect. A MERGE is never more than what a person
+//! could write by hand.
+
+use crate::ast::Returning;
+use crate::plan::{Cell, Column, Input, Plan};
+use mergeql_udfs::catalog::ArgKind;
+use mergeql_udfs::{Type, Value};
+use std::fmt::Write;
+
+/// What differs between hosts.
+pub trait Dialect {
+    /// An expression cast to a type; `None` where the host widens by itself.
+    fn cast(&self, expr: &str, from: &Type, to: &Type) -> Option<String>;
+
+    /// NULL of a type.
+    fn null(&self, ty: &Type) -> String;
+
+    /// A struct of named expressions.
+    fn record(&self, fields: &[(&str, String)]) -> String;
+
+    /// A key expression with canonical zeros and NaNs.
+    fn canonical(&self, expr: &str) -> String;
+
+    /// An expression that sorts in R2 order; `None` where the host's own order is that.
+    fn order_key(&self, expr: &str, ty: Option<&Type>) -> Option<String>;
+}
+
+/// The name of a column that the lowering adds.
+pub const ORIGIN: &str = "__mergeql_origin";
+/// The name of a column that the lowering adds.
+pub const SOURCE: &str = "__mergeql_source";
+/// The name of a column that the lowering adds.
+pub const DELETED: &str = "__mergeql_deleted";
+/// The column that state targets add.
+pub const STATE: &str = "_mergeql_state";
+
+/// An identifier in quotes.
+pub fn quote(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// A text literal.
+pub fn text(value: &str) -> String {
+    format!("'{}'", value.replace('\'', "''"))
+}
+
+fn literal(value: &Value) -> String {
+    match value {
+        Value::Text(t) => text(t),
+        Value::Null => "NULL".to_owned(),
+        other => other.to_string(),
+    }
+}
+
+/// Lowers plans.
+pub struct Lowering<'a> {
+    /// The plan.
+    pub plan: &'a Plan,
+    /// The host.
+    pub dialect: &'a dyn Dialect,
+}
+
+/// Writes a list with commas.
+fn list(items: impl IntoIterator<Item = String>) -> String {
+    items.into_iter().collect::<Vec<_>>().join(", ")
+}
+
+impl Lowering<'_> {
+    /// The statement as one query: rows, conflicts or provenance, filtered, ordered and limited.
+    pub fn query(&self) -> String {
+        let plan = self.plan;
+        let mut sql = match plan.returning {
+            Returning::Rows => {
+                let columns = list(plan.result_columns().map(|(name, _)| quote(name)));
+                format!("SELECT {columns} FROM ({}) AS m{}", self.merged(), self.filter())
+            }
+            Returning::Conflicts => self.cells("conflicts"),
+            Returning::Provenance => self.cells("provenance"),
+        };
+        sql.push_str(&self.order_and_limit());
+        sql
+    }
+
+    /// All rows of all sources, under their final names and types.
+    pub fn rows(&self) -> String {
+        let plan = self.plan;
+        let needs = |wanted: &Input| plan.cells.iter().chain(&plan.delete).any(|c| c.inputs.contains(wanted));
+        let filtered = plan.cells.iter().chain(&plan.delete).any(|c| self.presence(c).is_some());
+        let (origin, source) = (needs(&Input::Origin), needs(&Input::SourceName) || filtered || plan.returning != Returning::Rows);
+        let mut branches = Vec::new();
+        for bound in &plan.sources {
+            if bound.columns.iter().all(Option::is_none) {
+                continue;
+            }
+            let mut items = Vec::new();
+            for (i, (column, at)) in plan.columns.iter().zip(&bound.columns).enumerate() {
+                let mut expr = match at {
+                    None => self.dialect.null(&column.ty),
+                    Some(at) => {
+                        let theirs = &bound.relation.columns[*at];
+                        let name = format!("s.{}", quote(&theirs.name));
+                        self.dialect.cast(&name, &theirs.ty, &column.ty).unwrap_or(name)
+                    }
+                };
+                if i < plan.key && column.ty.has_float() {
+                    expr = self.dialect.canonical(&expr);
+                }
+                items.push(format!("{expr} AS {}", quote(&column.name)));
+            }
+            if origin {
+                items.push(format!("{} AS {ORIGIN}", text(bound.relation.origin.as_deref().unwrap_or_default())));
+            }
+            if source {
+                items.push(format!("{} AS {SOURCE}", text(&bound.name)));
+            }
+            branches.push(format!("SELECT {} FROM {} AS s", list(items), bound.relation.sql));
+        }
+        if branches.is_empty() {
+            let items = plan.columns.iter().map(|c| format!("{} AS {}", self.dialect.null(&c.ty), quote(&c.name)));
+            return format!("SELECT {} WHERE false", list(items));
+        }
+        branches.join(" UNION ALL ")
+    }
+
+    /// The sources that have a cell's column, where only they may contribute (R1).
+    fn presence(&self, cell: &Cell) -> Option<String> {
+        let column = cell.column?;
+        if !cell.respects_nulls() || self.plan.sources.iter().all(|s| s.columns[column].is_some()) {
+            return None;
+        }
+        let names = list(self.plan.sources.iter().filter(|s| s.columns[column].is_some()).map(|s| text(&s.name)));
+        Some(format!("r.{SOURCE} IN ({names})"))
+    }
+
+    fn input(&self, input: &Input) -> String {
+        match input {
+            Input::Column(c) => format!("r.{}", quote(&self.plan.columns[*c].name)),
+            Input::Origin => format!("r.{ORIGIN}"),
+            Input::SourceName => format!("r.{SOURCE}"),
+            Input::Row => {
+                let mut columns: Vec<&Column> = self.plan.columns[self.plan.key..].iter().collect();
+                columns.sort_by(|a, b| a.name.cmp(&b.name));
+                let fields: Vec<(&str, String)> =
+                    columns.iter().map(|c| (c.name.as_str(), format!("r.{}", quote(&c.name)))).collect();
+                self.dialect.record(&fields)
+            }
+            Input::Expr(expr, _) => format!("({expr})"),
+        }
+    }
+
+    /// The aggregate of a cell: its value, or with `state` its state.
+    pub fn aggregate(&self, cell: &Cell, state: bool) -> String {
+        let spec = cell.entry.spec();
+        let mut inputs: Vec<String> = cell.inputs.iter().map(|i| self.input(i)).collect();
+        let suffix = if state { "_state" } else { "" };
+        let named = !spec.versioned()
+            && cell.call.args.iter().all(|(name, _)| {
+                spec.args.iter().any(|a| a.name == name && matches!(a.kind, ArgKind::Text | ArgKind::Literals | ArgKind::Sources))
+            });
+        let mut sql = if cell.call.args.is_empty() || named {
+            for (_, value) in &cell.call.args {
+                match value {
+                    Value::List(items) => inputs.extend(items.iter().map(literal)),
+                    other => inputs.push(literal(other)),
+                }
+            }
+            format!("crdt_{}{suffix}({})", spec.name, inputs.join(", "))
+        } else {
+            inputs.insert(0, text(&cell.call.to_json()));
+            format!("crdt_{}{suffix}_with({})", spec.name, inputs.join(", "))
+        };
+        if let Some(presence) = self.presence(cell) {
+            let _ = write!(sql, " FILTER (WHERE {presence})");
+        }
+        match &cell.fold {
+            Some(fold) if !state => format!("{}({sql})", quote(&fold_function(&fold.name))),
+            _ => sql,
+        }
+    }
+
+    /// Groups rows by key and computes `items` (expressions over `r`, and their names) for each group; rows with a NULL in the key are
+    /// groups of their own, equal results kept once (R4).
+    pub fn grouped(&self, items: &[(String, String)]) -> String {
+        let plan = self.plan;
+        let keys: Vec<String> = plan.key_columns().iter().map(|c| format!("r.{}", quote(&c.name))).collect();
+        let outputs = list(
+            plan.key_columns()
+                .iter()
+                .map(|c| format!("r.{0} AS {0}", quote(&c.name)))
+                .chain(items.iter().map(|(expr, name)| format!("{expr} AS {}", quote(name)))),
+        );
+        let rows = self.rows();
+        let by_key = list(keys.iter().cloned());
+        if !plan.nullable_key() {
+            return format!("SELECT {outputs} FROM ({rows}) AS r GROUP BY {by_key}");
+        }
+        let not_null = keys.iter().map(|k| format!("{k} IS NOT NULL")).collect::<Vec<_>>().join(" AND ");
+        let null = keys.iter().map(|k| format!("{k} IS NULL")).collect::<Vec<_>>().join(" OR ");
+        let mut all: Vec<String> = plan.columns.iter().map(|c| format!("r.{}", quote(&c.name))).collect();
+        all.extend([ORIGIN, SOURCE].iter().filter(|c| rows.contains(&format!(" AS {c}"))).map(|c| format!("r.{c}")));
+        format!(
+            "SELECT {outputs} FROM ({rows}) AS r WHERE {not_null} GROUP BY {by_key} \
+             UNION ALL SELECT DISTINCT * FROM (SELECT {outputs} FROM ({rows}) AS r WHERE {null} GROUP BY {}) AS n",
+            list(all)
+        )
+    }
+
+    /// Merged rows, with the mark of deleted ones.
+    pub fn merged(&self) -> String {
+        let mut items: Vec<(String, String)> = self.plan.cells.iter().map(|c| (self.aggregate(c, false), c.name.clone())).collect();
+        if let Some(delete) = &self.plan.delete {
+            items.push((self.aggregate(delete, false), DELETED.to_owned()));
+        }
+        self.grouped(&items)
+    }
+
+    /// Whether a merged row is not deleted.
+    pub fn alive(&self) -> Option<String> {
+        let delete = self.plan.delete.as_ref()?;
+        let test = if delete.ty == Type::Boolean { "IS NOT TRUE" } else { "IS NULL" };
+        Some(format!("{DELETED} {test}"))
+    }
+
+    fn filter(&self) -> String {
+        let filter = self.plan.filter.as_ref().map(|f| format!("({f})"));
+        let parts: Vec<String> = self.alive().into_iter().chain(filter).collect();
+        if parts.is_empty() { String::new() } else { format!(" WHERE {}", parts.join(" AND ")) }
+    }
+
+    /// A row for each cell: `mode` says whether for all of them or for those in conflict.
+    fn cells(&self, mode: &str) -> String {
+        let plan = self.plan;
+        let mut items: Vec<(String, String)> = Vec::new();
+        let mut arguments = vec![text(mode)];
+        for (i, cell) in plan.cells.iter().enumerate() {
+            let value = match cell.column {
+                Some(column) => self.input(&Input::Column(column)),
+                None => {
+                    self.dialect.record(&[("increments", self.input(&cell.inputs[0])), ("decrements", self.input(&cell.inputs[1]))])
+                }
+            };
+            let spec = cell.entry.spec();
+            let first = spec.inputs.iter().position(|i| *i == mergeql_udfs::catalog::Input::Versions);
+            let version = match first {
+                Some(at) if cell.inputs.len() > at => {
+                    format!("mergeql_text({})", list(cell.inputs[at..].iter().map(|i| self.input(i))))
+                }
+                _ => "mergeql_text()".to_owned(),
+            };
+            let contribution =
+                self.dialect.record(&[("source", format!("r.{SOURCE}")), ("value", value.clone()), ("version", version)]);
+            let contributes = match (self.presence(cell), cell.respects_nulls(), cell.column) {
+                (Some(presence), ..) => presence,
+                (None, true, _) => "true".to_owned(),
+                (None, false, None) => {
+                    format!("{} IS NOT NULL OR {} IS NOT NULL", self.input(&cell.inputs[0]), self.input(&cell.inputs[1]))
+                }
+                (None, false, _) => format!("{value} IS NOT NULL"),
+            };
+            let contributions = format!("__mergeql_contributions_{i}");
+            items.push((self.aggregate(cell, false), cell.name.clone()));
+            items.push((format!("crdt_gset({contribution}) FILTER (WHERE {contributes})"), contributions.clone()));
+            arguments.extend([
+                text(&cell.name),
+                text(&cell.shown),
+                (spec.selects && cell.fold.is_none()).to_string(),
+                format!("m.{}", quote(&cell.name)),
+                format!("m.{}", quote(&contributions)),
+            ]);
+        }
+        if let Some(delete) = &plan.delete {
+            items.push((self.aggregate(delete, false), DELETED.to_owned()));
+        }
+        let keys: Vec<String> = plan.key_columns().iter().map(|c| quote(&c.name)).collect();
+        let fields = ["column_name", "value", "strategy", "winner_sources", "losers"];
+        let outputs = list(keys.iter().cloned().chain(fields.iter().map(|f| format!("c.__mergeql_cell['{f}'] AS {f}"))));
+        format!(
+            "SELECT {} FROM (SELECT {outputs} FROM (SELECT {}, unnest(mergeql_cells({})) AS __mergeql_cell FROM ({}) AS m{}) AS c) AS m",
+            list(keys.iter().cloned().chain(fields.iter().map(|f| (*f).to_owned()))),
+            list(keys.iter().map(|k| format!("m.{k} AS {k}"))),
+            list(arguments),
+            self.grouped(&items),
+            self.filter(),
+        )
+    }
+
+    /// ORDER BY completed by the key and then by all columns by name (R8), LIMIT and OFFSET.
+    fn order_and_limit(&self) -> String {
+        let plan = self.plan;
+        let mut sql = String::new();
+        let limited = plan.limit.is_some() || plan.offset.is_some();
+        if limited || !plan.order.is_empty() || plan.returning != Returning::Rows {
+            let mut parts = Vec::new();
+            let mut seen: Vec<&str> = Vec::new();
+            for order in &plan.order {
+                let ty = order.column.as_deref().and_then(|name| self.type_of(name));
+                let expr = order.expr.to_string();
+                let key = self.dialect.order_key(&expr, ty).unwrap_or(expr);
+                let nulls = if order.nulls_first { "FIRST" } else { "LAST" };
+                parts.push(format!("{key} {} NULLS {nulls}", if order.descending { "DESC" } else { "ASC" }));
+                seen.extend(order.column.as_deref());
+            }
+            let mut rest: Vec<&str> = plan.key_columns().iter().map(|c| c.name.as_str()).collect();
+            match plan.returning {
+                Returning::Rows if plan.nullable_key() => {
+                    let mut others: Vec<&str> = plan.cells.iter().map(|c| c.name.as_str()).collect();
+                    others.sort_unstable();
+                    rest.extend(others);
+                }
+                Returning::Rows => {}
+                _ => rest.extend(["column_name", "value"]),
+            }
+            for name in rest {
+                if !seen.contains(&name) {
+                    let expr = quote(name);
+                    let key = self.dialect.order_key(&expr, self.type_of(name)).unwrap_or(expr);
+                    parts.push(format!("{key} ASC NULLS LAST"));
+                }
+            }
+            let _ = write!(sql, " ORDER BY {}", parts.join(", "));
+        }
+        if let Some(limit) = plan.limit {
+            let _ = write!(sql, " LIMIT {limit}");
+        }
+        if let Some(offset) = plan.offset {
+            let _ = write!(sql, " OFFSET {offset}");
+        }
+        sql
+    }
+
+    fn type_of(&self, name: &str) -> Option<&Type> {
+        if self.plan.returning != Returning::Rows && ["column_name", "value", "strategy"].contains(&name) {
+            return Some(&Type::Text);
+        }
+        self.plan.result_columns().find(|(n, _)| *n == name).map(|(_, ty)| ty)
+    }
+}
+
+/// The name of the function that folds the distinct values of a user-defined strategy.
+pub fn fold_function(strategy: &str) -> String {
+    format!("mergeql_fold_{strategy}")
+}
+
+/// DataFusion's SQL, which the engine runs.
+#[derive(Debug, Clone, Copy)]
+pub struct DataFusion;
+
+impl DataFusion {
+    /// The type as `arrow_cast` reads it; `None` for types that the union widens by itself.
+    fn arrow(ty: &Type) -> Option<String> {
+        Some(match ty {
+            Type::Boolean => "Boolean".to_owned(),
+            Type::Int { bits: bits @ (8 | 16 | 32 | 64), signed } => format!("{}Int{bits}", if *signed { "" } else { "U" }),
+            Type::Float32 => "Float32".to_owned(),
+            Type::Float64 => "Float64".to_owned(),
+            Type::Decimal { precision, scale } => format!("Decimal128({precision}, {scale})"),
+            Type::Date => "Date32".to_owned(),
+            Type::Timestamp { unit, zone } => match zone {
+                None => format!("Timestamp({unit:?}, None)"),
+                Some(zone) => format!("Timestamp({unit:?}, Some(\"{zone}\"))"),
+            },
+            Type::List(t) => format!("List({})", DataFusion::arrow(t)?),
+            _ => return None,
+        })
+    }
+}
+
+impl Dialect for DataFusion {
+    fn cast(&self, expr: &str, from: &Type, to: &Type) -> Option<String> {
+        if from == to || *from == Type::Null {
+            return None;
+        }
+        match (from, to) {
+            (Type::Int { .. }, Type::Float64) => Some(format!("mergeql_exact_double({expr})")),
+            _ => DataFusion::arrow(to).map(|ty| format!("arrow_cast({expr}, {})", text(&ty))),
+        }
+    }
+
+    fn null(&self, ty: &Type) -> String {
+        match DataFusion::arrow(ty) {
+            Some(ty) => format!("arrow_cast(NULL, {})", text(&ty)),
+            None => "NULL".to_owned(),
+        }
+    }
+
+    fn record(&self, fields: &[(&str, String)]) -> String {
+        format!("named_struct({})", list(fields.iter().map(|(name, expr)| format!("{}, {expr}", text(name)))))
+    }
+
+    fn canonical(&self, expr: &str) -> String {
+        format!("mergeql_canonical({expr})")
+    }
+
+    fn order_key(&self, expr: &str, ty: Option<&Type>) -> Option<String> {
+        match ty {
+            Some(ty) if ty.is_scalar() && !matches!(ty, Type::Float32 | Type::Float64 | Type::Interval) => None,
+            _ => Some(format!("mergeql_order_key({expr})")),
+        }
+    }
+}

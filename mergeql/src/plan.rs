@@ -1,0 +1,253 @@
+//! A merge bound to its sources: every name resolved, every type known, nothing about an engine.
+
+use crate::ast::{Explain, Into, Name, Returning};
+use mergeql_udfs::catalog::Entry;
+use mergeql_udfs::{Call, Type, Value};
+use sqlparser::ast::Expr;
+
+/// What a host knows of a source.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Relation {
+    /// How the host's SQL reads it in a FROM clause.
+    pub sql: String,
+    /// Who its rows come from when strategies count per origin; `None` for a query.
+    pub origin: Option<String>,
+    /// Its columns in order.
+    pub columns: Vec<SourceColumn>,
+    /// How many rows it has, where that is known.
+    pub rows: Option<usize>,
+}
+
+/// A column of a source.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SourceColumn {
+    /// Its name.
+    pub name: String,
+    /// Its type.
+    pub ty: Type,
+    /// Whether it may hold NULL.
+    pub nullable: bool,
+}
+
+/// A bound source.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Source {
+    /// What users call it: the alias, or the relation as written.
+    pub name: String,
+    /// The relation.
+    pub relation: Relation,
+    /// For each column of the plan, which column of the relation it is.
+    pub columns: Vec<Option<usize>>,
+}
+
+/// An input column of the merge, after MAP, with the type that all sources widen to.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Column {
+    /// Its name.
+    pub name: String,
+    /// Its type.
+    pub ty: Type,
+    /// Whether it may hold NULL in some source.
+    pub nullable: bool,
+}
+
+/// What an aggregate reads.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Input {
+    /// A column of the plan.
+    Column(usize),
+    /// The relation a row came from.
+    Origin,
+    /// What users call the source of a row.
+    SourceName,
+    /// All columns but the key: the last part of a version.
+    Row,
+    /// An expression over columns (the rank of `GREATEST BY`).
+    Expr(Box<Expr>, Type),
+}
+
+/// Why a column has its strategy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Why {
+    /// The statement says so.
+    Given,
+    /// `* = ...`
+    Star,
+    /// No strategy is given: `lww`.
+    Default,
+    /// It is the column of DELETE BY.
+    Deletion,
+}
+
+impl Why {
+    /// The word in EXPLAIN.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Why::Given => "given",
+            Why::Star => "given by *",
+            Why::Default => "default",
+            Why::Deletion => "column of DELETE BY",
+        }
+    }
+}
+
+/// A fold of distinct values, as a user defined it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Fold {
+    /// The strategy's name.
+    pub name: String,
+    /// The accumulator's name in the step.
+    pub left: String,
+    /// The next value's name in the step.
+    pub right: String,
+    /// The step, as SQL.
+    pub step: String,
+}
+
+/// A result column and how it is resolved.
+#[derive(Debug, Clone)]
+pub struct Cell {
+    /// Its name.
+    pub name: String,
+    /// The input column; `None` for one that only a strategy makes.
+    pub column: Option<usize>,
+    /// The strategy.
+    pub entry: &'static Entry,
+    /// Its configuration.
+    pub call: Call,
+    /// What it reads.
+    pub inputs: Vec<Input>,
+    /// Why this strategy.
+    pub why: Why,
+    /// What the user called the strategy.
+    pub shown: String,
+    /// The type of the resolved value.
+    pub ty: Type,
+    /// A step over the distinct values, for user-defined folds.
+    pub fold: Option<Fold>,
+}
+
+impl Cell {
+    /// Whether NULL is a value here, so that only sources that have the column may contribute.
+    pub fn respects_nulls(&self) -> bool {
+        self.call.arg("respect_nulls") == Some(&Value::Bool(true))
+    }
+}
+
+/// What makes a row newer.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Versions {
+    /// Columns, and whether the lesser is newer.
+    pub columns: Vec<(usize, bool)>,
+    /// The whole row is the last part.
+    pub row: bool,
+}
+
+/// One part of the order.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Order {
+    /// The bound expression.
+    pub expr: Expr,
+    /// The result column that it is, if it is one.
+    pub column: Option<String>,
+    /// Downwards.
+    pub descending: bool,
+    /// NULLs first.
+    pub nulls_first: bool,
+}
+
+/// A bound merge.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// The sources.
+    pub sources: Vec<Source>,
+    /// The input columns, the key first.
+    pub columns: Vec<Column>,
+    /// How many of the columns are the key.
+    pub key: usize,
+    /// The other result columns.
+    pub cells: Vec<Cell>,
+    /// The order of versions.
+    pub versions: Versions,
+    /// The cell that says whether a row is deleted.
+    pub delete: Option<Cell>,
+    /// WHERE, bound to result columns.
+    pub filter: Option<Expr>,
+    /// ORDER BY.
+    pub order: Vec<Order>,
+    /// LIMIT.
+    pub limit: Option<u64>,
+    /// OFFSET.
+    pub offset: Option<u64>,
+    /// RETURNING.
+    pub returning: Returning,
+    /// INTO.
+    pub into: Option<Into>,
+    /// WITH.
+    pub options: Vec<(Name, Value)>,
+    /// Whether the plan is asked for.
+    pub explain: Explain,
+    /// What is lawful but perhaps not meant.
+    pub warnings: Vec<String>,
+}
+
+impl Plan {
+    /// The option of this name.
+    pub fn option(&self, name: &str) -> Option<&Value> {
+        self.options.iter().find(|(n, _)| n.value.eq_ignore_ascii_case(name)).map(|(_, v)| v)
+    }
+
+    /// Whether the result keeps states.
+    pub fn keeps_state(&self) -> bool {
+        matches!(self.option("state"), Some(Value::Text(t)) if &**t == "keep")
+    }
+
+    /// The key columns.
+    pub fn key_columns(&self) -> &[Column] {
+        &self.columns[..self.key]
+    }
+
+    /// Whether some key may be NULL.
+    pub fn nullable_key(&self) -> bool {
+        self.key_columns().iter().any(|c| c.nullable)
+    }
+
+    /// Names and types of the result of RETURNING ROWS.
+    pub fn result_columns(&self) -> impl Iterator<Item = (&str, &Type)> {
+        let key = self.key_columns().iter().map(|c| (c.name.as_str(), &c.ty));
+        key.chain(self.cells.iter().map(|c| (c.name.as_str(), &c.ty)))
+    }
+
+    /// Why a merged value of this cell cannot be merged into again, if it cannot (spec: ordinary targets).
+    pub fn not_closed(&self, cell: &Cell) -> Option<String> {
+        if let Some(fold) = &cell.fold {
+            return Some(format!("the user-defined strategy `{}` needs every value it ever saw", fold.name));
+        }
+        let name = cell.entry.spec().name;
+        if (cell.entry.spec().closed)(&cell.call) {
+            return None;
+        }
+        if name != "lww" && name != "fww" {
+            return Some(format!("a value merged by `{name}` does not say all that its state knew"));
+        }
+        if cell.respects_nulls() || self.versions.row {
+            return Some(format!("`{name}` with RESPECT NULLS or ROW needs the version of every column"));
+        }
+        if cell.column.is_none_or(|c| self.columns[c].nullable) {
+            return Some(format!("`{}` may be NULL, so its value may come from an older row than the version column's", cell.name));
+        }
+        let version_of = |cell: &Cell| (cell.entry.spec().name, cell.inputs[1..].to_vec(), cell.call.arg("descending").cloned());
+        for input in &cell.inputs[1..] {
+            let Input::Column(version) = input else { return Some("a version that is no column is not kept".to_owned()) };
+            let kept =
+                *version < self.key || self.cells.iter().any(|c| c.column == Some(*version) && version_of(c) == version_of(cell));
+            if !kept {
+                return Some(format!(
+                    "the version column `{}` is not resolved by `{name}` in the same order",
+                    self.columns[*version].name
+                ));
+            }
+        }
+        None
+    }
+}
