@@ -1,1 +1,20 @@
-//! x
+//! MergeQL as a library: DataFusion with conflict-free merging.
+//!
+//! [`MergeContext`] takes statements and gives back DataFusion's `DataFrame`s. Strategies come from `mergeql-udfs`, the language from
+//! `mergeql-lang`; this crate alone names DataFusion and Arrow.
+
+mod aggregates;
+mod columns;
+mod context;
+mod custom;
+mod error;
+mod explain;
+mod scalars;
+pub mod sinks;
+pub mod sources;
+mod store;
+mod text_files;
+
+pub use context::{Config, MergeContext, collect, parse_size};
+pub use datafusion;
+pub use error::{MergeError, Result};

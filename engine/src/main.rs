@@ -1,2 +1,19 @@
-//! x
-fn main() {}
+//! The `mergeql` command line.
+
+mod cli;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().thread_stack_size(8 << 20).build() {
+        Ok(runtime) => runtime,
+        Err(e) => {
+            eprintln!("error[io]: the runtime does not start: {e}");
+            return ExitCode::from(1);
+        }
+    };
+    // The runtime's threads may be inside a read that Ctrl-C gave up on: they are not waited for.
+    let code = runtime.block_on(cli::run());
+    runtime.shutdown_background();
+    code
+}

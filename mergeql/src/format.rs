@@ -39,6 +39,19 @@ pub fn format(script: &str) -> Result<String> {
     Ok(out)
 }
 
+/// The clauses that say how rows are resolved, as a merge of nothing: what a table that keeps states remembers.
+pub fn resolution(merge: &Merge) -> String {
+    let kept = Merge {
+        sources: Vec::new(),
+        key: merge.key.clone(),
+        strategies: merge.strategies.clone(),
+        version: merge.version.clone(),
+        delete: merge.delete.clone(),
+        ..Merge::default()
+    };
+    format!("MERGE t {}", merge_text(&kept).trim_start().replace('\n', " "))
+}
+
 fn explain_word(explain: Explain) -> &'static str {
     match explain {
         Explain::No => "",

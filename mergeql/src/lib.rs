@@ -13,5 +13,5 @@ pub mod plan;
 
 pub use bind::{UserStrategies, bind};
 pub use diagnostic::{Diagnostic, Result, Span};
-pub use format::format;
+pub use format::{format, resolution};
 pub use parser::{is_incomplete, parse, split};

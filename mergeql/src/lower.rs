@@ -179,8 +179,9 @@ impl Lowering<'_> {
     }
 
     /// Groups rows by key and computes `items` (expressions over `r`, and their names) for each group; rows with a NULL in the key are
-    /// groups of their own, equal results kept once (R4).
-    pub fn grouped(&self, items: &[(String, String)]) -> String {
+    /// groups of their own, equal results kept once (R4). Results are equal if all but the last `unseen` items are; of those the
+    /// greatest is kept.
+    pub fn grouped(&self, items: &[(String, String)], unseen: usize) -> String {
         let plan = self.plan;
         let keys: Vec<String> = plan.key_columns().iter().map(|c| format!("r.{}", quote(&c.name))).collect();
         let outputs = list(
@@ -198,10 +199,15 @@ impl Lowering<'_> {
         let null = keys.iter().map(|k| format!("{k} IS NULL")).collect::<Vec<_>>().join(" OR ");
         let mut all: Vec<String> = plan.columns.iter().map(|c| format!("r.{}", quote(&c.name))).collect();
         all.extend([ORIGIN, SOURCE].iter().filter(|c| rows.contains(&format!(" AS {c}"))).map(|c| format!("r.{c}")));
+        let names = plan.key_columns().iter().map(|c| c.name.as_str()).chain(items.iter().map(|(_, n)| n.as_str()));
+        let names: Vec<String> = names.map(quote).collect();
+        let (seen, hidden) = names.split_at(names.len() - unseen);
+        let kept = list(seen.iter().cloned().chain(hidden.iter().map(|n| format!("max({n}) AS {n}"))));
         format!(
             "SELECT {outputs} FROM ({rows}) AS r WHERE {not_null} GROUP BY {by_key} \
-             UNION ALL SELECT DISTINCT * FROM (SELECT {outputs} FROM ({rows}) AS r WHERE {null} GROUP BY {}) AS n",
-            list(all)
+             UNION ALL SELECT {kept} FROM (SELECT {outputs} FROM ({rows}) AS r WHERE {null} GROUP BY {}) AS n GROUP BY {}",
+            list(all),
+            list(seen.iter().cloned())
         )
     }
 
@@ -211,7 +217,7 @@ impl Lowering<'_> {
         if let Some(delete) = &self.plan.delete {
             items.push((self.aggregate(delete, false), DELETED.to_owned()));
         }
-        self.grouped(&items)
+        self.grouped(&items, 0)
     }
 
     /// Whether a merged row is not deleted.
@@ -219,6 +225,86 @@ impl Lowering<'_> {
         let delete = self.plan.delete.as_ref()?;
         let test = if delete.ty == Type::Boolean { "IS NOT TRUE" } else { "IS NULL" };
         Some(format!("{DELETED} {test}"))
+    }
+
+    /// For each key the value of every cell (its type is what matters) and its state, named `__mergeql_state_0` and on; the state of
+    /// the deletion is the last.
+    pub fn states(&self) -> String {
+        let mut items: Vec<(String, String)> =
+            self.plan.cells.iter().map(|c| (self.aggregate(c, false), c.name.clone())).collect();
+        let cells = self.plan.cells.iter().chain(&self.plan.delete);
+        items.extend(cells.enumerate().map(|(i, c)| (self.aggregate(c, true), state_name(i))));
+        self.grouped(&items, 0)
+    }
+
+    /// The rows of a table that keeps states, as [`Lowering::states`] gives them.
+    pub fn kept_states(&self, table: &str) -> String {
+        let plan = self.plan;
+        let unpack = |name: &str, i: usize| format!("mergeql_unpack({STATE}, {}) AS {}", text(name), state_name(i));
+        let columns = plan.result_columns().map(|(name, _)| quote(name));
+        let states = plan.cells.iter().enumerate().map(|(i, c)| unpack(&c.name, i));
+        let deleted = plan.delete.iter().map(|_| unpack(DELETED, plan.cells.len()));
+        format!("SELECT {} FROM {table}", list(columns.chain(states).chain(deleted)))
+    }
+
+    /// A condition on rows of a table that keeps states: their values are not what their states say.
+    pub fn edited(&self) -> String {
+        let plan = self.plan;
+        let differs = plan.cells.iter().map(|c| {
+            let (column, state) = (quote(&c.name), format!("mergeql_unpack({STATE}, {})", text(&c.name)));
+            let value = match &c.fold {
+                Some(fold) => format!("{}(mergeql_value_like({state}, make_array({column})))", quote(&fold_function(&fold.name))),
+                None => format!("mergeql_value_like({state}, {column})"),
+            };
+            format!("{value} IS DISTINCT FROM {column}")
+        });
+        let differs: Vec<String> = differs.collect();
+        // CASE: a state that is not there must not be unpacked.
+        if differs.is_empty() {
+            return format!("{STATE} IS NULL");
+        }
+        format!("CASE WHEN {STATE} IS NULL THEN true ELSE ({}) END", differs.join(" OR "))
+    }
+
+    /// The rows of a table that keeps states: `inputs` are queries of keys, typed cells and states (as [`Lowering::states`] names
+    /// them), which are joined by key.
+    pub fn joined_states(&self, inputs: &[String]) -> String {
+        let plan = self.plan;
+        let keys: Vec<String> = plan.key_columns().iter().map(|c| quote(&c.name)).collect();
+        let cells: Vec<&Cell> = plan.cells.iter().chain(&plan.delete).collect();
+        let value = |i: usize, cell: &Cell| {
+            let column = quote(&cell.name);
+            match &cell.fold {
+                Some(fold) => format!("{}(mergeql_merge_value({}, make_array({column})))", quote(&fold_function(&fold.name)), state_name(i)),
+                None => format!("mergeql_merge_value({}, {column})", state_name(i)),
+            }
+        };
+        let value_name = |i: usize| if i < plan.cells.len() { format!("__mergeql_value_{i}") } else { DELETED.to_owned() };
+        let values = list(cells.iter().enumerate().map(|(i, c)| format!("{} AS {}", value(i, c), value_name(i))));
+        let states = list((0..cells.len()).map(|i| format!("crdt_merge({0}) AS {0}", state_name(i))));
+        let all = inputs.join(" UNION ALL ");
+        let not_null = keys.iter().map(|k| format!("{k} IS NOT NULL")).collect::<Vec<_>>().join(" AND ");
+        let null = keys.iter().map(|k| format!("{k} IS NULL")).collect::<Vec<_>>().join(" OR ");
+        let by_key = list(keys.iter().cloned());
+        let by_all = list(keys.iter().cloned().chain((0..cells.len()).map(state_name)));
+        let visible = list(keys.iter().cloned().chain((0..cells.len()).map(value_name)));
+        let hidden = list((0..cells.len()).map(|i| format!("max({0}) AS {0}", state_name(i))));
+        let packed = list(cells.iter().enumerate().map(|(i, c)| {
+            let name = if i < plan.cells.len() { c.name.as_str() } else { DELETED };
+            format!("{}, {}", text(name), state_name(i))
+        }));
+        let outputs = list(
+            keys.iter()
+                .cloned()
+                .chain(plan.cells.iter().enumerate().map(|(i, c)| format!("{} AS {}", value_name(i), quote(&c.name)))),
+        );
+        let deleted = self.alive().map_or("false".to_owned(), |alive| format!("NOT ({alive})"));
+        format!(
+            "SELECT {outputs}, mergeql_pack({packed}) AS {STATE}, {deleted} AS {DELETED} FROM (\
+             SELECT {by_key}, {values}, {states} FROM ({all}) AS a WHERE {not_null} GROUP BY {by_key} UNION ALL \
+             SELECT {visible}, {hidden} FROM (SELECT {by_key}, {values}, {states} FROM ({all}) AS a WHERE {null} GROUP BY {by_all}) AS n \
+             GROUP BY {visible}) AS m"
+        )
     }
 
     fn filter(&self) -> String {
@@ -245,7 +331,7 @@ impl Lowering<'_> {
                 Some(at) if cell.inputs.len() > at => {
                     format!("mergeql_text({})", list(cell.inputs[at..].iter().map(|i| self.input(i))))
                 }
-                _ => "mergeql_text()".to_owned(),
+                _ => self.dialect.null(&Type::Text),
             };
             let contribution =
                 self.dialect.record(&[("source", format!("r.{SOURCE}")), ("value", value.clone()), ("version", version)]);
@@ -279,7 +365,7 @@ impl Lowering<'_> {
             list(keys.iter().cloned().chain(fields.iter().map(|f| (*f).to_owned()))),
             list(keys.iter().map(|k| format!("m.{k} AS {k}"))),
             list(arguments),
-            self.grouped(&items),
+            self.grouped(&items, 0),
             self.filter(),
         )
     }
@@ -336,6 +422,11 @@ impl Lowering<'_> {
     }
 }
 
+/// The name of the `i`th state column between the steps of a merge of states.
+pub fn state_name(i: usize) -> String {
+    format!("__mergeql_state_{i}")
+}
+
 /// The name of the function that folds the distinct values of a user-defined strategy.
 pub fn fold_function(strategy: &str) -> String {
     format!("mergeql_fold_{strategy}")
@@ -377,6 +468,9 @@ impl Dialect for DataFusion {
     }
 
     fn null(&self, ty: &Type) -> String {
+        if *ty == Type::Text {
+            return "CAST(NULL AS VARCHAR)".to_owned();
+        }
         match DataFusion::arrow(ty) {
             Some(ty) => format!("arrow_cast(NULL, {})", text(&ty)),
             None => "NULL".to_owned(),

@@ -207,7 +207,7 @@ pub trait Aggregate: Debug + Send + Sync {
 }
 
 /// Partial states of many groups, in the order of their group numbers.
-pub trait Groups: Send {
+pub trait Groups: Send + Sync {
     /// Row `i` of `columns` goes to group `groups[i]`, unless `filter` has it out; afterwards there are `total` groups.
     ///
     /// # Errors
@@ -398,7 +398,7 @@ fn decode_body<S: Strategy>(body: &[u8]) -> Result<S::State> {
 }
 
 /// A state of a type known only at run time.
-pub trait AnyState: Debug + Send {
+pub trait AnyState: Debug + Send + Sync {
     /// The type.
     fn spec(&self) -> &'static Spec;
     /// The state bytes.

@@ -398,6 +398,39 @@ pub fn open(bytes: &[u8]) -> Result<(u8, std::borrow::Cow<'_, [u8]>)> {
     Ok((type_id, inflated.into()))
 }
 
+/// The type id of a row of states: what a table that keeps states has in its state column.
+pub const ROW_OF_STATES: u8 = 255;
+
+/// The states of a row's columns as one. Columns are sorted by name; an empty state is left out.
+pub fn pack(mut columns: Vec<(&str, &[u8])>) -> Vec<u8> {
+    columns.sort_unstable();
+    let mut w = Writer::default();
+    w.length(columns.len());
+    for (name, state) in columns {
+        w.bytes(name.as_bytes());
+        w.bytes(state);
+    }
+    seal(ROW_OF_STATES, 0, w.as_bytes())
+}
+
+/// The states that [`pack`] put together, by column.
+///
+/// # Errors
+/// `not_a_state`, `corrupt_state`.
+pub fn unpack(bytes: &[u8]) -> Result<Vec<(String, Vec<u8>)>> {
+    let (type_id, body) = open(bytes)?;
+    if type_id != ROW_OF_STATES {
+        return Err(Error::new(Code::NotAState, "this state is not that of a row"));
+    }
+    let mut r = Reader::new(&body);
+    let mut columns = Vec::new();
+    for _ in 0..r.length()? {
+        columns.push((r.text()?.to_owned(), r.bytes()?.to_vec()));
+    }
+    r.end()?;
+    Ok(columns)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

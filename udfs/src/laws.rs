@@ -171,6 +171,11 @@ impl Machine for Store {
 
 /// The rows of a sample call: every combination of a few values, less those that the strategy refuses.
 pub fn rows_of(entry: &Entry, call: &Call) -> Vec<Row> {
+    rows_with(entry, call, None)
+}
+
+/// As [`rows_of`], with these values instead of the domain of the type.
+pub fn rows_with(entry: &Entry, call: &Call, given: Option<&[Value]>) -> Vec<Row> {
     let fixed = entry.spec().inputs.iter().filter(|i| **i != Input::Versions).count();
     let domains: Vec<Vec<Value>> = call
         .inputs
@@ -181,6 +186,7 @@ pub fn rows_of(entry: &Entry, call: &Call) -> Vec<Row> {
                 Type::Int { .. } => vec![Value::Int(1), Value::Int(2)],
                 _ => ["a", "b", "c"].map(Value::text).into(),
             },
+            _ if i == 0 && given.is_some() => given.unwrap_or_default().to_vec(),
             _ if entry.spec().name == "json" && i == 0 => {
                 ["{\"a\":1}", "{\"a\":{\"b\":2}}", "{\"a\":[1,2],\"c\":null}", "[3]", "null"].map(Value::text).into()
             }
@@ -275,8 +281,22 @@ pub fn check_machine(
 /// # Errors
 /// If the call itself is refused.
 pub fn check(entry: &Entry, call: &Call, cases: usize, seed: u64) -> crate::Result<Vec<Outcome>> {
+    check_with(entry, call, None, cases, seed)
+}
+
+/// As [`check`], with these values instead of the domain of the type.
+///
+/// # Errors
+/// If the call itself is refused.
+pub fn check_with(
+    entry: &Entry,
+    call: &Call,
+    given: Option<&[Value]>,
+    cases: usize,
+    seed: u64,
+) -> crate::Result<Vec<Outcome>> {
     let aggregate = entry.bind(call)?;
-    let rows = rows_of(entry, call);
+    let rows = rows_with(entry, call, given);
     let plain = Store::new(aggregate.clone(), false);
     Ok(check_machine(&Store::new(aggregate, true), Some(&plain), &rows, cases, seed))
 }

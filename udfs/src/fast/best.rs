@@ -25,8 +25,8 @@ pub struct Order {
 pub fn groups(
     inputs: &[Type],
     order: Order,
-    encode: impl Fn(&[Value]) -> Vec<u8> + Send + 'static,
-    decode: impl Fn(&[u8]) -> Result<Vec<Value>> + Send + 'static,
+    encode: impl Fn(&[Value]) -> Vec<u8> + Send + Sync + 'static,
+    decode: impl Fn(&[u8]) -> Result<Vec<Value>> + Send + Sync + 'static,
 ) -> Option<Box<dyn Groups>> {
     let version = match inputs.get(1) {
         None => None,
@@ -73,8 +73,8 @@ struct Slots {
     order: Order,
     class: Vec<u8>,
     keys: Vec<u64>,
-    encode: Box<dyn Fn(&[Value]) -> Vec<u8> + Send>,
-    decode: Box<dyn Fn(&[u8]) -> Result<Vec<Value>> + Send>,
+    encode: Box<dyn Fn(&[Value]) -> Vec<u8> + Send + Sync>,
+    decode: Box<dyn Fn(&[u8]) -> Result<Vec<Value>> + Send + Sync>,
 }
 
 const WITH_VERSION: u8 = 1;
@@ -234,7 +234,7 @@ pub(crate) fn unit_nanos(ty: &Type) -> i64 {
 }
 
 /// A fixed-width value.
-trait Fixed: Copy + Default + Send + 'static {
+trait Fixed: Copy + Default + Send + Sync + 'static {
     fn owned(values: Vec<Self>) -> OwnedData;
     fn greater(self, other: Self) -> bool;
     fn is_nan(self) -> bool {

@@ -15,8 +15,8 @@ const CROWDED: u32 = 32;
 /// A store for text parts between `separator`; `encode` writes the state bytes of a joined text, `decode` reads them back.
 pub fn groups(
     separator: char,
-    encode: impl Fn(&str) -> Vec<u8> + Send + 'static,
-    decode: impl Fn(&[u8]) -> Result<Value> + Send + 'static,
+    encode: impl Fn(&str) -> Vec<u8> + Send + Sync + 'static,
+    decode: impl Fn(&[u8]) -> Result<Value> + Send + Sync + 'static,
 ) -> Box<dyn Groups> {
     Box::new(Texts {
         separator: separator.to_string(),
@@ -33,8 +33,8 @@ struct Texts {
     groups: Vec<Group>,
     nodes: Vec<Node>,
     arena: String,
-    encode: Box<dyn Fn(&str) -> Vec<u8> + Send>,
-    decode: Box<dyn Fn(&[u8]) -> Result<Value> + Send>,
+    encode: Box<dyn Fn(&str) -> Vec<u8> + Send + Sync>,
+    decode: Box<dyn Fn(&[u8]) -> Result<Value> + Send + Sync>,
 }
 
 /// The list of one group: its first node, how many there are, and how many there may be before it is rewritten.

@@ -1,0 +1,617 @@
+//! The catalogue as DataFusion aggregates: one generic UDAF, for every strategy its value, its state, and both with a configuration.
+
+use crate::columns::{build, external, lend, logical, normalize, physical_like};
+use arrow::array::{Array, ArrayRef, BooleanArray};
+use arrow::compute::{nullif, not};
+use arrow::datatypes::{DataType, Field, FieldRef};
+use datafusion::common::{Result, ScalarValue};
+use datafusion::logical_expr::function::{AccumulatorArgs, StateFieldsArgs};
+use datafusion::logical_expr::{
+    Accumulator, AggregateUDF, AggregateUDFImpl, EmitTo, GroupsAccumulator, Signature, Volatility,
+};
+use datafusion::physical_expr::expressions::Literal;
+use mergeql_udfs::catalog::{self, ArgKind, Entry, Input};
+use mergeql_udfs::{Aggregate, Bits, Call, Column, Error, Groups, Type, Value};
+use std::fmt::Debug;
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
+
+/// Every aggregate of the catalogue: `crdt_x`, `crdt_x_state`, `crdt_x_with`, `crdt_x_state_with`, for names and aliases.
+pub fn all() -> Vec<AggregateUDF> {
+    let mut functions = Vec::new();
+    for entry in catalog::all() {
+        for (state, configured) in [(false, false), (true, false), (false, true), (true, true)] {
+            let name = |base: &str| {
+                format!("crdt_{base}{}{}", if state { "_state" } else { "" }, if configured { "_with" } else { "" })
+            };
+            let aliases: Vec<&str> = entry.spec().aliases.to_vec();
+            let function = CrdtAggregate {
+                name: name(entry.spec().name),
+                aliases: aliases.iter().map(|a| name(a)).collect(),
+                entry,
+                state,
+                configured,
+                signature: Signature::variadic_any(Volatility::Immutable),
+            };
+            functions.push(AggregateUDF::from(function));
+        }
+    }
+    functions
+}
+
+#[derive(Debug)]
+struct CrdtAggregate {
+    name: String,
+    aliases: Vec<String>,
+    entry: &'static Entry,
+    /// The result is the state, not the value.
+    state: bool,
+    /// The first argument is a configuration in JSON.
+    configured: bool,
+    signature: Signature,
+}
+
+impl PartialEq for CrdtAggregate {
+    fn eq(&self, other: &Self) -> bool {
+        self.name == other.name
+    }
+}
+
+impl Eq for CrdtAggregate {}
+
+impl Hash for CrdtAggregate {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.name.hash(state);
+    }
+}
+
+impl CrdtAggregate {
+    /// Which arguments are input columns.
+    fn inputs(&self, arguments: usize) -> std::ops::Range<usize> {
+        let first = usize::from(self.configured);
+        let spec = self.entry.spec();
+        let fixed = spec.inputs.iter().filter(|i| **i != Input::Versions).count();
+        if spec.versioned() { first..arguments } else { first..(first + fixed).min(arguments) }
+    }
+
+    fn call(&self, types: &[DataType]) -> Result<Call> {
+        let range = self.inputs(types.len());
+        if range.is_empty() {
+            let usage = format!("`{}` needs the column to aggregate", self.name);
+            return Err(external(Error::invalid_argument(usage)));
+        }
+        let inputs = types[range].iter().map(logical).collect::<Result<Vec<_>, Error>>().map_err(external)?;
+        Ok(Call::new(inputs))
+    }
+
+    /// The call without its configuration, which is not known while types are planned; enough for types where none is required.
+    fn planned(&self, types: &[DataType]) -> Result<Option<Arc<dyn Aggregate>>> {
+        let call = self.call(types)?;
+        match self.entry.bind(&call) {
+            Ok(bound) => Ok(Some(bound)),
+            Err(e) if e.code == mergeql_udfs::Code::InvalidArgument => Ok(None),
+            Err(e) => Err(external(e)),
+        }
+    }
+
+    fn bind(&self, args: &AccumulatorArgs<'_>) -> Result<Bound> {
+        let types: Vec<DataType> = args.expr_fields.iter().map(|f| f.data_type().clone()).collect();
+        let mut call = self.call(&types)?;
+        let range = self.inputs(types.len());
+        let literal = |i: usize| -> Result<Value> {
+            match args.exprs[i].downcast_ref::<Literal>() {
+                Some(literal) => Ok(crate::columns::value_at(&literal.value().to_array()?, 0)),
+                None => Err(external(
+                    Error::invalid_argument(format!("argument {} of `{}` configures it and must be a literal", i + 1, self.name))
+                        .with_help(format!("usage: {}", self.entry.spec().usage())),
+                )),
+            }
+        };
+        if self.configured {
+            let text = match literal(0)? {
+                Value::Text(text) => text,
+                other => return Err(external(Error::invalid_argument(format!("the configuration is JSON text, not {other}")))),
+            };
+            call.args = Call::args_from_json(&text).map_err(external)?;
+        }
+        let mut rest = range.end;
+        for arg in self.entry.spec().args {
+            match arg.kind {
+                _ if rest >= types.len() => break,
+                ArgKind::Text | ArgKind::Choice(_) => {
+                    call.args.push((arg.name.to_owned(), literal(rest)?));
+                    rest += 1;
+                }
+                ArgKind::Literals | ArgKind::Sources => {
+                    let list = (rest..types.len()).map(literal).collect::<Result<Vec<_>>>()?;
+                    call.args.push((arg.name.to_owned(), Value::List(list)));
+                    rest = types.len();
+                }
+                ArgKind::Column(..) | ArgKind::RespectNulls => {}
+            }
+        }
+        if rest < types.len() {
+            let message = format!("`{}` takes fewer arguments than {}", self.name, types.len());
+            return Err(external(
+                Error::invalid_argument(message).with_help(format!("usage: crdt_{}", self.entry.spec().usage())),
+            ));
+        }
+        let aggregate = self.entry.bind(&call).map_err(external)?;
+        let rows = self.rows(&types)?;
+        let input_types = types[range.clone()].to_vec();
+        Ok(Bound { aggregate, range, input_types, rows, state: self.state, result: args.return_field.data_type().clone() })
+    }
+
+    /// Whether partial states travel as input rows. Decided by name and types alone: configuration is not known where state columns
+    /// are planned, so calls with one use bytes.
+    fn rows(&self, types: &[DataType]) -> Result<bool> {
+        let plain = !self.configured && self.inputs(types.len()).end == types.len();
+        Ok(plain && self.planned(types)?.is_some_and(|a| a.partials_are_rows()))
+    }
+}
+
+impl AggregateUDFImpl for CrdtAggregate {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn aliases(&self) -> &[String] {
+        &self.aliases
+    }
+
+    fn signature(&self) -> &Signature {
+        &self.signature
+    }
+
+    fn return_type(&self, types: &[DataType]) -> Result<DataType> {
+        let call = self.call(types)?;
+        if self.state {
+            self.planned(types)?;
+            return Ok(DataType::Binary);
+        }
+        let first = &types[self.inputs(types.len()).start];
+        Ok(match self.planned(types)? {
+            Some(bound) => physical_like(&bound.result_type(), first),
+            None => physical_like(&call.value_type(), first),
+        })
+    }
+
+    fn state_fields(&self, args: StateFieldsArgs<'_>) -> Result<Vec<FieldRef>> {
+        let types: Vec<DataType> = args.input_fields.iter().map(|f| f.data_type().clone()).collect();
+        if !self.rows(&types)? {
+            return Ok(vec![Arc::new(Field::new(format!("{}[state]", args.name), DataType::Binary, true))]);
+        }
+        let field = |(i, ty): (usize, &DataType)| Arc::new(Field::new(format!("{}[{i}]", args.name), ty.clone(), true));
+        Ok(types[self.inputs(types.len())].iter().enumerate().map(field).collect())
+    }
+
+    fn accumulator(&self, args: AccumulatorArgs<'_>) -> Result<Box<dyn Accumulator>> {
+        let groups = self.create_groups(&args)?;
+        Ok(Box::new(OneGroup { groups }))
+    }
+
+    fn groups_accumulator_supported(&self, _: AccumulatorArgs<'_>) -> bool {
+        true
+    }
+
+    fn create_groups_accumulator(&self, args: AccumulatorArgs<'_>) -> Result<Box<dyn GroupsAccumulator>> {
+        Ok(Box::new(self.create_groups(&args)?))
+    }
+
+    fn create_sliding_accumulator(&self, args: AccumulatorArgs<'_>) -> Result<Box<dyn Accumulator>> {
+        let groups = self.create_groups(&args)?;
+        Ok(Box::new(Sliding { groups, rows: Default::default() }))
+    }
+}
+
+impl CrdtAggregate {
+    fn create_groups(&self, args: &AccumulatorArgs<'_>) -> Result<CrdtGroups> {
+        let bound = self.bind(args)?;
+        Ok(CrdtGroups { inner: bound.aggregate.groups(), bound, total: 0 })
+    }
+}
+
+/// A configured aggregate and how its arguments and partial states look here.
+#[derive(Debug, Clone)]
+struct Bound {
+    aggregate: Arc<dyn Aggregate>,
+    range: std::ops::Range<usize>,
+    input_types: Vec<DataType>,
+    rows: bool,
+    state: bool,
+    result: DataType,
+}
+
+struct CrdtGroups {
+    bound: Bound,
+    inner: Box<dyn Groups>,
+    total: usize,
+}
+
+/// Lends arrays to the core for the length of a call.
+fn with_columns<T>(arrays: &[ArrayRef], run: impl FnOnce(&[Column<'_>]) -> Result<T, Error>) -> Result<T> {
+    let arrays = arrays.iter().map(normalize).collect::<Result<Vec<_>>>()?;
+    let lent: Vec<_> = arrays.iter().map(|a| lend(a)).collect();
+    let columns: Vec<Column<'_>> = lent.iter().zip(&arrays).map(|(l, a)| l.column(a)).collect();
+    run(&columns).map_err(external)
+}
+
+impl CrdtGroups {
+    fn emit(&mut self, emit_to: EmitTo) -> usize {
+        let n = match emit_to {
+            EmitTo::All => self.total,
+            EmitTo::First(n) => n,
+        };
+        self.total -= n;
+        n
+    }
+
+    fn update_rows(&mut self, columns: &[ArrayRef], groups: &[usize], filter: Option<&BooleanArray>, total: usize) -> Result<()> {
+        let mask = filter.map(|f| match f.nulls() {
+            // A NULL condition is not true.
+            Some(nulls) => f.values() & nulls.inner(),
+            None => f.values().clone(),
+        });
+        let bits = mask.as_ref().map(|m| Bits::new(m.values(), m.offset()));
+        self.total = self.total.max(total);
+        with_columns(columns, |columns| self.inner.update(columns, groups, bits, total))
+    }
+}
+
+impl GroupsAccumulator for CrdtGroups {
+    fn update_batch(
+        &mut self,
+        values: &[ArrayRef],
+        groups: &[usize],
+        filter: Option<&BooleanArray>,
+        total: usize,
+    ) -> Result<()> {
+        self.update_rows(&values[self.bound.range.clone()], groups, filter, total)
+    }
+
+    fn merge_batch(&mut self, values: &[ArrayRef], groups: &[usize], total: usize) -> Result<()> {
+        if self.bound.rows {
+            return self.update_rows(values, groups, None, total);
+        }
+        self.total = self.total.max(total);
+        with_columns(values, |columns| self.inner.merge(&columns[0], groups, total))
+    }
+
+    fn state(&mut self, emit_to: EmitTo) -> Result<Vec<ArrayRef>> {
+        let n = self.emit(emit_to);
+        if !self.bound.rows {
+            return Ok(vec![build(self.inner.states(n).map_err(external)?, &DataType::Binary)?]);
+        }
+        let columns = self.inner.rows(n).map_err(external)?;
+        columns.into_iter().zip(&self.bound.input_types).map(|(column, ty)| build(column, ty)).collect()
+    }
+
+    fn evaluate(&mut self, emit_to: EmitTo) -> Result<ArrayRef> {
+        let n = self.emit(emit_to);
+        if self.bound.state {
+            return build(self.inner.states(n).map_err(external)?, &DataType::Binary);
+        }
+        build(self.inner.finish(n).map_err(external)?, &self.bound.result)
+    }
+
+    fn convert_to_state(&self, values: &[ArrayRef], filter: Option<&BooleanArray>) -> Result<Vec<ArrayRef>> {
+        let columns = &values[self.bound.range.clone()];
+        if self.bound.rows {
+            let mut columns = columns.to_vec();
+            if let Some(filter) = filter {
+                let out = not(filter)?;
+                columns[0] = nullif(&columns[0], &out)?;
+            }
+            return Ok(columns);
+        }
+        let rows = columns.first().map_or(0, |c| c.len());
+        let mut each = CrdtGroups { inner: self.bound.aggregate.groups(), bound: self.bound.clone(), total: 0 };
+        each.update_rows(columns, &(0..rows).collect::<Vec<_>>(), filter, rows)?;
+        each.state(EmitTo::All)
+    }
+
+    fn size(&self) -> usize {
+        self.inner.size() + size_of::<Self>()
+    }
+}
+
+/// An aggregate without GROUP BY, or over a frame that only grows.
+struct OneGroup {
+    groups: CrdtGroups,
+}
+
+impl Debug for OneGroup {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("OneGroup").field("bound", &self.groups.bound).finish_non_exhaustive()
+    }
+}
+
+impl OneGroup {
+    /// The state bytes of the group; it stays as it is.
+    fn peek(&mut self) -> Result<Value> {
+        let inner = &mut self.groups.inner;
+        let empty: Vec<Value> = Vec::new();
+        let columns = vec![Column::of_values(&empty); self.groups.bound.range.len()];
+        inner.update(&columns, &[], None, 1).map_err(external)?;
+        let state = inner.states(1).map_err(external)?.value(0);
+        let again = [state.clone()];
+        inner.merge(&Column::of_values(&again), &[0], 1).map_err(external)?;
+        self.groups.total = 1;
+        Ok(state)
+    }
+}
+
+impl Accumulator for OneGroup {
+    fn update_batch(&mut self, values: &[ArrayRef]) -> Result<()> {
+        let rows = values.first().map_or(0, |v| v.len());
+        self.groups.update_batch(values, &vec![0; rows], None, 1)
+    }
+
+    fn merge_batch(&mut self, states: &[ArrayRef]) -> Result<()> {
+        let rows = states.first().map_or(0, |v| v.len());
+        self.groups.merge_batch(states, &vec![0; rows], 1)
+    }
+
+    fn state(&mut self) -> Result<Vec<ScalarValue>> {
+        self.peek()?;
+        let bound = self.groups.bound.clone();
+        let mut copy = CrdtGroups { inner: bound.aggregate.groups(), bound, total: 0 };
+        let state = [self.peek()?];
+        copy.inner.merge(&Column::of_values(&state), &[0], 1).map_err(external)?;
+        copy.total = 1;
+        copy.state(EmitTo::All)?.iter().map(|a| ScalarValue::try_from_array(a, 0)).collect()
+    }
+
+    fn evaluate(&mut self) -> Result<ScalarValue> {
+        let state = [self.peek()?];
+        let bound = self.groups.bound.clone();
+        let mut copy = CrdtGroups { inner: bound.aggregate.groups(), bound, total: 1 };
+        copy.inner.merge(&Column::of_values(&state), &[0], 1).map_err(external)?;
+        ScalarValue::try_from_array(&copy.evaluate(EmitTo::All)?, 0)
+    }
+
+    fn size(&self) -> usize {
+        self.groups.size()
+    }
+}
+
+/// A moving frame: a join has no inverse, so the rows of the frame are kept and resolved anew.
+struct Sliding {
+    groups: CrdtGroups,
+    rows: std::collections::VecDeque<Vec<ScalarValue>>,
+}
+
+impl Debug for Sliding {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Sliding").field("rows", &self.rows.len()).finish_non_exhaustive()
+    }
+}
+
+impl Accumulator for Sliding {
+    fn update_batch(&mut self, values: &[ArrayRef]) -> Result<()> {
+        for i in 0..values.first().map_or(0, |v| v.len()) {
+            self.rows.push_back(values.iter().map(|v| ScalarValue::try_from_array(v, i)).collect::<Result<_>>()?);
+        }
+        Ok(())
+    }
+
+    fn retract_batch(&mut self, values: &[ArrayRef]) -> Result<()> {
+        let n = values.first().map_or(0, |v| v.len()).min(self.rows.len());
+        self.rows.drain(..n);
+        Ok(())
+    }
+
+    fn supports_retract_batch(&self) -> bool {
+        true
+    }
+
+    fn merge_batch(&mut self, _: &[ArrayRef]) -> Result<()> {
+        Err(external(Error::new(mergeql_udfs::Code::Unsupported, "a window frame has no partial state")))
+    }
+
+    fn state(&mut self) -> Result<Vec<ScalarValue>> {
+        Err(external(Error::new(mergeql_udfs::Code::Unsupported, "a window frame has no partial state")))
+    }
+
+    fn evaluate(&mut self) -> Result<ScalarValue> {
+        let bound = self.groups.bound.clone();
+        let mut groups = CrdtGroups { inner: bound.aggregate.groups(), bound, total: 0 };
+        if let Some(first) = self.rows.front() {
+            let columns = (0..first.len())
+                .map(|c| ScalarValue::iter_to_array(self.rows.iter().map(|r| r[c].clone())))
+                .collect::<Result<Vec<_>>>()?;
+            groups.update_batch(&columns, &vec![0; self.rows.len()], None, 1)?;
+        }
+        OneGroup { groups }.evaluate()
+    }
+
+    fn size(&self) -> usize {
+        self.rows.iter().flatten().map(ScalarValue::size).sum::<usize>() + size_of::<Self>()
+    }
+}
+
+/// `crdt_merge(state)`: the join of states of any one type; `mergeql_merge_value(state, like)`: the value of that join, in the type of
+/// its second argument.
+pub fn merges() -> Vec<AggregateUDF> {
+    [false, true]
+        .into_iter()
+        .map(|value| {
+            let signature = if value { Signature::any(2, Volatility::Immutable) } else { Signature::any(1, Volatility::Immutable) };
+            AggregateUDF::from(Merge { value, signature })
+        })
+        .collect()
+}
+
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct Merge {
+    value: bool,
+    signature: Signature,
+}
+
+impl AggregateUDFImpl for Merge {
+    fn name(&self) -> &str {
+        if self.value { "mergeql_merge_value" } else { "crdt_merge" }
+    }
+
+    fn signature(&self) -> &Signature {
+        &self.signature
+    }
+
+    fn return_type(&self, types: &[DataType]) -> Result<DataType> {
+        match logical(&types[0]).map_err(external)? {
+            Type::Bytes | Type::Null => {}
+            other => return Err(external(Error::type_mismatch(format!("`{}` joins states, not {other}", self.name())))),
+        }
+        Ok(if self.value { types[1].clone() } else { DataType::Binary })
+    }
+
+    fn state_fields(&self, args: StateFieldsArgs<'_>) -> Result<Vec<FieldRef>> {
+        Ok(vec![Arc::new(Field::new(format!("{}[state]", args.name), DataType::Binary, true))])
+    }
+
+    fn accumulator(&self, args: AccumulatorArgs<'_>) -> Result<Box<dyn Accumulator>> {
+        Ok(Box::new(JoinedOne { groups: self.groups(&args) }))
+    }
+
+    fn groups_accumulator_supported(&self, _: AccumulatorArgs<'_>) -> bool {
+        true
+    }
+
+    fn create_groups_accumulator(&self, args: AccumulatorArgs<'_>) -> Result<Box<dyn GroupsAccumulator>> {
+        Ok(Box::new(self.groups(&args)))
+    }
+}
+
+impl Merge {
+    fn groups(&self, args: &AccumulatorArgs<'_>) -> Joined {
+        Joined { states: Vec::new(), value: self.value, result: args.return_field.data_type().clone(), heap: 0 }
+    }
+}
+
+struct Joined {
+    states: Vec<Option<Box<dyn mergeql_udfs::AnyState>>>,
+    value: bool,
+    result: DataType,
+    heap: usize,
+}
+
+impl Joined {
+    fn join(&mut self, states: &ArrayRef, groups: &[usize], filter: Option<&BooleanArray>, total: usize) -> Result<()> {
+        self.states.resize_with(total.max(self.states.len()), || None);
+        with_columns(std::slice::from_ref(states), |columns| {
+            for (i, &group) in groups.iter().enumerate() {
+                if filter.is_some_and(|f| f.is_null(i) || !f.value(i)) {
+                    continue;
+                }
+                if let Value::Bytes(bytes) = columns[0].value(i) {
+                    let before = self.states[group].as_ref().map_or(0, |s| s.size());
+                    match &mut self.states[group] {
+                        Some(state) => state.join_bytes(&bytes)?,
+                        slot => *slot = Some(catalog::open(&bytes)?),
+                    }
+                    let after = self.states[group].as_ref().map_or(0, |s| s.size());
+                    self.heap = (self.heap + after).saturating_sub(before);
+                }
+            }
+            Ok(())
+        })
+    }
+
+    fn take(&mut self, emit_to: EmitTo) -> Vec<Option<Box<dyn mergeql_udfs::AnyState>>> {
+        let taken = emit_to.take_needed(&mut self.states);
+        self.heap = self.states.iter().flatten().map(|s| s.size()).sum();
+        taken
+    }
+
+    fn encode(states: Vec<Option<Box<dyn mergeql_udfs::AnyState>>>) -> Result<ArrayRef> {
+        let bytes = states.into_iter().map(|s| s.map(|s| s.encode()));
+        build(mergeql_udfs::OwnedColumn::of_bytes(Type::Bytes, bytes), &DataType::Binary)
+    }
+}
+
+impl GroupsAccumulator for Joined {
+    fn update_batch(
+        &mut self,
+        values: &[ArrayRef],
+        groups: &[usize],
+        filter: Option<&BooleanArray>,
+        total: usize,
+    ) -> Result<()> {
+        self.join(&values[0], groups, filter, total)
+    }
+
+    fn merge_batch(&mut self, values: &[ArrayRef], groups: &[usize], total: usize) -> Result<()> {
+        self.join(&values[0], groups, None, total)
+    }
+
+    fn state(&mut self, emit_to: EmitTo) -> Result<Vec<ArrayRef>> {
+        Ok(vec![Joined::encode(self.take(emit_to))?])
+    }
+
+    fn evaluate(&mut self, emit_to: EmitTo) -> Result<ArrayRef> {
+        let states = self.take(emit_to);
+        if !self.value {
+            return Joined::encode(states);
+        }
+        let values = states
+            .iter()
+            .map(|s| s.as_ref().map_or(Ok(Value::Null), |s| s.value()))
+            .collect::<Result<Vec<_>, Error>>()
+            .map_err(external)?;
+        crate::scalars::typed(values, &self.result)
+    }
+
+    fn convert_to_state(&self, values: &[ArrayRef], filter: Option<&BooleanArray>) -> Result<Vec<ArrayRef>> {
+        let states = match filter {
+            Some(filter) => nullif(&values[0], &not(filter)?)?,
+            None => Arc::clone(&values[0]),
+        };
+        Ok(vec![arrow::compute::cast(&states, &DataType::Binary)?])
+    }
+
+    fn size(&self) -> usize {
+        self.states.capacity() * size_of::<Option<Box<dyn mergeql_udfs::AnyState>>>() + self.heap
+    }
+}
+
+struct JoinedOne {
+    groups: Joined,
+}
+
+impl Debug for JoinedOne {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("JoinedOne")
+    }
+}
+
+impl JoinedOne {
+    fn copy(&self) -> Result<Joined> {
+        let state = self.groups.states.first().and_then(Option::as_ref).map(|s| s.encode());
+        let state = state.map(|b| catalog::open(&b)).transpose().map_err(external)?;
+        Ok(Joined { states: vec![state], value: self.groups.value, result: self.groups.result.clone(), heap: 0 })
+    }
+}
+
+impl Accumulator for JoinedOne {
+    fn update_batch(&mut self, values: &[ArrayRef]) -> Result<()> {
+        let rows = values.first().map_or(0, |v| v.len());
+        self.groups.update_batch(values, &vec![0; rows], None, 1)
+    }
+
+    fn merge_batch(&mut self, states: &[ArrayRef]) -> Result<()> {
+        let rows = states.first().map_or(0, |v| v.len());
+        self.groups.merge_batch(states, &vec![0; rows], 1)
+    }
+
+    fn state(&mut self) -> Result<Vec<ScalarValue>> {
+        Ok(vec![ScalarValue::try_from_array(&self.copy()?.state(EmitTo::All)?[0], 0)?])
+    }
+
+    fn evaluate(&mut self) -> Result<ScalarValue> {
+        ScalarValue::try_from_array(&self.copy()?.evaluate(EmitTo::All)?, 0)
+    }
+
+    fn size(&self) -> usize {
+        self.groups.size()
+    }
+}

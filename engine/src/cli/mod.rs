@@ -1,0 +1,164 @@
+//! Arguments, scripts, and what runs them.
+
+mod output;
+mod progress;
+mod repl;
+
+use clap::{Parser, Subcommand};
+use mergeql::{Config, MergeContext, MergeError, parse_size};
+use output::{Output, Style};
+use std::io::{IsTerminal, Read};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Conflict-free merging as a SQL statement.
+#[derive(Debug, Parser)]
+#[command(name = "mergeql", version, about, after_help = EXAMPLES)]
+struct Arguments {
+    /// Run this statement (may be given several times)
+    #[arg(short = 'c', long = "command", value_name = "STATEMENT")]
+    commands: Vec<String>,
+    /// Run the statements of a file
+    #[arg(short = 'f', long, value_name = "SCRIPT")]
+    file: Vec<PathBuf>,
+    /// How rows are printed
+    #[arg(long, value_enum)]
+    format: Option<Style>,
+    /// Write the rows of the last statement to a file (whole or not at all)
+    #[arg(short = 'o', long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Give a file, folder or pattern a name
+    #[arg(long = "source", value_name = "NAME=PATH")]
+    sources: Vec<String>,
+    /// Keep tables and strategies in this folder
+    #[arg(long, value_name = "DIR")]
+    db: Option<PathBuf>,
+    /// Threads of a query [default: one a core]
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
+    /// Memory of a query, like 2GB; beyond it states spill to disk
+    #[arg(long, value_name = "SIZE")]
+    memory_limit: Option<String>,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Lay out the statements of a script (standard input without a file)
+    Fmt {
+        /// The script
+        file: Option<PathBuf>,
+        /// Say whether the script is laid out already, and change nothing
+        #[arg(long)]
+        check: bool,
+    },
+    /// Print the plain SQL that a MERGE stands for
+    Lower {
+        /// The statement
+        statement: String,
+    },
+}
+
+const EXAMPLES: &str = "Examples:
+  mergeql -c \"MERGE 'a.csv', 'b.parquet' ON id STRATEGY price = max, tags = union VERSION BY updated_at\"
+  mergeql --source nyc=nyc.csv --source london=london.ndjson -c 'MERGE nyc, london ON id' --format json
+  mergeql --db shop            # an interactive session over tables kept in ./shop
+
+Exit codes: 0 done, 1 input, output or resources, 2 a statement is wrong.";
+
+/// Prints an error; gives back the exit code that it asks for.
+fn report(error: &MergeError) -> ExitCode {
+    let text = error.to_string();
+    if std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none() {
+        let (first, rest) = text.split_once('\n').unwrap_or((&text, ""));
+        let (code, message) = first.split_once(": ").unwrap_or((first, ""));
+        eprintln!("\x1b[1;31m{code}\x1b[0m: {message}{}{rest}", if rest.is_empty() { "" } else { "\n" });
+    } else {
+        eprintln!("{text}");
+    }
+    ExitCode::from(if error.is_runtime() { 1 } else { 2 })
+}
+
+/// Runs the program.
+pub async fn run() -> ExitCode {
+    let arguments = Arguments::parse();
+    tokio::select! {
+        result = dispatch(arguments) => result.unwrap_or_else(|error| report(&error)),
+        _ = tokio::signal::ctrl_c() => {
+            eprintln!("interrupted: nothing was written");
+            ExitCode::from(130)
+        }
+    }
+}
+
+fn read_script(path: Option<&PathBuf>) -> Result<String, MergeError> {
+    let bytes = match path {
+        Some(path) => std::fs::read(path).map_err(|e| io(&path.display().to_string(), &e))?,
+        None => {
+            let mut bytes = Vec::new();
+            std::io::stdin().lock().read_to_end(&mut bytes)?;
+            bytes
+        }
+    };
+    String::from_utf8(bytes).map_err(|_| MergeError::new(mergeql_udfs::Code::Syntax, "the script is not UTF-8"))
+}
+
+fn io(what: &str, error: &std::io::Error) -> MergeError {
+    MergeError::new(mergeql_udfs::Code::Io, format!("{what}: {error}"))
+}
+
+async fn dispatch(arguments: Arguments) -> Result<ExitCode, MergeError> {
+    if let Some(Command::Fmt { file, check }) = &arguments.command {
+        let script = read_script(file.as_ref())?;
+        let laid_out = mergeql_lang::format(&script)?;
+        if *check {
+            return Ok(ExitCode::from(u8::from(laid_out != script)));
+        }
+        match file {
+            Some(path) if laid_out != script => std::fs::write(path, laid_out).map_err(|e| io(&path.display().to_string(), &e))?,
+            Some(_) => {}
+            None => print!("{laid_out}"),
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    let bad = |message: String| MergeError::new(mergeql_udfs::Code::InvalidArgument, message);
+    let memory_limit = match &arguments.memory_limit {
+        None => None,
+        Some(text) => Some(parse_size(text).ok_or_else(|| bad(format!("`{text}` is no size; write 2GB or 500MB")))?),
+    };
+    let context = MergeContext::new(Config { threads: arguments.threads, memory_limit, db: arguments.db.clone() })?;
+    for source in &arguments.sources {
+        let (name, path) = source.split_once('=').ok_or_else(|| bad(format!("--source takes NAME=PATH, not `{source}`")))?;
+        context.register_source(name, path).await?;
+    }
+    if let Some(Command::Lower { statement }) = &arguments.command {
+        println!("{}", context.lower(statement).await?);
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut scripts: Vec<String> = arguments.commands.clone();
+    for file in &arguments.file {
+        scripts.push(read_script(Some(file))?);
+    }
+    let mut output = Output::new(arguments.format, arguments.output.clone());
+    if scripts.is_empty() {
+        if std::io::stdin().is_terminal() {
+            return repl::run(context, output).await;
+        }
+        scripts.push(read_script(None)?);
+    }
+    let mut statements = Vec::new();
+    for script in &scripts {
+        let split = mergeql_lang::split(script)?;
+        if split.is_empty() && !arguments.commands.is_empty() {
+            // `-c ''` asks for something and names nothing.
+            mergeql_lang::parse(script)?;
+        }
+        statements.extend(split);
+    }
+    let last = statements.len().saturating_sub(1);
+    for (i, statement) in statements.iter().enumerate() {
+        output.statement(&context, statement, i == last).await?;
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,150 @@
+//! Rows for people and for programs.
+
+use super::progress;
+use clap::ValueEnum;
+use comfy_table::{Cell, CellAlignment, Table, presets};
+use datafusion::arrow::array::RecordBatch;
+use datafusion::arrow::datatypes::DataType;
+use datafusion::arrow::util::display::{ArrayFormatter, FormatOptions};
+use mergeql::sources::Format;
+use mergeql::{MergeContext, MergeError, collect, datafusion, sinks};
+use mergeql_udfs::Code;
+use std::path::PathBuf;
+use std::time::Instant;
+
+/// How rows are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[allow(missing_docs)]
+pub enum Style {
+    Table,
+    Csv,
+    Tsv,
+    Json,
+    Ndjson,
+    Parquet,
+    Arrow,
+    Markdown,
+}
+
+impl Style {
+    fn format(self) -> Option<Format> {
+        Format::parse(match self {
+            Style::Csv => "csv",
+            Style::Tsv => "tsv",
+            Style::Json => "json",
+            Style::Ndjson => "ndjson",
+            Style::Parquet => "parquet",
+            Style::Arrow => "arrow",
+            Style::Table | Style::Markdown => return None,
+        })
+    }
+}
+
+/// Where results go, and how.
+pub struct Output {
+    /// How rows are printed.
+    pub style: Style,
+    /// One column a line.
+    pub expanded: bool,
+    /// Whether the time of each statement is told.
+    pub timer: bool,
+    file: Option<PathBuf>,
+}
+
+impl Output {
+    /// Rows to standard output, the last ones to a file if one is given.
+    pub fn new(style: Option<Style>, file: Option<PathBuf>) -> Output {
+        let by_name = file.as_ref().and_then(|f| Style::from_str(f.extension()?.to_str()?, true).ok());
+        Output { style: style.or(by_name).unwrap_or(Style::Table), expanded: false, timer: false, file }
+    }
+
+    /// Runs one statement and prints what it gives.
+    pub async fn statement(&mut self, context: &MergeContext, statement: &str, last: bool) -> Result<(), MergeError> {
+        let started = Instant::now();
+        let bar = progress::watch(context.clone());
+        let result = self.run(context, statement, last, &bar).await;
+        bar.done();
+        result?;
+        if self.timer {
+            eprintln!("Time: {:.3} s", started.elapsed().as_secs_f64());
+        }
+        Ok(())
+    }
+
+    async fn run(&self, context: &MergeContext, statement: &str, last: bool, bar: &progress::Bar) -> Result<(), MergeError> {
+        let frame = context.sql(statement).await?;
+        let schema = std::sync::Arc::new(frame.schema().as_arrow().clone());
+        let rows = context.stream(frame).await?;
+        match (&self.file, self.style.format()) {
+            (Some(path), Some(format)) if last => {
+                let count = sinks::write_file(path, format, rows, None).await?;
+                bar.done();
+                eprintln!("{count} rows written to {}", path.display());
+                Ok(())
+            }
+            (Some(path), None) if last => {
+                let batches = collect(rows).await?;
+                let text = self.text(&batches, schema.as_ref())?;
+                std::fs::write(path, text).map_err(|e| MergeError::new(Code::Io, format!("{}: {e}", path.display())))
+            }
+            (_, Some(format)) => {
+                bar.done();
+                match sinks::write_to(std::io::stdout(), format, rows).await {
+                    Err(e) if e.to_string().contains("Broken pipe") => Ok(()),
+                    other => other.map(drop),
+                }
+            }
+            (_, None) => {
+                let batches = collect(rows).await?;
+                bar.done();
+                let text = self.text(&batches, schema.as_ref())?;
+                use std::io::Write;
+                // A closed pipe (`| head`) is no failure.
+                let _ = std::io::stdout().write_all(text.as_bytes());
+                Ok(())
+            }
+        }
+    }
+
+    fn text(&self, batches: &[RecordBatch], schema: &datafusion::arrow::datatypes::Schema) -> Result<String, MergeError> {
+        if schema.fields().is_empty() {
+            return Ok(String::new());
+        }
+        let names: Vec<&str> = schema.fields().iter().map(|f| f.name().as_str()).collect();
+        let mut rows: Vec<Vec<String>> = Vec::new();
+        for batch in batches {
+            let options = FormatOptions::default().with_null("NULL");
+            let formatters =
+                batch.columns().iter().map(|c| ArrayFormatter::try_new(c, &options)).collect::<Result<Vec<_>, _>>()?;
+            for i in 0..batch.num_rows() {
+                rows.push(formatters.iter().map(|f| f.value(i).to_string()).collect());
+            }
+        }
+        let count = format!("({} row{})\n", rows.len(), if rows.len() == 1 { "" } else { "s" });
+        if self.expanded {
+            let width = names.iter().map(|n| n.chars().count()).max().unwrap_or(0);
+            let mut out = String::new();
+            for (i, row) in rows.iter().enumerate() {
+                out.push_str(&format!("-[ row {} ]-\n", i + 1));
+                for (name, value) in names.iter().zip(row) {
+                    out.push_str(&format!("{name:width$} | {value}\n"));
+                }
+            }
+            return Ok(out + &count);
+        }
+        let mut table = Table::new();
+        let markdown = self.style == Style::Markdown;
+        table.load_preset(if markdown { presets::ASCII_MARKDOWN } else { presets::UTF8_FULL_CONDENSED });
+        table.set_header(names);
+        for row in rows {
+            let cells = row.into_iter().zip(schema.fields()).map(|(value, field)| {
+                let numeric = field.data_type().is_numeric() && !matches!(field.data_type(), DataType::Boolean);
+                let text = if markdown { value.replace('|', "\\|").replace('\n', " ") } else { value };
+                let cell = Cell::new(text);
+                if numeric { cell.set_alignment(CellAlignment::Right) } else { cell }
+            });
+            table.add_row(cells);
+        }
+        Ok(format!("{table}\n{}", if markdown { "" } else { &count }))
+    }
+}

@@ -1,0 +1,375 @@
+//! Strategies that users define: checked when they are made, folded a round at a time over whole columns, verified on demand.
+
+use crate::columns::{external, from_values, value_at};
+use crate::context::MergeContext;
+use crate::error::{MergeError, Result};
+use arrow::array::{Array, ArrayRef, AsArray, Int64Array, RecordBatch, StringArray, UInt32Array};
+use arrow::compute::{cast, interleave, take};
+use arrow::datatypes::{DataType, Field, Schema};
+use datafusion::common::{DFSchema, Result as DfResult};
+use datafusion::logical_expr::{ColumnarValue, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility};
+use datafusion::physical_expr::PhysicalExpr;
+use datafusion::prelude::{DataFrame, SessionContext};
+use datafusion::sql::sqlparser::ast::{Expr, Query, Visit, Visitor};
+use mergeql_lang::Diagnostic;
+use mergeql_lang::ast::{Argument, Name, StrategyBody, StrategyCall};
+use mergeql_lang::lower::{fold_function, quote};
+use mergeql_udfs::catalog::{self, ArgKind, Entry};
+use mergeql_udfs::laws::{self, Outcome, Random};
+use mergeql_udfs::{Call, Code, Error, Value};
+use std::hash::{Hash, Hasher};
+use std::ops::ControlFlow;
+use std::sync::{Arc, LazyLock};
+
+/// Checks a definition; gives back the name it is kept under.
+pub async fn check(context: &MergeContext, or_replace: bool, name: &Name, body: StrategyBody) -> Result<(String, StrategyBody)> {
+    let refuse = |code, message: String| Err(MergeError::from(Diagnostic::at(code, name.span, message)));
+    if catalog::find(&name.value).is_some() {
+        return refuse(Code::InvalidArgument, format!("`{}` is built in", name.value));
+    }
+    let user = context.user_strategies();
+    if user.contains_key(&name.value) && !or_replace {
+        return refuse(Code::InvalidArgument, format!("the strategy `{}` is there already; write CREATE OR REPLACE", name.value));
+    }
+    match &body {
+        StrategyBody::Alias(call) => {
+            let own = call.name.value.strip_prefix("custom:").unwrap_or(&call.name.value);
+            if own == name.value {
+                return refuse(Code::InvalidArgument, format!("`{own}` cannot stand for itself"));
+            }
+            if catalog::find(own).is_none() && !user.contains_key(own) {
+                let error = Diagnostic::at(Code::UnknownStrategy, call.name.span, format!("no strategy is called `{own}`"));
+                let mut names: Vec<&str> = catalog::names().collect();
+                names.extend(user.keys().map(String::as_str));
+                return Err(error.suggest(own, names).into());
+            }
+        }
+        StrategyBody::By { rank, .. } => check_expression(rank, &["value"])?,
+        StrategyBody::Fold { left, right, step, compact } => {
+            check_expression(step, &[&left.value, &right.value])?;
+            let fold = Fold::new(&name.value, &body);
+            if fold.types().is_empty() {
+                // Planning against one type gives the reason.
+                fold.expression(&DataType::Int64).map_err(MergeError::from)?;
+            }
+            if *compact {
+                for ty in fold.types() {
+                    let bad = fold.outcomes(&ty, None, 1000)?.into_iter().find_map(|o| o.counterexample.map(|c| (o.law, c)));
+                    if let Some((law, example)) = bad {
+                        return Err(MergeError::new(
+                            Code::UnverifiedStrategy,
+                            format!("`{}` cannot be COMPACT: it is not {law}: {example}", name.value),
+                        )
+                        .help("leave COMPACT out: a fold over the set of values is lawful for any expression"));
+                    }
+                }
+            }
+        }
+    }
+    Ok((name.value.clone(), body))
+}
+
+/// Only the given names, no subqueries.
+fn check_expression(expr: &Expr, names: &[&str]) -> Result<()> {
+    struct Check<'a>(&'a [&'a str]);
+    impl Visitor for Check<'_> {
+        type Break = Box<Diagnostic>;
+        fn pre_visit_query(&mut self, _: &Query) -> ControlFlow<Self::Break> {
+            ControlFlow::Break(Diagnostic::new(Code::Unsupported, "a strategy's expression has no subqueries"))
+        }
+        fn pre_visit_expr(&mut self, expr: &Expr) -> ControlFlow<Self::Break> {
+            match expr {
+                Expr::Identifier(i) if !self.0.iter().any(|n| n.eq_ignore_ascii_case(&i.value)) => {
+                    let error = Diagnostic::at(Code::UnknownColumn, i.span.into(), format!("the expression knows no `{}`", i.value));
+                    ControlFlow::Break(error.help(format!("it is over {}", self.0.join(" and "))))
+                }
+                Expr::CompoundIdentifier(_) => {
+                    ControlFlow::Break(Diagnostic::new(Code::UnknownColumn, format!("the expression knows no `{expr}`")))
+                }
+                Expr::Collate { .. } => {
+                    ControlFlow::Break(Diagnostic::new(Code::Unsupported, "text is compared by bytes: a strategy has no collation"))
+                }
+                _ => ControlFlow::Continue(()),
+            }
+        }
+    }
+    match expr.visit(&mut Check(names)) {
+        ControlFlow::Break(error) => Err(error.into()),
+        ControlFlow::Continue(()) => Ok(()),
+    }
+}
+
+/// Registers the function that folds the distinct values of a strategy, if it is a fold.
+pub fn register_fold(context: &MergeContext, name: &str, body: &StrategyBody) -> Result<()> {
+    if let StrategyBody::Fold { .. } = body {
+        context.session().register_udf(ScalarUDF::from(FoldUdf { name: fold_function(name), fold: Fold::new(name, body), signature: Signature::any(1, Volatility::Immutable) }));
+    }
+    Ok(())
+}
+
+/// Plans the expressions of strategies; it has no tables.
+static EXPRESSIONS: LazyLock<SessionContext> = LazyLock::new(SessionContext::new);
+
+/// A step over two values.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Fold {
+    name: String,
+    left: String,
+    right: String,
+    step: String,
+}
+
+impl Fold {
+    fn new(name: &str, body: &StrategyBody) -> Fold {
+        let plain = |n: &Name| if n.quoted { n.value.clone() } else { n.value.to_ascii_lowercase() };
+        match body {
+            StrategyBody::Fold { left, right, step, .. } => {
+                Fold { name: name.to_owned(), left: plain(left), right: plain(right), step: step.to_string() }
+            }
+            _ => Fold { name: name.to_owned(), left: "a".to_owned(), right: "b".to_owned(), step: "a".to_owned() },
+        }
+    }
+
+    fn schema(&self, ty: &DataType) -> Schema {
+        Schema::new(vec![Field::new(&self.left, ty.clone(), true), Field::new(&self.right, ty.clone(), true)])
+    }
+
+    fn expression(&self, ty: &DataType) -> DfResult<Arc<dyn PhysicalExpr>> {
+        let schema = DFSchema::try_from(self.schema(ty))?;
+        let state = EXPRESSIONS.state();
+        let expr = state.create_logical_expr(&self.step, &schema)?;
+        if expr.is_volatile() {
+            return Err(external(Error::new(Code::Unsupported, format!("`{}` is not the same on every run", self.step))));
+        }
+        EXPRESSIONS.create_physical_expr(expr, &schema)
+    }
+
+    /// The types that the step can be planned for.
+    fn types(&self) -> Vec<DataType> {
+        [DataType::Int64, DataType::Float64, DataType::Utf8, DataType::Boolean]
+            .into_iter()
+            .filter(|ty| self.expression(ty).is_ok())
+            .collect()
+    }
+
+    fn apply(&self, expression: &Arc<dyn PhysicalExpr>, left: ArrayRef, right: ArrayRef) -> DfResult<ArrayRef> {
+        let ty = left.data_type().clone();
+        let rows = left.len();
+        let batch = RecordBatch::try_new(Arc::new(self.schema(&ty)), vec![left, right])?;
+        Ok(cast(&expression.evaluate(&batch)?.into_array(rows)?, &ty)?)
+    }
+
+    /// The laws of the step itself, which COMPACT needs.
+    fn outcomes(&self, ty: &DataType, values: Option<&[Value]>, cases: usize) -> Result<Vec<Outcome>> {
+        let logical = crate::columns::logical(ty)?;
+        let domain = values.map_or_else(|| laws::domain(&logical), <[Value]>::to_vec);
+        let domain: Vec<Value> = domain.into_iter().filter(|v| !v.is_null()).collect();
+        if domain.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut random = Random(5);
+        let mut column = || from_values(&(0..cases).map(|_| domain[random.below(domain.len())].clone()).collect::<Vec<_>>(), ty);
+        let (a, b, c) = (column()?, column()?, column()?);
+        let expression = self.expression(ty)?;
+        let f = |x: &ArrayRef, y: &ArrayRef| self.apply(&expression, x.clone(), y.clone());
+        let laws: [(&'static str, ArrayRef, ArrayRef); 3] = [
+            ("commutative", f(&a, &b)?, f(&b, &a)?),
+            ("associative", f(&f(&a, &b)?, &c)?, f(&a, &f(&b, &c)?)?),
+            ("idempotent", f(&a, &a)?, a.clone()),
+        ];
+        let outcome = |(law, left, right): (&'static str, ArrayRef, ArrayRef)| {
+            let mut outcome = Outcome { law, cases, passed: 0, counterexample: None };
+            for i in 0..cases {
+                let (x, y) = (value_at(&left, i), value_at(&right, i));
+                if x == y {
+                    outcome.passed += 1;
+                } else if outcome.counterexample.is_none() {
+                    let inputs = [&a, &b, &c].map(|v| value_at(v, i).to_string());
+                    outcome.counterexample = Some(match law {
+                        "idempotent" => format!("f({0}, {0}) = {x}", inputs[0]),
+                        "commutative" => format!("f({0}, {1}) = {x}, f({1}, {0}) = {y}", inputs[0], inputs[1]),
+                        _ => format!("f(f({0}, {1}), {2}) = {x}, f({0}, f({1}, {2})) = {y}", inputs[0], inputs[1], inputs[2]),
+                    });
+                }
+            }
+            outcome
+        };
+        Ok(laws.into_iter().map(outcome).collect())
+    }
+}
+
+struct FoldUdf {
+    name: String,
+    fold: Fold,
+    signature: Signature,
+}
+
+impl std::fmt::Debug for FoldUdf {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.fold.fmt(f)
+    }
+}
+
+impl PartialEq for FoldUdf {
+    fn eq(&self, other: &Self) -> bool {
+        self.fold == other.fold
+    }
+}
+
+impl Eq for FoldUdf {}
+
+impl Hash for FoldUdf {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.fold.hash(state);
+    }
+}
+
+impl ScalarUDFImpl for FoldUdf {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn signature(&self) -> &Signature {
+        &self.signature
+    }
+
+    fn return_type(&self, types: &[DataType]) -> DfResult<DataType> {
+        match &types[0] {
+            DataType::List(field) => {
+                self.fold.expression(field.data_type())?;
+                Ok(field.data_type().clone())
+            }
+            other => Err(external(Error::type_mismatch(format!("`{}` folds a list, not {other}", self.fold.name)))),
+        }
+    }
+
+    fn invoke_with_args(&self, args: ScalarFunctionArgs) -> DfResult<ColumnarValue> {
+        let array = args.args[0].to_array(args.number_rows)?;
+        let lists = array.as_list::<i32>();
+        let values = lists.values();
+        let expression = self.fold.expression(values.data_type())?;
+        let offsets = lists.value_offsets();
+        let length = |i: usize| if lists.is_null(i) { 0 } else { (offsets[i + 1] - offsets[i]) as usize };
+        let first: UInt32Array = (0..lists.len()).map(|i| (length(i) > 0).then(|| offsets[i] as u32)).collect();
+        let mut folded = take(values, &first, None)?;
+        // Round k folds the k-th value of every list that has one: a round is one evaluation over a column.
+        for k in 1..(0..lists.len()).map(length).max().unwrap_or(0) {
+            let rows: Vec<usize> = (0..lists.len()).filter(|i| length(*i) > k).collect();
+            let left = take(&folded, &rows.iter().map(|i| *i as u32).collect::<UInt32Array>(), None)?;
+            let right = take(values, &rows.iter().map(|i| offsets[*i] as u32 + k as u32).collect::<UInt32Array>(), None)?;
+            let stepped = self.fold.apply(&expression, left, right)?;
+            let mut places: Vec<(usize, usize)> = (0..lists.len()).map(|i| (0, i)).collect();
+            rows.iter().enumerate().for_each(|(at, row)| places[*row] = (1, at));
+            folded = interleave(&[&folded, &stepped], &places)?;
+        }
+        Ok(ColumnarValue::Array(folded))
+    }
+}
+
+/// `VERIFY STRATEGY name [ON table.column] [CASES n]`
+pub async fn verify(context: &MergeContext, name: &Name, on: Option<(Vec<Name>, Name)>, cases: usize) -> Result<DataFrame> {
+    let values = match &on {
+        None => None,
+        Some((table, column)) => Some(column_values(context, table, column).await?),
+    };
+    let own = name.value.strip_prefix("custom:").unwrap_or(&name.value);
+    let user = context.user_strategies();
+    let outcomes = match user.get(own) {
+        Some(body @ StrategyBody::Fold { .. }) => {
+            let fold = Fold::new(own, body);
+            let types = match &values {
+                Some((ty, _)) => vec![ty.clone()],
+                None => fold.types(),
+            };
+            let given = values.as_ref().map(|(_, v)| v.as_slice());
+            let each = types.iter().map(|ty| fold.outcomes(ty, given, cases)).collect::<Result<Vec<_>>>()?;
+            sum(each)
+        }
+        Some(StrategyBody::By { greatest, .. }) => builtin(if *greatest { "lww" } else { "fww" }, None, &values, cases)?,
+        Some(StrategyBody::Alias(call)) => builtin(&call.name.value, Some(call), &values, cases)?,
+        None if catalog::find(own).is_some() => builtin(own, None, &values, cases)?,
+        None => {
+            let mut names: Vec<&str> = catalog::names().collect();
+            names.extend(user.keys().map(String::as_str));
+            let error = Diagnostic::at(Code::UnknownStrategy, name.span, format!("no strategy is called `{own}`"));
+            return Err(error.suggest(own, names).into());
+        }
+    };
+    let schema = Schema::new(vec![
+        Field::new("law", DataType::Utf8, false),
+        Field::new("cases", DataType::Int64, false),
+        Field::new("passed", DataType::Int64, false),
+        Field::new("counterexample", DataType::Utf8, true),
+    ]);
+    let batch = RecordBatch::try_new(
+        Arc::new(schema),
+        vec![
+            Arc::new(outcomes.iter().map(|o| Some(o.law)).collect::<StringArray>()),
+            Arc::new(outcomes.iter().map(|o| Some(o.cases as i64)).collect::<Int64Array>()),
+            Arc::new(outcomes.iter().map(|o| Some(o.passed as i64)).collect::<Int64Array>()),
+            Arc::new(outcomes.iter().map(|o| o.counterexample.as_deref()).collect::<StringArray>()),
+        ],
+    )?;
+    Ok(context.session().read_batch(batch)?)
+}
+
+/// Some of the values of a column, and its type.
+async fn column_values(context: &MergeContext, table: &[Name], column: &Name) -> Result<(DataType, Vec<Value>)> {
+    let table = table.iter().map(|n| quote(&n.value)).collect::<Vec<_>>().join(".");
+    let column = quote(&column.value);
+    let frame = context.session().sql(&format!("SELECT DISTINCT {column} FROM {table} ORDER BY {column} LIMIT 100")).await?;
+    let ty = frame.schema().field(0).data_type().clone();
+    let batches = frame.collect().await?;
+    let values = batches.iter().flat_map(|b| (0..b.num_rows()).map(|i| value_at(b.column(0), i)).collect::<Vec<_>>()).collect();
+    Ok((ty, values))
+}
+
+fn builtin(name: &str, alias: Option<&StrategyCall>, values: &Option<(DataType, Vec<Value>)>, cases: usize) -> Result<Vec<Outcome>> {
+    let entry: &Entry = catalog::find(name)
+        .ok_or_else(|| MergeError::new(Code::Unsupported, format!("`{name}` stands for another user-defined strategy: verify that one")))?;
+    let mut calls: Vec<Call> = (entry.spec().samples)();
+    if let Some(alias) = alias {
+        let literals: Vec<Value> =
+            alias.args.iter().filter_map(|(_, a)| if let Argument::Literal(v, _) = a { Some(v.clone()) } else { None }).collect();
+        for call in &mut calls {
+            if let Some(arg) = entry.spec().args.iter().find(|a| matches!(a.kind, ArgKind::Text | ArgKind::Literals))
+                && let Some(first) = literals.first()
+            {
+                let value = if arg.kind == ArgKind::Text { first.clone() } else { Value::List(literals.clone()) };
+                call.args.retain(|(n, _)| n != arg.name);
+                call.args.push((arg.name.to_owned(), value));
+            }
+        }
+    }
+    if let Some((ty, _)) = values {
+        let logical = crate::columns::logical(ty)?;
+        calls.truncate(1);
+        if let Some(first) = calls.first_mut().and_then(|c| c.inputs.first_mut()) {
+            *first = logical;
+        }
+    }
+    let each = calls
+        .iter()
+        .map(|call| {
+            let given = values.as_ref().map(|(_, v)| v.as_slice());
+            Ok(laws::check_with(entry, call, given, cases.div_ceil(calls.len()), 1)?)
+        })
+        .collect::<Result<Vec<_>>>()?;
+    Ok(sum(each))
+}
+
+/// Outcomes of several runs by law.
+fn sum(runs: Vec<Vec<Outcome>>) -> Vec<Outcome> {
+    let mut total: Vec<Outcome> = Vec::new();
+    for outcome in runs.into_iter().flatten() {
+        match total.iter_mut().find(|o| o.law == outcome.law) {
+            Some(seen) => {
+                seen.cases += outcome.cases;
+                seen.passed += outcome.passed;
+                seen.counterexample = seen.counterexample.take().or(outcome.counterexample);
+            }
+            None => total.push(outcome),
+        }
+    }
+    total
+}

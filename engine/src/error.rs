@@ -1,0 +1,136 @@
+//! Every failure of the engine as one kind: a diagnostic with a code, and whether it is the statement's fault or the machine's.
+
+use datafusion::common::{DataFusionError, SchemaError};
+use mergeql_lang::Diagnostic;
+use mergeql_udfs::{Code, Error};
+
+/// A failed statement.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{0}")]
+pub struct MergeError(pub Box<Diagnostic>);
+
+/// The result of an operation of the engine.
+pub type Result<T, E = MergeError> = std::result::Result<T, E>;
+
+impl MergeError {
+    /// A failure without a place in the statement.
+    pub fn new(code: Code, message: impl Into<String>) -> MergeError {
+        MergeError(Diagnostic::new(code, message))
+    }
+
+    /// The same failure with a way out.
+    pub fn help(self, help: impl Into<String>) -> MergeError {
+        MergeError(self.0.help(help))
+    }
+
+    /// The code.
+    pub fn code(&self) -> Code {
+        self.0.code
+    }
+
+    /// Input, output and resources: not the statement's fault.
+    pub fn is_runtime(&self) -> bool {
+        matches!(self.0.code, Code::Io | Code::LimitExceeded)
+    }
+}
+
+impl From<Box<Diagnostic>> for MergeError {
+    fn from(diagnostic: Box<Diagnostic>) -> MergeError {
+        MergeError(diagnostic)
+    }
+}
+
+impl From<Error> for MergeError {
+    fn from(error: Error) -> MergeError {
+        MergeError(error.into())
+    }
+}
+
+impl From<std::io::Error> for MergeError {
+    fn from(error: std::io::Error) -> MergeError {
+        MergeError::new(Code::Io, error.to_string())
+    }
+}
+
+impl From<arrow::error::ArrowError> for MergeError {
+    fn from(error: arrow::error::ArrowError) -> MergeError {
+        DataFusionError::from(error).into()
+    }
+}
+
+impl From<DataFusionError> for MergeError {
+    fn from(error: DataFusionError) -> MergeError {
+        if let Some(own) = find_own(&error) {
+            return own.clone().into();
+        }
+        let text = error.strip_backtrace();
+        let root = error.find_root();
+        let code = match root {
+            DataFusionError::SQL(..) => Code::Syntax,
+            DataFusionError::NotImplemented(_) => Code::Unsupported,
+            DataFusionError::ResourcesExhausted(_) => Code::LimitExceeded,
+            DataFusionError::IoError(_) | DataFusionError::ObjectStore(_) | DataFusionError::ParquetError(_) => Code::Io,
+            DataFusionError::SchemaError(inner, _) => match **inner {
+                SchemaError::FieldNotFound { .. } => Code::UnknownColumn,
+                _ => Code::DuplicateColumn,
+            },
+            DataFusionError::Plan(message) => plan_code(message),
+            DataFusionError::ArrowError(inner, _) => match **inner {
+                arrow::error::ArrowError::IoError(..)
+                | arrow::error::ArrowError::ParquetError(_)
+                | arrow::error::ArrowError::IpcError(_)
+                | arrow::error::ArrowError::CsvError(_)
+                | arrow::error::ArrowError::JsonError(_) => Code::Io,
+                _ => Code::InvalidArgument,
+            },
+            DataFusionError::Execution(_) => Code::InvalidArgument,
+            _ => Code::Unsupported,
+        };
+        let text = text
+            .trim_start_matches("Error during planning: ")
+            .trim_start_matches("SQL error: ")
+            .trim_start_matches("Execution error: ")
+            .trim_start_matches("Schema error: ")
+            .trim_start_matches("External error: ");
+        MergeError::new(code, text.trim())
+    }
+}
+
+fn plan_code(message: &str) -> Code {
+    if message.contains("table '") && message.contains("not found") {
+        Code::UnknownSource
+    } else if message.contains("No field named") {
+        Code::UnknownColumn
+    } else if message.contains("coerce") || message.contains("type") {
+        Code::TypeMismatch
+    } else if message.contains("Invalid function") {
+        Code::UnknownStrategy
+    } else {
+        Code::Syntax
+    }
+}
+
+/// The core's own error inside a chain of others.
+fn find_own<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a Error> {
+    let mut next: Option<&'a (dyn std::error::Error + 'static)> = Some(error);
+    while let Some(current) = next {
+        if let Some(own) = current.downcast_ref::<Error>() {
+            return Some(own);
+        }
+        if let Some(DataFusionError::External(inner)) = current.downcast_ref::<DataFusionError>()
+            && let Some(own) = inner.downcast_ref::<Error>()
+        {
+            return Some(own);
+        }
+        if let Some(DataFusionError::Shared(inner)) = current.downcast_ref::<DataFusionError>() {
+            next = Some(inner.as_ref());
+            continue;
+        }
+        if let Some(arrow::error::ArrowError::ExternalError(inner)) = current.downcast_ref::<arrow::error::ArrowError>() {
+            next = Some(inner.as_ref());
+            continue;
+        }
+        next = current.source();
+    }
+    None
+}

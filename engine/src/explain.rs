@@ -1,0 +1,135 @@
+//! EXPLAIN MERGE, SHOW STRATEGIES and `mergeql_strategies()`.
+
+use crate::context::MergeContext;
+use crate::error::Result;
+use arrow::array::{ArrayRef, BooleanArray, RecordBatch, StringArray};
+use arrow::datatypes::{DataType, Field, Schema};
+use arrow::util::display::array_value_to_string;
+use datafusion::catalog::{TableFunctionArgs, TableFunctionImpl, TableProvider};
+use datafusion::common::Result as DfResult;
+use datafusion::datasource::MemTable;
+use datafusion::prelude::{DataFrame, SessionContext};
+use mergeql_lang::ast::Explain;
+use mergeql_lang::plan::Plan;
+use mergeql_udfs::{Call, Type, catalog};
+use std::sync::Arc;
+use std::time::Instant;
+
+fn texts(columns: &[(&str, Vec<String>)]) -> Result<RecordBatch> {
+    let fields: Vec<Field> = columns.iter().map(|(n, _)| Field::new(*n, DataType::Utf8, false)).collect();
+    let arrays = columns.iter().map(|(_, v)| Arc::new(StringArray::from_iter_values(v)) as ArrayRef).collect();
+    Ok(RecordBatch::try_new(Arc::new(Schema::new(fields)), arrays)?)
+}
+
+/// The plan of a merge: sources, key, columns and why, laws, push-downs, then the host's plan.
+pub async fn merge(context: &MergeContext, session: &SessionContext, plan: &Plan, sql: &str, explain: Explain) -> Result<DataFrame> {
+    let mut rows: Vec<(String, String)> = Vec::new();
+    let mut add = |item: &str, detail: String| rows.push((item.to_owned(), detail));
+    for source in &plan.sources {
+        let count = session.sql(&format!("SELECT count(*) FROM {} AS s", source.relation.sql)).await?.collect().await?;
+        let count = count.first().map(|b| array_value_to_string(b.column(0), 0)).transpose()?.unwrap_or_default();
+        add("source", format!("{}: {count} rows, {} columns", source.name, source.relation.columns.len()));
+    }
+    let key: Vec<String> = plan.key_columns().iter().map(|c| format!("{} {}", c.name, c.ty)).collect();
+    add("key", key.join(", "));
+    let versions: Vec<String> = plan
+        .versions
+        .columns
+        .iter()
+        .map(|(c, descending)| format!("{}{}", plan.columns[*c].name, if *descending { " DESC" } else { "" }))
+        .chain(plan.versions.row.then(|| "ROW".to_owned()))
+        .collect();
+    add("version", if versions.is_empty() { "none".to_owned() } else { versions.join(", ") });
+    for cell in &plan.cells {
+        let closed = match plan.not_closed(cell) {
+            None => "closed".to_owned(),
+            Some(why) => format!("not closed: {why}"),
+        };
+        add(
+            "column",
+            format!("{} {} = {} ({}); {}; {closed}", cell.name, cell.ty, cell.shown, cell.why.as_str(), catalog::LAWS.join(", ")),
+        );
+    }
+    if let Some(delete) = &plan.delete {
+        add("deletion", format!("rows whose newest {} says so are hidden", delete.name));
+    }
+    if let Some(filter) = &plan.filter {
+        let text = filter.to_string();
+        let only_key = !plan.cells.iter().any(|c| text.contains(&format!("\"{}\"", c.name)));
+        add(
+            "filter",
+            if only_key { format!("{text}: on the key only, pushed below the merge") } else { format!("{text}: over merged rows") },
+        );
+    }
+    if plan.nullable_key() {
+        add("null keys", "rows with a NULL in the key are groups of their own".to_owned());
+    }
+    for warning in &plan.warnings {
+        add("warning", warning.clone());
+    }
+    let verb = if explain == Explain::Analyze { "EXPLAIN ANALYZE" } else { "EXPLAIN" };
+    let started = Instant::now();
+    let host = session.sql(&format!("{verb} {sql}")).await?.collect().await?;
+    if explain == Explain::Analyze {
+        add("time", format!("{:.3} s", started.elapsed().as_secs_f64()));
+    }
+    for batch in &host {
+        for row in 0..batch.num_rows() {
+            let (kind, text) = (array_value_to_string(batch.column(0), row)?, array_value_to_string(batch.column(1), row)?);
+            text.lines().for_each(|line| add(&kind, line.to_owned()));
+        }
+    }
+    let (items, details) = rows.into_iter().unzip();
+    Ok(context.session().read_batch(texts(&[("item", items), ("detail", details)])?)?)
+}
+
+/// Every strategy, built in and user-defined.
+pub fn strategies(context: &MergeContext) -> Result<RecordBatch> {
+    let mut rows: Vec<[String; 7]> = Vec::new();
+    let mut closed = Vec::new();
+    for entry in catalog::all() {
+        let spec = entry.spec();
+        rows.push([
+            spec.name.to_owned(),
+            spec.aliases.join(", "),
+            spec.usage(),
+            spec.takes.to_owned(),
+            catalog::LAWS.join(", "),
+            spec.since.to_owned(),
+            spec.title.to_owned(),
+        ]);
+        closed.push((spec.closed)(&Call::new(vec![Type::List(Box::new(Type::INT64))])));
+    }
+    for (name, text) in context.strategy_texts() {
+        let laws = catalog::LAWS.join(", ");
+        rows.push([name.clone(), String::new(), name, "any type".to_owned(), laws, String::new(), text]);
+        closed.push(false);
+    }
+    let column = |i: usize| Arc::new(rows.iter().map(|r| Some(r[i].as_str())).collect::<StringArray>()) as ArrayRef;
+    let names = ["name", "aliases", "usage", "takes", "laws", "since", "description"];
+    let mut fields: Vec<Field> = names.iter().map(|n| Field::new(*n, DataType::Utf8, false)).collect();
+    let mut arrays: Vec<ArrayRef> = (0..names.len()).map(column).collect();
+    fields.insert(5, Field::new("closed", DataType::Boolean, false));
+    arrays.insert(5, Arc::new(BooleanArray::from(closed)));
+    Ok(RecordBatch::try_new(Arc::new(Schema::new(fields)), arrays)?)
+}
+
+struct Strategies(MergeContext);
+
+impl std::fmt::Debug for Strategies {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("mergeql_strategies")
+    }
+}
+
+impl TableFunctionImpl for Strategies {
+    fn call_with_args(&self, _: TableFunctionArgs<'_, '_>) -> DfResult<Arc<dyn TableProvider>> {
+        let batch = strategies(&self.0).map_err(|e| datafusion::common::DataFusionError::External(Box::new(e)))?;
+        Ok(Arc::new(MemTable::try_new(batch.schema(), vec![vec![batch]])?))
+    }
+}
+
+/// Registers the table functions.
+pub fn register(context: &MergeContext) {
+    context.session().register_udtf("mergeql_strategies", Arc::new(Strategies(context.clone())));
+}

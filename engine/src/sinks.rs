@@ -1,0 +1,210 @@
+//! Results as files: written beside the target under a temporary name, synced, then renamed, so that a file appears whole or not at
+//! all.
+
+use crate::error::{MergeError, Result};
+use crate::sources::Format;
+use crate::text_files::{Layout, io};
+use arrow::array::RecordBatch;
+use arrow::compute::cast;
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use datafusion::execution::SendableRecordBatchStream;
+use futures::StreamExt;
+use mergeql_udfs::Code;
+use parquet::arrow::ArrowWriter;
+use parquet::basic::Compression;
+use parquet::file::metadata::SortingColumn;
+use parquet::file::properties::WriterProperties;
+use std::io::{BufWriter, Write};
+use std::path::Path;
+use std::sync::Arc;
+
+/// How rows are sorted in what is written: the first columns, ascending, NULLs first.
+pub type SortedBy = Option<usize>;
+
+enum Writer<W: Write + Send> {
+    Csv(arrow::csv::Writer<W>),
+    Ndjson(arrow::json::LineDelimitedWriter<W>),
+    Json(arrow::json::ArrayWriter<W>),
+    Parquet(Box<ArrowWriter<W>>),
+    Arrow(Box<arrow::ipc::writer::FileWriter<W>>),
+}
+
+/// Text for types that a format has no columns for.
+fn plain_schema(schema: &SchemaRef, format: Format) -> SchemaRef {
+    let simple = |ty: &DataType| match ty {
+        DataType::List(_) | DataType::LargeList(_) | DataType::FixedSizeList(..) | DataType::Struct(_) | DataType::Map(..) => {
+            format == Format::Text(Layout::Ndjson) || format == Format::Text(Layout::Json)
+        }
+        DataType::Binary | DataType::LargeBinary | DataType::BinaryView | DataType::FixedSizeBinary(_) => false,
+        _ => true,
+    };
+    match format {
+        Format::Text(_) => Arc::new(Schema::new(
+            schema
+                .fields()
+                .iter()
+                .map(|f| if simple(f.data_type()) { f.as_ref().clone() } else { Field::new(f.name(), DataType::Utf8, true) })
+                .collect::<Vec<_>>(),
+        )),
+        _ => schema.clone(),
+    }
+}
+
+fn fit(batch: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatch> {
+    let columns = batch
+        .columns()
+        .iter()
+        .zip(schema.fields())
+        .map(|(column, field)| {
+            if column.data_type() == field.data_type() {
+                return Ok(column.clone());
+            }
+            if field.data_type() == &DataType::Utf8 && !matches!(column.data_type(), DataType::Utf8View | DataType::LargeUtf8) {
+                let text = |i: usize| {
+                    let value = crate::columns::value_at(column, i);
+                    if value.is_null() { None } else { Some(value.to_string()) }
+                };
+                return Ok(Arc::new((0..column.len()).map(text).collect::<arrow::array::StringArray>()) as _);
+            }
+            cast(column, field.data_type()).map_err(MergeError::from)
+        })
+        .collect::<Result<Vec<_>>>()?;
+    Ok(RecordBatch::try_new(schema.clone(), columns)?)
+}
+
+impl<W: Write + Send> Writer<W> {
+    fn new(out: W, schema: &SchemaRef, format: Format, sorted_by: SortedBy) -> Result<Writer<W>> {
+        Ok(match format {
+            Format::Text(Layout::Csv { delimiter, header }) => {
+                Writer::Csv(arrow::csv::WriterBuilder::new().with_header(header).with_delimiter(delimiter).build(out))
+            }
+            Format::Text(Layout::Ndjson) => Writer::Ndjson(arrow::json::LineDelimitedWriter::new(out)),
+            Format::Text(Layout::Json) => Writer::Json(arrow::json::ArrayWriter::new(out)),
+            Format::Parquet => {
+                let sorting = sorted_by.map(|n| {
+                    (0..n).map(|i| SortingColumn { column_idx: i as i32, descending: false, nulls_first: true }).collect()
+                });
+                let properties = WriterProperties::builder()
+                    .set_compression(Compression::SNAPPY)
+                    .set_created_by(format!("mergeql {}", env!("CARGO_PKG_VERSION")))
+                    .set_sorting_columns(sorting)
+                    .build();
+                Writer::Parquet(Box::new(ArrowWriter::try_new(out, schema.clone(), Some(properties)).map_err(parquet_error)?))
+            }
+            Format::Arrow => Writer::Arrow(Box::new(arrow::ipc::writer::FileWriter::try_new(out, schema)?)),
+        })
+    }
+
+    fn write(&mut self, batch: &RecordBatch) -> Result<()> {
+        match self {
+            Writer::Csv(w) => w.write(batch)?,
+            Writer::Ndjson(w) => w.write(batch)?,
+            Writer::Json(w) => w.write(batch)?,
+            Writer::Parquet(w) => w.write(batch).map_err(parquet_error)?,
+            Writer::Arrow(w) => w.write(batch)?,
+        }
+        Ok(())
+    }
+
+    fn finish(self) -> Result<W> {
+        Ok(match self {
+            Writer::Csv(w) => w.into_inner(),
+            Writer::Ndjson(mut w) => {
+                w.finish()?;
+                w.into_inner()
+            }
+            Writer::Json(mut w) => {
+                w.finish()?;
+                w.into_inner()
+            }
+            Writer::Parquet(w) => w.into_inner().map_err(parquet_error)?,
+            Writer::Arrow(mut w) => {
+                w.finish()?;
+                w.into_inner()?
+            }
+        })
+    }
+}
+
+fn parquet_error(error: parquet::errors::ParquetError) -> MergeError {
+    MergeError::new(Code::Io, error.to_string())
+}
+
+/// Writes rows to a stream that is open already (standard output); gives back how many there were.
+///
+/// # Errors
+/// `io`, and whatever the query fails with.
+pub async fn write_to(out: impl Write + Send, format: Format, mut rows: SendableRecordBatchStream) -> Result<usize> {
+    let schema = plain_schema(&rows.schema(), format);
+    let mut writer = Writer::new(out, &schema, format, None)?;
+    let mut count = 0;
+    let mut first = true;
+    while let Some(batch) = rows.next().await {
+        let batch = batch?;
+        count += batch.num_rows();
+        writer.write(&fit(&batch, &schema)?)?;
+        first = false;
+    }
+    if first {
+        writer.write(&RecordBatch::new_empty(schema))?;
+    }
+    writer.finish()?.flush()?;
+    Ok(count)
+}
+
+/// Writes rows to a file, whole or not at all; gives back how many there were.
+///
+/// # Errors
+/// `io`, and whatever the query fails with. The target is untouched then.
+pub async fn write_file(path: &Path, format: Format, rows: SendableRecordBatchStream, sorted_by: SortedBy) -> Result<usize> {
+    write_file_as(path, format, rows, sorted_by, true).await
+}
+
+/// As [`write_file`]; with `replace` false an existing file is left alone and an error.
+///
+/// # Errors
+/// As [`write_file`].
+pub async fn write_file_as(
+    path: &Path,
+    format: Format,
+    mut rows: SendableRecordBatchStream,
+    sorted_by: SortedBy,
+    replace: bool,
+) -> Result<usize> {
+    let folder = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let fail = |e: std::io::Error| MergeError::from(io(path, e));
+    let file = tempfile::Builder::new().prefix(".mergeql-").suffix(".tmp").tempfile_in(folder).map_err(fail)?;
+    let schema = plain_schema(&rows.schema(), format);
+    let mut writer = Writer::new(BufWriter::with_capacity(1 << 18, file), &schema, format, sorted_by)?;
+    let mut count = 0;
+    let mut empty = true;
+    while let Some(batch) = rows.next().await {
+        let batch = batch?;
+        count += batch.num_rows();
+        empty = false;
+        writer.write(&fit(&batch, &schema)?)?;
+    }
+    if empty {
+        writer.write(&RecordBatch::new_empty(schema))?;
+    }
+    let file = writer.finish()?.into_inner().map_err(|e| fail(e.into_error()))?;
+    file.as_file().sync_all().map_err(fail)?;
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        std::fs::set_permissions(file.path(), std::fs::Permissions::from_mode(0o644)).map_err(fail)?;
+    }
+    if replace {
+        file.persist(path).map_err(|e| fail(e.error))?;
+    } else {
+        file.persist_noclobber(path).map_err(|e| fail(e.error))?;
+    }
+    // The rename itself must survive a crash too.
+    if let Ok(folder) = std::fs::File::open(folder) {
+        folder.sync_all().ok();
+    }
+    Ok(count)
+}

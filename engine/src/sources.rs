@@ -1,0 +1,342 @@
+//! From the names in a statement to relations: tables, views, files, folders, patterns, standard input.
+
+use crate::columns::logical;
+use crate::context::MergeContext;
+use crate::error::{MergeError, Result};
+use crate::text_files::{self, Bytes, Layout, io};
+use arrow::datatypes::Schema;
+use datafusion::catalog::TableProvider;
+use datafusion::catalog::streaming::StreamingTable;
+use datafusion::common::TableReference;
+use datafusion::datasource::file_format::FileFormat;
+use datafusion::datasource::file_format::arrow::ArrowFormat;
+use datafusion::datasource::file_format::parquet::ParquetFormat;
+use datafusion::datasource::listing::{ListingOptions, ListingTable, ListingTableConfig, ListingTableUrl};
+use mergeql_lang::ast::{self, Name};
+use mergeql_lang::diagnostic::nearest;
+use mergeql_lang::lower::quote;
+use mergeql_lang::plan::{Relation, SourceColumn};
+use mergeql_lang::{Diagnostic, Span};
+use mergeql_udfs::{Code, Value};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// The format of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// Fields between commas, tabs or another delimiter.
+    Text(Layout),
+    /// Apache Parquet.
+    Parquet,
+    /// Arrow IPC.
+    Arrow,
+}
+
+/// The formats by the ending of a file's name, and by `WITH (format = ...)`.
+const FORMATS: [&str; 8] = ["csv", "tsv", "json", "ndjson", "jsonl", "parquet", "arrow", "ipc"];
+
+impl Format {
+    /// The format of this name.
+    pub fn parse(name: &str) -> Option<Format> {
+        Some(match name.to_ascii_lowercase().as_str() {
+            "csv" => Format::Text(Layout::Csv { delimiter: b',', header: true }),
+            "tsv" => Format::Text(Layout::Csv { delimiter: b'\t', header: true }),
+            "json" => Format::Text(Layout::Json),
+            "ndjson" | "jsonl" => Format::Text(Layout::Ndjson),
+            "parquet" => Format::Parquet,
+            "arrow" | "ipc" | "feather" => Format::Arrow,
+            _ => return None,
+        })
+    }
+
+    /// The format that a path's ending says.
+    pub fn of_path(path: &Path) -> Option<Format> {
+        Format::parse(path.extension()?.to_str()?)
+    }
+}
+
+/// What `WITH (...)` says about reading files.
+#[derive(Debug, Clone, Default)]
+pub struct ReadOptions {
+    format: Option<Format>,
+    header: Option<bool>,
+    delimiter: Option<u8>,
+}
+
+impl ReadOptions {
+    /// Reads the options of a statement.
+    ///
+    /// # Errors
+    /// `invalid_argument` for values they cannot have.
+    pub fn of(options: &[(Name, Value)]) -> Result<ReadOptions> {
+        let mut read = ReadOptions::default();
+        for (name, value) in options {
+            let refuse = |wanted: &str| {
+                Err(Diagnostic::at(Code::InvalidArgument, name.span, format!("`{}` is {wanted}, not {value}", name.value)).into())
+            };
+            match (name.value.to_ascii_lowercase().as_str(), value) {
+                ("format", Value::Text(text)) => match Format::parse(text) {
+                    Some(format) => read.format = Some(format),
+                    None => return refuse(&format!("one of {}", FORMATS.join(", "))),
+                },
+                ("header", Value::Bool(header)) => read.header = Some(*header),
+                ("header", _) => return refuse("true or false"),
+                ("delimiter", Value::Text(text)) if text.len() == 1 => read.delimiter = Some(text.as_bytes()[0]),
+                ("delimiter", _) => return refuse("one ASCII character"),
+                ("format", _) => return refuse("a text"),
+                _ => {}
+            }
+        }
+        Ok(read)
+    }
+
+    fn apply(&self, format: Format) -> Format {
+        match self.format.unwrap_or(format) {
+            Format::Text(Layout::Csv { delimiter, header }) => Format::Text(Layout::Csv {
+                delimiter: self.delimiter.unwrap_or(delimiter),
+                header: self.header.unwrap_or(header),
+            }),
+            other => other,
+        }
+    }
+}
+
+/// A relation and the table that has to exist while its SQL is planned.
+pub struct Resolved {
+    /// What the binder needs to know.
+    pub relation: Relation,
+    /// A file's table, under the name that the relation's SQL uses.
+    pub table: Option<(String, Arc<dyn TableProvider>)>,
+}
+
+/// The columns of a schema as the binder sees them.
+pub fn source_columns(schema: &Schema) -> Result<Vec<SourceColumn>> {
+    let column = |f: &Arc<arrow::datatypes::Field>| {
+        Ok(SourceColumn { name: f.name().clone(), ty: logical(f.data_type())?, nullable: f.is_nullable() })
+    };
+    schema.fields().iter().map(column).collect()
+}
+
+impl MergeContext {
+    /// Resolves a source.
+    pub(crate) async fn resolve(&self, relation: &ast::Relation, options: &ReadOptions) -> Result<Resolved> {
+        match relation {
+            ast::Relation::Table(parts) => match self.find_table(parts).await? {
+                Some(found) => Ok(found),
+                None => Err(self.unknown_source(parts).into()),
+            },
+            ast::Relation::Text(text) => match self.find_table(std::slice::from_ref(text)).await? {
+                Some(found) => Ok(found),
+                None => self.resolve_path(text, options).await,
+            },
+            ast::Relation::Query(pieces) => {
+                let sql = Box::pin(self.lower_pieces(pieces)).await?;
+                let plan = self.session().state().create_logical_plan(&sql).await?;
+                let columns = source_columns(plan.schema().as_arrow())?;
+                Ok(Resolved { relation: Relation { sql: format!("({sql})"), origin: None, columns, rows: None }, table: None })
+            }
+        }
+    }
+
+    /// A registered table or view of this name: to the letter, or unquoted in lower case as SQL folds it.
+    async fn find_table(&self, parts: &[Name]) -> Result<Option<Resolved>> {
+        let exact: Vec<String> = parts.iter().map(|p| p.value.clone()).collect();
+        let folded: Vec<String> =
+            parts.iter().map(|p| if p.quoted { p.value.clone() } else { p.value.to_ascii_lowercase() }).collect();
+        for names in [exact, folded] {
+            let reference = match names.as_slice() {
+                [table] => TableReference::bare(table.as_str()),
+                [schema, table] => TableReference::partial(schema.as_str(), table.as_str()),
+                [catalog, schema, table] => TableReference::full(catalog.as_str(), schema.as_str(), table.as_str()),
+                _ => return Ok(None),
+            };
+            if self.session().table_exist(reference.clone())? {
+                let provider = self.session().table_provider(reference).await?;
+                let sql = names.iter().map(|n| quote(n)).collect::<Vec<_>>().join(".");
+                let columns = source_columns(&provider.schema())?;
+                return Ok(Some(Resolved { relation: Relation { sql, origin: Some(names.join(".")), columns, rows: None }, table: None }));
+            }
+        }
+        Ok(None)
+    }
+
+    fn unknown_source(&self, parts: &[Name]) -> Box<Diagnostic> {
+        let shown = parts.iter().map(|p| p.value.as_str()).collect::<Vec<_>>().join(".");
+        let span = parts.first().map_or(Span::default(), |p| p.span);
+        let span = Span { end: parts.last().map_or(span.end, |p| p.span.end), ..span };
+        let names = self.table_names();
+        let error = Diagnostic::at(Code::UnknownSource, span, format!("there is no table or view `{shown}`"));
+        match nearest(&shown, names.iter().map(String::as_str)) {
+            Some(name) => error.label(format!("did you mean `{name}`?")),
+            None => error.help("a file is named in quotes: 'path/to/file.parquet'"),
+        }
+    }
+
+    async fn resolve_path(&self, text: &Name, options: &ReadOptions) -> Result<Resolved> {
+        let place = |e: MergeError| {
+            let mut diagnostic = e.0;
+            diagnostic.span.get_or_insert(text.span);
+            MergeError(diagnostic)
+        };
+        let (provider, origin) = self.open_path(&text.value, options).await.map_err(place)?;
+        let name = format!("__mergeql_file_{origin}");
+        let columns = source_columns(&provider.schema())?;
+        // A text file that holds nothing has no columns; the binder lets it contribute nothing.
+        let rows = if columns.is_empty() { Some(0) } else { None };
+        Ok(Resolved {
+            relation: Relation { sql: quote(&name), origin: Some(origin), columns, rows },
+            table: Some((name, provider)),
+        })
+    }
+
+    /// Opens a file, folder or pattern as a table; also gives the path that rows count as coming from.
+    pub(crate) async fn open_path(&self, text: &str, options: &ReadOptions) -> Result<(Arc<dyn TableProvider>, String)> {
+        if text == "-" || text == "/dev/stdin" {
+            let format = options.format.ok_or_else(|| {
+                MergeError::new(Code::InvalidArgument, "standard input has no ending to tell its format")
+                    .help("add WITH (format = 'csv') or another format")
+            })?;
+            return Ok((self.read_stdin(options.apply(format)).await?, "standard input".to_owned()));
+        }
+        let paths = expand(text)?;
+        let origin = match paths.as_slice() {
+            [one] if !is_pattern(text) => one.display().to_string(),
+            _ => absolute(Path::new(text)).display().to_string(),
+        };
+        let mut formats = paths.iter().map(|path| {
+            let by_name = options.format.or_else(|| Format::of_path(path));
+            by_name.map(|f| options.apply(f)).ok_or_else(|| {
+                MergeError::new(Code::UnknownSource, format!("`{text}` is neither a table nor a file whose ending tells its format"))
+                    .help(format!("known endings: {}; or add WITH (format = ...)", FORMATS.join(", ")))
+            })
+        });
+        let format = formats.next().transpose()?.ok_or_else(|| no_files(text))?;
+        for other in formats {
+            if other? != format {
+                return Err(MergeError::new(Code::InvalidArgument, format!("`{text}` names files of different formats"))
+                    .help("list them as sources of their own"));
+            }
+        }
+        for path in &paths {
+            let meta = std::fs::metadata(path).map_err(|e| io(path, e))?;
+            if meta.len() == 0 && matches!(format, Format::Parquet | Format::Arrow) {
+                return Err(io(path, "the file is empty").into());
+            }
+        }
+        let provider = self.open_files(paths, format).await?;
+        Ok((provider, origin))
+    }
+
+    async fn open_files(&self, paths: Vec<PathBuf>, format: Format) -> Result<Arc<dyn TableProvider>> {
+        let listing: Arc<dyn FileFormat> = match format {
+            Format::Text(layout) => return text_table(paths.into_iter().map(Bytes::Path).collect(), layout),
+            Format::Parquet => Arc::new(ParquetFormat::default().with_enable_pruning(true)),
+            Format::Arrow => Arc::new(ArrowFormat),
+        };
+        let name = paths.first().map(|p| p.display().to_string()).unwrap_or_default();
+        // DataFusion reads * and ? in a URL's path as a pattern, so each path is given as a URL with those escaped.
+        let urls = paths.iter().map(|p| file_url(p)).collect::<Result<Vec<_>>>()?;
+        let options = ListingOptions::new(listing).with_file_extension("");
+        let state = self.session().state();
+        let unreadable = |e: datafusion::common::DataFusionError| {
+            let error = MergeError::from(e);
+            MergeError::new(Code::Io, format!("{name}: {}", error.0.message))
+        };
+        let schema = options.infer_schema(&state, &urls[0]).await.map_err(unreadable)?;
+        let mut merged = (*schema).clone();
+        for url in &urls[1..] {
+            let next = options.infer_schema(&state, url).await.map_err(unreadable)?;
+            merged = Schema::try_merge([merged, (*next).clone()]).map_err(|e| {
+                MergeError::new(Code::TypeMismatch, format!("the files of one source have columns of different types: {e}"))
+                    .help("list them as sources of their own: a MERGE widens types between sources")
+            })?;
+        }
+        let config = ListingTableConfig::new_with_multi_paths(urls).with_listing_options(options).with_schema(Arc::new(merged));
+        Ok(Arc::new(ListingTable::try_new(config).map_err(unreadable)?))
+    }
+
+    async fn read_stdin(&self, format: Format) -> Result<Arc<dyn TableProvider>> {
+        if let Some(table) = self.cached_stdin() {
+            return Ok(table);
+        }
+        let mut bytes = Vec::new();
+        std::io::stdin().lock().read_to_end(&mut bytes)?;
+        let table = match format {
+            Format::Text(layout) => text_table(vec![Bytes::Memory(bytes.into())], layout)?,
+            Format::Parquet | Format::Arrow => {
+                let file = tempfile::Builder::new().suffix(".stdin").tempfile()?;
+                std::fs::write(file.path(), &bytes)?;
+                let table = self.open_files(vec![file.path().to_path_buf()], format).await?;
+                self.keep_file(file);
+                table
+            }
+        };
+        self.cache_stdin(table.clone());
+        Ok(table)
+    }
+}
+
+fn file_url(path: &Path) -> Result<ListingTableUrl> {
+    let text = path.display().to_string();
+    let escaped: String = text
+        .chars()
+        .map(|c| match c {
+            '%' | '?' | '*' | '[' | ']' | '#' | ' ' => format!("%{:02X}", c as u32),
+            c => c.to_string(),
+        })
+        .collect();
+    Ok(ListingTableUrl::parse(format!("file://{escaped}"))?)
+}
+
+fn text_table(files: Vec<Bytes>, layout: Layout) -> Result<Arc<dyn TableProvider>> {
+    let (schema, partitions) = text_files::open(files, layout)?;
+    Ok(Arc::new(StreamingTable::try_new(schema, partitions)?))
+}
+
+fn is_pattern(text: &str) -> bool {
+    text.contains(['*', '?', '['])
+}
+
+fn no_files(text: &str) -> MergeError {
+    MergeError::new(Code::Io, format!("`{text}` names no files"))
+}
+
+fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf())
+}
+
+/// The files that a path names: itself, those in a folder, those that a pattern matches; sorted, so that their order never matters.
+fn expand(text: &str) -> Result<Vec<PathBuf>> {
+    let path = Path::new(text);
+    if path.is_dir() {
+        let mut files = Vec::new();
+        for entry in std::fs::read_dir(path).map_err(|e| io(path, e))? {
+            let file = entry.map_err(|e| io(path, e))?.path();
+            if file.is_file() && Format::of_path(&file).is_some() {
+                files.push(absolute(&file));
+            }
+        }
+        files.sort();
+        if files.is_empty() {
+            return Err(io(path, format!("the folder has no data files (endings: {})", FORMATS.join(", "))).into());
+        }
+        return Ok(files);
+    }
+    if path.exists() || !is_pattern(text) {
+        let file = std::fs::canonicalize(path).map_err(|e| {
+            let missing = e.kind() == std::io::ErrorKind::NotFound;
+            let looks_like_a_name = missing && !text.contains(['/', '.', '\\']);
+            if looks_like_a_name {
+                MergeError::new(Code::UnknownSource, format!("`{text}` is neither a table nor a file"))
+            } else {
+                MergeError::from(io(path, if missing { "there is no such file".to_owned() } else { e.to_string() }))
+            }
+        })?;
+        return Ok(vec![file]);
+    }
+    let found = glob::glob(text).map_err(|e| MergeError::new(Code::InvalidArgument, format!("the pattern `{text}` is not valid: {e}")))?;
+    let mut files: Vec<PathBuf> = found.filter_map(std::result::Result::ok).filter(|p| p.is_file()).map(|p| absolute(&p)).collect();
+    files.sort();
+    if files.is_empty() { Err(no_files(text)) } else { Ok(files) }
+}

@@ -1,0 +1,148 @@
+//! Tables on disk: a folder of Parquet files and one manifest. A statement writes new files first and then replaces the manifest in one
+//! rename, so that a crash leaves the old tables or the new ones, never a mixture.
+
+use crate::error::{MergeError, Result};
+use crate::text_files::io;
+use fs4::fs_std::FileExt;
+use mergeql_udfs::Code;
+use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// What the manifest says of a table.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Table {
+    /// Its files, relative to the folder.
+    pub files: Vec<String>,
+    /// The clauses by which it keeps states, if it does.
+    pub resolution: Option<String>,
+}
+
+/// The manifest: every table and every user-defined strategy.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Manifest {
+    /// Tables by name.
+    pub tables: BTreeMap<String, Table>,
+    /// The text after AS of each strategy, by name.
+    pub strategies: BTreeMap<String, String>,
+    /// Counts up with every change; part of file names.
+    pub generation: u64,
+}
+
+/// A folder of tables.
+#[derive(Debug, Clone)]
+pub struct Store {
+    folder: PathBuf,
+}
+
+/// Held while a statement changes the folder.
+pub struct Lock(#[allow(dead_code)] File);
+
+const MANIFEST: &str = "manifest.json";
+
+impl Store {
+    /// Opens a folder, making it if it is not there.
+    ///
+    /// # Errors
+    /// `io`.
+    pub fn open(folder: &Path) -> Result<Store> {
+        std::fs::create_dir_all(folder).map_err(|e| io(folder, e))?;
+        let folder = std::fs::canonicalize(folder).map_err(|e| io(folder, e))?;
+        let store = Store { folder };
+        store.read()?;
+        Ok(store)
+    }
+
+    /// Keeps other processes from changing the folder until the lock is dropped.
+    ///
+    /// # Errors
+    /// `io` if another process holds it for long.
+    pub fn lock(&self) -> Result<Lock> {
+        let path = self.folder.join("lock");
+        let file = File::options().create(true).append(true).open(&path).map_err(|e| io(&path, e))?;
+        for _ in 0..500 {
+            if file.try_lock_exclusive().map_err(|e| io(&path, e))? {
+                return Ok(Lock(file));
+            }
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        Err(MergeError::from(io(&path, "another process has been writing here for ten seconds")).help("try again when it is done"))
+    }
+
+    /// The path of a table's file.
+    pub fn path(&self, file: &str) -> PathBuf {
+        self.folder.join(file)
+    }
+
+    /// Reads the manifest.
+    ///
+    /// # Errors
+    /// `io` if it is there and cannot be read or makes no sense.
+    pub fn read(&self) -> Result<Manifest> {
+        let path = self.folder.join(MANIFEST);
+        let text = match std::fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Manifest::default()),
+            Err(e) => return Err(io(&path, e).into()),
+        };
+        let broken = |why: &str| MergeError::from(io(&path, format!("the manifest is broken: {why}")));
+        let json: Value = serde_json::from_str(&text).map_err(|e| broken(&e.to_string()))?;
+        if json["format"] != 1 {
+            return Err(MergeError::new(Code::Unsupported, format!("{}: this folder was written by a newer version", path.display())));
+        }
+        let object = |name: &str| json[name].as_object().ok_or_else(|| broken(name));
+        let text = |v: &Value| v.as_str().map(str::to_owned).ok_or_else(|| broken("a text is missing"));
+        let mut manifest = Manifest { generation: json["generation"].as_u64().ok_or_else(|| broken("generation"))?, ..Manifest::default() };
+        for (name, table) in object("tables")? {
+            let files = table["files"].as_array().ok_or_else(|| broken("files"))?.iter().map(text).collect::<Result<_>>()?;
+            let resolution = table.get("resolution").filter(|r| !r.is_null()).map(text).transpose()?;
+            manifest.tables.insert(name.clone(), Table { files, resolution });
+        }
+        for (name, body) in object("strategies")? {
+            manifest.strategies.insert(name.clone(), text(body)?);
+        }
+        Ok(manifest)
+    }
+
+    /// Replaces the manifest in one step, then removes files that no table has any more.
+    ///
+    /// # Errors
+    /// `io`; the old manifest stands then.
+    pub fn write(&self, manifest: &Manifest) -> Result<()> {
+        let table = |t: &Table| json!({ "files": t.files, "resolution": t.resolution });
+        let tables: Map<String, Value> = manifest.tables.iter().map(|(n, t)| (n.clone(), table(t))).collect();
+        let json = json!({
+            "format": 1, "generation": manifest.generation, "tables": tables, "strategies": manifest.strategies,
+        });
+        let path = self.folder.join(MANIFEST);
+        let fail = |e: std::io::Error| MergeError::from(io(&path, e));
+        let mut file = tempfile::Builder::new().prefix(".manifest-").tempfile_in(&self.folder).map_err(fail)?;
+        file.write_all(serde_json::to_string_pretty(&json).map_err(|e| fail(e.into()))?.as_bytes()).map_err(fail)?;
+        file.as_file().sync_all().map_err(fail)?;
+        file.persist(&path).map_err(|e| fail(e.error))?;
+        File::open(&self.folder).and_then(|f| f.sync_all()).map_err(fail)?;
+        self.sweep(manifest);
+        Ok(())
+    }
+
+    /// Files that no table has: of replaced tables, or of statements that did not come to their end.
+    fn sweep(&self, manifest: &Manifest) {
+        let kept: Vec<&String> = manifest.tables.values().flat_map(|t| &t.files).collect();
+        let Ok(entries) = std::fs::read_dir(&self.folder) else { return };
+        for entry in entries.flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if name.ends_with(".parquet") && !kept.contains(&&name) {
+                std::fs::remove_file(entry.path()).ok();
+            }
+        }
+    }
+
+    /// A file name for new rows of a table.
+    pub fn new_file(&self, manifest: &mut Manifest, table: &str) -> String {
+        manifest.generation += 1;
+        let plain: String = table.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
+        format!("{plain}-{}.parquet", manifest.generation)
+    }
+}

@@ -1,0 +1,545 @@
+//! CSV, TSV, JSON and NDJSON files as streaming tables.
+//!
+//! Types are inferred over every row of every file of a source together, so that what a column is never depends on which rows come
+//! first; an unquoted empty CSV field is NULL, `""` is empty text (R1).
+
+use crate::columns::{external, physical};
+use arrow::csv::ReaderBuilder as CsvBuilder;
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
+use arrow::error::ArrowError;
+use arrow::json::ReaderBuilder as JsonBuilder;
+use datafusion::common::Result as DfResult;
+use datafusion::execution::{SendableRecordBatchStream, TaskContext};
+use datafusion::physical_plan::stream::RecordBatchReceiverStream;
+use datafusion::physical_plan::streaming::PartitionStream;
+use mergeql_udfs::{Code, Error, Result, Type};
+use std::fs::File;
+use std::io::{BufRead, BufReader, Cursor, Read};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, LazyLock};
+
+/// How a text file is laid out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Layout {
+    /// Delimited fields.
+    Csv {
+        /// Between fields.
+        delimiter: u8,
+        /// Whether the first record names the columns.
+        header: bool,
+    },
+    /// One object a line.
+    Ndjson,
+    /// An array of objects, or one object after the other.
+    Json,
+}
+
+/// Where the bytes are.
+#[derive(Debug, Clone)]
+pub enum Bytes {
+    /// In a file.
+    Path(PathBuf),
+    /// Here (standard input, for one).
+    Memory(Arc<[u8]>),
+}
+
+impl Bytes {
+    fn open(&self) -> Result<Box<dyn BufRead + Send>> {
+        match self {
+            Bytes::Path(path) => {
+                let file = File::open(path).map_err(|e| io(path, e))?;
+                Ok(Box::new(BufReader::with_capacity(1 << 18, file)))
+            }
+            Bytes::Memory(bytes) => Ok(Box::new(Cursor::new(Arc::clone(bytes)))),
+        }
+    }
+
+    fn name(&self) -> String {
+        match self {
+            Bytes::Path(path) => path.display().to_string(),
+            Bytes::Memory(_) => "standard input".to_owned(),
+        }
+    }
+}
+
+/// An input or output failure with the path it is about.
+pub fn io(path: &Path, error: impl std::fmt::Display) -> Error {
+    Error::new(Code::Io, format!("{}: {error}", path.display()))
+}
+
+/// A partition of a text source.
+#[derive(Debug)]
+pub struct TextFile {
+    bytes: Bytes,
+    layout: Layout,
+    schema: SchemaRef,
+}
+
+/// Infers the schema of all files together, and makes a partition of each.
+///
+/// # Errors
+/// `io` for what cannot be read, `type_mismatch` for JSON whose fields clash, `duplicate_column` for a header that repeats a name.
+pub fn open(files: Vec<Bytes>, layout: Layout) -> Result<(SchemaRef, Vec<Arc<dyn PartitionStream>>)> {
+    let schema = match layout {
+        Layout::Csv { delimiter, header } => infer_csv(&files, delimiter, header)?,
+        Layout::Ndjson | Layout::Json => infer_json(&files, layout)?,
+    };
+    let schema: SchemaRef = Arc::new(schema);
+    let partition = |bytes| Arc::new(TextFile { bytes, layout, schema: schema.clone() }) as Arc<dyn PartitionStream>;
+    let partitions = files.into_iter().map(partition).collect();
+    Ok((schema, partitions))
+}
+
+impl PartitionStream for TextFile {
+    fn schema(&self) -> &SchemaRef {
+        &self.schema
+    }
+
+    fn execute(&self, context: Arc<TaskContext>) -> SendableRecordBatchStream {
+        let mut builder = RecordBatchReceiverStream::builder(self.schema.clone(), 2);
+        let (sender, schema, bytes, layout) = (builder.tx(), self.schema.clone(), self.bytes.clone(), self.layout);
+        let rows = context.session_config().batch_size();
+        builder.spawn_blocking(move || {
+            let place = |e: ArrowError| external(Error::new(Code::Io, format!("{}: {e}", bytes.name())));
+            let send = |batch: DfResult<_>| sender.blocking_send(batch).is_ok();
+            match layout {
+                Layout::Csv { delimiter, header } => {
+                    let marked = MarkNulls::new(bytes.open().map_err(external)?, delimiter);
+                    let reader = CsvBuilder::new(schema)
+                        .with_header(header)
+                        .with_delimiter(delimiter)
+                        .with_batch_size(rows)
+                        .with_null_regex(NULL_PATTERN.clone())
+                        .build_buffered(BufReader::with_capacity(1 << 18, marked))
+                        .map_err(place)?;
+                    for batch in reader {
+                        if !send(batch.map_err(place)) {
+                            break;
+                        }
+                    }
+                }
+                Layout::Ndjson | Layout::Json => {
+                    let input: Box<dyn BufRead> = match layout {
+                        Layout::Json => Box::new(Cursor::new(as_lines(&bytes).map_err(external)?)),
+                        _ => bytes.open().map_err(external)?,
+                    };
+                    for batch in JsonBuilder::new(schema).with_batch_size(rows).build(input).map_err(place)? {
+                        if !send(batch.map_err(place)) {
+                            break;
+                        }
+                    }
+                }
+            }
+            Ok(())
+        });
+        builder.build()
+    }
+}
+
+// CSV.
+
+/// What stands for NULL between [`MarkNulls`] and the CSV reader: bytes that no text file has a reason to hold.
+const NULL_MARK: &[u8] = b"\x1a\x00\x1a";
+static NULL_PATTERN: LazyLock<regex::Regex> =
+    LazyLock::new(|| regex::Regex::new("^\x1a\x00\x1a$").expect("invariant: the pattern is valid"));
+
+/// Writes [`NULL_MARK`] into every unquoted empty field, because a CSV reader does not say which fields were quoted. A line with
+/// nothing on it is no record.
+struct MarkNulls<R> {
+    inner: R,
+    delimiter: u8,
+    out: Vec<u8>,
+    at: usize,
+    quoted: bool,
+    field_start: bool,
+    record_start: bool,
+    beginning: bool,
+    ended: bool,
+}
+
+impl<R: BufRead> MarkNulls<R> {
+    fn new(inner: R, delimiter: u8) -> MarkNulls<R> {
+        let out = Vec::with_capacity(1 << 18);
+        MarkNulls { inner, delimiter, out, at: 0, quoted: false, field_start: true, record_start: true, beginning: true, ended: false }
+    }
+
+    fn fill(&mut self) -> std::io::Result<()> {
+        self.out.clear();
+        self.at = 0;
+        let input = self.inner.fill_buf()?;
+        let consumed = input.len();
+        if consumed == 0 {
+            if !self.ended && self.field_start && !self.record_start {
+                self.out.extend_from_slice(NULL_MARK);
+            }
+            self.ended = true;
+            return Ok(());
+        }
+        let input = if std::mem::take(&mut self.beginning) { input.strip_prefix(b"\xef\xbb\xbf").unwrap_or(input) } else { input };
+        for &b in input {
+            let end_of_record = b == b'\n' || b == b'\r';
+            if self.quoted {
+                self.quoted = b != b'"';
+            } else if b == self.delimiter || end_of_record {
+                if self.field_start && !(end_of_record && self.record_start) {
+                    self.out.extend_from_slice(NULL_MARK);
+                }
+                self.field_start = true;
+                self.record_start = end_of_record;
+                self.out.push(b);
+                continue;
+            } else if b == b'"' {
+                // A doubled quote closes and opens again, which comes to the same.
+                self.quoted = true;
+            }
+            self.field_start = false;
+            self.record_start = false;
+            self.out.push(b);
+        }
+        self.inner.consume(consumed);
+        Ok(())
+    }
+}
+
+impl<R: BufRead> Read for MarkNulls<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        while self.at == self.out.len() && !self.ended {
+            self.fill()?;
+        }
+        let n = (self.out.len() - self.at).min(buffer.len());
+        buffer[..n].copy_from_slice(&self.out[self.at..self.at + n]);
+        self.at += n;
+        Ok(n)
+    }
+}
+
+/// What a CSV column may still be, given the fields seen.
+#[derive(Debug, Clone, Copy)]
+struct Guess {
+    any: bool,
+    number: bool,
+    boolean: bool,
+    integer: bool,
+    unsigned: bool,
+    float: bool,
+    date: bool,
+    timestamp: bool,
+    zoned: bool,
+    fine: bool,
+}
+
+impl Guess {
+    const NEW: Guess = Guess {
+        any: false,
+        number: false,
+        boolean: true,
+        integer: true,
+        unsigned: true,
+        float: true,
+        date: true,
+        timestamp: true,
+        zoned: true,
+        fine: false,
+    };
+
+    fn see(&mut self, field: &str) {
+        self.any = true;
+        self.boolean &= field.eq_ignore_ascii_case("true") || field.eq_ignore_ascii_case("false");
+        if self.float {
+            let digits = field.strip_prefix(['-', '+']).unwrap_or(field);
+            // 007 is a name for something, not seven.
+            let padded = digits.len() > 1 && digits.starts_with('0') && digits.as_bytes()[1].is_ascii_digit();
+            let plain = digits.bytes().all(|b| b.is_ascii_digit() || matches!(b, b'.' | b'e' | b'E' | b'-' | b'+'))
+                && digits.starts_with(|c: char| c.is_ascii_digit() || c == '.');
+            let special = matches!(field, "NaN" | "inf" | "-inf" | "Infinity" | "-Infinity");
+            let numeric = plain && !padded && field.parse::<f64>().is_ok();
+            self.number |= numeric;
+            self.integer &= numeric && !field.starts_with('+') && field.parse::<i64>().is_ok();
+            self.unsigned &= numeric && !field.starts_with('+') && field.parse::<u64>().is_ok();
+            self.float &= numeric || special;
+            if !self.float {
+                (self.integer, self.unsigned) = (false, false);
+            }
+        }
+        if self.date || self.timestamp {
+            match temporal(field) {
+                Some(None) => self.timestamp = false,
+                Some(Some((zoned, fine))) => {
+                    self.date = false;
+                    self.zoned &= zoned;
+                    self.timestamp &= zoned == self.zoned;
+                    self.fine |= fine;
+                }
+                None => (self.date, self.timestamp) = (false, false),
+            }
+        }
+    }
+
+    fn data_type(self) -> DataType {
+        match self {
+            Guess { any: false, .. } => DataType::Null,
+            Guess { boolean: true, .. } => DataType::Boolean,
+            Guess { integer: true, .. } => DataType::Int64,
+            Guess { unsigned: true, .. } => DataType::UInt64,
+            Guess { float: true, number: true, .. } => DataType::Float64,
+            Guess { date: true, .. } => DataType::Date32,
+            Guess { timestamp: true, zoned, fine, .. } => {
+                let unit = if fine { TimeUnit::Nanosecond } else { TimeUnit::Microsecond };
+                DataType::Timestamp(unit, zoned.then(|| "UTC".into()))
+            }
+            _ => DataType::Utf8,
+        }
+    }
+}
+
+/// `Some(None)` for a date, `Some((zoned, finer than microseconds))` for a timestamp.
+fn temporal(field: &str) -> Option<Option<(bool, bool)>> {
+    let number = |range: std::ops::Range<usize>| {
+        let part = field.get(range)?;
+        if part.bytes().all(|b| b.is_ascii_digit()) { part.parse::<u32>().ok() } else { None }
+    };
+    let at = |i: usize| field.as_bytes().get(i).copied();
+    let (year, month, day) = (number(0..4)?, number(5..7)?, number(8..10)?);
+    let leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+    let days = match month {
+        2 => 28 + u32::from(leap),
+        4 | 6 | 9 | 11 => 30,
+        1..=12 => 31,
+        _ => return None,
+    };
+    if at(4) != Some(b'-') || at(7) != Some(b'-') || day == 0 || day > days {
+        return None;
+    }
+    if field.len() == 10 {
+        return Some(None);
+    }
+    let (hour, minute, second) = (number(11..13)?, number(14..16)?, number(17..19)?);
+    if !matches!(at(10), Some(b'T' | b' ')) || at(13) != Some(b':') || at(16) != Some(b':') || hour > 23 || minute > 59 || second > 59 {
+        return None;
+    }
+    let mut rest = &field[19..];
+    let mut fine = false;
+    if let Some(fraction) = rest.strip_prefix('.') {
+        let digits = fraction.bytes().take_while(u8::is_ascii_digit).count();
+        if digits == 0 || digits > 9 {
+            return None;
+        }
+        fine = digits > 6;
+        rest = &fraction[digits..];
+    }
+    match rest {
+        "" => Some(Some((false, fine))),
+        "Z" => Some(Some((true, fine))),
+        zone => {
+            let b = zone.as_bytes();
+            let digit = |i: usize| b[i].is_ascii_digit();
+            let good = b.len() == 6 && matches!(b[0], b'+' | b'-') && b[3] == b':' && [1, 2, 4, 5].into_iter().all(digit);
+            good.then_some(Some((true, fine)))
+        }
+    }
+}
+
+fn infer_csv(files: &[Bytes], delimiter: u8, header: bool) -> Result<Schema> {
+    let mut columns: Vec<(String, Guess)> = Vec::new();
+    for bytes in files {
+        let problem = |message: String| Error::new(Code::Io, format!("{}: {message}", bytes.name()));
+        let marked = MarkNulls::new(bytes.open()?, delimiter);
+        let mut reader = csv::ReaderBuilder::new().has_headers(false).delimiter(delimiter).from_reader(marked);
+        let mut record = csv::ByteRecord::new();
+        let mut first = true;
+        loop {
+            match reader.read_byte_record(&mut record) {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(e) => return Err(problem(e.to_string()).with_help("every record needs as many fields as the header")),
+            }
+            if first {
+                first = false;
+                let names = record.iter().enumerate().map(|(i, name)| match (header, name) {
+                    (true, name) if name != NULL_MARK && !name.is_empty() => {
+                        std::str::from_utf8(name).map(str::to_owned).map_err(|_| problem("a column name is not UTF-8".to_owned()))
+                    }
+                    _ => Ok(format!("column{}", i + 1)),
+                });
+                let names = names.collect::<Result<Vec<_>>>()?;
+                if let Some((_, name)) = names.iter().enumerate().find(|(i, n)| names[..*i].contains(n)) {
+                    return Err(Error::new(Code::DuplicateColumn, format!("{}: two columns are called `{name}`", bytes.name())));
+                }
+                if !columns.is_empty() && columns.iter().map(|(n, _)| n).ne(&names) {
+                    return Err(problem("its columns are not those of the other files of this source".to_owned())
+                        .with_help("list files with different columns as sources of their own"));
+                }
+                if columns.is_empty() {
+                    columns = names.into_iter().map(|n| (n, Guess::NEW)).collect();
+                }
+                if header {
+                    continue;
+                }
+            }
+            for ((_, guess), field) in columns.iter_mut().zip(&record) {
+                if field != NULL_MARK {
+                    let text = std::str::from_utf8(field).map_err(|_| {
+                        let line = record.position().map_or(0, csv::Position::line);
+                        problem(format!("line {line} is not UTF-8")).with_help("convert the file to UTF-8 first")
+                    })?;
+                    guess.see(text);
+                }
+            }
+        }
+        if first {
+            return Err(problem("the file is empty: it has no header".to_owned()));
+        }
+    }
+    Ok(Schema::new(columns.into_iter().map(|(name, guess)| Field::new(name, guess.data_type(), true)).collect::<Vec<_>>()))
+}
+
+// JSON.
+
+fn malformed(bytes: &Bytes, line: usize, message: impl std::fmt::Display) -> Error {
+    Error::new(Code::Io, format!("{}: line {line}: {message}", bytes.name()))
+}
+
+/// The objects of a JSON file as lines.
+fn as_lines(bytes: &Bytes) -> Result<Vec<u8>> {
+    let mut out = Vec::new();
+    each_object(bytes, Layout::Json, |_, object| {
+        serde_json::to_writer(&mut out, object).map_err(|e| malformed(bytes, 0, e))?;
+        out.push(b'\n');
+        Ok(())
+    })?;
+    Ok(out)
+}
+
+fn each_object(
+    bytes: &Bytes,
+    layout: Layout,
+    mut run: impl FnMut(usize, &serde_json::Map<String, serde_json::Value>) -> Result<()>,
+) -> Result<()> {
+    let mut input = bytes.open()?;
+    let object = |line: usize, value: serde_json::Value| match value {
+        serde_json::Value::Object(object) => Ok(object),
+        other => Err(malformed(bytes, line, format!("expected an object, found {}", kind(&other)))),
+    };
+    if layout == Layout::Ndjson {
+        let mut line = Vec::new();
+        for number in 1.. {
+            line.clear();
+            let read = input.read_until(b'\n', &mut line).map_err(|e| malformed(bytes, number, e))?;
+            if read == 0 {
+                break;
+            }
+            if !line.trim_ascii().is_empty() {
+                let value = serde_json::from_slice(&line).map_err(|e| malformed(bytes, number, e))?;
+                run(number, &object(number, value)?)?;
+            }
+        }
+        return Ok(());
+    }
+    let mut seen = false;
+    for value in serde_json::Deserializer::from_reader(input).into_iter::<serde_json::Value>() {
+        let value = value.map_err(|e| malformed(bytes, e.line(), e))?;
+        seen = true;
+        match value {
+            serde_json::Value::Array(items) => {
+                for (i, item) in items.into_iter().enumerate() {
+                    run(i + 1, &object(i + 1, item)?)?;
+                }
+            }
+            other => run(1, &object(1, other)?)?,
+        }
+    }
+    if seen { Ok(()) } else { Err(malformed(bytes, 1, "the file is empty: it is no JSON")) }
+}
+
+fn kind(value: &serde_json::Value) -> &'static str {
+    match value {
+        serde_json::Value::Null => "null",
+        serde_json::Value::Bool(_) => "a boolean",
+        serde_json::Value::Number(_) => "a number",
+        serde_json::Value::String(_) => "a text",
+        serde_json::Value::Array(_) => "an array",
+        serde_json::Value::Object(_) => "an object",
+    }
+}
+
+fn infer_json(files: &[Bytes], layout: Layout) -> Result<Schema> {
+    let mut columns: Vec<(String, Type)> = Vec::new();
+    for bytes in files {
+        each_object(bytes, layout, |line, object| {
+            for (name, value) in object {
+                let ty = json_type(value);
+                match columns.iter_mut().find(|(n, _)| n == name) {
+                    Some((_, seen)) if *seen == ty => {}
+                    Some((_, seen)) => {
+                        *seen = Type::widen(seen, &ty).map_err(|_| {
+                            Error::type_mismatch(format!("{}: line {line}: `{name}` is {} here and {seen} above", bytes.name(), kind(value)))
+                        })?;
+                    }
+                    None => columns.push((name.clone(), ty)),
+                }
+            }
+            Ok(())
+        })?;
+    }
+    Ok(Schema::new(columns.iter().map(|(name, ty)| Field::new(name, physical(ty), true)).collect::<Vec<_>>()))
+}
+
+fn json_type(value: &serde_json::Value) -> Type {
+    match value {
+        serde_json::Value::Null => Type::Null,
+        serde_json::Value::Bool(_) => Type::Boolean,
+        serde_json::Value::Number(n) if n.is_i64() => Type::INT64,
+        serde_json::Value::Number(n) if n.is_u64() => Type::UINT64,
+        serde_json::Value::Number(_) => Type::Float64,
+        serde_json::Value::String(_) => Type::Text,
+        serde_json::Value::Array(items) => {
+            let widen = |seen: Type, item: &serde_json::Value| Type::widen(&seen, &json_type(item)).unwrap_or(Type::Text);
+            Type::List(Box::new(items.iter().fold(Type::Null, widen)))
+        }
+        serde_json::Value::Object(fields) => {
+            Type::Struct(fields.iter().map(|(n, v)| (n.as_str().into(), json_type(v))).collect())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn marked(text: &str) -> String {
+        let mut out = String::new();
+        MarkNulls::new(text.as_bytes(), b',').read_to_string(&mut out).expect("reads");
+        out.replace("\x1a\x00\x1a", "NULL")
+    }
+
+    #[test]
+    fn unquoted_empty_fields_are_null_and_quoted_ones_are_not() {
+        assert_eq!(marked("a,b\n,\"\"\n1,\n"), "a,b\nNULL,\"\"\n1,NULL\n");
+        assert_eq!(marked("a,b\n1,"), "a,b\n1,NULL");
+        assert_eq!(marked("a,b\r\n,x\r\n\r\n"), "a,b\r\nNULL,x\r\n\r\n");
+        assert_eq!(marked("\u{feff}a\n\"x,,\"\"y\"\n"), "a\n\"x,,\"\"y\"\n");
+    }
+
+    #[test]
+    fn csv_types_are_those_of_all_rows() {
+        let guess = |fields: &[&str]| {
+            let mut guess = Guess::NEW;
+            fields.iter().for_each(|f| guess.see(f));
+            guess.data_type()
+        };
+        assert_eq!(guess(&["1", "-2"]), DataType::Int64);
+        assert_eq!(guess(&["1", "2.5"]), DataType::Float64);
+        assert_eq!(guess(&["01234"]), DataType::Utf8);
+        assert_eq!(guess(&["NaN"]), DataType::Utf8);
+        assert_eq!(guess(&["NaN", "1"]), DataType::Float64);
+        assert_eq!(guess(&["18446744073709551615"]), DataType::UInt64);
+        assert_eq!(guess(&["true", "FALSE"]), DataType::Boolean);
+        assert_eq!(guess(&["2024-02-29"]), DataType::Date32);
+        assert_eq!(guess(&["2023-02-29"]), DataType::Utf8);
+        assert_eq!(guess(&["2024-01-01T00:00:00"]), DataType::Timestamp(TimeUnit::Microsecond, None));
+        assert_eq!(guess(&["2024-01-01T00:00:00Z"]), DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into())));
+        assert_eq!(guess(&["2024-01-01", "2024-01-01T00:00:00"]), DataType::Utf8);
+        assert_eq!(guess(&["1", "x"]), DataType::Utf8);
+        assert_eq!(guess(&[]), DataType::Null);
+    }
+}
