@@ -14,8 +14,9 @@ use datafusion::execution::session_state::SessionStateBuilder;
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::logical_expr::{DdlStatement, LogicalPlan, WriteOp};
 use datafusion::physical_plan::ExecutionPlan;
+use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::prelude::{DataFrame, SessionConfig, SessionContext};
-use futures::TryStreamExt;
+use futures::{StreamExt, TryStreamExt};
 use mergeql_lang::ast::{Explain, Into as Target, Merge, Name, Piece, Relation as Written, Returning, Statement};
 use mergeql_lang::lower::{DELETED, DataFusion, Lowering, STATE, quote};
 use mergeql_lang::plan::Plan;
@@ -201,7 +202,7 @@ impl MergeContext {
         let target = first.is_some();
         let mut relations = Vec::new();
         let skip = usize::from(target);
-        for resolved in first {
+        if let Some(resolved) = first {
             relations.push(self.adopt(resolved)?);
         }
         for source in &merge.sources[skip..] {
@@ -288,7 +289,7 @@ impl MergeContext {
                 .help("write INTO OR REPLACE to replace it, or MERGE INTO to merge into it")
                 .into());
         }
-        let resolution = plan.keeps_state().then(|| mergeql_lang::resolution(merge));
+        let resolution = plan.keeps_state().then(|| mergeql_lang::resolution(&final_names(merge, plan)));
         let count = self.replace_table(name, rows, resolution).await?;
         self.count("rows", count)
     }
@@ -620,21 +621,27 @@ impl MergeContext {
 
     /// Replaces or makes a table in one step.
     async fn replace_table(&self, name: &str, rows: DataFrame, resolution: Option<String>) -> Result<u64> {
-        let schema: SchemaRef = Arc::new(rows.schema().as_arrow().clone());
+        let stored = if resolution.is_some() { self.storage_name(name) } else { name.to_owned() };
+        let reference = datafusion::common::TableReference::bare(stored);
+        let old = match self.session.table_exist(reference.clone())? {
+            true => Some(self.session.table_provider(reference).await?.schema()),
+            false => None,
+        };
+        let schema = table_schema(rows.schema().as_arrow(), old);
+        let fitted = schema.clone();
+        let rows = self.stream(rows).await?.map(move |batch| Ok(RecordBatch::try_new(fitted.clone(), batch?.columns().to_vec())?));
+        let rows: SendableRecordBatchStream = Box::pin(RecordBatchStreamAdapter::new(schema.clone(), rows));
         match &self.shared.store {
             None => {
-                let batches = collect(self.stream(rows).await?).await?;
+                let batches = collect(rows).await?;
                 let count = batches.iter().map(RecordBatch::num_rows).sum::<usize>();
-                let table = MemTable::try_new(nullable(&schema), vec![loosen(batches, &schema)?])?;
-                self.publish(name, Arc::new(table), resolution).await?;
+                self.publish(name, Arc::new(MemTable::try_new(schema, vec![batches])?), resolution).await?;
                 Ok(count as u64)
             }
             Some(store) => {
                 let mut manifest = store.read()?;
                 let file = store.new_file(&mut manifest, name);
-                let key = resolution.is_none().then_some(0).filter(|n| *n > 0);
-                let stream = self.stream(rows).await?;
-                let count = sinks::write_file(&store.path(&file), Format::Parquet, stream, key).await?;
+                let count = sinks::write_file(&store.path(&file), Format::Parquet, rows, None).await?;
                 manifest.tables.insert(name.to_owned(), Table { files: vec![file], resolution });
                 store.write(&manifest)?;
                 self.refresh().await?;
@@ -662,7 +669,7 @@ impl MergeContext {
         if let Some(table) = adopt_call(sql) {
             return self.adopt_edits(&table).await;
         }
-        let plan = self.session.state().create_logical_plan(sql).await?;
+        let plan = self.plan_sql(sql).await?;
         match (&plan, &self.shared.store) {
             (LogicalPlan::Ddl(DdlStatement::CreateMemoryTable(create)), store) => {
                 let name = create.name.table().to_owned();
@@ -716,6 +723,20 @@ impl MergeContext {
             }
             _ => Ok(self.session.execute_logical_plan(plan).await?),
         }
+    }
+
+    /// Plans SQL; a table name in quotes that is a file's is that file.
+    pub(crate) async fn plan_sql(&self, sql: &str) -> Result<LogicalPlan> {
+        let state = self.session.state();
+        let statement = state.sql_to_statement(sql, &state.config_options().sql_parser.dialect)?;
+        for reference in state.resolve_table_references(&statement)? {
+            let path = std::path::Path::new(reference.table());
+            if Format::of_path(path).is_some() && !self.session.table_exist(reference.clone())? {
+                let (provider, _) = self.open_path(reference.table(), &ReadOptions::default()).await?;
+                self.session.register_table(reference, provider)?;
+            }
+        }
+        Ok(state.statement_to_plan(statement).await?)
     }
 
     async fn insert_by_hand(&self, name: &str, input: LogicalPlan) -> Result<DataFrame> {
@@ -806,7 +827,8 @@ fn leaves(plan: &Arc<dyn ExecutionPlan>) -> (usize, Option<usize>) {
     let children = plan.children();
     if children.is_empty() {
         let done = plan.metrics().and_then(|m| m.output_rows()).unwrap_or(0);
-        let total = plan.partition_statistics(None).ok().and_then(|s| s.num_rows.get_value().copied());
+        let context = datafusion::physical_plan::statistics::StatisticsContext::default();
+        let total = context.compute(plan.as_ref(), &datafusion::physical_plan::StatisticsArgs::new()).ok().and_then(|s| s.num_rows.get_value().copied());
         return (done, total);
     }
     children.into_iter().map(leaves).fold((0, Some(0)), |(done, total), (d, t)| (done + d, total.zip(t).map(|(a, b)| a + b)))
@@ -853,14 +875,39 @@ fn table_only(parts: &[Name]) -> Result<String> {
     }
 }
 
-/// Every column may hold NULL in a table that will be merged into.
-fn nullable(schema: &SchemaRef) -> SchemaRef {
-    Arc::new(Schema::new(schema.fields().iter().map(|f| f.as_ref().clone()).collect::<Vec<_>>()))
+/// The merge with the names that its columns have after MAP, as later statements will call them.
+fn final_names(merge: &Merge, plan: &Plan) -> Merge {
+    let mut named = merge.clone();
+    let rename = |name: &mut Name| {
+        let is_column = |n: &str| plan.columns.iter().any(|c| c.name == n);
+        if !is_column(&name.value)
+            && let Some((_, new)) = merge.map.iter().find(|(old, _)| old.value == name.value)
+        {
+            name.value.clone_from(&new.value);
+        }
+    };
+    named.key.iter_mut().for_each(rename);
+    named.delete.iter_mut().for_each(rename);
+    named.version.iter_mut().flat_map(|v| &mut v.columns).for_each(|(n, _)| rename(n));
+    for (target, call) in &mut named.strategies {
+        if let mergeql_lang::ast::Target::Column(name) = target {
+            rename(name);
+        }
+        call.by.iter_mut().flat_map(|v| &mut v.columns).for_each(|(n, _)| rename(n));
+        for (_, argument) in &mut call.args {
+            if let mergeql_lang::ast::Argument::Name(name) = argument {
+                rename(name);
+            }
+        }
+    }
+    named
 }
 
-fn loosen(batches: Vec<RecordBatch>, schema: &SchemaRef) -> Result<Vec<RecordBatch>> {
-    let schema = nullable(schema);
-    batches.into_iter().map(|b| Ok(RecordBatch::try_new(schema.clone(), b.columns().to_vec())?)).collect()
+/// The schema of a table that is made or replaced: a column is NOT NULL only if it was.
+fn table_schema(new: &Schema, old: Option<SchemaRef>) -> SchemaRef {
+    let was_not_null = |name: &str| old.as_ref().is_some_and(|o| o.field_with_name(name).is_ok_and(|f| !f.is_nullable()));
+    let field = |f: &Arc<Field>| f.as_ref().clone().with_nullable(!was_not_null(f.name()));
+    Arc::new(Schema::new(new.fields().iter().map(field).collect::<Vec<_>>()))
 }
 
 /// The table of `SELECT mergeql_adopt('table')`.

@@ -4,7 +4,7 @@
 //! `mergeql-lang`; this crate alone names DataFusion and Arrow.
 
 mod aggregates;
-mod columns;
+pub mod columns;
 mod context;
 mod custom;
 mod error;

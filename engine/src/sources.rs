@@ -132,7 +132,7 @@ impl MergeContext {
             },
             ast::Relation::Query(pieces) => {
                 let sql = Box::pin(self.lower_pieces(pieces)).await?;
-                let plan = self.session().state().create_logical_plan(&sql).await?;
+                let plan = self.plan_sql(&sql).await?;
                 let columns = source_columns(plan.schema().as_arrow())?;
                 Ok(Resolved { relation: Relation { sql: format!("({sql})"), origin: None, columns, rows: None }, table: None })
             }

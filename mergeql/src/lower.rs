@@ -8,7 +8,7 @@ use mergeql_udfs::{Type, Value};
 use std::fmt::Write;
 
 /// What differs between hosts.
-pub trait Dialect {
+pub trait Dialect: Sync {
     /// An expression cast to a type; `None` where the host widens by itself.
     fn cast(&self, expr: &str, from: &Type, to: &Type) -> Option<String>;
 
@@ -256,7 +256,7 @@ impl Lowering<'_> {
                 Some(fold) => format!("{}(mergeql_value_like({state}, make_array({column})))", quote(&fold_function(&fold.name))),
                 None => format!("mergeql_value_like({state}, {column})"),
             };
-            format!("{value} IS DISTINCT FROM {column}")
+            format!("({value} IS DISTINCT FROM {column})")
         });
         let differs: Vec<String> = differs.collect();
         // CASE: a state that is not there must not be unpacked.

@@ -121,6 +121,14 @@ impl<'a> Parser<'a> {
         self.sql.next_token()
     }
 
+    /// The offset of the next token, or the end of the text.
+    fn here(&self) -> usize {
+        match &self.peek().token {
+            Token::EOF => self.text.len(),
+            _ => self.lines.offset(self.text, self.peek().span.start),
+        }
+    }
+
     fn span(&self) -> Span {
         self.peek().span.into()
     }
@@ -340,7 +348,7 @@ impl<'a> Parser<'a> {
         self.expect_word("STRATEGY")?;
         let name = self.name("the name of a strategy")?;
         self.expect_word("AS")?;
-        let from = self.lines.offset(self.text, self.peek().span.start);
+        let from = self.here();
         let greatest = self.is_word(0, "GREATEST");
         let body = if (greatest || self.is_word(0, "LEAST")) && self.is_word(1, "BY") {
             self.next();
@@ -367,9 +375,8 @@ impl<'a> Parser<'a> {
         } else {
             StrategyBody::Alias(self.strategy()?)
         };
-        let to = self.lines.offset(self.text, self.peek().span.start);
-        let text = if matches!(self.peek().token, Token::EOF) { &self.text[from..] } else { &self.text[from..to] };
-        let text = text.trim_end().trim_end_matches(';').trim_end().to_owned();
+        let to = self.here();
+        let text = self.text[from..to].trim_end().trim_end_matches(';').trim_end().to_owned();
         self.end()?;
         Ok(Statement::CreateStrategy { or_replace, name, body, text })
     }
@@ -409,7 +416,7 @@ impl<'a> Parser<'a> {
     /// SQL up to the end, or up to the parenthesis that closes it, with the merges in it.
     fn pieces(&mut self, insert: bool, inside: bool) -> Result<Vec<Piece>> {
         let mut pieces = Vec::new();
-        let mut from = self.lines.offset(self.text, self.peek().span.start);
+        let mut from = self.here();
         let mut depth = 0usize;
         let mut previous = Token::EOF;
         if inside && self.is_word(0, "MERGE") && self.looks_like_merge() {
@@ -420,7 +427,7 @@ impl<'a> Parser<'a> {
                 || matches!(&previous, Token::Word(w) if w.quote_style.is_none() && (insert || w.value.eq_ignore_ascii_case("AS")))
                 || (insert && previous == Token::RParen);
             if after && self.is_word(0, "MERGE") && self.looks_like_merge() {
-                let start = self.lines.offset(self.text, self.peek().span.start);
+                let start = self.here();
                 pieces.push(Piece::Text(self.text[from..start].to_owned()));
                 self.next();
                 let merge = self.merge()?;
@@ -435,18 +442,18 @@ impl<'a> Parser<'a> {
                     return Err(self.unexpected("a clause of MERGE or its end"));
                 }
                 pieces.push(Piece::Merge(Box::new(merge)));
-                from = self.lines.offset(self.text, self.peek().span.start);
+                from = self.here();
             }
             match &self.peek().token {
                 Token::EOF => {
                     if inside {
                         return Err(self.unexpected("`)`"));
                     }
-                    pieces.push(Piece::Text(self.text[from.min(self.text.len())..].trim_end().trim_end_matches(';').to_owned()));
+                    pieces.push(Piece::Text(self.text[from..].trim_end().trim_end_matches(';').to_owned()));
                     return Ok(pieces);
                 }
                 Token::RParen if inside && depth == 0 => {
-                    let end = self.lines.offset(self.text, self.peek().span.start);
+                    let end = self.here();
                     pieces.push(Piece::Text(self.text[from..end].to_owned()));
                     return Ok(pieces);
                 }

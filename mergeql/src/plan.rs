@@ -230,6 +230,10 @@ impl Plan {
         if name != "lww" && name != "fww" {
             return Some(format!("a value merged by `{name}` does not say all that its state knew"));
         }
+        if cell.inputs.len() == 1 && !cell.respects_nulls() {
+            // Without a version it is the greatest value.
+            return None;
+        }
         if cell.respects_nulls() || self.versions.row {
             return Some(format!("`{name}` with RESPECT NULLS or ROW needs the version of every column"));
         }

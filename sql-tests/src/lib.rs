@@ -1,1 +1,3 @@
-//! x
+//! The tests that every host runs: `.slt` files, cases with expected answers, and what compares them.
+
+pub mod cases;
