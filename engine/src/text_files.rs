@@ -462,26 +462,38 @@ fn kind(value: &serde_json::Value) -> &'static str {
     }
 }
 
+/// Text that is a date or a timestamp in every row is one, as in CSV.
 fn infer_json(files: &[Bytes], layout: Layout) -> Result<Schema> {
-    let mut columns: Vec<(String, Type)> = Vec::new();
+    let mut columns: Vec<(String, Type, Guess)> = Vec::new();
     for bytes in files {
         each_object(bytes, layout, |line, object| {
             for (name, value) in object {
                 let ty = json_type(value);
-                match columns.iter_mut().find(|(n, _)| n == name) {
-                    Some((_, seen)) if *seen == ty => {}
-                    Some((_, seen)) => {
-                        *seen = Type::widen(seen, &ty).map_err(|_| {
-                            Error::type_mismatch(format!("{}: line {line}: `{name}` is {} here and {seen} above", bytes.name(), kind(value)))
-                        })?;
+                let at = match columns.iter().position(|(n, ..)| n == name) {
+                    Some(at) => at,
+                    None => {
+                        columns.push((name.clone(), ty.clone(), Guess::NEW));
+                        columns.len() - 1
                     }
-                    None => columns.push((name.clone(), ty)),
+                };
+                let (_, seen, guess) = &mut columns[at];
+                if *seen != ty {
+                    *seen = Type::widen(seen, &ty).map_err(|_| {
+                        Error::type_mismatch(format!("{}: line {line}: `{name}` is {} here and {seen} above", bytes.name(), kind(value)))
+                    })?;
+                }
+                if let serde_json::Value::String(text) = value {
+                    guess.see(text);
                 }
             }
             Ok(())
         })?;
     }
-    Ok(Schema::new(columns.iter().map(|(name, ty)| Field::new(name, physical(ty), true)).collect::<Vec<_>>()))
+    let field = |(name, ty, guess): &(String, Type, Guess)| match guess.data_type() {
+        temporal @ (DataType::Date32 | DataType::Timestamp(..)) if *ty == Type::Text => Field::new(name, temporal, true),
+        _ => Field::new(name, physical(ty), true),
+    };
+    Ok(Schema::new(columns.iter().map(field).collect::<Vec<_>>()))
 }
 
 fn json_type(value: &serde_json::Value) -> Type {

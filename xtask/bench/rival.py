@@ -13,7 +13,7 @@ if engine == "duckdb":
     sql = f"""
     COPY (SELECT id,
         arg_max(status, ROW(ts, status)) AS status, max(high) AS high, min(low) AS low,
-        array_to_string(list_sort(list_distinct(list_transform(flatten(list(string_split(tags, ','))), x -> trim(x)))), ',') AS tags,
+        array_to_string(list_sort(list_distinct(list_transform(flatten(list(string_split(tags, ','))), lambda x: trim(x)))), ',') AS tags,
         arg_max(name, ROW(ts, name)) AS name, max(ts) AS ts
       FROM (SELECT * FROM '{a}' UNION ALL BY NAME SELECT * FROM '{b}') GROUP BY id)
     TO '{target}' (FORMAT parquet)"""

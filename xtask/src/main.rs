@@ -1,2 +1,66 @@
-//! x
-fn main() {}
+//! Chores: `cargo xtask test`, `lint`, `docs`, `golden`, `bench`.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::time::Instant;
+
+mod bench;
+mod docs;
+mod new_strategy;
+
+const USAGE: &str = "cargo xtask COMMAND
+
+  test          every test of the project, as CI runs it
+  lint          rustfmt and clippy, warnings denied
+  docs          write the generated pages of docs/ (with --check: only say whether they are up to date)
+  new-strategy  show that a new strategy is one new file: add one to a copy of the project and find it everywhere
+  bench merge [ROWS ...]   the merge beside DuckDB, Polars and DataFusion, default 1000000 10000000 rows";
+
+/// What a chore ends in.
+type Outcome = Result<(), String>;
+
+/// The root of the workspace.
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().map(Path::to_path_buf).unwrap_or_default()
+}
+
+/// Runs a command in the root; its output is seen.
+fn run(program: &str, arguments: &[&str]) -> Outcome {
+    let started = Instant::now();
+    eprintln!("$ {program} {}", arguments.join(" "));
+    let status = Command::new(program).args(arguments).current_dir(root()).status().map_err(|e| format!("{program}: {e}"))?;
+    eprintln!("  {:.0} s", started.elapsed().as_secs_f64());
+    if status.success() { Ok(()) } else { Err(format!("`{program} {}` failed", arguments.join(" "))) }
+}
+
+fn lint() -> Outcome {
+    run("cargo", &["fmt", "--all", "--check"])?;
+    run("cargo", &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"])
+}
+
+fn test() -> Outcome {
+    run("cargo", &["test", "--workspace"])?;
+    docs::check(&root())?;
+    new_strategy::check(&root())
+}
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let outcome = match words.as_slice() {
+        ["test"] => test(),
+        ["lint"] => lint(),
+        ["docs"] => docs::write(&root()),
+        ["docs", "--check"] => docs::check(&root()),
+        ["new-strategy"] => new_strategy::check(&root()),
+        ["bench", "merge", rows @ ..] => bench::merge(&root(), rows),
+        _ => Err(USAGE.to_owned()),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("{message}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -57,7 +57,7 @@ impl Strategy for All {
         closed: |_| false,
         example: (
             "SELECT crdt_all(v, ts) AS v FROM (VALUES ('a', 1), ('c', 2), ('b', 2), ('b', 2)) AS t(v, ts)",
-            "[b, c]",
+            "[\"b\",\"c\"]",
         ),
         source: "lexicographic product; Baquero, Almeida, Cunha, Ferreira: Composition in state-based replicated data types (2017)",
         samples: || {

@@ -93,7 +93,7 @@ impl Strategy for GrowOnlySet {
         takes: "any type",
         selects: false,
         closed: |_| false,
-        example: ("SELECT crdt_gset(v) AS v FROM (VALUES (3), (1), (3)) AS t(v)", "[1, 3]"),
+        example: ("SELECT crdt_gset(v) AS v FROM (VALUES (3), (1), (3)) AS t(v)", "[1,3]"),
         source: "Shapiro et al. 2011, section 3.3.1 (G-Set)",
         samples: || vec![Call::new(vec![Type::INT64]), Call::new(vec![Type::Float64]), Call::new(vec![Type::Text])],
     };
