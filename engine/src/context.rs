@@ -61,6 +61,18 @@ struct Shared {
     memory: Mutex<Memory>,
 }
 
+/// What stands before the sources of a merge.
+pub(crate) enum First {
+    /// Nothing: it is no MERGE INTO.
+    None,
+    /// The target of MERGE INTO is there, but plays no part.
+    Hidden,
+    /// The target, whose rows take part.
+    Rows(Resolved),
+    /// The target, whose states take part.
+    States(Resolved),
+}
+
 /// What a session knows beside DataFusion's own tables.
 #[derive(Default)]
 struct Memory {
@@ -197,30 +209,47 @@ impl MergeContext {
     // Plans.
 
     /// Binds a merge; `first` is the target of MERGE INTO as its first source.
-    pub(crate) async fn bind(&self, merge: &Merge, first: Option<Resolved>, explain: Explain) -> Result<Plan> {
+    pub(crate) async fn bind(&self, merge: &Merge, first: First, explain: Explain) -> Result<Plan> {
         let options = ReadOptions::of(&merge.options)?;
-        let target = first.is_some();
+        let into = !matches!(first, First::None);
         let mut relations = Vec::new();
-        let skip = usize::from(target);
-        if let Some(resolved) = first {
-            relations.push(self.adopt(resolved)?);
-        }
-        for source in &merge.sources[skip..] {
+        for source in &merge.sources[usize::from(matches!(first, First::Rows(_) | First::States(_)))..] {
             let resolved = self.resolve(&source.relation, &options).await?;
             relations.push(self.adopt(resolved)?);
         }
-        Ok(bind(merge, relations, target, &self.user_strategies(), explain)?)
+        match first {
+            First::None | First::Hidden => {}
+            First::Rows(target) => relations.insert(0, self.adopt(target)?),
+            First::States(mut target) => {
+                // Its columns hold values, not what the strategies read: the sources' own types count where they have the column.
+                let named = |written: &Name, column: &str| written.value == column;
+                let in_sources = |column: &str| {
+                    relations.iter().any(|r| {
+                        r.columns.iter().any(|c| match merge.map.iter().find(|(old, _)| named(old, &c.name)) {
+                            Some((_, new)) => named(new, column),
+                            None => c.name == column,
+                        })
+                    })
+                };
+                target.relation.columns.retain(|c| merge.key.iter().any(|k| named(k, &c.name)) || !in_sources(&c.name));
+                relations.insert(0, self.adopt(target)?);
+            }
+        }
+        Ok(bind(merge, relations, into, &self.user_strategies(), explain)?)
     }
 
     fn adopt(&self, resolved: Resolved) -> Result<mergeql_lang::plan::Relation> {
         if let Some((name, provider)) = resolved.table {
-            self.session.register_table(datafusion::common::TableReference::bare(name), provider)?;
+            // The file may have changed since it was last read under this name.
+            let reference = datafusion::common::TableReference::bare(name);
+            self.session.deregister_table(reference.clone())?;
+            self.session.register_table(reference, provider)?;
         }
         Ok(resolved.relation)
     }
 
     async fn lower_merge(&self, merge: &Merge) -> Result<String> {
-        let plan = self.bind(merge, None, Explain::No).await?;
+        let plan = self.bind(merge, First::None, Explain::No).await?;
         Ok(Lowering { plan: &plan, dialect: &DataFusion }.query())
     }
 
@@ -237,7 +266,7 @@ impl MergeContext {
     }
 
     async fn run_merge(&self, explain: Explain, merge: Merge) -> Result<DataFrame> {
-        let plan = self.bind(&merge, None, explain).await?;
+        let plan = self.bind(&merge, First::None, explain).await?;
         let session = self.session_for(&plan)?;
         let lowering = Lowering { plan: &plan, dialect: &DataFusion };
         let sql = if plan.keeps_state() { lowering.joined_states(&[lowering.states()]) } else { lowering.query() };
@@ -340,16 +369,22 @@ impl MergeContext {
     }
 
     async fn merge_into_rows(&self, explain: Explain, name: &str, target: Resolved, merge: Merge) -> Result<DataFrame> {
+        // Before the target's own types are looked at: values of such a strategy need not even have the column's type.
+        for cell in &self.bind(&merge, First::Hidden, explain).await?.cells {
+            let strategy = cell.entry.spec().name;
+            if cell.fold.is_some() || !matches!(strategy, "lww" | "fww") {
+                Self::check_closed(name, &cell.name, cell.fold.is_some() || !(cell.entry.spec().closed)(&cell.call), || {
+                    format!("a value merged by `{}` does not say all that its state knew", cell.shown)
+                })?;
+            }
+        }
         let merge = Self::with_target(name, &merge);
         let columns: Vec<String> = target.relation.columns.iter().map(|c| c.name.clone()).collect();
-        let plan = self.bind(&merge, Some(target), explain).await?;
+        let plan = self.bind(&merge, First::Rows(target), explain).await?;
         Self::check_columns(&plan, &columns)?;
         for cell in &plan.cells {
-            if let Some(why) = plan.not_closed(cell) {
-                return Err(MergeError::new(Code::NeedsState, format!("`{}` cannot be merged into again: {why}", cell.name)).help(
-                    format!("let the table keep states: MERGE {name} ON ... INTO OR REPLACE {name} WITH (state = 'keep')"),
-                ));
-            }
+            let why = plan.not_closed(cell);
+            Self::check_closed(name, &cell.name, why.is_some(), || why.unwrap_or_default())?;
         }
         if plan.delete.is_some() {
             return Err(MergeError::new(Code::NeedsState, "only a table that keeps states remembers deleted rows"));
@@ -362,6 +397,14 @@ impl MergeContext {
         let rows = self.like_target(&session, name, &sql, &plan, &columns).await?;
         let count = self.replace_table(name, rows, None).await?;
         self.count("rows", count)
+    }
+
+    fn check_closed(table: &str, column: &str, open: bool, why: impl FnOnce() -> String) -> Result<()> {
+        if !open {
+            return Ok(());
+        }
+        let error = MergeError::new(Code::NeedsState, format!("`{column}` cannot be merged into again: {}", why()));
+        Err(error.help(format!("let the table keep states: MERGE {table} ON ... INTO OR REPLACE {table} WITH (state = 'keep')")))
     }
 
     /// Rows in the column order and types of the target, sorted by key.
@@ -422,7 +465,7 @@ impl MergeContext {
         let columns: Vec<String> = all.iter().map(|c| c.name.clone()).collect();
         let visible = all.into_iter().filter(|c| c.name != STATE && c.name != DELETED).collect();
         let relation = mergeql_lang::plan::Relation { sql: quote(&storage), origin: Some(name.to_owned()), columns: visible, rows: None };
-        let mut plan = self.bind(&merge, Some(Resolved { relation, table: None }), explain).await?;
+        let mut plan = self.bind(&merge, First::States(Resolved { relation, table: None }), explain).await?;
         Self::check_columns(&plan, &columns)?;
         // The target contributes states, not rows.
         plan.sources.remove(0);
@@ -483,7 +526,7 @@ impl MergeContext {
         let Statement::Merge { merge: kept, .. } = parse(&resolution)? else {
             return Err(MergeError::new(Code::CorruptState, format!("how `{name}` keeps states cannot be read: {resolution}")));
         };
-        let plan = self.bind(&Self::with_target(name, &Merge { sources: Vec::new(), ..(*kept).clone() }), Some(self.visible(name).await?), Explain::No).await?;
+        let plan = self.bind(&Self::with_target(name, &Merge { sources: Vec::new(), ..(*kept).clone() }), First::Rows(self.visible(name).await?), Explain::No).await?;
         let lowering = Lowering { plan: &plan, dialect: &DataFusion };
         let columns = plan.result_columns().map(|(n, _)| quote(n)).collect::<Vec<_>>().join(", ");
         let edited = format!("SELECT {columns} FROM {} WHERE {}", quote(&self.storage_name(name)), lowering.edited());

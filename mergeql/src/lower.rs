@@ -230,10 +230,15 @@ impl Lowering<'_> {
     /// For each key the value of every cell (its type is what matters) and its state, named `__mergeql_state_0` and on; the state of
     /// the deletion is the last.
     pub fn states(&self) -> String {
-        let mut items: Vec<(String, String)> =
-            self.plan.cells.iter().map(|c| (self.aggregate(c, false), c.name.clone())).collect();
+        // What no source has stays as the table has it.
+        let absent = |c: &Cell| match c.inputs.first() {
+            Some(Input::Column(i)) => self.plan.sources.iter().all(|s| s.columns[*i].is_none()),
+            _ => false,
+        };
+        let aggregate = |c: &Cell, state: bool| if absent(c) { "NULL".to_owned() } else { self.aggregate(c, state) };
+        let mut items: Vec<(String, String)> = self.plan.cells.iter().map(|c| (aggregate(c, false), c.name.clone())).collect();
         let cells = self.plan.cells.iter().chain(&self.plan.delete);
-        items.extend(cells.enumerate().map(|(i, c)| (self.aggregate(c, true), state_name(i))));
+        items.extend(cells.enumerate().map(|(i, c)| (aggregate(c, true), state_name(i))));
         self.grouped(&items, 0)
     }
 

@@ -1,7 +1,6 @@
 //! One test binary for everything that runs SQL.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-mod files;
 mod into;
 mod manual;
 mod slt;

@@ -1,0 +1,223 @@
+//! Files in and out through the real program: every format, bad input, and nothing half-written.
+
+#![allow(clippy::unwrap_used)]
+
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+fn run(folder: &Path, arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_mergeql")).args(arguments).current_dir(folder).stdin(Stdio::null()).env("NO_COLOR", "1").output().unwrap()
+}
+
+fn stdout(output: &Output) -> String {
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// The exit code and the error of a run that must fail cleanly.
+fn failure(output: &Output) -> (i32, String) {
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!error.contains("panicked"), "{error}");
+    assert!(error.starts_with("error["), "no diagnostic: {error}");
+    (output.status.code().unwrap_or(-1), error)
+}
+
+const STATEMENT: &str = "MERGE 'a.csv', 'b.ndjson' ON id STRATEGY v = max ORDER BY id";
+
+fn sources() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("a.csv"), "id,v,t\n1,5,x\n2,,\"\"\n").unwrap();
+    std::fs::write(folder.path().join("b.ndjson"), "{\"id\":1,\"v\":4,\"t\":null}\n{\"id\":3,\"v\":9,\"t\":\"z\"}\n").unwrap();
+    folder
+}
+
+#[test]
+fn every_format_reads_back_equal() {
+    let folder = sources();
+    let expected = "id,v,t\n1,5,x\n2,,\"\"\n3,9,z\n";
+    for ending in ["csv", "tsv", "json", "ndjson", "parquet", "arrow"] {
+        let file = format!("out.{ending}");
+        stdout(&run(folder.path(), &["-c", &format!("{STATEMENT} INTO '{file}'")]));
+        let back = stdout(&run(folder.path(), &["-c", &format!("SELECT id, v, t FROM '{file}' ORDER BY id"), "--format", "csv"]));
+        // Arrow's CSV writer does not quote empty text, so it is compared by what it says of NULL.
+        assert_eq!(back.replace("\"\"", ""), expected.replace("\"\"", ""), "{ending}");
+        let empty = stdout(&run(folder.path(), &["-c", &format!("SELECT t IS NULL AS n FROM '{file}' WHERE id = 2"), "--format", "csv"]));
+        if !matches!(ending, "csv" | "tsv") {
+            assert_eq!(empty, "n\nfalse\n", "{ending}");
+        }
+    }
+}
+
+#[test]
+fn folders_patterns_standard_input_and_names_are_sources() {
+    let folder = sources();
+    std::fs::create_dir(folder.path().join("late")).unwrap();
+    std::fs::write(folder.path().join("late/1.csv"), "id,v\n1,7\n").unwrap();
+    std::fs::write(folder.path().join("late/2.csv"), "id,v\n4,1.5\n").unwrap();
+    let count = |source: &str| stdout(&run(folder.path(), &["-c", &format!("SELECT sum(v) AS s FROM (MERGE {source} ON id) AS m"), "--format", "csv"]));
+    assert_eq!(count("'late'"), "s\n8.5\n");
+    assert_eq!(count("'late/*.csv'"), "s\n8.5\n");
+    assert_eq!(count("'late/1.csv', 'late/1.csv'"), "s\n7\n");
+    let named = run(folder.path(), &["--source", "l=late/2.csv", "-c", "MERGE l ON id", "--format", "csv"]);
+    assert_eq!(stdout(&named), "id,v\n4,1.5\n");
+    let mut child = Command::new(env!("CARGO_BIN_EXE_mergeql"))
+        .args(["-c", "MERGE '-' ON id WITH (format = 'csv')", "--format", "ndjson"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    std::io::Write::write_all(&mut child.stdin.take().unwrap(), b"id,v\n1,2\n1,3\n").unwrap();
+    assert_eq!(stdout(&child.wait_with_output().unwrap()), "{\"id\":1,\"v\":3}\n");
+}
+
+#[test]
+fn scripts_formats_and_exit_codes() {
+    let folder = sources();
+    std::fs::write(folder.path().join("s.sql"), "CREATE TABLE t AS VALUES (1);\n-- a comment; with a semicolon\nSELECT * FROM t;").unwrap();
+    assert_eq!(stdout(&run(folder.path(), &["-f", "s.sql", "--format", "tsv"])).lines().last(), Some("1"));
+    assert!(stdout(&run(folder.path(), &["-c", STATEMENT, "--format", "markdown"])).starts_with("| id | v"));
+    assert_eq!(failure(&run(folder.path(), &["-c", ""])).0, 2);
+    assert_eq!(failure(&run(folder.path(), &["-c", "MERGE 'a.csv' ON nosuch"])).0, 2);
+    assert_eq!(failure(&run(folder.path(), &["-c", "MERGE 'missing.csv' ON id"])).0, 1);
+    let formatted = run(folder.path(), &["fmt", "s.sql"]);
+    assert!(formatted.status.success());
+}
+
+#[test]
+fn bad_files_are_clear_errors() {
+    let folder = sources();
+    let path = |name: &str| folder.path().join(name);
+    stdout(&run(folder.path(), &["-c", &format!("{STATEMENT} INTO 'good.parquet'")]));
+    let good = std::fs::read(path("good.parquet")).unwrap();
+    std::fs::write(path("truncated.parquet"), &good[..good.len() / 2]).unwrap();
+    std::fs::write(path("empty.parquet"), b"").unwrap();
+    std::fs::write(path("text.parquet"), b"this is no parquet file at all").unwrap();
+    std::fs::write(path("empty.csv"), b"").unwrap();
+    std::fs::write(path("ragged.csv"), b"id,v\n1,2\n3\n").unwrap();
+    std::fs::write(path("latin1.csv"), b"id,v\n1,caf\xe9\n").unwrap();
+    std::fs::write(path("twice.csv"), b"id,v,v\n1,2,3\n").unwrap();
+    std::fs::write(path("broken.ndjson"), b"{\"id\":1}\n{\"id\":\n").unwrap();
+    std::fs::write(path("number.ndjson"), b"1\n").unwrap();
+    std::fs::write(path("clash.ndjson"), b"{\"id\":1}\n{\"id\":true}\n").unwrap();
+    std::fs::write(path("broken.json"), b"[{\"id\":1},").unwrap();
+    std::fs::write(path("cut.arrow"), b"ARROW1\0\0").unwrap();
+    std::fs::create_dir(path("nothing")).unwrap();
+    let cases = [
+        ("truncated.parquet", "io"),
+        ("empty.parquet", "io"),
+        ("text.parquet", "io"),
+        ("empty.csv", "io"),
+        ("ragged.csv", "io"),
+        ("latin1.csv", "io"),
+        ("twice.csv", "duplicate_column"),
+        ("broken.ndjson", "io"),
+        ("number.ndjson", "io"),
+        ("clash.ndjson", "type_mismatch"),
+        ("broken.json", "io"),
+        ("cut.arrow", "io"),
+        ("nothing", "io"),
+        ("gone/*.csv", "io"),
+    ];
+    for (file, code) in cases {
+        let (_, error) = failure(&run(folder.path(), &["-c", &format!("MERGE '{file}' ON id")]));
+        assert!(error.starts_with(&format!("error[{code}]")), "{file}: {error}");
+        let name = file.split('/').next().unwrap();
+        assert!(error.contains(name), "{file} is not named: {error}");
+    }
+    // NULs in text are text.
+    std::fs::write(path("nul.csv"), b"id,v\n1,a\0b\n").unwrap();
+    assert_eq!(stdout(&run(folder.path(), &["-c", "SELECT length(v) AS n FROM (MERGE 'nul.csv' ON id) AS m", "--format", "csv"])), "n\n3\n");
+    // A source without rows and columns contributes nothing.
+    std::fs::write(path("none.ndjson"), b"").unwrap();
+    assert_eq!(stdout(&run(folder.path(), &["-c", "MERGE 'none.ndjson', 'a.csv' ON id ORDER BY id LIMIT 1", "--format", "csv"])), "id,v,t\n1,5,x\n");
+}
+
+#[test]
+fn monstrous_statements_are_clear_errors() {
+    let folder = sources();
+    let script = |text: &str| {
+        std::fs::write(folder.path().join("s.sql"), text).unwrap();
+        run(folder.path(), &["-f", "s.sql"])
+    };
+    let nested = format!("MERGE 'a.csv' ON id WHERE {}1 = 1{}", "(".repeat(10_000), ")".repeat(10_000));
+    assert!(failure(&script(&nested)).1.starts_with("error[limit_exceeded]"));
+    failure(&script(&format!("SELECT {}1{}", "(".repeat(10_000), ")".repeat(10_000))));
+    failure(&script(&format!("SELECT * FROM {}MERGE 'a.csv' ON id{}", "(".repeat(10_000), ")".repeat(10_000))));
+    let long = format!("MERGE 'a.csv' ON id WHERE t = '{}' ORDER BY id", "x".repeat(10 << 20));
+    assert!(stdout(&script(&long)).contains("(0 rows)"));
+    failure(&script("MERGE 'a.csv' ON id WHERE t = 'open"));
+    failure(&script("\u{0}\u{1}MERGE"));
+}
+
+#[test]
+fn a_target_is_written_whole_or_not_at_all() {
+    let folder = sources();
+    let listing = || {
+        let mut names: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        names.sort();
+        names
+    };
+    let before = listing();
+    // A fault in the middle of writing leaves nothing behind.
+    let statement = "MERGE (SELECT 1 AS id, CAST(column1 AS INT) AS v FROM (VALUES ('1'), ('x'))) AS s ON id INTO 'out.parquet'";
+    failure(&run(folder.path(), &["-c", statement]));
+    assert_eq!(listing(), before);
+    let (_, error) = failure(&run(folder.path(), &["-c", &format!("{STATEMENT} INTO 'no/such/folder/out.csv'")]));
+    assert!(error.starts_with("error[io]"), "{error}");
+    // An existing file stays unless it is to be replaced.
+    std::fs::write(folder.path().join("kept.csv"), "precious").unwrap();
+    let (_, error) = failure(&run(folder.path(), &["-c", &format!("{STATEMENT} INTO 'kept.csv'")]));
+    assert!(error.contains("OR REPLACE"), "{error}");
+    assert_eq!(std::fs::read_to_string(folder.path().join("kept.csv")).unwrap(), "precious");
+    stdout(&run(folder.path(), &["-c", &format!("{STATEMENT} INTO OR REPLACE 'kept.csv'")]));
+    assert!(std::fs::read_to_string(folder.path().join("kept.csv")).unwrap().starts_with("id,v,t"));
+}
+
+/// A device that is always full stands for a full disk.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_full_disk_is_a_clear_error() {
+    let folder = sources();
+    let output = Command::new(env!("CARGO_BIN_EXE_mergeql"))
+        .args(["-c", STATEMENT, "--format", "csv"])
+        .current_dir(folder.path())
+        .stdout(std::fs::File::options().write(true).open("/dev/full").unwrap())
+        .stderr(Stdio::piped())
+        .output()
+        .unwrap();
+    let (code, error) = failure(&output);
+    assert_eq!(code, 1, "{error}");
+}
+
+#[test]
+#[cfg(unix)]
+fn ctrl_c_in_the_middle_of_into_leaves_nothing() {
+    let folder = sources();
+    let statement = "MERGE (SELECT value AS id, value AS v FROM generate_series(1, 30000000)) AS s ON id INTO 'big.parquet'";
+    let mut child =
+        Command::new(env!("CARGO_BIN_EXE_mergeql")).args(["-c", statement]).current_dir(folder.path()).stderr(Stdio::piped()).spawn().unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(1500));
+    Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    let status = child.wait().unwrap();
+    assert_eq!(status.code(), Some(130));
+    let names: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    assert!(names.iter().all(|n| n == "a.csv" || n == "b.ndjson"), "{names:?}");
+}
+
+#[test]
+fn the_dependency_rule_holds() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
+    let output =
+        Command::new(cargo).args(["metadata", "--no-deps", "--format-version", "1", "--offline"]).current_dir(root).output().unwrap();
+    let metadata: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let dependencies = |name: &str| -> Vec<String> {
+        let package = metadata["packages"].as_array().unwrap().iter().find(|p| p["name"] == name).unwrap();
+        let all = package["dependencies"].as_array().unwrap().iter();
+        all.filter(|d| d["kind"].is_null()).map(|d| d["name"].as_str().unwrap().to_owned()).collect()
+    };
+    let (udfs, lang) = (dependencies("mergeql-udfs"), dependencies("mergeql-lang"));
+    let foreign = |names: &[String]| names.iter().any(|n| n.starts_with("datafusion") || n.starts_with("arrow") || n == "tokio");
+    assert!(!foreign(&udfs) && !udfs.iter().any(|n| n.starts_with("mergeql") || n == "sqlparser"), "{udfs:?}");
+    assert!(!foreign(&lang) && lang.iter().filter(|n| n.starts_with("mergeql")).all(|n| n == "mergeql-udfs"), "{lang:?}");
+}
