@@ -2,13 +2,11 @@
 
 use crate::columns::{build, external, lend, logical, normalize, physical_like};
 use arrow::array::{Array, ArrayRef, BooleanArray};
-use arrow::compute::{nullif, not};
+use arrow::compute::{not, nullif};
 use arrow::datatypes::{DataType, Field, FieldRef};
 use datafusion::common::{Result, ScalarValue};
 use datafusion::logical_expr::function::{AccumulatorArgs, StateFieldsArgs};
-use datafusion::logical_expr::{
-    Accumulator, AggregateUDF, AggregateUDFImpl, EmitTo, GroupsAccumulator, Signature, Volatility,
-};
+use datafusion::logical_expr::{Accumulator, AggregateUDF, AggregateUDFImpl, EmitTo, GroupsAccumulator, Signature, Volatility};
 use datafusion::physical_expr::expressions::Literal;
 use mergeql_udfs::catalog::{self, ArgKind, Entry, Input};
 use mergeql_udfs::{Aggregate, Bits, Call, Column, Error, Groups, Type, Value};
@@ -21,9 +19,8 @@ pub fn all() -> Vec<AggregateUDF> {
     let mut functions = Vec::new();
     for entry in catalog::all() {
         for (state, configured) in [(false, false), (true, false), (false, true), (true, true)] {
-            let name = |base: &str| {
-                format!("crdt_{base}{}{}", if state { "_state" } else { "" }, if configured { "_with" } else { "" })
-            };
+            let name =
+                |base: &str| format!("crdt_{base}{}{}", if state { "_state" } else { "" }, if configured { "_with" } else { "" });
             let aliases: Vec<&str> = entry.spec().aliases.to_vec();
             let function = CrdtAggregate {
                 name: name(entry.spec().name),
@@ -132,9 +129,7 @@ impl CrdtAggregate {
         }
         if rest < types.len() {
             let message = format!("`{}` takes fewer arguments than {}", self.name, types.len());
-            return Err(external(
-                Error::invalid_argument(message).with_help(format!("usage: crdt_{}", self.entry.spec().usage())),
-            ));
+            return Err(external(Error::invalid_argument(message).with_help(format!("usage: crdt_{}", self.entry.spec().usage()))));
         }
         let aggregate = self.entry.bind(&call).map_err(external)?;
         let rows = self.rows(&types)?;
@@ -259,13 +254,7 @@ impl CrdtGroups {
 }
 
 impl GroupsAccumulator for CrdtGroups {
-    fn update_batch(
-        &mut self,
-        values: &[ArrayRef],
-        groups: &[usize],
-        filter: Option<&BooleanArray>,
-        total: usize,
-    ) -> Result<()> {
+    fn update_batch(&mut self, values: &[ArrayRef], groups: &[usize], filter: Option<&BooleanArray>, total: usize) -> Result<()> {
         self.update_rows(&values[self.bound.range.clone()], groups, filter, total)
     }
 
@@ -530,13 +519,7 @@ impl Joined {
 }
 
 impl GroupsAccumulator for Joined {
-    fn update_batch(
-        &mut self,
-        values: &[ArrayRef],
-        groups: &[usize],
-        filter: Option<&BooleanArray>,
-        total: usize,
-    ) -> Result<()> {
+    fn update_batch(&mut self, values: &[ArrayRef], groups: &[usize], filter: Option<&BooleanArray>, total: usize) -> Result<()> {
         self.join(&values[0], groups, filter, total)
     }
 

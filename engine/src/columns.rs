@@ -106,9 +106,7 @@ pub fn physical(ty: &Type) -> DataType {
         Type::Interval => DataType::Interval(IntervalUnit::MonthDayNano),
         Type::Uuid => DataType::FixedSizeBinary(16),
         Type::List(t) => DataType::List(Arc::new(Field::new("item", physical(t), true))),
-        Type::Struct(fields) => {
-            DataType::Struct(fields.iter().map(|(name, t)| Field::new(&**name, physical(t), true)).collect())
-        }
+        Type::Struct(fields) => DataType::Struct(fields.iter().map(|(name, t)| Field::new(&**name, physical(t), true)).collect()),
         Type::Map(k, v) => {
             let entries = Fields::from(vec![Field::new("keys", physical(k), false), Field::new("values", physical(v), true)]);
             DataType::Map(Arc::new(Field::new("entries", DataType::Struct(entries), false)), false)
@@ -264,9 +262,7 @@ pub fn value_at(array: &dyn Array, i: usize) -> Value {
             let list = array.as_list::<i64>();
             Value::List(many(list.values(), Ranges::Offsets64(list.value_offsets()).get(i)))
         }
-        DataType::FixedSizeList(_, n) => {
-            Value::List(many(array.as_fixed_size_list().values(), Ranges::Fixed(*n as usize).get(i)))
-        }
+        DataType::FixedSizeList(_, n) => Value::List(many(array.as_fixed_size_list().values(), Ranges::Fixed(*n as usize).get(i))),
         DataType::Struct(fields) => {
             let columns = array.as_struct().columns();
             Value::record(fields.iter().zip(columns).map(|(f, c)| (f.name().as_str().into(), value_at(c, i))).collect())
@@ -385,11 +381,7 @@ fn strings(offsets: Vec<usize>, bytes: Vec<u8>, nulls: Option<NullBuffer>, ty: &
 /// `type_mismatch` if a value is of another kind, `invalid_argument` if a number is too great.
 pub fn from_values(values: &[Value], ty: &DataType) -> Result<ArrayRef> {
     let logical_type = logical(ty).map_err(external)?;
-    let fitted = values
-        .iter()
-        .map(|v| v.clone().fit(&logical_type))
-        .collect::<Result<Vec<_>, Error>>()
-        .map_err(external)?;
+    let fitted = values.iter().map(|v| v.clone().fit(&logical_type)).collect::<Result<Vec<_>, Error>>().map_err(external)?;
     let values = &fitted;
     let wrong = |v: &Value| external(Error::type_mismatch(format!("a {} does not fit into {logical_type}: {v}", v.kind())));
     macro_rules! ints {

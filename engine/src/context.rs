@@ -8,10 +8,10 @@ use arrow::array::{ArrayRef, RecordBatch, UInt64Array};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use datafusion::catalog::TableProvider;
 use datafusion::datasource::MemTable;
+use datafusion::execution::SendableRecordBatchStream;
 use datafusion::execution::memory_pool::FairSpillPool;
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::execution::session_state::SessionStateBuilder;
-use datafusion::execution::SendableRecordBatchStream;
 use datafusion::logical_expr::{DdlStatement, LogicalPlan, WriteOp};
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
@@ -56,7 +56,7 @@ pub struct MergeContext {
     shared: Arc<Shared>,
 }
 
-struct Shared {
+pub(crate) struct Shared {
     store: Option<Store>,
     memory: Mutex<Memory>,
 }
@@ -87,6 +87,13 @@ struct Memory {
     running: Option<Arc<dyn ExecutionPlan>>,
 }
 
+impl Shared {
+    /// The text after AS of each user-defined strategy.
+    pub(crate) fn strategy_texts(&self) -> BTreeMap<String, String> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner).texts.clone()
+    }
+}
+
 impl MergeContext {
     /// A new session.
     ///
@@ -110,7 +117,7 @@ impl MergeContext {
         let store = config.db.as_deref().map(Store::open).transpose()?;
         let shared = Shared { store, memory: Mutex::new(Memory::default()) };
         let context = MergeContext { session, shared: Arc::new(shared) };
-        explain::register(&context);
+        explain::register(context.session(), Arc::downgrade(&context.shared));
         Ok(context)
     }
 
@@ -197,7 +204,7 @@ impl MergeContext {
                 self.change_strategies(|texts| drop(texts.remove(&name.value)))?;
                 self.count("strategies", u64::from(found))
             }
-            Statement::ShowStrategies => Ok(self.session.read_batch(explain::strategies(self)?)?),
+            Statement::ShowStrategies => Ok(self.session.read_batch(explain::strategies(self.strategy_texts())?)?),
             Statement::Verify { name, on, cases } => custom::verify(self, &name, on, cases).await,
             Statement::Sql(pieces) => {
                 let sql = self.lower_pieces(&pieces).await?;
@@ -212,6 +219,8 @@ impl MergeContext {
     pub(crate) async fn bind(&self, merge: &Merge, first: First, explain: Explain) -> Result<Plan> {
         let options = ReadOptions::of(&merge.options)?;
         let into = !matches!(first, First::None);
+        let expanded = self.each_file(merge);
+        let merge = &expanded;
         let mut relations = Vec::new();
         for source in &merge.sources[usize::from(matches!(first, First::Rows(_) | First::States(_)))..] {
             let resolved = self.resolve(&source.relation, &options).await?;
@@ -236,6 +245,37 @@ impl MergeContext {
             }
         }
         Ok(bind(merge, relations, into, &self.user_strategies(), explain)?)
+    }
+
+    /// Where rows count per origin, each file of a folder or pattern is a source of its own: the same rows give the same answer however
+    /// their files are named.
+    fn each_file(&self, merge: &Merge) -> Merge {
+        let per_origin = |call: &mergeql_lang::ast::StrategyCall| {
+            mergeql_udfs::catalog::find(&call.name.value).is_some_and(|e| e.spec().per_origin() && e.spec().name != "source")
+        };
+        let mut merge = merge.clone();
+        if !merge.strategies.iter().any(|(_, call)| per_origin(call)) {
+            return merge;
+        }
+        let each = |source: mergeql_lang::ast::Source| -> Vec<mergeql_lang::ast::Source> {
+            let Written::Text(text) = &source.relation else { return vec![source] };
+            if self.table_name(std::slice::from_ref(text)).is_some() {
+                return vec![source];
+            }
+            match crate::sources::expand(&text.value) {
+                Ok(files) if files.len() > 1 => files
+                    .into_iter()
+                    .map(|file| {
+                        let value = file.display().to_string();
+                        let relation = Written::Text(Name { value, ..text.clone() });
+                        mergeql_lang::ast::Source { relation, alias: None, span: source.span }
+                    })
+                    .collect(),
+                _ => vec![source],
+            }
+        };
+        merge.sources = merge.sources.into_iter().flat_map(each).collect();
+        merge
     }
 
     fn adopt(&self, resolved: Resolved) -> Result<mergeql_lang::plan::Relation> {
@@ -285,10 +325,10 @@ impl MergeContext {
                 let count = self.write_path(path, into, rows, sorted).await?;
                 self.count("rows", count)
             }
-            Written::Text(name) => self.into_table(&name.value, into, rows, &merge, &plan).await,
+            Written::Text(name) => self.write_table(&name.value, into, rows, &merge, &plan).await,
             Written::Table(parts) => {
                 let name = table_only(parts)?;
-                self.into_table(&name, into, rows, &merge, &plan).await
+                self.write_table(&name, into, rows, &merge, &plan).await
             }
             Written::Query(_) => Err(MergeError::new(Code::Syntax, "a result goes into a table or a file")),
         }
@@ -309,7 +349,7 @@ impl MergeContext {
         Ok(sinks::write_file_as(target, format, stream, sorted, into.or_replace).await? as u64)
     }
 
-    async fn into_table(&self, name: &str, into: &Target, rows: DataFrame, merge: &Merge, plan: &Plan) -> Result<DataFrame> {
+    async fn write_table(&self, name: &str, into: &Target, rows: DataFrame, merge: &Merge, plan: &Plan) -> Result<DataFrame> {
         if self.session.table_exist(datafusion::common::TableReference::bare(name))? && !into.or_replace {
             if into.if_not_exists {
                 return self.count("rows", 0);
@@ -408,7 +448,14 @@ impl MergeContext {
     }
 
     /// Rows in the column order and types of the target, sorted by key.
-    async fn like_target(&self, session: &SessionContext, name: &str, sql: &str, plan: &Plan, columns: &[String]) -> Result<DataFrame> {
+    async fn like_target(
+        &self,
+        session: &SessionContext,
+        name: &str,
+        sql: &str,
+        plan: &Plan,
+        columns: &[String],
+    ) -> Result<DataFrame> {
         let schema = self.session.table_provider(datafusion::common::TableReference::bare(name)).await?.schema();
         let keep = |n: &String| plan.result_columns().any(|(c, _)| c == n) || n == STATE || n == DELETED;
         let mut names: Vec<String> = columns.iter().filter(|n| keep(n)).cloned().collect();
@@ -457,14 +504,16 @@ impl MergeContext {
             return Err(MergeError::new(Code::InvalidArgument, format!("`{name}` keeps states under another key"))
                 .help(resolution.to_owned()));
         }
-        let merge = Merge { strategies: kept.strategies.clone(), version: kept.version.clone(), delete: kept.delete.clone(), ..merge };
+        let merge =
+            Merge { strategies: kept.strategies.clone(), version: kept.version.clone(), delete: kept.delete.clone(), ..merge };
         let merge = Self::with_target(name, &merge);
         let storage = self.storage_name(name);
         let provider = self.session.table_provider(datafusion::common::TableReference::bare(storage.as_str())).await?;
         let all = crate::sources::source_columns(&provider.schema())?;
         let columns: Vec<String> = all.iter().map(|c| c.name.clone()).collect();
         let visible = all.into_iter().filter(|c| c.name != STATE && c.name != DELETED).collect();
-        let relation = mergeql_lang::plan::Relation { sql: quote(&storage), origin: Some(name.to_owned()), columns: visible, rows: None };
+        let relation =
+            mergeql_lang::plan::Relation { sql: quote(&storage), origin: Some(name.to_owned()), columns: visible, rows: None };
         let mut plan = self.bind(&merge, First::States(Resolved { relation, table: None }), explain).await?;
         Self::check_columns(&plan, &columns)?;
         // The target contributes states, not rows.
@@ -513,8 +562,11 @@ impl MergeContext {
         if edited == Value::Int(0) {
             return Ok(());
         }
-        Err(MergeError::new(Code::NeedsState, format!("{edited} rows of `{name}` were edited or inserted by hand: their values are not what their states say"))
-            .help(format!("SELECT mergeql_adopt('{name}') takes them in as rows")))
+        Err(MergeError::new(
+            Code::NeedsState,
+            format!("{edited} rows of `{name}` were edited or inserted by hand: their values are not what their states say"),
+        )
+        .help(format!("SELECT mergeql_adopt('{name}') takes them in as rows")))
     }
 
     /// Takes rows that were edited by hand into the states of a table.
@@ -526,7 +578,13 @@ impl MergeContext {
         let Statement::Merge { merge: kept, .. } = parse(&resolution)? else {
             return Err(MergeError::new(Code::CorruptState, format!("how `{name}` keeps states cannot be read: {resolution}")));
         };
-        let plan = self.bind(&Self::with_target(name, &Merge { sources: Vec::new(), ..(*kept).clone() }), First::Rows(self.visible(name).await?), Explain::No).await?;
+        let plan = self
+            .bind(
+                &Self::with_target(name, &Merge { sources: Vec::new(), ..(*kept).clone() }),
+                First::Rows(self.visible(name).await?),
+                Explain::No,
+            )
+            .await?;
         let lowering = Lowering { plan: &plan, dialect: &DataFusion };
         let columns = plan.result_columns().map(|(n, _)| quote(n)).collect::<Vec<_>>().join(", ");
         let edited = format!("SELECT {columns} FROM {} WHERE {}", quote(&self.storage_name(name)), lowering.edited());
@@ -544,8 +602,7 @@ impl MergeContext {
         let provider = self.session.table_provider(datafusion::common::TableReference::bare(self.storage_name(name))).await?;
         let columns = crate::sources::source_columns(&provider.schema())?;
         let columns = columns.into_iter().filter(|c| c.name != STATE && c.name != DELETED).collect();
-        let relation =
-            mergeql_lang::plan::Relation { sql: quote(name), origin: Some(name.to_owned()), columns, rows: None };
+        let relation = mergeql_lang::plan::Relation { sql: quote(name), origin: Some(name.to_owned()), columns, rows: None };
         Ok(Resolved { relation, table: None })
     }
 
@@ -625,8 +682,7 @@ impl MergeContext {
         use datafusion::datasource::file_format::parquet::ParquetFormat;
         use datafusion::datasource::listing::{ListingOptions, ListingTable, ListingTableConfig, ListingTableUrl};
         let urls = paths.iter().map(|p| Ok(ListingTableUrl::parse(format!("file://{p}"))?)).collect::<Result<Vec<_>>>()?;
-        let options = ListingOptions::new(Arc::new(ParquetFormat::default().with_enable_pruning(true)))
-            .with_file_extension("");
+        let options = ListingOptions::new(Arc::new(ParquetFormat::default().with_enable_pruning(true))).with_file_extension("");
         let config = ListingTableConfig::new_with_multi_paths(urls).with_listing_options(options);
         let config = config.infer_schema(&self.session.state()).await?;
         Ok(Arc::new(ListingTable::try_new(config)?))
@@ -644,7 +700,8 @@ impl MergeContext {
                 let storage = self.storage_name(name);
                 let schema = provider.schema();
                 self.session.register_table(datafusion::common::TableReference::bare(storage.clone()), provider)?;
-                let columns: Vec<String> = schema.fields().iter().map(|f| quote(f.name())).filter(|n| *n != quote(DELETED)).collect();
+                let columns: Vec<String> =
+                    schema.fields().iter().map(|f| quote(f.name())).filter(|n| *n != quote(DELETED)).collect();
                 let sql = format!("SELECT {} FROM {} WHERE {DELETED} IS NOT TRUE", columns.join(", "), quote(&storage));
                 let plan = self.session.state().create_logical_plan(&sql).await?;
                 let view = datafusion::datasource::ViewTable::new(plan, Some(sql));
@@ -709,8 +766,14 @@ impl MergeContext {
     // SQL that is not ours.
 
     async fn run_sql(&self, sql: &str) -> Result<DataFrame> {
-        if let Some(table) = adopt_call(sql) {
+        if let Some(table) = single_call(sql, "mergeql_adopt") {
             return self.adopt_edits(&table).await;
+        }
+        if let Some(statement) = single_call(sql, "mergeql_sql") {
+            let lowered = Box::pin(self.lower(&statement)).await?;
+            let schema = Arc::new(Schema::new(vec![Field::new("mergeql_sql", DataType::Utf8, false)]));
+            let text = arrow::array::StringArray::from_iter_values([lowered]);
+            return Ok(self.session.read_batch(RecordBatch::try_new(schema, vec![Arc::new(text)])?)?);
         }
         let plan = self.plan_sql(sql).await?;
         match (&plan, &self.shared.store) {
@@ -819,12 +882,12 @@ impl MergeContext {
             Some(Value::Int(n)) => usize::try_from(*n).ok(),
             Some(_) => None,
         };
-        let limit = limit.ok_or_else(|| {
-            MergeError::new(Code::InvalidArgument, "`memory_limit` is a size like '2GB' or '500MB'")
-        })?;
+        let limit =
+            limit.ok_or_else(|| MergeError::new(Code::InvalidArgument, "`memory_limit` is a size like '2GB' or '500MB'"))?;
         let state = self.session.state();
         let config = bounded(state.config().clone());
-        let state = SessionStateBuilder::new_from_existing(state).with_config(config).with_runtime_env(limited_runtime(limit)?).build();
+        let state =
+            SessionStateBuilder::new_from_existing(state).with_config(config).with_runtime_env(limited_runtime(limit)?).build();
         Ok(SessionContext::new_with_state(state))
     }
 
@@ -837,7 +900,7 @@ impl MergeContext {
 
     /// The text after AS of each user-defined strategy.
     pub(crate) fn strategy_texts(&self) -> BTreeMap<String, String> {
-        self.memory(|m| m.texts.clone())
+        self.shared.strategy_texts()
     }
 
     fn change_strategies(&self, change: impl Fn(&mut BTreeMap<String, String>)) -> Result<()> {
@@ -871,7 +934,10 @@ fn leaves(plan: &Arc<dyn ExecutionPlan>) -> (usize, Option<usize>) {
     if children.is_empty() {
         let done = plan.metrics().and_then(|m| m.output_rows()).unwrap_or(0);
         let context = datafusion::physical_plan::statistics::StatisticsContext::default();
-        let total = context.compute(plan.as_ref(), &datafusion::physical_plan::StatisticsArgs::new()).ok().and_then(|s| s.num_rows.get_value().copied());
+        let total = context
+            .compute(plan.as_ref(), &datafusion::physical_plan::StatisticsArgs::new())
+            .ok()
+            .and_then(|s| s.num_rows.get_value().copied());
         return (done, total);
     }
     children.into_iter().map(leaves).fold((0, Some(0)), |(done, total), (d, t)| (done + d, total.zip(t).map(|(a, b)| a + b)))
@@ -902,7 +968,7 @@ pub fn parse_size(text: &str) -> Option<usize> {
         _ => return None,
     };
     let bytes = number * unit;
-    (bytes >= 1.0 && bytes < 1e18).then_some(bytes as usize)
+    (1.0..1e18).contains(&bytes).then_some(bytes as usize)
 }
 
 /// A query sorted by the key of a plan, as files are written.
@@ -953,16 +1019,17 @@ fn table_schema(new: &Schema, old: Option<SchemaRef>) -> SchemaRef {
     Arc::new(Schema::new(new.fields().iter().map(field).collect::<Vec<_>>()))
 }
 
-/// The table of `SELECT mergeql_adopt('table')`.
-fn adopt_call(sql: &str) -> Option<String> {
+/// The text argument of `SELECT function('text')`, for the two functions that need the session and so stand alone.
+fn single_call(sql: &str, function: &str) -> Option<String> {
     let rest = sql.trim().trim_end_matches(';').trim_end();
-    let lower = rest.to_ascii_lowercase();
-    let body = lower.strip_prefix("select")?.trim_start().strip_prefix("mergeql_adopt")?.trim_start();
-    let inside = body.strip_prefix('(')?.strip_suffix(')')?.trim();
-    let start = rest.len() - body.len();
-    let original = rest[start..].trim().strip_prefix('(')?.strip_suffix(')')?.trim();
-    let _ = inside;
-    Some(original.strip_prefix('\'')?.strip_suffix('\'')?.replace("''", "'"))
+    let (select, rest) = rest.split_at_checked(6)?;
+    let (name, arguments) = rest.trim_start().split_at_checked(function.len())?;
+    if !select.eq_ignore_ascii_case("select") || !name.eq_ignore_ascii_case(function) {
+        return None;
+    }
+    let text = arguments.trim().strip_prefix('(')?.strip_suffix(')')?.trim().strip_prefix('\'')?.strip_suffix('\'')?;
+    // A quote that is not doubled ends the text: then this is some other expression.
+    (!text.replace("''", "").contains('\'')).then(|| text.replace("''", "'"))
 }
 
 /// Collects a stream.

@@ -80,7 +80,8 @@ fn check_expression(expr: &Expr, names: &[&str]) -> Result<()> {
         fn pre_visit_expr(&mut self, expr: &Expr) -> ControlFlow<Self::Break> {
             match expr {
                 Expr::Identifier(i) if !self.0.iter().any(|n| n.eq_ignore_ascii_case(&i.value)) => {
-                    let error = Diagnostic::at(Code::UnknownColumn, i.span.into(), format!("the expression knows no `{}`", i.value));
+                    let error =
+                        Diagnostic::at(Code::UnknownColumn, i.span.into(), format!("the expression knows no `{}`", i.value));
                     ControlFlow::Break(error.help(format!("it is over {}", self.0.join(" and "))))
                 }
                 Expr::CompoundIdentifier(_) => {
@@ -102,7 +103,11 @@ fn check_expression(expr: &Expr, names: &[&str]) -> Result<()> {
 /// Registers the function that folds the distinct values of a strategy, if it is a fold.
 pub fn register_fold(context: &MergeContext, name: &str, body: &StrategyBody) -> Result<()> {
     if let StrategyBody::Fold { .. } = body {
-        context.session().register_udf(ScalarUDF::from(FoldUdf { name: fold_function(name), fold: Fold::new(name, body), signature: Signature::any(1, Volatility::Immutable) }));
+        context.session().register_udf(ScalarUDF::from(FoldUdf {
+            name: fold_function(name),
+            fold: Fold::new(name, body),
+            signature: Signature::any(1, Volatility::Immutable),
+        }));
     }
     Ok(())
 }
@@ -324,9 +329,15 @@ async fn column_values(context: &MergeContext, table: &[Name], column: &Name) ->
     Ok((ty, values))
 }
 
-fn builtin(name: &str, alias: Option<&StrategyCall>, values: &Option<(DataType, Vec<Value>)>, cases: usize) -> Result<Vec<Outcome>> {
-    let entry: &Entry = catalog::find(name)
-        .ok_or_else(|| MergeError::new(Code::Unsupported, format!("`{name}` stands for another user-defined strategy: verify that one")))?;
+fn builtin(
+    name: &str,
+    alias: Option<&StrategyCall>,
+    values: &Option<(DataType, Vec<Value>)>,
+    cases: usize,
+) -> Result<Vec<Outcome>> {
+    let entry: &Entry = catalog::find(name).ok_or_else(|| {
+        MergeError::new(Code::Unsupported, format!("`{name}` stands for another user-defined strategy: verify that one"))
+    })?;
     let mut calls: Vec<Call> = (entry.spec().samples)();
     if let Some(alias) = alias {
         let literals: Vec<Value> =

@@ -1,6 +1,6 @@
 //! EXPLAIN MERGE, SHOW STRATEGIES and `mergeql_strategies()`.
 
-use crate::context::MergeContext;
+use crate::context::{MergeContext, Shared};
 use crate::error::Result;
 use arrow::array::{ArrayRef, BooleanArray, RecordBatch, StringArray};
 use arrow::datatypes::{DataType, Field, Schema};
@@ -12,7 +12,8 @@ use datafusion::prelude::{DataFrame, SessionContext};
 use mergeql_lang::ast::Explain;
 use mergeql_lang::plan::Plan;
 use mergeql_udfs::{Call, Type, catalog};
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 fn texts(columns: &[(&str, Vec<String>)]) -> Result<RecordBatch> {
@@ -22,7 +23,13 @@ fn texts(columns: &[(&str, Vec<String>)]) -> Result<RecordBatch> {
 }
 
 /// The plan of a merge: sources, key, columns and why, laws, push-downs, then the host's plan.
-pub async fn merge(context: &MergeContext, session: &SessionContext, plan: &Plan, sql: &str, explain: Explain) -> Result<DataFrame> {
+pub async fn merge(
+    context: &MergeContext,
+    session: &SessionContext,
+    plan: &Plan,
+    sql: &str,
+    explain: Explain,
+) -> Result<DataFrame> {
     let mut rows: Vec<(String, String)> = Vec::new();
     let mut add = |item: &str, detail: String| rows.push((item.to_owned(), detail));
     for source in &plan.sources {
@@ -84,7 +91,7 @@ pub async fn merge(context: &MergeContext, session: &SessionContext, plan: &Plan
 }
 
 /// Every strategy, built in and user-defined.
-pub fn strategies(context: &MergeContext) -> Result<RecordBatch> {
+pub fn strategies(own: BTreeMap<String, String>) -> Result<RecordBatch> {
     let mut rows: Vec<[String; 7]> = Vec::new();
     let mut closed = Vec::new();
     for entry in catalog::all() {
@@ -100,7 +107,7 @@ pub fn strategies(context: &MergeContext) -> Result<RecordBatch> {
         ]);
         closed.push((spec.closed)(&Call::new(vec![Type::List(Box::new(Type::INT64))])));
     }
-    for (name, text) in context.strategy_texts() {
+    for (name, text) in own {
         let laws = catalog::LAWS.join(", ");
         rows.push([name.clone(), String::new(), name, "any type".to_owned(), laws, String::new(), text]);
         closed.push(false);
@@ -114,7 +121,8 @@ pub fn strategies(context: &MergeContext) -> Result<RecordBatch> {
     Ok(RecordBatch::try_new(Arc::new(Schema::new(fields)), arrays)?)
 }
 
-struct Strategies(MergeContext);
+/// The session holds this function, so this must not hold the session.
+struct Strategies(Weak<Shared>);
 
 impl std::fmt::Debug for Strategies {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -124,12 +132,13 @@ impl std::fmt::Debug for Strategies {
 
 impl TableFunctionImpl for Strategies {
     fn call_with_args(&self, _: TableFunctionArgs<'_, '_>) -> DfResult<Arc<dyn TableProvider>> {
-        let batch = strategies(&self.0).map_err(|e| datafusion::common::DataFusionError::External(Box::new(e)))?;
+        let own = self.0.upgrade().map(|s| s.strategy_texts()).unwrap_or_default();
+        let batch = strategies(own).map_err(|e| datafusion::common::DataFusionError::External(Box::new(e)))?;
         Ok(Arc::new(MemTable::try_new(batch.schema(), vec![vec![batch]])?))
     }
 }
 
 /// Registers the table functions.
-pub fn register(context: &MergeContext) {
-    context.session().register_udtf("mergeql_strategies", Arc::new(Strategies(context.clone())));
+pub fn register(session: &SessionContext, shared: Weak<Shared>) {
+    session.register_udtf("mergeql_strategies", Arc::new(Strategies(shared)));
 }

@@ -5,9 +5,7 @@ use arrow::array::{Array, ArrayRef, AsArray, Float32Array, Float64Array};
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Field, Fields, Float32Type, Float64Type, TimeUnit};
 use datafusion::common::Result;
-use datafusion::logical_expr::{
-    ColumnarValue, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, TypeSignature, Volatility,
-};
+use datafusion::logical_expr::{ColumnarValue, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, TypeSignature, Volatility};
 use mergeql_udfs::catalog::{self, Comparison};
 use mergeql_udfs::value::order_key::order_key;
 use mergeql_udfs::{Code, Error, OwnedColumn, Type, Value, codec};
@@ -94,9 +92,7 @@ fn row_functions() -> Vec<RowFunction> {
                 (None, None) => Value::Null,
             })
         }),
-        f("crdt_value", 1..=1, &text, |a| {
-            with_value(a, |v| Ok(if v.is_null() { Value::Null } else { Value::text(v.to_json()) }))
-        }),
+        f("crdt_value", 1..=1, &text, |a| with_value(a, |v| Ok(if v.is_null() { Value::Null } else { Value::text(v.to_json()) }))),
         f("crdt_value_bigint", 1..=1, &DataType::Int64, |a| {
             with_value(a, |v| match v.to_worth() {
                 v @ (Value::Int(_) | Value::Null) => v.fit(&Type::INT64),
@@ -116,9 +112,7 @@ fn row_functions() -> Vec<RowFunction> {
                 other => Err(not_a(other, "a number")),
             })
         }),
-        f("crdt_value_text", 1..=1, &text, |a| {
-            with_value(a, |v| Ok(if v.is_null() { v } else { Value::text(v.to_string()) }))
-        }),
+        f("crdt_value_text", 1..=1, &text, |a| with_value(a, |v| Ok(if v.is_null() { v } else { Value::text(v.to_string()) }))),
         f("crdt_value_boolean", 1..=1, &DataType::Boolean, |a| {
             with_value(a, |v| match v {
                 Value::Null | Value::Bool(_) => Ok(v),
@@ -161,9 +155,7 @@ fn row_functions() -> Vec<RowFunction> {
             let Some(order) = compare(a)? else { return Ok(Value::Null) };
             Ok(Value::Bool(matches!(order, Comparison::Before | Comparison::Equal)))
         }),
-        f("crdt_compare", 2..=2, &text, |a| {
-            Ok(compare(a)?.map_or(Value::Null, |order| Value::text(order.as_str())))
-        }),
+        f("crdt_compare", 2..=2, &text, |a| Ok(compare(a)?.map_or(Value::Null, |order| Value::text(order.as_str())))),
         f("crdt_delta", 2..=2, &DataType::Binary, |a| {
             Ok(match (state(&a[0])?, state(&a[1])?) {
                 (Some(state), Some(since)) => bytes(catalog::open(state)?.delta(since)?),

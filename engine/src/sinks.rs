@@ -22,7 +22,7 @@ use std::sync::Arc;
 pub type SortedBy = Option<usize>;
 
 enum Writer<W: Write + Send> {
-    Csv(arrow::csv::Writer<W>),
+    Csv(Box<arrow::csv::Writer<W>>),
     Ndjson(arrow::json::LineDelimitedWriter<W>),
     Json(arrow::json::ArrayWriter<W>),
     Parquet(Box<ArrowWriter<W>>),
@@ -76,7 +76,7 @@ impl<W: Write + Send> Writer<W> {
     fn new(out: W, schema: &SchemaRef, format: Format, sorted_by: SortedBy) -> Result<Writer<W>> {
         Ok(match format {
             Format::Text(Layout::Csv { delimiter, header }) => {
-                Writer::Csv(arrow::csv::WriterBuilder::new().with_header(header).with_delimiter(delimiter).build(out))
+                Writer::Csv(Box::new(arrow::csv::WriterBuilder::new().with_header(header).with_delimiter(delimiter).build(out)))
             }
             Format::Text(Layout::Ndjson) => Writer::Ndjson(arrow::json::LineDelimitedWriter::new(out)),
             Format::Text(Layout::Json) => Writer::Json(arrow::json::ArrayWriter::new(out)),

@@ -93,10 +93,9 @@ impl ReadOptions {
 
     fn apply(&self, format: Format) -> Format {
         match self.format.unwrap_or(format) {
-            Format::Text(Layout::Csv { delimiter, header }) => Format::Text(Layout::Csv {
-                delimiter: self.delimiter.unwrap_or(delimiter),
-                header: self.header.unwrap_or(header),
-            }),
+            Format::Text(Layout::Csv { delimiter, header }) => {
+                Format::Text(Layout::Csv { delimiter: self.delimiter.unwrap_or(delimiter), header: self.header.unwrap_or(header) })
+            }
             other => other,
         }
     }
@@ -155,7 +154,10 @@ impl MergeContext {
                 let provider = self.session().table_provider(reference).await?;
                 let sql = names.iter().map(|n| quote(n)).collect::<Vec<_>>().join(".");
                 let columns = source_columns(&provider.schema())?;
-                return Ok(Some(Resolved { relation: Relation { sql, origin: Some(names.join(".")), columns, rows: None }, table: None }));
+                return Ok(Some(Resolved {
+                    relation: Relation { sql, origin: Some(names.join(".")), columns, rows: None },
+                    table: None,
+                }));
             }
         }
         Ok(None)
@@ -207,8 +209,11 @@ impl MergeContext {
         let mut formats = paths.iter().map(|path| {
             let by_name = options.format.or_else(|| Format::of_path(path));
             by_name.map(|f| options.apply(f)).ok_or_else(|| {
-                MergeError::new(Code::UnknownSource, format!("`{text}` is neither a table nor a file whose ending tells its format"))
-                    .help(format!("known endings: {}; or add WITH (format = ...)", FORMATS.join(", ")))
+                MergeError::new(
+                    Code::UnknownSource,
+                    format!("`{text}` is neither a table nor a file whose ending tells its format"),
+                )
+                .help(format!("known endings: {}; or add WITH (format = ...)", FORMATS.join(", ")))
             })
         });
         let format = formats.next().transpose()?.ok_or_else(|| no_files(text))?;
@@ -307,7 +312,7 @@ fn absolute(path: &Path) -> PathBuf {
 }
 
 /// The files that a path names: itself, those in a folder, those that a pattern matches; sorted, so that their order never matters.
-fn expand(text: &str) -> Result<Vec<PathBuf>> {
+pub(crate) fn expand(text: &str) -> Result<Vec<PathBuf>> {
     let path = Path::new(text);
     if path.is_dir() {
         let mut files = Vec::new();
@@ -335,7 +340,8 @@ fn expand(text: &str) -> Result<Vec<PathBuf>> {
         })?;
         return Ok(vec![file]);
     }
-    let found = glob::glob(text).map_err(|e| MergeError::new(Code::InvalidArgument, format!("the pattern `{text}` is not valid: {e}")))?;
+    let found =
+        glob::glob(text).map_err(|e| MergeError::new(Code::InvalidArgument, format!("the pattern `{text}` is not valid: {e}")))?;
     let mut files: Vec<PathBuf> = found.filter_map(std::result::Result::ok).filter(|p| p.is_file()).map(|p| absolute(&p)).collect();
     files.sort();
     if files.is_empty() { Err(no_files(text)) } else { Ok(files) }

@@ -90,11 +90,15 @@ impl Store {
         let broken = |why: &str| MergeError::from(io(&path, format!("the manifest is broken: {why}")));
         let json: Value = serde_json::from_str(&text).map_err(|e| broken(&e.to_string()))?;
         if json["format"] != 1 {
-            return Err(MergeError::new(Code::Unsupported, format!("{}: this folder was written by a newer version", path.display())));
+            return Err(MergeError::new(
+                Code::Unsupported,
+                format!("{}: this folder was written by a newer version", path.display()),
+            ));
         }
         let object = |name: &str| json[name].as_object().ok_or_else(|| broken(name));
         let text = |v: &Value| v.as_str().map(str::to_owned).ok_or_else(|| broken("a text is missing"));
-        let mut manifest = Manifest { generation: json["generation"].as_u64().ok_or_else(|| broken("generation"))?, ..Manifest::default() };
+        let mut manifest =
+            Manifest { generation: json["generation"].as_u64().ok_or_else(|| broken("generation"))?, ..Manifest::default() };
         for (name, table) in object("tables")? {
             let files = table["files"].as_array().ok_or_else(|| broken("files"))?.iter().map(text).collect::<Result<_>>()?;
             let resolution = table.get("resolution").filter(|r| !r.is_null()).map(text).transpose()?;

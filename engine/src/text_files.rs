@@ -160,7 +160,17 @@ struct MarkNulls<R> {
 impl<R: BufRead> MarkNulls<R> {
     fn new(inner: R, delimiter: u8) -> MarkNulls<R> {
         let out = Vec::with_capacity(1 << 18);
-        MarkNulls { inner, delimiter, out, at: 0, quoted: false, field_start: true, record_start: true, beginning: true, ended: false }
+        MarkNulls {
+            inner,
+            delimiter,
+            out,
+            at: 0,
+            quoted: false,
+            field_start: true,
+            record_start: true,
+            beginning: true,
+            ended: false,
+        }
     }
 
     fn fill(&mut self) -> std::io::Result<()> {
@@ -314,7 +324,13 @@ fn temporal(field: &str) -> Option<Option<(bool, bool)>> {
         return Some(None);
     }
     let (hour, minute, second) = (number(11..13)?, number(14..16)?, number(17..19)?);
-    if !matches!(at(10), Some(b'T' | b' ')) || at(13) != Some(b':') || at(16) != Some(b':') || hour > 23 || minute > 59 || second > 59 {
+    if !matches!(at(10), Some(b'T' | b' '))
+        || at(13) != Some(b':')
+        || at(16) != Some(b':')
+        || hour > 23
+        || minute > 59
+        || second > 59
+    {
         return None;
     }
     let mut rest = &field[19..];
@@ -479,7 +495,11 @@ fn infer_json(files: &[Bytes], layout: Layout) -> Result<Schema> {
                 let (_, seen, guess) = &mut columns[at];
                 if *seen != ty {
                     *seen = Type::widen(seen, &ty).map_err(|_| {
-                        Error::type_mismatch(format!("{}: line {line}: `{name}` is {} here and {seen} above", bytes.name(), kind(value)))
+                        Error::type_mismatch(format!(
+                            "{}: line {line}: `{name}` is {} here and {seen} above",
+                            bytes.name(),
+                            kind(value)
+                        ))
                     })?;
                 }
                 if let serde_json::Value::String(text) = value {
@@ -508,9 +528,7 @@ fn json_type(value: &serde_json::Value) -> Type {
             let widen = |seen: Type, item: &serde_json::Value| Type::widen(&seen, &json_type(item)).unwrap_or(Type::Text);
             Type::List(Box::new(items.iter().fold(Type::Null, widen)))
         }
-        serde_json::Value::Object(fields) => {
-            Type::Struct(fields.iter().map(|(n, v)| (n.as_str().into(), json_type(v))).collect())
-        }
+        serde_json::Value::Object(fields) => Type::Struct(fields.iter().map(|(n, v)| (n.as_str().into(), json_type(v))).collect()),
     }
 }
 

@@ -6,7 +6,13 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 fn run(folder: &Path, arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_mergeql")).args(arguments).current_dir(folder).stdin(Stdio::null()).env("NO_COLOR", "1").output().unwrap()
+    Command::new(env!("CARGO_BIN_EXE_mergeql"))
+        .args(arguments)
+        .current_dir(folder)
+        .stdin(Stdio::null())
+        .env("NO_COLOR", "1")
+        .output()
+        .unwrap()
 }
 
 fn stdout(output: &Output) -> String {
@@ -41,11 +47,21 @@ fn every_format_reads_back_equal() {
         let back = stdout(&run(folder.path(), &["-c", &format!("SELECT id, v, t FROM '{file}' ORDER BY id"), "--format", "csv"]));
         // Arrow's CSV writer does not quote empty text, so it is compared by what it says of NULL.
         assert_eq!(back.replace("\"\"", ""), expected.replace("\"\"", ""), "{ending}");
-        let empty = stdout(&run(folder.path(), &["-c", &format!("SELECT t IS NULL AS n FROM '{file}' WHERE id = 2"), "--format", "csv"]));
+        let empty =
+            stdout(&run(folder.path(), &["-c", &format!("SELECT t IS NULL AS n FROM '{file}' WHERE id = 2"), "--format", "csv"]));
         if !matches!(ending, "csv" | "tsv") {
             assert_eq!(empty, "n\nfalse\n", "{ending}");
         }
     }
+}
+
+fn count_of(folder: &Path, source: &str) -> String {
+    std::fs::write(folder.join("late/1.csv"), "id,v\n1,7\n").unwrap();
+    std::fs::write(folder.join("late/2.csv"), "id,v\n1,5\n4,1.5\n").unwrap();
+    let counted = run(folder, &["-c", &format!("MERGE {source} ON id STRATEGY v = counter ORDER BY id"), "--format", "csv"]);
+    let rows = stdout(&counted);
+    assert_eq!(rows, "id,v\n1,12.0\n4,1.5\n");
+    rows
 }
 
 #[test]
@@ -54,12 +70,17 @@ fn folders_patterns_standard_input_and_names_are_sources() {
     std::fs::create_dir(folder.path().join("late")).unwrap();
     std::fs::write(folder.path().join("late/1.csv"), "id,v\n1,7\n").unwrap();
     std::fs::write(folder.path().join("late/2.csv"), "id,v\n4,1.5\n").unwrap();
-    let count = |source: &str| stdout(&run(folder.path(), &["-c", &format!("SELECT sum(v) AS s FROM (MERGE {source} ON id) AS m"), "--format", "csv"]));
+    let count = |source: &str| {
+        stdout(&run(folder.path(), &["-c", &format!("SELECT sum(v) AS s FROM (MERGE {source} ON id) AS m"), "--format", "csv"]))
+    };
     assert_eq!(count("'late'"), "s\n8.5\n");
     assert_eq!(count("'late/*.csv'"), "s\n8.5\n");
     assert_eq!(count("'late/1.csv', 'late/1.csv'"), "s\n7\n");
-    let named = run(folder.path(), &["--source", "l=late/2.csv", "-c", "MERGE l ON id", "--format", "csv"]);
-    assert_eq!(stdout(&named), "id,v\n4,1.5\n");
+    // Each file is an origin of its own, however the files are named.
+    let counted = |source: &str| count_of(folder.path(), source);
+    assert_eq!(counted("'late/*.csv'"), counted("'late/1.csv', 'late/2.csv'"));
+    let named = run(folder.path(), &["--source", "l=late/2.csv", "-c", "MERGE l ON id ORDER BY id", "--format", "csv"]);
+    assert_eq!(stdout(&named), "id,v\n1,5.0\n4,1.5\n");
     let mut child = Command::new(env!("CARGO_BIN_EXE_mergeql"))
         .args(["-c", "MERGE '-' ON id WITH (format = 'csv')", "--format", "ndjson"])
         .stdin(Stdio::piped())
@@ -73,7 +94,8 @@ fn folders_patterns_standard_input_and_names_are_sources() {
 #[test]
 fn scripts_formats_and_exit_codes() {
     let folder = sources();
-    std::fs::write(folder.path().join("s.sql"), "CREATE TABLE t AS VALUES (1);\n-- a comment; with a semicolon\nSELECT * FROM t;").unwrap();
+    std::fs::write(folder.path().join("s.sql"), "CREATE TABLE t AS VALUES (1);\n-- a comment; with a semicolon\nSELECT * FROM t;")
+        .unwrap();
     assert_eq!(stdout(&run(folder.path(), &["-f", "s.sql", "--format", "tsv"])).lines().last(), Some("1"));
     assert!(stdout(&run(folder.path(), &["-c", STATEMENT, "--format", "markdown"])).starts_with("| id | v"));
     assert_eq!(failure(&run(folder.path(), &["-c", ""])).0, 2);
@@ -126,10 +148,16 @@ fn bad_files_are_clear_errors() {
     }
     // NULs in text are text.
     std::fs::write(path("nul.csv"), b"id,v\n1,a\0b\n").unwrap();
-    assert_eq!(stdout(&run(folder.path(), &["-c", "SELECT length(v) AS n FROM (MERGE 'nul.csv' ON id) AS m", "--format", "csv"])), "n\n3\n");
+    assert_eq!(
+        stdout(&run(folder.path(), &["-c", "SELECT length(v) AS n FROM (MERGE 'nul.csv' ON id) AS m", "--format", "csv"])),
+        "n\n3\n"
+    );
     // A source without rows and columns contributes nothing.
     std::fs::write(path("none.ndjson"), b"").unwrap();
-    assert_eq!(stdout(&run(folder.path(), &["-c", "MERGE 'none.ndjson', 'a.csv' ON id ORDER BY id LIMIT 1", "--format", "csv"])), "id,v,t\n1,5,x\n");
+    assert_eq!(
+        stdout(&run(folder.path(), &["-c", "MERGE 'none.ndjson', 'a.csv' ON id ORDER BY id LIMIT 1", "--format", "csv"])),
+        "id,v,t\n1,5,x\n"
+    );
 }
 
 #[test]
@@ -194,8 +222,12 @@ fn a_full_disk_is_a_clear_error() {
 fn ctrl_c_in_the_middle_of_into_leaves_nothing() {
     let folder = sources();
     let statement = "MERGE (SELECT value AS id, value AS v FROM generate_series(1, 30000000)) AS s ON id INTO 'big.parquet'";
-    let mut child =
-        Command::new(env!("CARGO_BIN_EXE_mergeql")).args(["-c", statement]).current_dir(folder.path()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_mergeql"))
+        .args(["-c", statement])
+        .current_dir(folder.path())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
     std::thread::sleep(std::time::Duration::from_millis(1500));
     Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
     let status = child.wait().unwrap();
@@ -208,8 +240,11 @@ fn ctrl_c_in_the_middle_of_into_leaves_nothing() {
 fn the_dependency_rule_holds() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
-    let output =
-        Command::new(cargo).args(["metadata", "--no-deps", "--format-version", "1", "--offline"]).current_dir(root).output().unwrap();
+    let output = Command::new(cargo)
+        .args(["metadata", "--no-deps", "--format-version", "1", "--offline"])
+        .current_dir(root)
+        .output()
+        .unwrap();
     let metadata: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     let dependencies = |name: &str| -> Vec<String> {
         let package = metadata["packages"].as_array().unwrap().iter().find(|p| p["name"] == name).unwrap();

@@ -17,6 +17,7 @@ pub struct Name {
 
 /// A statement.
 #[derive(Debug, Clone, PartialEq)]
+#[allow(clippy::large_enum_variant)] // one statement is held at a time
 pub enum Statement {
     /// `[EXPLAIN [ANALYZE]] MERGE ...`, also `CREATE TABLE ... AS MERGE ...`
     Merge {

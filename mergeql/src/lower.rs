@@ -280,7 +280,9 @@ impl Lowering<'_> {
         let value = |i: usize, cell: &Cell| {
             let column = quote(&cell.name);
             match &cell.fold {
-                Some(fold) => format!("{}(mergeql_merge_value({}, make_array({column})))", quote(&fold_function(&fold.name)), state_name(i)),
+                Some(fold) => {
+                    format!("{}(mergeql_merge_value({}, make_array({column})))", quote(&fold_function(&fold.name)), state_name(i))
+                }
                 None => format!("mergeql_merge_value({}, {column})", state_name(i)),
             }
         };

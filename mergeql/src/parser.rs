@@ -99,6 +99,8 @@ struct Parser<'a> {
     lines: LineIndex,
     sql: SqlParser<'a>,
     nesting: usize,
+    /// Just behind the last token.
+    end: Span,
 }
 
 /// The words that begin a clause.
@@ -107,8 +109,10 @@ const CLAUSES: [&str; 11] =
 
 impl<'a> Parser<'a> {
     fn new(text: &'a str, tokens: Vec<TokenWithSpan>) -> Parser<'a> {
+        let last = tokens.iter().rev().find(|t| !matches!(t.token, Token::Whitespace(_) | Token::EOF));
+        let end = last.map(|t| t.span.end).map_or(Span::default(), |e| Span { line: e.line, column: e.column, end: e.column + 1 });
         let sql = SqlParser::new(&DIALECT).with_tokens_with_locations(tokens).with_recursion_limit(MAX_EXPRESSION);
-        Parser { text, lines: LineIndex::new(text), sql, nesting: 0 }
+        Parser { text, lines: LineIndex::new(text), sql, nesting: 0, end }
     }
 
     // Tokens.
@@ -130,7 +134,10 @@ impl<'a> Parser<'a> {
     }
 
     fn span(&self) -> Span {
-        self.peek().span.into()
+        match &self.peek().token {
+            Token::EOF => self.end,
+            _ => self.peek().span.into(),
+        }
     }
 
     /// Whether the `n`th token ahead is this word, unquoted.

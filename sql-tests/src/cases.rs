@@ -115,10 +115,8 @@ fn batch(rows: &[Json]) -> Result<RecordBatch, MergeError> {
     let (mut fields, mut arrays) = (Vec::new(), Vec::new());
     for name in names {
         let values: Vec<Value> = rows.iter().map(|r| r.get(name).map_or(Value::Null, value)).collect();
-        let ty = values
-            .iter()
-            .try_fold(Type::Null, |ty, v| Type::widen(&ty, &type_of(v)))
-            .map_err(|e: Error| MergeError::from(e))?;
+        let ty =
+            values.iter().try_fold(Type::Null, |ty, v| Type::widen(&ty, &type_of(v))).map_err(|e: Error| MergeError::from(e))?;
         arrays.push(from_values(&values, &physical(&ty))?);
         fields.push(Field::new(name, physical(&ty), true));
     }

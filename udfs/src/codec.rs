@@ -479,7 +479,7 @@ mod tests {
 
     #[test]
     fn a_bomb_is_refused_before_it_is_read() {
-        let mut deep = vec![tag::LIST, 1].repeat(100);
+        let mut deep = [tag::LIST, 1].repeat(100);
         deep.push(0);
         assert_eq!(Reader::new(&deep).value().expect_err("too deep").code, Code::CorruptState);
         let huge = [tag::LIST, 0xff, 0xff, 0xff, 0xff, 0x0f];

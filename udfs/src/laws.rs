@@ -288,13 +288,7 @@ pub fn check(entry: &Entry, call: &Call, cases: usize, seed: u64) -> crate::Resu
 ///
 /// # Errors
 /// If the call itself is refused.
-pub fn check_with(
-    entry: &Entry,
-    call: &Call,
-    given: Option<&[Value]>,
-    cases: usize,
-    seed: u64,
-) -> crate::Result<Vec<Outcome>> {
+pub fn check_with(entry: &Entry, call: &Call, given: Option<&[Value]>, cases: usize, seed: u64) -> crate::Result<Vec<Outcome>> {
     let aggregate = entry.bind(call)?;
     let rows = rows_with(entry, call, given);
     let plain = Store::new(aggregate.clone(), false);

@@ -44,7 +44,8 @@ pub fn merge(root: &Path, rows: &[&str]) -> Outcome {
         let mut all: Vec<(&str, Vec<f64>, f64)> = Vec::new();
         for turn in 0..RUNS {
             for engine in RIVALS.into_iter().chain(["mergeql"]) {
-                let (seconds, peak) = if engine == "mergeql" { mergeql(&ours, &place)? } else { rival(root, &python, engine, &place)? };
+                let (seconds, peak) =
+                    if engine == "mergeql" { mergeql(&ours, &place)? } else { rival(root, &python, engine, &place)? };
                 match all.iter_mut().find(|(e, ..)| *e == engine) {
                     Some((_, times, most)) => {
                         times.push(seconds);
@@ -79,7 +80,8 @@ fn mergeql(program: &Path, folder: &str) -> Result<(f64, f64), String> {
     let script = "import resource,subprocess,sys; subprocess.run(sys.argv[1:], check=True, stderr=subprocess.DEVNULL); \
                   print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024)";
     let started = Instant::now();
-    let peak = text(Command::new("python3").args(["-c", script]).arg(program).args(["--threads", "2", "-c", &statement, "-o", &out]))?;
+    let peak =
+        text(Command::new("python3").args(["-c", script]).arg(program).args(["--threads", "2", "-c", &statement, "-o", &out]))?;
     let seconds = started.elapsed().as_secs_f64();
     Ok((seconds, peak.trim().parse().map_err(|_| peak.clone())?))
 }

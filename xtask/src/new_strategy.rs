@@ -93,7 +93,9 @@ pub fn check(root: &Path) -> Outcome {
     // Always the same place, so that a second run builds little.
     let copy = target.join("new-strategy");
     let fail = |e: std::io::Error| format!("{}: {e}", copy.display());
-    std::fs::remove_dir_all(&copy).or_else(|e| if e.kind() == std::io::ErrorKind::NotFound { Ok(()) } else { Err(e) }).map_err(fail)?;
+    std::fs::remove_dir_all(&copy)
+        .or_else(|e| if e.kind() == std::io::ErrorKind::NotFound { Ok(()) } else { Err(e) })
+        .map_err(fail)?;
     std::fs::create_dir_all(&copy).map_err(fail)?;
     for part in ["Cargo.toml", "Cargo.lock", "README.md", ".cargo", "udfs", "mergeql", "engine", "sql-tests", "xtask", "docs"] {
         let done = Command::new("cp").arg("-r").arg(root.join(part)).arg(&copy).status().map_err(fail)?;

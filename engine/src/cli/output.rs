@@ -4,7 +4,7 @@ use super::progress;
 use clap::ValueEnum;
 use comfy_table::{Cell, CellAlignment, Table, presets};
 use datafusion::arrow::array::RecordBatch;
-use datafusion::arrow::datatypes::DataType;
+use datafusion::arrow::datatypes::{DataType, Schema};
 use datafusion::arrow::util::display::{ArrayFormatter, FormatOptions};
 use mergeql::sources::Format;
 use mergeql::{MergeContext, MergeError, collect, datafusion, sinks};
@@ -106,7 +106,7 @@ impl Output {
         }
     }
 
-    fn text(&self, batches: &[RecordBatch], schema: &datafusion::arrow::datatypes::Schema) -> Result<String, MergeError> {
+    fn text(&self, batches: &[RecordBatch], schema: &Schema) -> Result<String, MergeError> {
         if schema.fields().is_empty() {
             return Ok(String::new());
         }
@@ -114,8 +114,7 @@ impl Output {
         let mut rows: Vec<Vec<String>> = Vec::new();
         for batch in batches {
             let options = FormatOptions::default().with_null("NULL");
-            let formatters =
-                batch.columns().iter().map(|c| ArrayFormatter::try_new(c, &options)).collect::<Result<Vec<_>, _>>()?;
+            let formatters = batch.columns().iter().map(|c| ArrayFormatter::try_new(c, &options)).collect::<Result<Vec<_>, _>>()?;
             for i in 0..batch.num_rows() {
                 rows.push(formatters.iter().map(|f| f.value(i).to_string()).collect());
             }

@@ -57,7 +57,7 @@ fn clause(name: &str) -> Option<(&'static str, String)> {
         "pncounter" => ("p", "pncounter(n, n, o)".to_owned()),
         "any" | "every" => ("b", name.to_owned()),
         "bits_or" | "bits_and" => ("n", name.to_owned()),
-        "json" => return None, // text of the other columns is no JSON; it has a test of its own
+        "json" => return None,   // text of the other columns is no JSON; it has a test of its own
         "source" => return None, // MERGE INTO names other sources each time
         other => panic!("the test does not know `{other}`: give it a column"),
     })
@@ -84,7 +84,9 @@ async fn converges(config: Config, clauses: &str, keep: bool, seed: u64) -> Resu
         let names: Vec<String> = columns.schema().fields().iter().map(|f| format!("\"{}\"", f.name())).collect();
         let got = rows(&context, &format!("SELECT {} FROM {table}", names.join(", "))).await.map_err(fail)?;
         if got != expected {
-            return Err(format!("{clauses} (seed {seed}, order {order:?})\none merge {expected:?}\nmerge into {got:?}\nbatches {batches:?}"));
+            return Err(format!(
+                "{clauses} (seed {seed}, order {order:?})\none merge {expected:?}\nmerge into {got:?}\nbatches {batches:?}"
+            ));
         }
     }
     Ok(())
@@ -158,7 +160,10 @@ async fn strategies_that_are_not_closed_refuse_ordinary_tables() {
         }
         let context = MergeContext::new(Config::default()).unwrap();
         let first = batch(&mut Random(1));
-        context.sql(&format!("MERGE {first} AS s ON id STRATEGY {column} = {strategy}, * = max VERSION BY ts INTO t")).await.unwrap();
+        context
+            .sql(&format!("MERGE {first} AS s ON id STRATEGY {column} = {strategy}, * = max VERSION BY ts INTO t"))
+            .await
+            .unwrap();
         let again = format!("MERGE INTO t USING {first} AS s ON id STRATEGY {column} = {strategy}, * = max VERSION BY ts");
         let error = context.sql(&again).await.err().unwrap_or_else(|| panic!("{strategy} was merged into again"));
         assert_eq!(error.code().as_str(), "needs_state", "{strategy}: {error}");

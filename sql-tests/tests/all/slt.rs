@@ -1,7 +1,7 @@
 //! Runs the `.slt` files in the engine. Their SQL is portable: other hosts run the same files.
 
-use mergeql::{Config, MergeContext, MergeError};
 use mergeql::columns::value_at;
+use mergeql::{Config, MergeContext, MergeError};
 use mergeql_udfs::Value;
 use sqllogictest::{AsyncDB, DBOutput, DefaultColumnType, Runner};
 

@@ -66,6 +66,11 @@ pub fn groups(
     }
 }
 
+/// Writes the state bytes of a row.
+type EncodeRow = Box<dyn Fn(&[Value]) -> Vec<u8> + Send + Sync>;
+/// Reads the row of state bytes.
+type DecodeRow = Box<dyn Fn(&[u8]) -> Result<Vec<Value>> + Send + Sync>;
+
 /// What both stores share: everything of a slot but its value.
 struct Slots {
     ty: Type,
@@ -73,8 +78,8 @@ struct Slots {
     order: Order,
     class: Vec<u8>,
     keys: Vec<u64>,
-    encode: Box<dyn Fn(&[Value]) -> Vec<u8> + Send + Sync>,
-    decode: Box<dyn Fn(&[u8]) -> Result<Vec<Value>> + Send + Sync>,
+    encode: EncodeRow,
+    decode: DecodeRow,
 }
 
 const WITH_VERSION: u8 = 1;

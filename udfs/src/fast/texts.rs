@@ -28,13 +28,18 @@ pub fn groups(
     })
 }
 
+/// Writes the state bytes of a joined text.
+type EncodeText = Box<dyn Fn(&str) -> Vec<u8> + Send + Sync>;
+/// Reads the joined text of state bytes.
+type DecodeText = Box<dyn Fn(&[u8]) -> Result<Value> + Send + Sync>;
+
 struct Texts {
     separator: String,
     groups: Vec<Group>,
     nodes: Vec<Node>,
     arena: String,
-    encode: Box<dyn Fn(&str) -> Vec<u8> + Send + Sync>,
-    decode: Box<dyn Fn(&[u8]) -> Result<Value> + Send + Sync>,
+    encode: EncodeText,
+    decode: DecodeText,
 }
 
 /// The list of one group: its first node, how many there are, and how many there may be before it is rewritten.

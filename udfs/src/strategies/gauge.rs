@@ -158,7 +158,7 @@ impl<const STATISTIC: u8> State for Newest<STATISTIC> {
                 let mut sorted: Vec<&Value> = values().collect();
                 sorted.sort();
                 let middle = sorted.len() / 2;
-                let from = if sorted.len() % 2 == 0 { middle - 1 } else { middle };
+                let from = if sorted.len().is_multiple_of(2) { middle - 1 } else { middle };
                 mean(sorted[from..=middle].iter().copied())
             }
         }

@@ -188,10 +188,8 @@ fn newer(versions: &VersionOrder, a: &mut Version, b: Version) {
 impl Node {
     fn join(&mut self, other: Node, versions: &VersionOrder) {
         match (&mut self.scalar, other.scalar) {
-            (Some((v, x)), Some((w, y))) => {
-                if versions.compare(&w, v).then_with(|| y.cmp(x)) == Ordering::Greater {
-                    (*v, *x) = (w, y);
-                }
+            (Some((v, x)), Some((w, y))) if versions.compare(&w, v).then_with(|| y.cmp(x)) == Ordering::Greater => {
+                (*v, *x) = (w, y);
             }
             (mine @ None, theirs) => *mine = theirs,
             _ => {}

@@ -1,0 +1,1 @@
+MERGE t, x ON id

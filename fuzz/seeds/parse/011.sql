@@ -1,0 +1,1 @@
+MERGE t ON id WHERE v = 1 WHERE v = 2

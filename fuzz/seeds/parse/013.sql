@@ -1,0 +1,1 @@
+MERGE t AS x, u AS x ON id

@@ -1,0 +1,1 @@
+MERGE t ON id STRATEGY id = max

@@ -1,0 +1,1 @@
+MERGE (SELECT * FROM t) AS q ON id STRATEGY v = counter

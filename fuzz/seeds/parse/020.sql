@@ -1,0 +1,1 @@
+MERGE (SELECT 1 AS id, -1 AS v, 'o' AS o) AS q ON id STRATEGY v = counter(o)

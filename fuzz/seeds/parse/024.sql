@@ -1,0 +1,1 @@
+MERGE INTO target USING u ON id STRATEGY * = concat

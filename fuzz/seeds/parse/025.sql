@@ -1,0 +1,1 @@
+SELECT crdt_info(X'00')

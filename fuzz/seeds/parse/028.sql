@@ -1,0 +1,1 @@
+CREATE STRATEGY f AS FOLD (a, b) -> a + c

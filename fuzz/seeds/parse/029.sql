@@ -1,0 +1,1 @@
+MERGE 'no/such/file.csv' ON id

@@ -1,0 +1,1 @@
+CREATE STRATEGY max AS min

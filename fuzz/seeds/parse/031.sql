@@ -1,0 +1,1 @@
+MERGE t ON id LIMIT 1 INTO kept WITH (state = 'keep')

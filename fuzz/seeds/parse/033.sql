@@ -1,0 +1,1 @@
+MERGE INTO plain USING batch2 ON id STRATEGY * = max

@@ -1,0 +1,1 @@
+MERGE batch1 ON id INTO plain

@@ -1,0 +1,1 @@
+MERGE batch1 ON id STRATEGY v = counter(name), * = lww VERSION BY ts INTO kept WITH (state = 'keep')

@@ -1,0 +1,1 @@
+MERGE INTO kept USING batch2, batch1 ON id

@@ -1,0 +1,1 @@
+MERGE INTO kept USING (SELECT 1 AS id, 'x' AS city) AS s ON id

@@ -1,0 +1,1 @@
+MERGE INTO kept USING (SELECT 1 AS id, 'x' AS city, 9 AS ts) AS s ON id WITH (schema = 'extend')

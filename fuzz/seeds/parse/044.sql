@@ -1,0 +1,1 @@
+SELECT id, ts, city FROM kept

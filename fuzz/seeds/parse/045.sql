@@ -1,0 +1,1 @@
+MERGE INTO kept USING batch2 ON id

@@ -1,0 +1,1 @@
+SELECT mergeql_adopt('kept')

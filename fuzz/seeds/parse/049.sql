@@ -1,0 +1,1 @@
+MERGE (VALUES (1, 'a', false, 1), (2, 'b', false, 1)) AS t ON column1 VERSION BY ts DELETE BY gone MAP column1 -> id, column2 -> v, column3 -> gone, column4 -> ts INTO people WITH (state = 'keep')

@@ -1,0 +1,1 @@
+MERGE INTO people USING (SELECT 1 AS id, NULL AS v, true AS gone, 5 AS ts) AS s ON id

@@ -1,0 +1,1 @@
+MERGE INTO people USING (SELECT 1 AS id, 'late' AS v, false AS gone, 3 AS ts) AS s ON id

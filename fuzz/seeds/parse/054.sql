@@ -1,0 +1,1 @@
+MERGE INTO people USING (SELECT 1 AS id, 'back' AS v, false AS gone, 9 AS ts) AS s ON id

@@ -1,0 +1,1 @@
+MERGE nyc, london ON id STRATEGY salary = max VERSION BY ts

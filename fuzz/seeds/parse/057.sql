@@ -1,0 +1,1 @@
+MERGE nyc, london ON id STRATEGY name = lww RESPECT NULLS, salary = max VERSION BY ts

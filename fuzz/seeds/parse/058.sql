@@ -1,0 +1,1 @@
+MERGE (SELECT id, name, ts FROM nyc) AS a, no_name ON id STRATEGY name = lww RESPECT NULLS VERSION BY ts

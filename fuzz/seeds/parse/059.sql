@@ -1,0 +1,1 @@
+MERGE r2 ON id STRATEGY * = max

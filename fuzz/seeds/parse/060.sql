@@ -1,0 +1,1 @@
+MERGE (SELECT id, n FROM r2) AS r ON id STRATEGY n = min

@@ -1,0 +1,1 @@
+MERGE nulls ON id STRATEGY v = max

@@ -1,0 +1,1 @@
+MERGE parts ON (a, b) STRATEGY v = max

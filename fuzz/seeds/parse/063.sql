@@ -1,0 +1,1 @@
+SELECT character_length(k), v FROM (MERGE keys ON k) AS m

@@ -1,0 +1,1 @@
+MERGE floats ON k STRATEGY v = max

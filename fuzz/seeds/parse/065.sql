@@ -1,0 +1,1 @@
+MERGE nyc, wide ON id STRATEGY salary = max

@@ -1,0 +1,1 @@
+MERGE (SELECT 1 AS id, true AS v) AS a, (SELECT 1 AS id, 2 AS v) AS b ON id

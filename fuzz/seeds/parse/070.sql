@@ -1,0 +1,1 @@
+MERGE nyc, nowhere ON id

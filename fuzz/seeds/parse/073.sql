@@ -1,0 +1,1 @@
+MERGE nyc ON id STRATEGY salary = maxx

@@ -1,0 +1,1 @@
+MERGE nyc ON id MAP name -> salary

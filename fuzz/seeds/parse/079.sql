@@ -1,0 +1,1 @@
+MERGE nyc, london ON id VERSION BY ts WHERE id < 10 ORDER BY name

@@ -1,0 +1,1 @@
+MERGE nyc, london ON id ORDER BY name DESC NULLS FIRST LIMIT 1

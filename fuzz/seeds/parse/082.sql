@@ -1,0 +1,1 @@
+SELECT id FROM (MERGE nyc, london ON id LIMIT 2 OFFSET 1) AS m ORDER BY id

@@ -1,0 +1,1 @@
+MERGE nans ON id VERSION BY ts

@@ -1,0 +1,1 @@
+MERGE nans ON id STRATEGY v = min VERSION BY ts

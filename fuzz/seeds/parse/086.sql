@@ -1,0 +1,1 @@
+SELECT a, b FROM (MERGE (SELECT 1 AS id, 1 AS a, 2 AS b) AS s ON id MAP a -> b, b -> a) AS m

@@ -1,0 +1,1 @@
+WITH m AS (MERGE nyc, nyc AS again ON id) SELECT m.id, m.name FROM m JOIN london ON london.emp = m.id

@@ -1,0 +1,1 @@
+SELECT id, v FROM (MERGE (VALUES (1, 'a', 1, 9), (1, 'b', 1, 10), (1, 'c', 0, 99)) AS t ON column1 MAP column1 -> id, column2 -> v, column3 -> x, column4 -> y VERSION BY x, y) AS m

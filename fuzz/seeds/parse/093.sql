@@ -1,0 +1,1 @@
+SELECT id, a, b FROM (MERGE (VALUES (1, 'x', 'q', 1), (1, 'y', 'p', 1)) AS t ON column1 MAP column1 -> id, column2 -> a, column3 -> b, column4 -> ts VERSION BY ts, ROW) AS m

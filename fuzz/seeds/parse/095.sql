@@ -1,0 +1,1 @@
+SELECT id, v FROM (MERGE (SELECT 1 AS id, 'old' AS v, 5 AS _ts) AS a, (SELECT 1 AS id, 'new' AS v, 6 AS _ts) AS b ON id) AS m

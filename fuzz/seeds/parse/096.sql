@@ -1,0 +1,1 @@
+MERGE nyc, london ON id VERSION BY ts MAP emp -> id, full_name -> name RETURNING CONFLICTS

@@ -1,0 +1,1 @@
+MERGE nyc, london ON id STRATEGY name = concat, * = max MAP emp -> id, full_name -> name WHERE id = 1 RETURNING PROVENANCE

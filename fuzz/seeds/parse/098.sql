@@ -1,0 +1,1 @@
+SELECT crdt_value(crdt_join(crdt_max_state(a), crdt_max_state(b))) FROM (VALUES (1, 20), (10, 3)) AS t(a, b)

@@ -1,0 +1,1 @@
+SELECT crdt_type(s), crdt_compare(s, s), crdt_leq(s, s) FROM (SELECT crdt_union_state(v) AS s FROM (VALUES ('a'), ('b')) AS t(v)) AS q

@@ -1,0 +1,1 @@
+SELECT crdt_value_text(crdt_merge(s)) FROM (SELECT g, crdt_union_state(v) AS s FROM (VALUES (1, 'a'), (2, 'b,c'), (1, 'c')) AS t(g, v) GROUP BY g) AS q

@@ -1,0 +1,1 @@
+SELECT crdt_value_text(crdt_delta(a, b)) FROM (SELECT crdt_union_state(v) AS a, crdt_union_state(w) AS b FROM (VALUES ('a', 'b'), ('b', 'b')) AS t(v, w)) AS q

@@ -1,0 +1,1 @@
+SELECT crdt_value(X'0102')

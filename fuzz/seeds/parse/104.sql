@@ -1,0 +1,1 @@
+SELECT crdt_join(crdt_max_state(v), crdt_min_state(v)) FROM (VALUES (1)) AS t(v)

@@ -1,0 +1,1 @@
+SELECT crdt_max(v) FILTER (WHERE v < 3), crdt_max(DISTINCT v) FROM (VALUES (1), (2), (3)) AS t(v)

@@ -1,0 +1,1 @@
+SELECT count(*) >= 23 FROM mergeql_strategies()

@@ -1,0 +1,1 @@
+EXPLAIN MERGE nyc ON id

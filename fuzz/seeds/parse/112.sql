@@ -1,0 +1,1 @@
+MERGE INTO taken USING nyc ON taken.id = nyc.id WHEN MATCHED THEN UPDATE SET name = nyc.name

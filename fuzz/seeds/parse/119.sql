@@ -1,0 +1,1 @@
+SELECT id, t FROM (MERGE a, b ON id STRATEGY t = intersect) AS m

@@ -1,0 +1,1 @@
+SELECT id, v FROM (MERGE a, b ON id STRATEGY v = counter) AS m

@@ -1,0 +1,1 @@
+SELECT id, v FROM (MERGE a, b, a AS again ON id STRATEGY v = counter) AS m

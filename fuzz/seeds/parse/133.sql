@@ -1,0 +1,1 @@
+SELECT id, v FROM (MERGE va, vb ON id STRATEGY v = all BY id) AS m

@@ -1,0 +1,1 @@
+SELECT id, b FROM (MERGE a, b ON id STRATEGY b = every) AS m

@@ -1,0 +1,1 @@
+SELECT id, n FROM (MERGE pn ON id STRATEGY n = pncounter(inc, decr, device)) AS m

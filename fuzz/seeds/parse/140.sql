@@ -1,0 +1,1 @@
+SELECT doc FROM (MERGE docs ON id STRATEGY doc = json(arrays = 'replace') VERSION BY ts) AS m

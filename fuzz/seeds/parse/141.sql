@@ -1,0 +1,1 @@
+SELECT id, v, t FROM (MERGE a, b ON id STRATEGY v = min, * = max) AS m

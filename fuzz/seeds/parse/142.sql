@@ -1,0 +1,1 @@
+MERGE a, b ON id STRATEGY v = min, v = max

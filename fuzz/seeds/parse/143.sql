@@ -1,0 +1,1 @@
+CREATE STRATEGY closest_to_four AS LEAST BY (abs(value - 4))

@@ -1,0 +1,1 @@
+CREATE STRATEGY total AS FOLD (x, y) -> x + y

@@ -1,0 +1,1 @@
+SELECT id, v FROM (MERGE a, b, a ON id STRATEGY v = 'custom:total') AS m

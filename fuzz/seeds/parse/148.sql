@@ -1,0 +1,1 @@
+CREATE STRATEGY tags AS union(';')

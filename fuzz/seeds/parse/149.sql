@@ -1,0 +1,1 @@
+SELECT t FROM (MERGE (SELECT 1 AS id, 'b;a' AS t) AS x ON id STRATEGY t = tags) AS m

@@ -1,0 +1,1 @@
+CREATE STRATEGY minus AS FOLD (x, y) -> x - y COMPACT

@@ -1,0 +1,1 @@
+CREATE STRATEGY biggest AS FOLD (x, y) -> greatest(x, y) COMPACT

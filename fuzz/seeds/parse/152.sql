@@ -1,0 +1,1 @@
+SELECT law, counterexample IS NULL FROM (SELECT 1) CROSS JOIN (SELECT 'idempotent' AS law, NULL AS counterexample)

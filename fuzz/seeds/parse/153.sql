@@ -1,0 +1,1 @@
+MERGE a, b ON id STRATEGY v = total

@@ -1,0 +1,1 @@
+SELECT id, v FROM (MERGE d1, d2 ON id VERSION BY ts DELETE BY gone) AS m
