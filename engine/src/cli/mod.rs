@@ -83,11 +83,32 @@ fn report(error: &MergeError) -> ExitCode {
 /// Runs the program.
 pub async fn run() -> ExitCode {
     let arguments = Arguments::parse();
+    let interactive = arguments.commands.is_empty() && arguments.file.is_empty() && arguments.command.is_none();
+    let result = if interactive && std::io::stdin().is_terminal() {
+        // The session looks after Ctrl-C itself: it stops a statement, not the program.
+        dispatch(arguments).await
+    } else {
+        match interruptible(dispatch(arguments)).await {
+            Some(result) => result,
+            None => {
+                eprintln!("interrupted: nothing was written");
+                return ExitCode::from(130);
+            }
+        }
+    };
+    result.unwrap_or_else(|error| report(&error))
+}
+
+/// Runs a task of its own until it ends or Ctrl-C is pressed (`None`). What it was writing is gone by then.
+async fn interruptible<T: Send + 'static>(task: impl Future<Output = Result<T, MergeError>> + Send + 'static) -> Option<Result<T, MergeError>> {
+    let mut task = tokio::spawn(task);
     tokio::select! {
-        result = dispatch(arguments) => result.unwrap_or_else(|error| report(&error)),
+        result = &mut task => Some(result.unwrap_or_else(|e| Err(io("the statement", &std::io::Error::other(e))))),
         _ = tokio::signal::ctrl_c() => {
-            eprintln!("interrupted: nothing was written");
-            ExitCode::from(130)
+            task.abort();
+            // Its files are removed as it is dropped; a computation that does not yield is not waited for.
+            tokio::time::timeout(std::time::Duration::from_secs(2), task).await.ok();
+            None
         }
     }
 }
@@ -140,7 +161,7 @@ async fn dispatch(arguments: Arguments) -> Result<ExitCode, MergeError> {
     for file in &arguments.file {
         scripts.push(read_script(Some(file))?);
     }
-    let mut output = Output::new(arguments.format, arguments.output.clone());
+    let output = Output::new(arguments.format, arguments.output.clone());
     if scripts.is_empty() {
         if std::io::stdin().is_terminal() {
             return repl::run(context, output).await;

@@ -41,6 +41,7 @@ impl Style {
 }
 
 /// Where results go, and how.
+#[derive(Debug, Clone)]
 pub struct Output {
     /// How rows are printed.
     pub style: Style,
@@ -59,7 +60,7 @@ impl Output {
     }
 
     /// Runs one statement and prints what it gives.
-    pub async fn statement(&mut self, context: &MergeContext, statement: &str, last: bool) -> Result<(), MergeError> {
+    pub async fn statement(&self, context: &MergeContext, statement: &str, last: bool) -> Result<(), MergeError> {
         let started = Instant::now();
         let bar = progress::watch(context.clone());
         let result = self.run(context, statement, last, &bar).await;

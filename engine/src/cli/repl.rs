@@ -1,7 +1,7 @@
 //! The interactive session.
 
 use super::output::{Output, Style};
-use super::report;
+use super::{interruptible, report};
 use clap::ValueEnum;
 use mergeql::{MergeContext, MergeError};
 use mergeql_udfs::{Code, catalog};
@@ -121,7 +121,8 @@ fn failed(error: ReadlineError) -> MergeError {
 /// If the terminal fails.
 pub async fn run(context: MergeContext, mut output: Output) -> Result<ExitCode, MergeError> {
     println!("MergeQL {}. Statements end with a semicolon; .help lists commands.", env!("CARGO_PKG_VERSION"));
-    let mut editor: Editor<Words, _> = Editor::new().map_err(failed)?;
+    let config = rustyline::Config::builder().completion_type(rustyline::CompletionType::List).build();
+    let mut editor: Editor<Words, _> = Editor::with_config(config).map_err(failed)?;
     let history = std::env::var_os("HOME").map(|home| std::path::PathBuf::from(home).join(".mergeql_history"));
     if let Some(path) = &history {
         editor.load_history(path).ok();
@@ -148,14 +149,8 @@ pub async fn run(context: MergeContext, mut output: Output) -> Result<ExitCode, 
                 if matches!(input, ".quit" | ".exit" | "\\q") {
                     return Ok(ExitCode::SUCCESS);
                 }
-                // Ctrl-C stops the statement, not the session.
-                tokio::select! {
-                    result = execute(&context, &mut output, input) => {
-                        if let Err(error) = result {
-                            report(&error);
-                        }
-                    }
-                    _ = tokio::signal::ctrl_c() => eprintln!("interrupted"),
+                if let Err(error) = execute(&context, &mut output, input).await {
+                    report(&error);
                 }
             }
             Err(ReadlineError::Interrupted) => {}
@@ -165,10 +160,22 @@ pub async fn run(context: MergeContext, mut output: Output) -> Result<ExitCode, 
     }
 }
 
+/// Ctrl-C stops the statement, not the session.
+async fn run_statement(context: &MergeContext, output: &Output, statement: &str) -> Result<(), MergeError> {
+    let (context, output, statement) = (context.clone(), output.clone(), statement.to_owned());
+    match interruptible(async move { output.statement(&context, &statement, true).await }).await {
+        Some(result) => result,
+        None => {
+            eprintln!("interrupted");
+            Ok(())
+        }
+    }
+}
+
 async fn execute(context: &MergeContext, output: &mut Output, input: &str) -> Result<(), MergeError> {
     if !input.starts_with(['.', '\\']) {
         for statement in mergeql_lang::split(input)? {
-            output.statement(context, statement, true).await?;
+            run_statement(context, output, statement).await?;
         }
         return Ok(());
     }
@@ -184,12 +191,12 @@ async fn execute(context: &MergeContext, output: &mut Output, input: &str) -> Re
         ("\\timing" | ".timer", _) => output.timer = !output.timer,
         ("\\x", _) => output.expanded = !output.expanded,
         (".tables" | "\\d", "") => context.table_names().iter().for_each(|name| println!("{name}")),
-        (".schema" | "\\d", table) => output.statement(context, &format!("DESCRIBE {table}"), true).await?,
+        (".schema" | "\\d", table) => run_statement(context, output, &format!("DESCRIBE {table}")).await?,
         (".strategies", _) => {
             let columns = "name, usage, takes, closed, description";
-            output.statement(context, &format!("SELECT {columns} FROM mergeql_strategies() ORDER BY name"), true).await?;
+            run_statement(context, output, &format!("SELECT {columns} FROM mergeql_strategies() ORDER BY name")).await?;
         }
-        (".explain", statement) => output.statement(context, &format!("EXPLAIN {statement}"), true).await?,
+        (".explain", statement) => run_statement(context, output, &format!("EXPLAIN {statement}")).await?,
         (".help", _) => println!("{COMMANDS}"),
         (other, _) => return Err(MergeError::new(Code::Syntax, format!("there is no command `{other}`; .help lists them"))),
     }
