@@ -13,11 +13,10 @@ use std::ops::ControlFlow;
 pub type UserStrategies = BTreeMap<String, StrategyBody>;
 
 /// Options of `WITH (...)`, and what they may be.
-const OPTIONS: [(&str, &str); 7] = [
+const OPTIONS: [(&str, &str); 6] = [
     ("format", "the format of file sources"),
     ("state", "'keep' to keep states in the result"),
     ("schema", "'extend' to let MERGE INTO add columns"),
-    ("sorted", "true if every source is sorted by the key"),
     ("memory_limit", "a size like '2GB'"),
     ("header", "whether CSV sources have a header"),
     ("delimiter", "between the fields of CSV sources"),

@@ -161,3 +161,40 @@ fn mangled_states_end_in_an_error_or_a_state() {
         }
     }
 }
+
+/// Every state that up to three of a few rows reach: the join commutes, associates, is idempotent, and is the least upper bound.
+#[test]
+fn join_is_the_least_upper_bound_on_every_reachable_state() {
+    for entry in catalog::all() {
+        for call in (entry.spec().samples)() {
+            let all = rows_of(entry, &call);
+            // Rows spread over the domain, so that values, origins and versions differ and tie.
+            let step = (all.len() / 5).max(1);
+            let rows: Vec<Row> = all.iter().step_by(step).take(5).cloned().collect();
+            let store = Store::new(entry.bind(&call).unwrap(), true);
+            let mut states: Vec<Vec<u8>> = Vec::new();
+            for mask in 1u32..1 << rows.len() {
+                let list: Vec<Row> = (0..rows.len()).filter(|i| mask >> i & 1 == 1).map(|i| rows[i].clone()).collect();
+                if let (true, Ok((Some(state), _))) = (list.len() <= 3, store.run(&list, &[]))
+                    && !states.contains(&state)
+                {
+                    states.push(state);
+                }
+            }
+            let join = |a: &[u8], b: &[u8]| catalog::join(a, b).unwrap();
+            let leq = |a: &[u8], b: &[u8]| join(a, b) == b;
+            for a in &states {
+                assert_eq!(join(a, a), *a);
+                for b in &states {
+                    let ab = join(a, b);
+                    assert_eq!(ab, join(b, a), "{} {call:?}", entry.spec().name);
+                    assert!(leq(a, &ab) && leq(b, &ab));
+                    for c in &states {
+                        assert_eq!(join(&ab, c), join(a, &join(b, c)), "{} {call:?}", entry.spec().name);
+                        assert!(!(leq(a, c) && leq(b, c)) || leq(&ab, c), "{} {call:?}", entry.spec().name);
+                    }
+                }
+            }
+        }
+    }
+}

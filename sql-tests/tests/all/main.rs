@@ -4,4 +4,5 @@
 mod into;
 mod manual;
 mod slt;
+mod spill;
 mod tabular;
