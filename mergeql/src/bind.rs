@@ -682,7 +682,11 @@ fn bind_result_clauses(merge: &Merge, plan: &mut Plan) -> Result<()> {
             ControlFlow::Continue(()) => Ok(expr),
         }
     };
+    let typed: Vec<(String, Type)> = plan.result_columns().map(|(n, t)| (n.to_owned(), t.clone())).collect();
     plan.filter = merge.filter.as_ref().map(|e| bind(e, &names)).transpose()?;
+    if let Some(filter) = &plan.filter {
+        crate::kinds::check(filter, &typed, true)?;
+    }
     for order in &merge.order {
         let expr = match &order.expr {
             Expr::Value(v) if matches!(v.value, sqlparser::ast::Value::Number(..)) => {
@@ -690,6 +694,7 @@ fn bind_result_clauses(merge: &Merge, plan: &mut Plan) -> Result<()> {
             }
             expr => bind(expr, &returned)?,
         };
+        crate::kinds::check(&expr, &typed, false)?;
         let column = match &expr {
             Expr::Identifier(ident) => Some(ident.value.clone()),
             _ => None,

@@ -7,6 +7,7 @@ pub mod ast;
 mod bind;
 pub mod diagnostic;
 mod format;
+mod kinds;
 pub mod lower;
 mod parser;
 pub mod plan;

@@ -4,7 +4,7 @@
 use crate::ast::*;
 use crate::diagnostic::{Diagnostic, Result, Span, nearest};
 use mergeql_udfs::{Code, Value};
-use sqlparser::ast::Expr;
+use sqlparser::ast::{Expr, WindowType};
 use sqlparser::dialect::GenericDialect;
 use sqlparser::parser::{Parser as SqlParser, ParserError};
 use sqlparser::tokenizer::{Location, Token, TokenWithSpan, Tokenizer};
@@ -362,8 +362,14 @@ impl<'a> Parser<'a> {
             self.next();
             self.expect(&Token::LParen)?;
             // `expr over value`: the last two words only say what the expression is about.
-            let rank = self.expression()?;
-            if self.take_word("OVER") {
+            let mut rank = self.expression()?;
+            if let Expr::Function(f) = &mut rank
+                && let Some(WindowType::NamedWindow(window)) = &f.over
+                && window.value.eq_ignore_ascii_case("value")
+            {
+                // `length(value) over value` reads as a named window to SQL.
+                f.over = None;
+            } else if self.take_word("OVER") {
                 self.expect_word("VALUE")?;
             }
             self.expect(&Token::RParen)?;
@@ -782,6 +788,15 @@ impl<'a> Parser<'a> {
     }
 }
 
+/// `union(;)` inside a string: one text without quotes of its own.
+fn bare_argument(text: &str, span: Span) -> Option<StrategyCall> {
+    let (name, rest) = text.split_once('(')?;
+    let argument = rest.strip_suffix(')').filter(|a| !a.is_empty() && !a.contains(['\'', '"', '(', ')']))?;
+    let name = Name { value: name.trim().to_owned(), quoted: false, span };
+    let args = vec![(None, Argument::Literal(Value::text(argument), span))];
+    Some(StrategyCall { name, args, respect_nulls: false, by: None })
+}
+
 fn number(text: &str, negative: bool, span: Span) -> Result<Value> {
     let text = if negative { format!("-{text}") } else { text.to_owned() };
     if let Ok(v) = text.parse::<i128>() {
@@ -806,7 +821,11 @@ fn strategy_in_text(text: &str, span: Span) -> Result<StrategyCall> {
     let tokens = tokenize(text).map_err(here)?;
     let mut parser = Parser::new(text, tokens);
     let mut call = match &parser.peek().token {
-        Token::Word(_) => parser.strategy().map_err(here)?,
+        Token::Word(_) => match (parser.strategy(), bare_argument(text, span)) {
+            (Ok(call), _) => call,
+            (Err(_), Some(call)) => return Ok(call),
+            (Err(e), None) => return Err(here(e)),
+        },
         _ => return Err(Diagnostic::at(Code::UnknownStrategy, span, format!("no strategy is called `{text}`"))),
     };
     if parser.peek().token != Token::EOF {
