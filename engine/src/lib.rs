@@ -9,10 +9,12 @@ mod context;
 mod custom;
 mod error;
 mod explain;
+mod into;
 mod scalars;
 pub mod sinks;
 pub mod sources;
 mod store;
+mod tables;
 mod text_files;
 
 pub use context::{Config, MergeContext, collect, parse_size};

@@ -100,7 +100,9 @@ pub async fn run() -> ExitCode {
 }
 
 /// Runs a task of its own until it ends or Ctrl-C is pressed (`None`). What it was writing is gone by then.
-async fn interruptible<T: Send + 'static>(task: impl Future<Output = Result<T, MergeError>> + Send + 'static) -> Option<Result<T, MergeError>> {
+async fn interruptible<T: Send + 'static>(
+    task: impl Future<Output = Result<T, MergeError>> + Send + 'static,
+) -> Option<Result<T, MergeError>> {
     let mut task = tokio::spawn(task);
     tokio::select! {
         result = &mut task => Some(result.unwrap_or_else(|e| Err(io("the statement", &std::io::Error::other(e))))),

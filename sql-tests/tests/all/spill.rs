@@ -13,7 +13,8 @@ async fn checksum(config: Config) -> (String, bool) {
         )
     };
     let merge = format!("MERGE {}, {} ON id STRATEGY n = max, tags = union, * = lww VERSION BY ts", source(0), source(100_000));
-    let sql = format!("SELECT count(*), sum(id), sum(n), sum(length(tags)), sum(length(name)), max(name), sum(ts) FROM ({merge}) AS m");
+    let sql =
+        format!("SELECT count(*), sum(id), sum(n), sum(length(tags)), sum(length(name)), max(name), sum(ts) FROM ({merge}) AS m");
     let batches = context.sql(&sql).await.unwrap().collect().await.unwrap();
     let row: Vec<String> = (0..7).map(|c| value_at(batches[0].column(c), 0).to_string()).collect();
     let plan = context.sql(&format!("EXPLAIN ANALYZE {merge}")).await.unwrap().collect().await.unwrap();

@@ -1,0 +1,255 @@
+//! MERGE INTO: a table merged with sources, in place. Ordinary tables take part with their rows, tables that keep states with those.
+
+use crate::context::{First, MergeContext, by_key};
+use crate::error::{MergeError, Result};
+use crate::explain;
+use crate::sources::{ReadOptions, Resolved};
+use datafusion::prelude::{DataFrame, SessionContext};
+use mergeql_lang::ast::{Explain, Merge, Name, Piece, Relation as Written, Statement};
+use mergeql_lang::lower::{DELETED, DataFusion, Lowering, STATE, quote};
+use mergeql_lang::plan::Plan;
+use mergeql_lang::{Diagnostic, Span, parse};
+use mergeql_udfs::{Code, Value};
+
+impl MergeContext {
+    pub(crate) async fn merge_into(&self, explain: Explain, target: &Written, merge: Merge) -> Result<DataFrame> {
+        let options = ReadOptions::of(&merge.options)?;
+        let (parts, span): (&[Name], Span) = match target {
+            Written::Table(parts) => (parts, parts[0].span),
+            Written::Text(name) => (std::slice::from_ref(name), name.span),
+            Written::Query(_) => return Err(MergeError::new(Code::Syntax, "MERGE INTO needs a table")),
+        };
+        let resolved = self.resolve(target, &options).await?;
+        let Some(name) = self.table_name(parts) else {
+            return Err(Diagnostic::at(Code::Unsupported, span, "MERGE INTO needs a table, not a file")
+                .help("merge the file with the sources: MERGE 'file', source ON ... INTO OR REPLACE 'file'")
+                .into());
+        };
+        let _lock = self.lock()?;
+        self.refresh().await?;
+        let kept = self.memory(|m| m.resolutions.get(&name).cloned());
+        match kept {
+            Some(resolution) => self.merge_into_states(explain, &name, &resolution, merge, None).await,
+            None => self.merge_into_rows(explain, &name, resolved, merge).await,
+        }
+    }
+
+    /// The statement with the target as its first source.
+    pub(crate) fn with_target(target: &str, merge: &Merge) -> Merge {
+        let mut with = merge.clone();
+        let name = Name { value: target.to_owned(), quoted: true, span: Span::default() };
+        let source = mergeql_lang::ast::Source { relation: Written::Table(vec![name]), alias: None, span: Span::default() };
+        with.sources.insert(0, source);
+        with
+    }
+
+    /// Columns that only the sources have are errors, unless the statement extends the table.
+    pub(crate) fn check_columns(plan: &Plan, target: &[String]) -> Result<()> {
+        if matches!(plan.option("schema"), Some(Value::Text(t)) if &**t == "extend") {
+            return Ok(());
+        }
+        match plan.columns.iter().find(|c| !target.contains(&c.name)) {
+            None => Ok(()),
+            Some(column) => Err(MergeError::new(Code::UnknownColumn, format!("the table has no column `{}`", column.name))
+                .help("add WITH (schema = 'extend') to let the table grow, or leave the column out in a source query")),
+        }
+    }
+
+    pub(crate) async fn merge_into_rows(&self, explain: Explain, name: &str, target: Resolved, merge: Merge) -> Result<DataFrame> {
+        // Before the target's own types are looked at: values of such a strategy need not even have the column's type.
+        for cell in &self.bind(&merge, First::Hidden, explain).await?.cells {
+            let strategy = cell.entry.spec().name;
+            if cell.fold.is_some() || !matches!(strategy, "lww" | "fww") {
+                Self::check_closed(name, &cell.name, cell.fold.is_some() || !(cell.entry.spec().closed)(&cell.call), || {
+                    format!("a value merged by `{}` does not say all that its state knew", cell.shown)
+                })?;
+            }
+        }
+        let merge = Self::with_target(name, &merge);
+        let columns: Vec<String> = target.relation.columns.iter().map(|c| c.name.clone()).collect();
+        let plan = self.bind(&merge, First::Rows(target), explain).await?;
+        Self::check_columns(&plan, &columns)?;
+        for cell in &plan.cells {
+            let why = plan.not_closed(cell);
+            Self::check_closed(name, &cell.name, why.is_some(), || why.unwrap_or_default())?;
+        }
+        if plan.delete.is_some() {
+            return Err(MergeError::new(Code::NeedsState, "only a table that keeps states remembers deleted rows"));
+        }
+        let session = self.session_for(&plan)?;
+        let sql = Lowering { plan: &plan, dialect: &DataFusion }.query();
+        if explain != Explain::No {
+            return explain::merge(self, &session, &plan, &sql, explain).await;
+        }
+        let rows = self.like_target(&session, name, &sql, &plan, &columns).await?;
+        let count = self.replace_table(name, rows, None).await?;
+        self.count("rows", count)
+    }
+
+    pub(crate) fn check_closed(table: &str, column: &str, open: bool, why: impl FnOnce() -> String) -> Result<()> {
+        if !open {
+            return Ok(());
+        }
+        let error = MergeError::new(Code::NeedsState, format!("`{column}` cannot be merged into again: {}", why()));
+        Err(error.help(format!("let the table keep states: MERGE {table} ON ... INTO OR REPLACE {table} WITH (state = 'keep')")))
+    }
+
+    /// Rows in the column order and types of the target, sorted by key.
+    pub(crate) async fn like_target(
+        &self,
+        session: &SessionContext,
+        name: &str,
+        sql: &str,
+        plan: &Plan,
+        columns: &[String],
+    ) -> Result<DataFrame> {
+        let schema = self.session.table_provider(datafusion::common::TableReference::bare(name)).await?.schema();
+        let keep = |n: &String| plan.result_columns().any(|(c, _)| c == n) || n == STATE || n == DELETED;
+        let mut names: Vec<String> = columns.iter().filter(|n| keep(n)).cloned().collect();
+        for (column, _) in plan.result_columns() {
+            if !names.iter().any(|n| n == column) {
+                let at = names.iter().position(|n| n == STATE).unwrap_or(names.len());
+                names.insert(at, column.to_owned());
+            }
+        }
+        let sorted = by_key(sql, plan);
+        let frame = session.execute_logical_plan(session.state().create_logical_plan(&sorted).await?).await?;
+        let fields = frame.schema().as_arrow().clone();
+        let exprs = names
+            .iter()
+            .map(|n| {
+                let column = datafusion::prelude::Expr::Column(datafusion::common::Column::from_name(n));
+                match (schema.field_with_name(n), fields.field_with_name(n)) {
+                    (Ok(theirs), Ok(ours)) if theirs.data_type() != ours.data_type() => {
+                        datafusion::prelude::cast(column, theirs.data_type().clone()).alias(n)
+                    }
+                    _ => column,
+                }
+            })
+            .collect::<Vec<_>>();
+        Ok(frame.select(exprs)?)
+    }
+
+    pub(crate) async fn merge_into_states(
+        &self,
+        explain: Explain,
+        name: &str,
+        resolution: &str,
+        merge: Merge,
+        adopted: Option<String>,
+    ) -> Result<DataFrame> {
+        let Statement::Merge { merge: kept, .. } = parse(resolution)? else {
+            return Err(MergeError::new(Code::CorruptState, format!("how `{name}` keeps states cannot be read: {resolution}")));
+        };
+        let given = !merge.strategies.is_empty() || merge.version.is_some() || merge.delete.is_some();
+        if given && mergeql_lang::resolution(&merge) != mergeql_lang::resolution(&kept) {
+            return Err(MergeError::new(Code::TypeMismatch, format!("`{name}` keeps states of other clauses than these"))
+                .help(format!("leave STRATEGY, VERSION BY and DELETE BY out, or repeat them: {resolution}")));
+        }
+        let same_key = merge.key.len() == kept.key.len() && merge.key.iter().zip(&kept.key).all(|(a, b)| a.value == b.value);
+        if !same_key {
+            return Err(MergeError::new(Code::InvalidArgument, format!("`{name}` keeps states under another key"))
+                .help(resolution.to_owned()));
+        }
+        let merge =
+            Merge { strategies: kept.strategies.clone(), version: kept.version.clone(), delete: kept.delete.clone(), ..merge };
+        let merge = Self::with_target(name, &merge);
+        let storage = self.storage_name(name);
+        let provider = self.session.table_provider(datafusion::common::TableReference::bare(storage.as_str())).await?;
+        let all = crate::sources::source_columns(&provider.schema())?;
+        let columns: Vec<String> = all.iter().map(|c| c.name.clone()).collect();
+        let visible = all.into_iter().filter(|c| c.name != STATE && c.name != DELETED).collect();
+        let relation =
+            mergeql_lang::plan::Relation { sql: quote(&storage), origin: Some(name.to_owned()), columns: visible, rows: None };
+        let mut plan = self.bind(&merge, First::States(Resolved { relation, table: None }), explain).await?;
+        Self::check_columns(&plan, &columns)?;
+        // The target contributes states, not rows.
+        plan.sources.remove(0);
+        let session = self.session_for(&plan)?;
+        let lowering = Lowering { plan: &plan, dialect: &DataFusion };
+        let mut table = quote(&storage);
+        let new_columns: Vec<&str> = plan.result_columns().map(|(n, _)| n).filter(|n| !columns.iter().any(|c| c == n)).collect();
+        if !new_columns.is_empty() {
+            // A column that the table is getting: nothing contributed to it so far.
+            let added = new_columns.iter().map(|n| format!("NULL AS {}", quote(n))).collect::<Vec<_>>().join(", ");
+            table = format!("(SELECT *, {added} FROM {table})");
+        }
+        let mut inputs = vec![lowering.states()];
+        match &adopted {
+            None => {
+                self.check_edits(&session, name, &lowering, &storage, &new_columns).await?;
+                inputs.push(lowering.kept_states(&table));
+            }
+            Some(_) => inputs.push(lowering.kept_states(&format!("(SELECT * FROM {table} WHERE {STATE} IS NOT NULL)"))),
+        }
+        let sql = lowering.joined_states(&inputs);
+        if explain != Explain::No {
+            return explain::merge(self, &session, &plan, &sql, explain).await;
+        }
+        let rows = self.like_target(&session, &storage, &sql, &plan, &columns).await?;
+        let count = self.replace_table(name, rows, Some(resolution.to_owned())).await?;
+        self.count("rows", count)
+    }
+
+    pub(crate) async fn check_edits(
+        &self,
+        session: &SessionContext,
+        name: &str,
+        lowering: &Lowering<'_>,
+        storage: &str,
+        new_columns: &[&str],
+    ) -> Result<()> {
+        if !new_columns.is_empty() {
+            return Ok(());
+        }
+        let sql = format!("SELECT count(*) FROM {} WHERE {}", quote(storage), lowering.edited());
+        let plan = session.state().create_logical_plan(&sql).await?;
+        let batches = session.execute_logical_plan(plan).await?.collect().await?;
+        let edited = batches.first().map_or(Value::Null, |b| crate::columns::value_at(b.column(0), 0));
+        if edited == Value::Int(0) {
+            return Ok(());
+        }
+        Err(MergeError::new(
+            Code::NeedsState,
+            format!("{edited} rows of `{name}` were edited or inserted by hand: their values are not what their states say"),
+        )
+        .help(format!("SELECT mergeql_adopt('{name}') takes them in as rows")))
+    }
+
+    /// Takes rows that were edited by hand into the states of a table.
+    pub(crate) async fn adopt_edits(&self, name: &str) -> Result<DataFrame> {
+        let _lock = self.lock()?;
+        let Some(resolution) = self.memory(|m| m.resolutions.get(name).cloned()) else {
+            return Err(MergeError::new(Code::NotAState, format!("`{name}` keeps no states")));
+        };
+        let Statement::Merge { merge: kept, .. } = parse(&resolution)? else {
+            return Err(MergeError::new(Code::CorruptState, format!("how `{name}` keeps states cannot be read: {resolution}")));
+        };
+        let plan = self
+            .bind(
+                &Self::with_target(name, &Merge { sources: Vec::new(), ..(*kept).clone() }),
+                First::Rows(self.visible(name).await?),
+                Explain::No,
+            )
+            .await?;
+        let lowering = Lowering { plan: &plan, dialect: &DataFusion };
+        let columns = plan.result_columns().map(|(n, _)| quote(n)).collect::<Vec<_>>().join(", ");
+        let edited = format!("SELECT {columns} FROM {} WHERE {}", quote(&self.storage_name(name)), lowering.edited());
+        let mut merge = (*kept).clone();
+        let alias = Name { value: "edited".to_owned(), quoted: true, span: Span::default() };
+        merge.sources = vec![mergeql_lang::ast::Source {
+            relation: Written::Query(vec![Piece::Text(edited)]),
+            alias: Some(alias),
+            span: Span::default(),
+        }];
+        self.merge_into_states(Explain::No, name, &resolution, merge, Some(name.to_owned())).await
+    }
+
+    pub(crate) async fn visible(&self, name: &str) -> Result<Resolved> {
+        let provider = self.session.table_provider(datafusion::common::TableReference::bare(self.storage_name(name))).await?;
+        let columns = crate::sources::source_columns(&provider.schema())?;
+        let columns = columns.into_iter().filter(|c| c.name != STATE && c.name != DELETED).collect();
+        let relation = mergeql_lang::plan::Relation { sql: quote(name), origin: Some(name.to_owned()), columns, rows: None };
+        Ok(Resolved { relation, table: None })
+    }
+}

@@ -1,0 +1,304 @@
+//! Tables of a session, in memory or in the `--db` folder, and the SQL that makes, fills and drops them.
+
+use crate::context::MergeContext;
+use crate::context::collect;
+use crate::custom;
+use crate::error::{MergeError, Result};
+use crate::sinks;
+use crate::sources::{Format, ReadOptions};
+use crate::store::{Store, Table};
+use arrow::array::{ArrayRef, RecordBatch};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use datafusion::catalog::TableProvider;
+use datafusion::datasource::MemTable;
+use datafusion::execution::SendableRecordBatchStream;
+use datafusion::logical_expr::{DdlStatement, LogicalPlan, WriteOp};
+use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
+use datafusion::prelude::DataFrame;
+use futures::StreamExt;
+use mergeql_lang::ast::{Name, Statement};
+use mergeql_lang::lower::{DELETED, quote};
+use mergeql_lang::parse;
+use mergeql_udfs::Code;
+use std::sync::Arc;
+
+impl MergeContext {
+    pub(crate) fn storage_name(&self, table: &str) -> String {
+        format!("__mergeql_store_{table}")
+    }
+
+    /// The registered table that a name means, if there is one.
+    pub(crate) fn table_name(&self, parts: &[Name]) -> Option<String> {
+        let [name] = parts else { return None };
+        let exists = |n: &str| self.session.table_exist(datafusion::common::TableReference::bare(n)).unwrap_or(false);
+        if exists(&name.value) {
+            return Some(name.value.clone());
+        }
+        let folded = name.value.to_ascii_lowercase();
+        (!name.quoted && exists(&folded)).then_some(folded)
+    }
+
+    /// Names of tables and views, for suggestions and completion.
+    pub fn table_names(&self) -> Vec<String> {
+        let mut names = Vec::new();
+        for catalog in self.session.catalog_names() {
+            let Some(catalog) = self.session.catalog(&catalog) else { continue };
+            for schema in catalog.schema_names().iter().filter(|s| *s != "information_schema") {
+                names.extend(catalog.schema(schema).map(|s| s.table_names()).unwrap_or_default());
+            }
+        }
+        names.retain(|n| !n.starts_with("__mergeql_"));
+        names.sort();
+        names
+    }
+
+    pub(crate) fn lock(&self) -> Result<Option<crate::store::Lock>> {
+        self.shared.store.as_ref().map(Store::lock).transpose()
+    }
+
+    /// Makes the registered tables those of the manifest, which another process may have changed.
+    pub(crate) async fn refresh(&self) -> Result<()> {
+        let Some(store) = &self.shared.store else { return Ok(()) };
+        let manifest = store.read()?;
+        let known = self.memory(|m| m.manifest.clone());
+        if manifest == known {
+            return Ok(());
+        }
+        for name in known.tables.keys().filter(|n| !manifest.tables.contains_key(*n)) {
+            self.forget(name)?;
+        }
+        for (name, table) in &manifest.tables {
+            if known.tables.get(name) != Some(table) {
+                self.register_stored(store, name, table).await?;
+            }
+        }
+        for (name, text) in &manifest.strategies {
+            if known.strategies.get(name) != Some(text)
+                && let Ok(Statement::CreateStrategy { body, .. }) = parse(&format!("CREATE STRATEGY {} AS {text}", quote(name)))
+            {
+                custom::register_fold(self, name, &body)?;
+                self.memory(|m| {
+                    m.texts.insert(name.clone(), text.clone());
+                    m.strategies.insert(name.clone(), body);
+                });
+            }
+        }
+        self.memory(|m| m.manifest = manifest);
+        Ok(())
+    }
+
+    pub(crate) async fn register_stored(&self, store: &Store, name: &str, table: &Table) -> Result<()> {
+        let paths: Vec<String> = table.files.iter().map(|f| store.path(f).display().to_string()).collect();
+        let provider: Arc<dyn TableProvider> = self.open_stored(&paths).await?;
+        self.publish(name, provider, table.resolution.clone()).await
+    }
+
+    pub(crate) async fn open_stored(&self, paths: &[String]) -> Result<Arc<dyn TableProvider>> {
+        use datafusion::datasource::file_format::parquet::ParquetFormat;
+        use datafusion::datasource::listing::{ListingOptions, ListingTable, ListingTableConfig, ListingTableUrl};
+        let urls = paths.iter().map(|p| Ok(ListingTableUrl::parse(format!("file://{p}"))?)).collect::<Result<Vec<_>>>()?;
+        let options = ListingOptions::new(Arc::new(ParquetFormat::default().with_enable_pruning(true))).with_file_extension("");
+        let config = ListingTableConfig::new_with_multi_paths(urls).with_listing_options(options);
+        let config = config.infer_schema(&self.session.state()).await?;
+        Ok(Arc::new(ListingTable::try_new(config)?))
+    }
+
+    /// Puts a table under its name; one that keeps states hides its deleted rows behind a view.
+    pub(crate) async fn publish(&self, name: &str, provider: Arc<dyn TableProvider>, resolution: Option<String>) -> Result<()> {
+        self.forget(name)?;
+        let reference = datafusion::common::TableReference::bare(name.to_owned());
+        match resolution {
+            None => {
+                self.session.register_table(reference, provider)?;
+            }
+            Some(resolution) => {
+                let storage = self.storage_name(name);
+                let schema = provider.schema();
+                self.session.register_table(datafusion::common::TableReference::bare(storage.clone()), provider)?;
+                let columns: Vec<String> =
+                    schema.fields().iter().map(|f| quote(f.name())).filter(|n| *n != quote(DELETED)).collect();
+                let sql = format!("SELECT {} FROM {} WHERE {DELETED} IS NOT TRUE", columns.join(", "), quote(&storage));
+                let plan = self.session.state().create_logical_plan(&sql).await?;
+                let view = datafusion::datasource::ViewTable::new(plan, Some(sql));
+                self.session.register_table(reference, Arc::new(view))?;
+                self.memory(|m| drop(m.resolutions.insert(name.to_owned(), resolution)));
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn forget(&self, name: &str) -> Result<()> {
+        self.session.deregister_table(datafusion::common::TableReference::bare(name))?;
+        self.session.deregister_table(datafusion::common::TableReference::bare(self.storage_name(name)))?;
+        self.memory(|m| drop(m.resolutions.remove(name)));
+        Ok(())
+    }
+
+    /// Replaces or makes a table in one step.
+    pub(crate) async fn replace_table(&self, name: &str, rows: DataFrame, resolution: Option<String>) -> Result<u64> {
+        let stored = if resolution.is_some() { self.storage_name(name) } else { name.to_owned() };
+        let reference = datafusion::common::TableReference::bare(stored);
+        let old = match self.session.table_exist(reference.clone())? {
+            true => Some(self.session.table_provider(reference).await?.schema()),
+            false => None,
+        };
+        let schema = table_schema(rows.schema().as_arrow(), old);
+        let fitted = schema.clone();
+        let rows = self.stream(rows).await?.map(move |batch| Ok(RecordBatch::try_new(fitted.clone(), batch?.columns().to_vec())?));
+        let rows: SendableRecordBatchStream = Box::pin(RecordBatchStreamAdapter::new(schema.clone(), rows));
+        match &self.shared.store {
+            None => {
+                let batches = collect(rows).await?;
+                let count = batches.iter().map(RecordBatch::num_rows).sum::<usize>();
+                self.publish(name, Arc::new(MemTable::try_new(schema, vec![batches])?), resolution).await?;
+                Ok(count as u64)
+            }
+            Some(store) => {
+                let mut manifest = store.read()?;
+                let file = store.new_file(&mut manifest, name);
+                let count = sinks::write_file(&store.path(&file), Format::Parquet, rows, None).await?;
+                manifest.tables.insert(name.to_owned(), Table { files: vec![file], resolution });
+                store.write(&manifest)?;
+                self.refresh().await?;
+                Ok(count as u64)
+            }
+        }
+    }
+
+    pub(crate) async fn append(&self, name: &str, rows: SendableRecordBatchStream, store: &Store) -> Result<u64> {
+        let mut manifest = store.read()?;
+        let file = store.new_file(&mut manifest, name);
+        let count = sinks::write_file(&store.path(&file), Format::Parquet, rows, None).await?;
+        let Some(table) = manifest.tables.get_mut(name) else {
+            return Err(MergeError::new(Code::UnknownSource, format!("there is no table `{name}`")));
+        };
+        table.files.push(file);
+        store.write(&manifest)?;
+        self.refresh().await?;
+        Ok(count as u64)
+    }
+
+    // SQL that is not ours.
+
+    pub(crate) async fn run_sql(&self, sql: &str) -> Result<DataFrame> {
+        if let Some(table) = single_call(sql, "mergeql_adopt") {
+            return self.adopt_edits(&table).await;
+        }
+        if let Some(statement) = single_call(sql, "mergeql_sql") {
+            let lowered = Box::pin(self.lower(&statement)).await?;
+            let schema = Arc::new(Schema::new(vec![Field::new("mergeql_sql", DataType::Utf8, false)]));
+            let text = arrow::array::StringArray::from_iter_values([lowered]);
+            return Ok(self.session.read_batch(RecordBatch::try_new(schema, vec![Arc::new(text)])?)?);
+        }
+        let plan = self.plan_sql(sql).await?;
+        match (&plan, &self.shared.store) {
+            (LogicalPlan::Ddl(DdlStatement::CreateMemoryTable(create)), store) => {
+                let name = create.name.table().to_owned();
+                let exists = self.session.table_exist(create.name.clone())?;
+                if exists && create.if_not_exists {
+                    return self.count("rows", 0);
+                }
+                if exists && !create.or_replace {
+                    return Err(MergeError::new(Code::InvalidArgument, format!("the table `{name}` is there already"))
+                        .help("write CREATE OR REPLACE TABLE to replace it"));
+                }
+                if store.is_none() {
+                    self.forget(&name)?;
+                    return Ok(self.session.execute_logical_plan(plan).await?);
+                }
+                let _lock = self.lock()?;
+                let rows = DataFrame::new(self.session.state(), (*create.input).clone());
+                let count = self.replace_table(&name, rows, None).await?;
+                self.count("rows", count)
+            }
+            (LogicalPlan::Dml(dml), Some(store)) if matches!(dml.op, WriteOp::Insert(_)) => {
+                let _lock = self.lock()?;
+                let name = dml.table_name.table().to_owned();
+                let rows = DataFrame::new(self.session.state(), (*dml.input).clone());
+                let rows = self.stream(rows).await?;
+                let count = self.append(&name, rows, store).await?;
+                self.count("count", count)
+            }
+            (LogicalPlan::Dml(dml), None) if self.memory(|m| m.resolutions.contains_key(dml.table_name.table())) => {
+                // The name is a view over the stored rows, and a view takes no rows.
+                let name = dml.table_name.table().to_owned();
+                self.insert_by_hand(&name, (*dml.input).clone()).await
+            }
+            (LogicalPlan::Ddl(DdlStatement::DropTable(drop_table)), store) => {
+                let name = drop_table.name.table().to_owned();
+                if !self.session.table_exist(drop_table.name.clone())? {
+                    if drop_table.if_exists {
+                        return self.count("tables", 0);
+                    }
+                    return Err(MergeError::new(Code::UnknownSource, format!("there is no table `{name}`")));
+                }
+                if let Some(store) = store {
+                    let _lock = self.lock()?;
+                    let mut manifest = store.read()?;
+                    manifest.tables.remove(&name);
+                    store.write(&manifest)?;
+                    self.refresh().await?;
+                }
+                self.forget(&name)?;
+                self.count("tables", 1)
+            }
+            _ => Ok(self.session.execute_logical_plan(plan).await?),
+        }
+    }
+
+    /// Plans SQL; a table name in quotes that is a file's is that file.
+    pub(crate) async fn plan_sql(&self, sql: &str) -> Result<LogicalPlan> {
+        let state = self.session.state();
+        let statement = state.sql_to_statement(sql, &state.config_options().sql_parser.dialect)?;
+        for reference in state.resolve_table_references(&statement)? {
+            let path = std::path::Path::new(reference.table());
+            if Format::of_path(path).is_some() && !self.session.table_exist(reference.clone())? {
+                let (provider, _) = self.open_path(reference.table(), &ReadOptions::default()).await?;
+                self.session.register_table(reference, provider)?;
+            }
+        }
+        Ok(state.statement_to_plan(statement).await?)
+    }
+
+    pub(crate) async fn insert_by_hand(&self, name: &str, input: LogicalPlan) -> Result<DataFrame> {
+        let storage = datafusion::common::TableReference::bare(self.storage_name(name));
+        let schema = self.session.table_provider(storage.clone()).await?.schema();
+        let mut batches = self.session.table(storage).await?.collect().await?;
+        let mut count = 0;
+        for batch in DataFrame::new(self.session.state(), input).collect().await? {
+            count += batch.num_rows() as u64;
+            let columns = schema
+                .fields()
+                .iter()
+                .map(|f| match batch.column_by_name(f.name()) {
+                    Some(column) => Ok(arrow::compute::cast(column, f.data_type())?),
+                    None => Ok(arrow::array::new_null_array(f.data_type(), batch.num_rows())),
+                })
+                .collect::<Result<Vec<ArrayRef>>>()?;
+            batches.push(RecordBatch::try_new(schema.clone(), columns)?);
+        }
+        let resolution = self.memory(|m| m.resolutions.get(name).cloned());
+        self.publish(name, Arc::new(MemTable::try_new(schema, vec![batches])?), resolution).await?;
+        self.count("count", count)
+    }
+}
+
+/// The schema of a table that is made or replaced: a column is NOT NULL only if it was.
+fn table_schema(new: &Schema, old: Option<SchemaRef>) -> SchemaRef {
+    let was_not_null = |name: &str| old.as_ref().is_some_and(|o| o.field_with_name(name).is_ok_and(|f| !f.is_nullable()));
+    let field = |f: &Arc<Field>| f.as_ref().clone().with_nullable(!was_not_null(f.name()));
+    Arc::new(Schema::new(new.fields().iter().map(field).collect::<Vec<_>>()))
+}
+
+/// The text argument of `SELECT function('text')`, for the two functions that need the session and so stand alone.
+fn single_call(sql: &str, function: &str) -> Option<String> {
+    let rest = sql.trim().trim_end_matches(';').trim_end();
+    let (select, rest) = rest.split_at_checked(6)?;
+    let (name, arguments) = rest.trim_start().split_at_checked(function.len())?;
+    if !select.eq_ignore_ascii_case("select") || !name.eq_ignore_ascii_case(function) {
+        return None;
+    }
+    let text = arguments.trim().strip_prefix('(')?.strip_suffix(')')?.trim().strip_prefix('\'')?.strip_suffix('\'')?;
+    // A quote that is not doubled ends the text: then this is some other expression.
+    (!text.replace("''", "").contains('\'')).then(|| text.replace("''", "'"))
+}
