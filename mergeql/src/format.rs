@@ -3,40 +3,57 @@
 use crate::ast::*;
 use crate::diagnostic::Result;
 use crate::lower::text;
-use crate::parser::{parse, split};
+use crate::parser::{is_incomplete, parse, segments};
 use mergeql_udfs::Value;
 use std::fmt::Write;
 
-/// Lays out every statement of a script: keywords in capitals, one clause a line. Statements that are not ours stay as they are.
-/// Formatting twice changes nothing.
+/// Lays out every statement of a script: keywords in capitals, one clause a line. Statements that are not ours, and those with comments
+/// in them, stay as they are; no comment is lost. Formatting twice changes nothing.
 ///
 /// # Errors
 /// As [`parse`].
 ///
 /// ```
-/// let out = mergeql_lang::format("merge a,b on id strategy x=max where x>1").unwrap();
-/// assert_eq!(out, "MERGE a, b\nON id\nSTRATEGY x = max\nWHERE x > 1;\n");
+/// let out = mergeql_lang::format("-- why\nmerge a,b on id strategy x=max where x>1").unwrap();
+/// assert_eq!(out, "-- why\nMERGE a, b\nON id\nSTRATEGY x = max\nWHERE x > 1;\n");
 /// ```
 pub fn format(script: &str) -> Result<String> {
     let mut out = String::new();
-    for statement in split(script)? {
-        out.push_str(&match parse(statement)? {
-            Statement::Merge { explain, merge } => format!("{}MERGE {}", explain_word(explain), merge_text(&merge)),
-            Statement::MergeInto { explain, target, merge } => {
-                format!("{}MERGE INTO {}\nUSING {}", explain_word(explain), relation(&target), merge_text(&merge))
-            }
-            Statement::CreateStrategy { or_replace, name: n, text, .. } => {
-                format!("CREATE {}STRATEGY {} AS {text}", if or_replace { "OR REPLACE " } else { "" }, name(&n))
-            }
-            Statement::DropStrategy { if_exists, name: n } => {
-                format!("DROP STRATEGY {}{}", if if_exists { "IF EXISTS " } else { "" }, name(&n))
-            }
-            Statement::ShowStrategies => "SHOW STRATEGIES".to_owned(),
-            Statement::Verify { .. } | Statement::Sql(_) => statement.to_owned(),
-        });
-        out.push_str(";\n");
+    for segment in segments(script)? {
+        if !segment.comments.trim_matches(|c: char| c.is_whitespace() || c == ';').is_empty() {
+            out.push_str(segment.comments);
+            out.push('\n');
+        }
+        if segment.statement.is_empty() {
+            continue;
+        }
+        let parsed = parse(segment.statement)?;
+        let text = match segment.commented {
+            Some(text) => text.to_owned(),
+            None => statement_text(parsed, segment.statement),
+        };
+        out.push_str(&text);
+        // A semicolon behind a line comment would be part of it.
+        out.push_str(if is_incomplete(&format!("{text};")) { "\n;\n" } else { ";\n" });
     }
     Ok(out)
+}
+
+fn statement_text(statement: Statement, written: &str) -> String {
+    match statement {
+        Statement::Merge { explain, merge } => format!("{}MERGE {}", explain_word(explain), merge_text(&merge)),
+        Statement::MergeInto { explain, target, merge } => {
+            format!("{}MERGE INTO {}\nUSING {}", explain_word(explain), relation(&target), merge_text(&merge))
+        }
+        Statement::CreateStrategy { or_replace, name: n, text, .. } => {
+            format!("CREATE {}STRATEGY {} AS {text}", if or_replace { "OR REPLACE " } else { "" }, name(&n))
+        }
+        Statement::DropStrategy { if_exists, name: n } => {
+            format!("DROP STRATEGY {}{}", if if_exists { "IF EXISTS " } else { "" }, name(&n))
+        }
+        Statement::ShowStrategies => "SHOW STRATEGIES".to_owned(),
+        Statement::Verify { .. } | Statement::Sql(_) => written.to_owned(),
+    }
 }
 
 /// The clauses that say how rows are resolved, as a merge of nothing: what a table that keeps states remembers.

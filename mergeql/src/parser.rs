@@ -7,7 +7,7 @@ use mergeql_udfs::{Code, Value};
 use sqlparser::ast::{Expr, WindowType};
 use sqlparser::dialect::GenericDialect;
 use sqlparser::parser::{Parser as SqlParser, ParserError};
-use sqlparser::tokenizer::{Location, Token, TokenWithSpan, Tokenizer};
+use sqlparser::tokenizer::{Location, Token, TokenWithSpan, Tokenizer, Whitespace};
 
 /// Merges nest no deeper than this.
 const MAX_NESTING: usize = 16;
@@ -36,18 +36,43 @@ pub fn parse(text: &str) -> Result<Statement> {
 /// # Errors
 /// `syntax` if the text cannot be split into tokens, an open quote for one.
 pub fn split(text: &str) -> Result<Vec<&str>> {
+    Ok(segments(text)?.into_iter().filter(|s| !s.statement.is_empty()).map(|s| s.statement).collect())
+}
+
+/// A statement of a script with the comments about it.
+pub(crate) struct Segment<'a> {
+    /// Comments before the statement.
+    pub comments: &'a str,
+    /// The statement, empty behind the last one.
+    pub statement: &'a str,
+    /// The statement up to its semicolon, if there are comments in it.
+    pub commented: Option<&'a str>,
+}
+
+pub(crate) fn segments(text: &str) -> Result<Vec<Segment<'_>>> {
     let tokens = tokenize(text).map_err(|e| e.in_text(text))?;
     let lines = LineIndex::new(text);
-    let mut statements = Vec::new();
-    let mut start: Option<usize> = None;
-    let mut end = 0;
+    let mut segments = Vec::new();
+    let (mut gap, mut start, mut end, mut commented) = (0, None, 0, false);
+    let mut close = |gap: usize, start: usize, end: usize, stop: usize, commented: bool| {
+        segments.push(Segment {
+            comments: text[gap..start].trim(),
+            statement: &text[start..end],
+            commented: commented.then(|| text[start..stop].trim_end()),
+        });
+    };
     for token in &tokens {
-        match token.token {
-            Token::Whitespace(_) | Token::EOF => {}
+        match &token.token {
+            Token::EOF => {}
+            Token::Whitespace(Whitespace::SingleLineComment { .. } | Whitespace::MultiLineComment(_)) => commented |= start.is_some(),
+            Token::Whitespace(_) => {}
             Token::SemiColon => {
-                if let Some(from) = start.take() {
-                    statements.push(&text[from..end]);
+                let stop = lines.offset(text, token.span.start);
+                if let Some(start) = start.take() {
+                    close(gap, start, end, stop, commented);
+                    gap = stop + 1;
                 }
+                commented = false;
             }
             _ => {
                 start.get_or_insert_with(|| lines.offset(text, token.span.start));
@@ -55,10 +80,11 @@ pub fn split(text: &str) -> Result<Vec<&str>> {
             }
         }
     }
-    if let Some(from) = start {
-        statements.push(text[from..].trim_end());
+    match start {
+        Some(start) => close(gap, start, end, text.len(), commented),
+        None => close(gap, text.len(), text.len(), text.len(), false),
     }
-    Ok(statements)
+    Ok(segments)
 }
 
 /// Whether the text may go on: an open quote or parenthesis, or no semicolon yet.

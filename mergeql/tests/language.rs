@@ -58,6 +58,20 @@ fn formatting_is_stable_and_keeps_the_meaning() {
 }
 
 #[test]
+fn formatting_keeps_every_comment() {
+    let script = "-- first\nmerge a on id; -- second\n/* third */ merge b /* fourth */ on id -- fifth\n; SELECT 1 -- sixth\n;\n-- last\n";
+    let once = format(script).unwrap();
+    for word in ["first", "second", "third", "fourth", "fifth", "sixth", "last"] {
+        assert!(once.contains(word), "{word} is lost:\n{once}");
+    }
+    assert_eq!(format(&once).unwrap(), once);
+    assert_eq!(split(&once).unwrap().len(), 3);
+    // Found by fuzzing: a character behind which a semicolon is no token of its own.
+    let odd = "SELECT id FRO2 %(ME\0@";
+    assert_eq!(format(&format(odd).unwrap()).unwrap(), format(odd).unwrap());
+}
+
+#[test]
 fn merges_are_found_inside_other_sql_and_the_rest_is_untouched() {
     let merges = |text: &str| match parse(text).unwrap() {
         Statement::Sql(pieces) => {

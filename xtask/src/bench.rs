@@ -99,8 +99,8 @@ fn rival(root: &Path, python: &str, engine: &str, folder: &str) -> Result<(f64, 
 fn compare(python: &str, folder: &str) -> Outcome {
     let script = format!(
         "import duckdb\nfor e in {RIVALS:?}:\n  q = lambda f: f\"select id, status, high, low, tags, name, ts::timestamp ts from '{folder}/{{f}}.parquet'\"\n  \
-         n = duckdb.sql(f\"select count(*) from (({{q('mergeql')}}) except ({{q(e)}}))\").fetchone()[0]\n  \
-         m = duckdb.sql(f\"select count(*) from '{folder}/{{e}}.parquet'\").fetchone()[0] - duckdb.sql(f\"select count(*) from '{folder}/mergeql.parquet'\").fetchone()[0]\n  \
+         n = duckdb.sql(f\"select count(*) from (({{q('mergeql')}}) except ({{q(e)}}))\").fetchall()[0][0]\n  \
+         m = duckdb.sql(f\"select count(*) from '{folder}/{{e}}.parquet'\").fetchall()[0][0] - duckdb.sql(f\"select count(*) from '{folder}/mergeql.parquet'\").fetchall()[0][0]\n  \
          assert n == 0 and m == 0, (e, n, m)"
     );
     text(Command::new(python).args(["-c", &script])).map(drop)
