@@ -64,7 +64,9 @@ pub(crate) fn segments(text: &str) -> Result<Vec<Segment<'_>>> {
     for token in &tokens {
         match &token.token {
             Token::EOF => {}
-            Token::Whitespace(Whitespace::SingleLineComment { .. } | Whitespace::MultiLineComment(_)) => commented |= start.is_some(),
+            Token::Whitespace(Whitespace::SingleLineComment { .. } | Whitespace::MultiLineComment(_)) => {
+                commented |= start.is_some()
+            }
             Token::Whitespace(_) => {}
             Token::SemiColon => {
                 let stop = lines.offset(text, token.span.start);

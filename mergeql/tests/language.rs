@@ -59,7 +59,8 @@ fn formatting_is_stable_and_keeps_the_meaning() {
 
 #[test]
 fn formatting_keeps_every_comment() {
-    let script = "-- first\nmerge a on id; -- second\n/* third */ merge b /* fourth */ on id -- fifth\n; SELECT 1 -- sixth\n;\n-- last\n";
+    let script =
+        "-- first\nmerge a on id; -- second\n/* third */ merge b /* fourth */ on id -- fifth\n; SELECT 1 -- sixth\n;\n-- last\n";
     let once = format(script).unwrap();
     for word in ["first", "second", "third", "fourth", "fifth", "sixth", "last"] {
         assert!(once.contains(word), "{word} is lost:\n{once}");
