@@ -86,6 +86,8 @@ impl From<DataFusionError> for MergeError {
             DataFusionError::Execution(_) => Code::InvalidArgument,
             _ => Code::Unsupported,
         };
+        // The last cause is the reason; what is before it names the optimizer's steps.
+        let text = text.rsplit_once("caused by\n").map_or(text.as_str(), |(_, cause)| cause);
         let text = text
             .trim_start_matches("Error during planning: ")
             .trim_start_matches("SQL error: ")
