@@ -319,6 +319,9 @@ impl MergeContext {
         let rows = session.execute_logical_plan(session.state().create_logical_plan(&ordered).await?).await?;
         match &into.target {
             Written::Text(path) if self.table_name(std::slice::from_ref(path)).is_none() => {
+                if plan.keeps_state() {
+                    return Err(Diagnostic::at(Code::InvalidArgument, path.span, "states are kept in tables, not in files").into());
+                }
                 let count = self.write_path(path, into, rows, sorted).await?;
                 self.count("rows", count)
             }
@@ -378,7 +381,8 @@ impl MergeContext {
         let limit =
             limit.ok_or_else(|| MergeError::new(Code::InvalidArgument, "`memory_limit` is a size like '2GB' or '500MB'"))?;
         let state = self.session.state();
-        let config = bounded(state.config().clone());
+        // The tables are those of the session: no new default catalogue over them.
+        let config = bounded(state.config().clone()).with_create_default_catalog_and_schema(false);
         let state =
             SessionStateBuilder::new_from_existing(state).with_config(config).with_runtime_env(limited_runtime(limit)?).build();
         Ok(SessionContext::new_with_state(state))

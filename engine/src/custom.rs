@@ -4,9 +4,11 @@ use crate::columns::{external, from_values, value_at};
 use crate::context::MergeContext;
 use crate::error::{MergeError, Result};
 use arrow::array::{Array, ArrayRef, AsArray, Int64Array, RecordBatch, StringArray, UInt32Array};
-use arrow::compute::{cast, interleave, take};
+use arrow::compute::{CastOptions, cast_with_options, interleave, take};
 use arrow::datatypes::{DataType, Field, Schema};
+use datafusion::common::tree_node::TreeNode;
 use datafusion::common::{DFSchema, Result as DfResult};
+use datafusion::logical_expr::Expr as LogicalExpr;
 use datafusion::logical_expr::{ColumnarValue, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility};
 use datafusion::physical_expr::PhysicalExpr;
 use datafusion::prelude::{DataFrame, SessionContext};
@@ -34,8 +36,17 @@ pub async fn check(context: &MergeContext, or_replace: bool, name: &Name, body: 
     match &body {
         StrategyBody::Alias(call) => {
             let own = call.name.value.strip_prefix("custom:").unwrap_or(&call.name.value);
-            if own == name.value {
-                return refuse(Code::InvalidArgument, format!("`{own}` cannot stand for itself"));
+            let mut next = own;
+            loop {
+                if next == name.value {
+                    return refuse(Code::InvalidArgument, format!("`{}` would stand for itself", name.value));
+                }
+                match user.get(next) {
+                    Some(StrategyBody::Alias(inner)) => {
+                        next = inner.name.value.strip_prefix("custom:").unwrap_or(&inner.name.value)
+                    }
+                    _ => break,
+                }
             }
             if catalog::find(own).is_none() && !user.contains_key(own) {
                 let error = Diagnostic::at(Code::UnknownStrategy, call.name.span, format!("no strategy is called `{own}`"));
@@ -44,7 +55,19 @@ pub async fn check(context: &MergeContext, or_replace: bool, name: &Name, body: 
                 return Err(error.suggest(own, names).into());
             }
         }
-        StrategyBody::By { rank, .. } => check_expression(rank, &["value"])?,
+        StrategyBody::By { rank, .. } => {
+            check_expression(rank, &["value"])?;
+            let rank =
+                Fold { name: name.value.clone(), left: "value".to_owned(), right: "unused".to_owned(), step: rank.to_string() };
+            for ty in [DataType::Int64, DataType::Float64, DataType::Utf8] {
+                if let Err(e) = rank.expression(&ty) {
+                    let e = MergeError::from(e);
+                    if e.code() == Code::Unsupported {
+                        return Err(e);
+                    }
+                }
+            }
+        }
         StrategyBody::Fold { left, right, step, compact } => {
             check_expression(step, &[&left.value, &right.value])?;
             let fold = Fold::new(&name.value, &body);
@@ -143,8 +166,13 @@ impl Fold {
         let schema = DFSchema::try_from(self.schema(ty))?;
         let state = EXPRESSIONS.state();
         let expr = state.create_logical_expr(&self.step, &schema)?;
-        if expr.is_volatile() {
-            return Err(external(Error::new(Code::Unsupported, format!("`{}` is not the same on every run", self.step))));
+        let changes = |e: &LogicalExpr| match e {
+            LogicalExpr::ScalarFunction(f) => f.func.signature().volatility != Volatility::Immutable,
+            LogicalExpr::AggregateFunction(_) | LogicalExpr::WindowFunction(_) => true,
+            _ => false,
+        };
+        if expr.exists(|e| Ok(changes(e)))? {
+            return Err(external(Error::new(Code::Unsupported, format!("`{}` is not a function of its values alone", self.step))));
         }
         EXPRESSIONS.create_physical_expr(expr, &schema)
     }
@@ -161,7 +189,9 @@ impl Fold {
         let ty = left.data_type().clone();
         let rows = left.len();
         let batch = RecordBatch::try_new(Arc::new(self.schema(&ty)), vec![left, right])?;
-        Ok(cast(&expression.evaluate(&batch)?.into_array(rows)?, &ty)?)
+        // Not the safe cast: a step of another type is an error, never a silent NULL.
+        let strict = CastOptions { safe: false, ..CastOptions::default() };
+        Ok(cast_with_options(&expression.evaluate(&batch)?.into_array(rows)?, &ty, &strict)?)
     }
 
     /// The laws of the step itself, which COMPACT needs.

@@ -1,5 +1,6 @@
 //! MERGE INTO: a table merged with sources, in place. Ordinary tables take part with their rows, tables that keep states with those.
 
+use crate::columns::logical;
 use crate::context::{First, MergeContext, by_key};
 use crate::error::{MergeError, Result};
 use crate::explain;
@@ -9,7 +10,7 @@ use mergeql_lang::ast::{Explain, Merge, Name, Piece, Relation as Written, Statem
 use mergeql_lang::lower::{DELETED, DataFusion, Lowering, STATE, quote};
 use mergeql_lang::plan::Plan;
 use mergeql_lang::{Diagnostic, Span, parse};
-use mergeql_udfs::{Code, Value};
+use mergeql_udfs::{Code, Type, Value};
 
 impl MergeContext {
     pub(crate) async fn merge_into(&self, explain: Explain, target: &Written, merge: Merge) -> Result<DataFrame> {
@@ -120,13 +121,24 @@ impl MergeContext {
             .map(|n| {
                 let column = datafusion::prelude::Expr::Column(datafusion::common::Column::from_name(n));
                 match (schema.field_with_name(n), fields.field_with_name(n)) {
-                    (Ok(theirs), Ok(ours)) if theirs.data_type() != ours.data_type() => {
-                        datafusion::prelude::cast(column, theirs.data_type().clone()).alias(n)
+                    // A column that held nothing but NULL takes the type of what comes.
+                    (Ok(theirs), Ok(ours)) if theirs.data_type() != ours.data_type() && !theirs.data_type().is_null() => {
+                        let (table, sources) = (logical(theirs.data_type())?, logical(ours.data_type())?);
+                        // Between integers the cast itself refuses what does not fit.
+                        let integers = matches!((&table, &sources), (Type::Int { .. }, Type::Int { .. }));
+                        if !integers && Type::widen(&table, &sources).ok().as_ref() != Some(&table) {
+                            let message = format!(
+                                "`{n}` is {table} in the table, and {sources} with what the sources bring: values would be cut"
+                            );
+                            return Err(MergeError::new(Code::TypeMismatch, message)
+                                .help("cast the source's column in a query, or make the table anew with the wider type"));
+                        }
+                        Ok(datafusion::prelude::cast(column, theirs.data_type().clone()).alias(n))
                     }
-                    _ => column,
+                    _ => Ok(column),
                 }
             })
-            .collect::<Vec<_>>();
+            .collect::<Result<Vec<_>>>()?;
         Ok(frame.select(exprs)?)
     }
 

@@ -69,7 +69,10 @@ impl MergeContext {
         }
         for (name, table) in &manifest.tables {
             if known.tables.get(name) != Some(table) {
-                self.register_stored(store, name, table).await?;
+                // A table whose files are gone must not take the others with it.
+                if self.register_stored(store, name, table).await.is_err() {
+                    self.forget(name)?;
+                }
             }
         }
         for (name, text) in &manifest.strategies {
@@ -226,7 +229,8 @@ impl MergeContext {
             }
             (LogicalPlan::Ddl(DdlStatement::DropTable(drop_table)), store) => {
                 let name = drop_table.name.table().to_owned();
-                if !self.session.table_exist(drop_table.name.clone())? {
+                let listed = self.memory(|m| m.manifest.tables.contains_key(&name));
+                if !listed && !self.session.table_exist(drop_table.name.clone())? {
                     if drop_table.if_exists {
                         return self.count("tables", 0);
                     }

@@ -178,6 +178,9 @@ impl<R: BufRead> MarkNulls<R> {
         self.at = 0;
         let input = self.inner.fill_buf()?;
         let consumed = input.len();
+        if consumed == 0 && self.quoted {
+            return Err(std::io::Error::new(std::io::ErrorKind::InvalidData, "a quoted field is never closed"));
+        }
         if consumed == 0 {
             if !self.ended && self.field_start && !self.record_start {
                 self.out.extend_from_slice(NULL_MARK);
@@ -236,6 +239,19 @@ struct Guess {
     timestamp: bool,
     zoned: bool,
     fine: bool,
+    /// A whole number was seen that a double cannot hold.
+    inexact: bool,
+}
+
+/// A whole number that a double cannot hold exactly.
+fn is_inexact(text: &str) -> bool {
+    !text.contains(['.', 'e', 'E']) && text.parse::<i128>().map_or(text.len() > 15, |v| v as f64 as i128 != v)
+}
+
+/// The refusal of a column of doubles in which such a number stands.
+fn inexact(name: &str) -> Error {
+    Error::type_mismatch(format!("`{name}` mixes fractions or huge numbers with integers that a double cannot hold exactly"))
+        .with_help("write the column as text, or cast it where the file is made")
 }
 
 impl Guess {
@@ -250,6 +266,7 @@ impl Guess {
         timestamp: true,
         zoned: true,
         fine: false,
+        inexact: false,
     };
 
     fn see(&mut self, field: &str) {
@@ -264,6 +281,7 @@ impl Guess {
             let special = matches!(field, "NaN" | "inf" | "-inf" | "Infinity" | "-Infinity");
             let numeric = plain && !padded && field.parse::<f64>().is_ok();
             self.number |= numeric;
+            self.inexact |= numeric && is_inexact(field);
             self.integer &= numeric && !field.starts_with('+') && field.parse::<i64>().is_ok();
             self.unsigned &= numeric && !field.starts_with('+') && field.parse::<u64>().is_ok();
             self.float &= numeric || special;
@@ -406,6 +424,9 @@ fn infer_csv(files: &[Bytes], delimiter: u8, header: bool) -> Result<Schema> {
             return Err(problem("the file is empty: it has no header".to_owned()));
         }
     }
+    if let Some((name, _)) = columns.iter().find(|(_, g)| g.inexact && g.data_type() == DataType::Float64) {
+        return Err(inexact(name));
+    }
     Ok(Schema::new(columns.into_iter().map(|(name, guess)| Field::new(name, guess.data_type(), true)).collect::<Vec<_>>()))
 }
 
@@ -502,12 +523,17 @@ fn infer_json(files: &[Bytes], layout: Layout) -> Result<Schema> {
                         ))
                     })?;
                 }
-                if let serde_json::Value::String(text) = value {
-                    guess.see(text);
+                match value {
+                    serde_json::Value::String(text) => guess.see(text),
+                    serde_json::Value::Number(n) => guess.inexact |= is_inexact(&n.to_string()),
+                    _ => {}
                 }
             }
             Ok(())
         })?;
+    }
+    if let Some((name, ..)) = columns.iter().find(|(_, ty, guess)| guess.inexact && *ty == Type::Float64) {
+        return Err(inexact(name));
     }
     let field = |(name, ty, guess): &(String, Type, Guess)| match guess.data_type() {
         temporal @ (DataType::Date32 | DataType::Timestamp(..)) if *ty == Type::Text => Field::new(name, temporal, true),

@@ -84,6 +84,16 @@ fn check_state_target(merge: &Merge, plan: &Plan) -> Result<()> {
         return Err(Diagnostic::new(Code::Unsupported, format!("a table that keeps states cannot be made with {clause}"))
             .help("filter inside a source, or when reading the table"));
     }
+    if plan.cells.is_empty() {
+        return Err(Diagnostic::new(Code::Unsupported, "a table of keys alone has no states to keep"));
+    }
+    if let Some(cell) = plan.cells.iter().find(|c| c.inputs.contains(&Input::Origin)) {
+        return Err(Diagnostic::new(
+            Code::InvalidArgument,
+            format!("`{}` counts per source, and MERGE INTO will have no source to count by", cell.name),
+        )
+        .help(format!("name the column that says who counted: {} = {}(origin_column)", cell.name, cell.shown)));
+    }
     if merge.into.is_none() {
         return Err(
             Diagnostic::new(Code::InvalidArgument, "`state = 'keep'` needs a table to keep the states in").help("add INTO table")
@@ -184,18 +194,24 @@ impl Binder<'_> {
                 return Err(self.unknown_input(old));
             }
         }
-        let names = self.sources.iter().map(|s| self.renamed(s)).collect::<Result<Vec<_>>>()?;
+        let mut names = self.sources.iter().map(|s| self.renamed(s)).collect::<Result<Vec<_>>>()?;
         let mut columns: Vec<Column> = Vec::new();
         for (i, key) in self.merge.key.iter().enumerate() {
             let mut exact = None;
-            for (source, names) in self.sources.iter().zip(&names) {
+            for (source, names) in self.sources.iter().zip(&mut names) {
                 if names.is_empty() && source.relation.rows.unwrap_or(0) == 0 {
                     continue;
                 }
                 let mapped = self.merge.map.iter().find(|(old, _)| old.value == key.value).map(|(_, new)| &new.value);
-                let found = names.iter().find(|n| matches(key, n)).or_else(|| names.iter().find(|n| Some(*n) == mapped));
+                let exactly = names.iter().position(|n| *n == key.value);
+                let loosely = || names.iter().position(|n| matches(key, n));
+                let found = exactly.or_else(loosely).or_else(|| names.iter().position(|n| Some(n) == mapped));
                 match found {
-                    Some(name) => drop(exact.get_or_insert_with(|| name.clone())),
+                    // One key column, however each source spells it.
+                    Some(at) => {
+                        let first = exact.get_or_insert_with(|| names[at].clone());
+                        names[at].clone_from(first);
+                    }
                     None => {
                         let error = Diagnostic::at(
                             Code::UnknownColumn,
@@ -355,6 +371,12 @@ impl Binder<'_> {
             respect_nulls: true,
             by: None,
         };
+        let ty = &self.columns[column].ty;
+        if !matches!(ty, Type::Boolean | Type::Date | Type::Timestamp { .. } | Type::Null | Type::Int { .. }) {
+            let message = format!("`{}` is {ty}: it does not say whether a row is deleted", name.value);
+            return Err(Diagnostic::at(Code::TypeMismatch, name.span, message)
+                .help("DELETE BY takes a flag (boolean, or 0 and not 0) or a deletion time"));
+        }
         self.cell(&name.value, Some(column), &call, versions, Why::Deletion).map(Some)
     }
 
@@ -602,6 +624,10 @@ impl Binder<'_> {
 
     /// A source by its alias, its name, or the name of its file without folder and ending.
     fn source_name(&self, name: &Name) -> Result<Value> {
+        if self.target {
+            // The sources of earlier and later statements count too.
+            return Ok(Value::text(name.value.as_str()));
+        }
         let stem = |text: &str| {
             let file = text.rsplit('/').next().unwrap_or(text);
             file.split('.').next().unwrap_or(file).to_owned()
@@ -674,6 +700,14 @@ fn bind_result_clauses(merge: &Merge, plan: &mut Plan) -> Result<()> {
             key.chain(["column_name", "value", "strategy"].map(str::to_owned)).collect()
         }
     };
+    let own = ["column_name", "value", "strategy", "winner_sources", "losers"];
+    if plan.returning != Returning::Rows
+        && let Some(key) = plan.key_columns().iter().find(|c| own.contains(&c.name.as_str()))
+    {
+        let message = format!("the result of RETURNING has a column `{}` of its own", key.name);
+        return Err(Diagnostic::new(Code::DuplicateColumn, message)
+            .help(format!("give the key another name: MAP {0} -> {0}_key", key.name)));
+    }
     let bind = |expr: &Expr, names: &[String]| -> Result<Expr> {
         let mut expr = expr.clone();
         let mut visitor = Columns { names, map: &merge.map, depth: 0 };

@@ -223,8 +223,11 @@ impl Lowering<'_> {
     /// Whether a merged row is not deleted.
     pub fn alive(&self) -> Option<String> {
         let delete = self.plan.delete.as_ref()?;
-        let test = if delete.ty == Type::Boolean { "IS NOT TRUE" } else { "IS NULL" };
-        Some(format!("{DELETED} {test}"))
+        Some(match delete.ty {
+            Type::Boolean => format!("{DELETED} IS NOT TRUE"),
+            Type::Int { .. } => format!("({DELETED} IS NULL OR {DELETED} = 0)"),
+            _ => format!("{DELETED} IS NULL"),
+        })
     }
 
     /// For each key the value of every cell (its type is what matters) and its state, named `__mergeql_state_0` and on; the state of
@@ -469,6 +472,22 @@ impl Dialect for DataFusion {
             return None;
         }
         match (from, to) {
+            (Type::Struct(theirs), Type::Struct(fields)) => {
+                let parts: Vec<(&str, String)> = fields
+                    .iter()
+                    .map(|(name, ty)| {
+                        let value = match theirs.iter().find(|(n, _)| n == name) {
+                            None => self.null(ty),
+                            Some((_, from)) => {
+                                let field = format!("get_field({expr}, {})", text(name));
+                                self.cast(&field, from, ty).unwrap_or(field)
+                            }
+                        };
+                        (&**name, value)
+                    })
+                    .collect();
+                Some(format!("CASE WHEN {expr} IS NULL THEN NULL ELSE {} END", self.record(&parts)))
+            }
             (Type::Int { .. }, Type::Float64) => Some(format!("mergeql_exact_double({expr})")),
             _ => DataFusion::arrow(to).map(|ty| format!("arrow_cast({expr}, {})", text(&ty))),
         }

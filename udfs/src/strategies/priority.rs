@@ -64,6 +64,26 @@ const FROM_SOURCE: Spec = Spec {
     ..PRIORITY
 };
 
+/// A listed literal as a value of the column.
+fn literal(value: &Value, ty: &Type) -> Result<Value> {
+    let mismatch = || Error::type_mismatch(format!("`priority` lists the {} {value} for a column of type {ty}", value.kind()));
+    let fits = match (value, ty) {
+        (Value::Null, _) | (_, Type::Null) => true,
+        (Value::Float(f), Type::Decimal { .. }) => {
+            // As it was written: 1.5 is the decimal 1.5.
+            let text = format!("{f}");
+            let scale = text.split_once('.').map_or(0, |(_, fraction)| fraction.len()) as u8;
+            let unscaled = text.replace('.', "").parse().map_err(|_| mismatch())?;
+            return Ok(Value::Decimal { unscaled, scale });
+        }
+        (Value::Int(_) | Value::Float(_) | Value::Decimal { .. }, ty) => ty.is_number(),
+        (Value::Text(_), ty) => ty.is_text(),
+        (Value::Bool(_), ty) => *ty == Type::Boolean,
+        _ => true,
+    };
+    if fits { Ok(value.clone()) } else { Err(mismatch()) }
+}
+
 #[derive(Debug)]
 struct Listed<const BY_SOURCE: bool> {
     ty: Type,
@@ -119,7 +139,9 @@ impl<const BY_SOURCE: bool> Strategy for Listed<BY_SOURCE> {
         if let Some(twice) = list.iter().enumerate().find(|(i, v)| list[..*i].contains(v)) {
             return Err(Error::invalid_argument(format!("`{}` lists {} twice", Self::SPEC.name, twice.1)));
         }
-        Ok(Listed { ty: call.value_type(), ranking: Position(list.into()) })
+        let ty = call.value_type();
+        let list = if BY_SOURCE { list.to_vec() } else { list.iter().map(|v| literal(v, &ty)).collect::<Result<Vec<_>>>()? };
+        Ok(Listed { ty, ranking: Position(list.into()) })
     }
 
     fn result_type(&self) -> Type {
