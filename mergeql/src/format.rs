@@ -30,13 +30,20 @@ pub fn format(script: &str) -> Result<String> {
         let parsed = parse(segment.statement)?;
         let text = match segment.commented {
             Some(text) => text.to_owned(),
-            None => statement_text(parsed, segment.statement),
+            None => checked_text(parsed, segment.statement),
         };
         out.push_str(&text);
         // A semicolon behind a line comment would be part of it.
         out.push_str(if is_incomplete(&format!("{text};")) { "\n;\n" } else { ";\n" });
     }
     Ok(out)
+}
+
+/// The laid out statement, if it reads back as itself; expressions are printed by the SQL parser, which does not always manage that.
+fn checked_text(statement: Statement, written: &str) -> String {
+    let text = statement_text(statement, written);
+    let stable = parse(&text).is_ok_and(|again| statement_text(again, &text) == text);
+    if stable { text } else { written.to_owned() }
 }
 
 fn statement_text(statement: Statement, written: &str) -> String {

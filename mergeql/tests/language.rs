@@ -70,6 +70,9 @@ fn formatting_keeps_every_comment() {
     // Found by fuzzing: a character behind which a semicolon is no token of its own.
     let odd = "SELECT id FRO2 %(ME\0@";
     assert_eq!(format(&format(odd).unwrap()).unwrap(), format(odd).unwrap());
+    // And an expression that the SQL parser prints in a form it cannot read.
+    let odd = "MERGE a ON id WHERE salary . 70";
+    assert_eq!(format(&format(odd).unwrap()).unwrap(), format(odd).unwrap());
 }
 
 #[test]

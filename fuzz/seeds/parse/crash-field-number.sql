@@ -1,0 +1,1 @@
+MERGE nyc, london ON id STRATEGY selary = max VERSION BY ts MAP emp -> id, name -> full_name WHERE salary . 70
