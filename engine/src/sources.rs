@@ -14,7 +14,7 @@ use datafusion::datasource::file_format::parquet::ParquetFormat;
 use datafusion::datasource::listing::{ListingOptions, ListingTable, ListingTableConfig, ListingTableUrl};
 use mergeql_lang::ast::{self, Name};
 use mergeql_lang::diagnostic::nearest;
-use mergeql_lang::lower::quote;
+use mergeql_lang::lower::{STATE, quote};
 use mergeql_lang::plan::{Relation, SourceColumn};
 use mergeql_lang::{Diagnostic, Span};
 use mergeql_udfs::{Code, Value};
@@ -153,7 +153,9 @@ impl MergeContext {
             if self.session().table_exist(reference.clone())? {
                 let provider = self.session().table_provider(reference).await?;
                 let sql = names.iter().map(|n| quote(n)).collect::<Vec<_>>().join(".");
-                let columns = source_columns(&provider.schema())?;
+                // Of a table that keeps states, a merge reads the values.
+                let mut columns = source_columns(&provider.schema())?;
+                columns.retain(|c| c.name != STATE);
                 return Ok(Some(Resolved {
                     relation: Relation { sql, origin: Some(names.join(".")), columns, rows: None },
                     table: None,
