@@ -187,11 +187,14 @@ impl MergeContext {
             Statement::CreateStrategy { or_replace, name, body, text } => {
                 let (name_text, checked) = custom::check(self, or_replace, &name, body).await?;
                 self.change_strategies(|texts| drop(texts.insert(name_text.clone(), text.clone())))?;
-                custom::register_fold(self, &name_text, &checked)?;
                 self.memory(|m| drop(m.strategies.insert(name_text, checked)));
                 self.count("strategies", 1)
             }
             Statement::DropStrategy { if_exists, name } => {
+                if mergeql_udfs::catalog::find(&name.value).is_some() {
+                    let message = format!("`{}` is built in", name.value);
+                    return Err(Diagnostic::at(Code::InvalidArgument, name.span, message).into());
+                }
                 let found = self.memory(|m| m.strategies.remove(&name.value).is_some());
                 if !found && !if_exists {
                     let names = self.user_strategies();
@@ -205,7 +208,7 @@ impl MergeContext {
             Statement::Verify { name, on, cases } => custom::verify(self, &name, on, cases).await,
             Statement::Sql(pieces) => {
                 let sql = self.lower_pieces(&pieces).await?;
-                self.run_sql(&sql).await
+                self.run_sql(&sql, text).await
             }
         }
     }
@@ -214,6 +217,20 @@ impl MergeContext {
 
     /// Binds a merge; `first` is the target of MERGE INTO as its first source.
     pub(crate) async fn bind(&self, merge: &Merge, first: First, explain: Explain) -> Result<Plan> {
+        self.bind_with(merge, first, explain, &self.user_strategies()).await
+    }
+
+    /// As [`MergeContext::bind`], with these user-defined strategies.
+    pub(crate) async fn bind_with(
+        &self,
+        merge: &Merge,
+        first: First,
+        explain: Explain,
+        strategies: &UserStrategies,
+    ) -> Result<Plan> {
+        for (name, body) in strategies {
+            custom::register_fold(self, name, body)?;
+        }
         let options = ReadOptions::of(&merge.options)?;
         let into = !matches!(first, First::None);
         let expanded = self.each_file(merge);
@@ -241,7 +258,7 @@ impl MergeContext {
                 relations.insert(0, self.adopt(target)?);
             }
         }
-        Ok(bind(merge, relations, into, &self.user_strategies(), explain)?)
+        Ok(bind(merge, relations, into, strategies, explain)?)
     }
 
     /// Where rows count per origin, each file of a folder or pattern is a source of its own: the same rows give the same answer however
@@ -358,7 +375,7 @@ impl MergeContext {
                 .help("write INTO OR REPLACE to replace it, or MERGE INTO to merge into it")
                 .into());
         }
-        let resolution = plan.keeps_state().then(|| mergeql_lang::resolution(&final_names(merge, plan)));
+        let resolution = plan.keeps_state().then(|| self.resolution(&final_names(merge, plan)));
         let count = self.replace_table(name, rows, resolution).await?;
         self.count("rows", count)
     }

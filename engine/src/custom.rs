@@ -6,16 +6,18 @@ use crate::error::{MergeError, Result};
 use arrow::array::{Array, ArrayRef, AsArray, Int64Array, RecordBatch, StringArray, UInt32Array};
 use arrow::compute::{CastOptions, cast_with_options, interleave, take};
 use arrow::datatypes::{DataType, Field, Schema};
-use datafusion::common::tree_node::TreeNode;
+use datafusion::common::tree_node::{Transformed, TreeNode};
 use datafusion::common::{DFSchema, Result as DfResult};
 use datafusion::logical_expr::Expr as LogicalExpr;
 use datafusion::logical_expr::{ColumnarValue, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility};
 use datafusion::physical_expr::PhysicalExpr;
+use datafusion::physical_expr::expressions::BinaryExpr;
 use datafusion::prelude::{DataFrame, SessionContext};
 use datafusion::sql::sqlparser::ast::{Expr, Query, Visit, Visitor};
 use mergeql_lang::Diagnostic;
 use mergeql_lang::ast::{Argument, Name, StrategyBody, StrategyCall};
-use mergeql_lang::lower::{fold_function, quote};
+use mergeql_lang::lower::quote;
+use mergeql_lang::plan::Fold;
 use mergeql_udfs::catalog::{self, ArgKind, Entry};
 use mergeql_udfs::laws::{self, Outcome, Random};
 use mergeql_udfs::{Call, Code, Error, Value};
@@ -57,8 +59,13 @@ pub async fn check(context: &MergeContext, or_replace: bool, name: &Name, body: 
         }
         StrategyBody::By { rank, .. } => {
             check_expression(rank, &["value"])?;
-            let rank =
-                Fold { name: name.value.clone(), left: "value".to_owned(), right: "unused".to_owned(), step: rank.to_string() };
+            let rank = Folding(Fold {
+                name: name.value.clone(),
+                left: "value".to_owned(),
+                right: "unused".to_owned(),
+                step: rank.to_string(),
+                compact: false,
+            });
             for ty in [DataType::Int64, DataType::Float64, DataType::Utf8] {
                 if let Err(e) = rank.expression(&ty) {
                     let e = MergeError::from(e);
@@ -70,7 +77,10 @@ pub async fn check(context: &MergeContext, or_replace: bool, name: &Name, body: 
         }
         StrategyBody::Fold { left, right, step, compact } => {
             check_expression(step, &[&left.value, &right.value])?;
-            let fold = Fold::new(&name.value, &body);
+            if left.value == right.value {
+                return refuse(Code::DuplicateColumn, format!("both values of the fold are called `{}`", left.value));
+            }
+            let fold = Folding(Fold::of(&name.value, &body).expect("invariant: it is a fold"));
             if fold.types().is_empty() {
                 // Planning against one type gives the reason.
                 fold.expression(&DataType::Int64).map_err(MergeError::from)?;
@@ -125,10 +135,10 @@ fn check_expression(expr: &Expr, names: &[&str]) -> Result<()> {
 
 /// Registers the function that folds the distinct values of a strategy, if it is a fold.
 pub fn register_fold(context: &MergeContext, name: &str, body: &StrategyBody) -> Result<()> {
-    if let StrategyBody::Fold { .. } = body {
+    if let Some(fold) = Fold::of(name, body) {
         context.session().register_udf(ScalarUDF::from(FoldUdf {
-            name: fold_function(name),
-            fold: Fold::new(name, body),
+            name: fold.function(),
+            fold: Folding(fold),
             signature: Signature::any(1, Volatility::Immutable),
         }));
     }
@@ -138,43 +148,40 @@ pub fn register_fold(context: &MergeContext, name: &str, body: &StrategyBody) ->
 /// Plans the expressions of strategies; it has no tables.
 static EXPRESSIONS: LazyLock<SessionContext> = LazyLock::new(SessionContext::new);
 
-/// A step over two values.
+/// A fold that DataFusion evaluates.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct Fold {
-    name: String,
-    left: String,
-    right: String,
-    step: String,
-}
+struct Folding(Fold);
 
-impl Fold {
-    fn new(name: &str, body: &StrategyBody) -> Fold {
-        let plain = |n: &Name| if n.quoted { n.value.clone() } else { n.value.to_ascii_lowercase() };
-        match body {
-            StrategyBody::Fold { left, right, step, .. } => {
-                Fold { name: name.to_owned(), left: plain(left), right: plain(right), step: step.to_string() }
-            }
-            _ => Fold { name: name.to_owned(), left: "a".to_owned(), right: "b".to_owned(), step: "a".to_owned() },
-        }
-    }
-
+impl Folding {
     fn schema(&self, ty: &DataType) -> Schema {
-        Schema::new(vec![Field::new(&self.left, ty.clone(), true), Field::new(&self.right, ty.clone(), true)])
+        Schema::new(vec![Field::new(&self.0.left, ty.clone(), true), Field::new(&self.0.right, ty.clone(), true)])
     }
 
     fn expression(&self, ty: &DataType) -> DfResult<Arc<dyn PhysicalExpr>> {
         let schema = DFSchema::try_from(self.schema(ty))?;
         let state = EXPRESSIONS.state();
-        let expr = state.create_logical_expr(&self.step, &schema)?;
+        let expr = state.create_logical_expr(&self.0.step, &schema)?;
         let changes = |e: &LogicalExpr| match e {
             LogicalExpr::ScalarFunction(f) => f.func.signature().volatility != Volatility::Immutable,
             LogicalExpr::AggregateFunction(_) | LogicalExpr::WindowFunction(_) => true,
             _ => false,
         };
         if expr.exists(|e| Ok(changes(e)))? {
-            return Err(external(Error::new(Code::Unsupported, format!("`{}` is not a function of its values alone", self.step))));
+            return Err(external(Error::new(
+                Code::Unsupported,
+                format!("`{}` is not a function of its values alone", self.0.step),
+            )));
         }
-        EXPRESSIONS.create_physical_expr(expr, &schema)
+        let physical = EXPRESSIONS.create_physical_expr(expr, &schema)?;
+        // A sum that does not fit is an error, never another number.
+        let checked = physical.transform(|e| {
+            let binary = e.downcast_ref::<BinaryExpr>().cloned();
+            Ok(match binary {
+                Some(binary) => Transformed::yes(Arc::new(binary.with_fail_on_overflow(true)) as Arc<dyn PhysicalExpr>),
+                None => Transformed::no(e),
+            })
+        })?;
+        Ok(checked.data)
     }
 
     /// The types that the step can be planned for.
@@ -235,7 +242,7 @@ impl Fold {
 
 struct FoldUdf {
     name: String,
-    fold: Fold,
+    fold: Folding,
     signature: Signature,
 }
 
@@ -274,7 +281,7 @@ impl ScalarUDFImpl for FoldUdf {
                 self.fold.expression(field.data_type())?;
                 Ok(field.data_type().clone())
             }
-            other => Err(external(Error::type_mismatch(format!("`{}` folds a list, not {other}", self.fold.name)))),
+            other => Err(external(Error::type_mismatch(format!("`{}` folds a list, not {other}", self.fold.0.name)))),
         }
     }
 
@@ -311,7 +318,7 @@ pub async fn verify(context: &MergeContext, name: &Name, on: Option<(Vec<Name>, 
     let user = context.user_strategies();
     let outcomes = match user.get(own) {
         Some(body @ StrategyBody::Fold { .. }) => {
-            let fold = Fold::new(own, body);
+            let fold = Folding(Fold::of(own, body).expect("invariant: it is a fold"));
             let types = match &values {
                 Some((ty, _)) => vec![ty.clone()],
                 None => fold.types(),

@@ -88,6 +88,9 @@ impl From<DataFusionError> for MergeError {
         };
         // The last cause is the reason; what is before it names the optimizer's steps.
         let text = text.rsplit_once("caused by\n").map_or(text.as_str(), |(_, cause)| cause);
+        if let Some(known) = in_our_words(root, text) {
+            return known.into();
+        }
         let text = text
             .trim_start_matches("Error during planning: ")
             .trim_start_matches("SQL error: ")
@@ -96,6 +99,38 @@ impl From<DataFusionError> for MergeError {
             .trim_start_matches("External error: ");
         MergeError::new(code, text.trim())
     }
+}
+
+/// What an engine says about a name, in the words of the language and with the name, so that its place can be found.
+fn in_our_words(root: &DataFusionError, text: &str) -> Option<Box<Diagnostic>> {
+    if let DataFusionError::SchemaError(inner, _) = root
+        && let SchemaError::FieldNotFound { field, valid_fields } = inner.as_ref()
+    {
+        let names: Vec<&str> = valid_fields.iter().map(|c| c.name.as_str()).filter(|n| !n.starts_with("__mergeql_")).collect();
+        let error = Diagnostic::new(Code::UnknownColumn, format!("there is no column `{}`", field.name)).about(&field.name);
+        let listed: Vec<String> = names.iter().take(12).map(|n| format!("`{n}`")).collect();
+        let error = if listed.is_empty() { error } else { error.help(format!("there are {}", listed.join(", "))) };
+        return Some(error.suggest(&field.name, names));
+    }
+    let quoted = |before: &str| text.split_once(before)?.1.split_once('\'').map(|(name, _)| name);
+    if let Some(name) = quoted("Invalid function '") {
+        let error = Diagnostic::new(Code::UnknownStrategy, format!("there is no function `{name}`")).about(name);
+        let near = quoted("Did you mean '");
+        // The engine always names some function; only a near one is worth showing.
+        return Some(error.suggest(name, near));
+    }
+    if let Some(name) = quoted("table '").filter(|_| text.contains("not found")) {
+        let name = name.rsplit('.').next().unwrap_or(name);
+        return Some(Diagnostic::new(Code::UnknownSource, format!("there is no table `{name}`")).about(name));
+    }
+    let parser = quoted_parser_error(text)?;
+    Some(Diagnostic::new(Code::Syntax, parser))
+}
+
+/// The message inside `ParserError("...")`.
+fn quoted_parser_error(text: &str) -> Option<String> {
+    let inner = text.split_once("ParserError(\"")?.1.rsplit_once("\")")?.0;
+    Some(inner.replace("\\\"", "\"").replace("\\'", "'"))
 }
 
 fn plan_code(message: &str) -> Code {

@@ -6,13 +6,53 @@ use crate::error::{MergeError, Result};
 use crate::explain;
 use crate::sources::{ReadOptions, Resolved};
 use datafusion::prelude::{DataFrame, SessionContext};
-use mergeql_lang::ast::{Explain, Merge, Name, Piece, Relation as Written, Statement};
+use mergeql_lang::ast::{Explain, Merge, Name, Piece, Relation as Written, Statement, StrategyBody, StrategyCall};
 use mergeql_lang::lower::{DELETED, DataFusion, Lowering, STATE, quote};
 use mergeql_lang::plan::Plan;
-use mergeql_lang::{Diagnostic, Span, parse};
+use mergeql_lang::{Diagnostic, Span, UserStrategies, parse};
 use mergeql_udfs::{Code, Type, Value};
 
+/// How a table keeps states: the clauses, and the definitions of the user-defined strategies in them. A table owns them: what becomes
+/// of a strategy of that name later does not change what its states mean.
+struct Kept {
+    merge: Merge,
+    strategies: UserStrategies,
+}
+
+impl Kept {
+    fn read(table: &str, resolution: &str) -> Result<Kept> {
+        let broken = || MergeError::new(Code::CorruptState, format!("how `{table}` keeps states cannot be read: {resolution}"));
+        let (mut merge, mut strategies) = (None, UserStrategies::new());
+        for statement in mergeql_lang::split(resolution)? {
+            match parse(statement)? {
+                Statement::Merge { merge: kept, .. } => merge = Some(*kept),
+                Statement::CreateStrategy { name, body, .. } => drop(strategies.insert(name.value, body)),
+                _ => return Err(broken()),
+            }
+        }
+        Ok(Kept { merge: merge.ok_or_else(broken)?, strategies })
+    }
+}
+
 impl MergeContext {
+    /// How a table made by this merge keeps states, as text that [`Kept`] reads.
+    pub(crate) fn resolution(&self, merge: &Merge) -> String {
+        let (user, texts) = (self.user_strategies(), self.strategy_texts());
+        let mut used: Vec<&str> = Vec::new();
+        let mut calls: Vec<&StrategyCall> = merge.strategies.iter().map(|(_, call)| call).collect();
+        while let Some(call) = calls.pop() {
+            let name = call.name.value.strip_prefix("custom:").unwrap_or(&call.name.value);
+            let Some((name, body)) = user.get_key_value(name).filter(|(n, _)| !used.contains(&n.as_str())) else { continue };
+            used.push(name);
+            if let StrategyBody::Alias(inner) = body {
+                calls.push(inner);
+            }
+        }
+        used.sort_unstable();
+        let define = |name: &&str| Some(format!("CREATE STRATEGY {} AS {}; ", quote(name), texts.get(*name)?));
+        used.iter().filter_map(define).collect::<String>() + &mergeql_lang::resolution(merge)
+    }
+
     pub(crate) async fn merge_into(&self, explain: Explain, target: &Written, merge: Merge) -> Result<DataFrame> {
         let options = ReadOptions::of(&merge.options)?;
         let (parts, span): (&[Name], Span) = match target {
@@ -150,11 +190,9 @@ impl MergeContext {
         merge: Merge,
         adopted: Option<String>,
     ) -> Result<DataFrame> {
-        let Statement::Merge { merge: kept, .. } = parse(resolution)? else {
-            return Err(MergeError::new(Code::CorruptState, format!("how `{name}` keeps states cannot be read: {resolution}")));
-        };
+        let Kept { merge: kept, strategies } = Kept::read(name, resolution)?;
         let given = !merge.strategies.is_empty() || merge.version.is_some() || merge.delete.is_some();
-        if given && mergeql_lang::resolution(&merge) != mergeql_lang::resolution(&kept) {
+        if given && self.resolution(&merge) != resolution {
             return Err(MergeError::new(Code::TypeMismatch, format!("`{name}` keeps states of other clauses than these"))
                 .help(format!("leave STRATEGY, VERSION BY and DELETE BY out, or repeat them: {resolution}")));
         }
@@ -173,7 +211,8 @@ impl MergeContext {
         let visible = all.into_iter().filter(|c| c.name != STATE && c.name != DELETED).collect();
         let relation =
             mergeql_lang::plan::Relation { sql: quote(&storage), origin: Some(name.to_owned()), columns: visible, rows: None };
-        let mut plan = self.bind(&merge, First::States(Resolved { relation, table: None }), explain).await?;
+        let target = First::States(Resolved { relation, table: None });
+        let mut plan = self.bind_with(&merge, target, explain, &strategies).await?;
         Self::check_columns(&plan, &columns)?;
         // The target contributes states, not rows.
         plan.sources.remove(0);
@@ -234,20 +273,13 @@ impl MergeContext {
         let Some(resolution) = self.memory(|m| m.resolutions.get(name).cloned()) else {
             return Err(MergeError::new(Code::NotAState, format!("`{name}` keeps no states")));
         };
-        let Statement::Merge { merge: kept, .. } = parse(&resolution)? else {
-            return Err(MergeError::new(Code::CorruptState, format!("how `{name}` keeps states cannot be read: {resolution}")));
-        };
-        let plan = self
-            .bind(
-                &Self::with_target(name, &Merge { sources: Vec::new(), ..(*kept).clone() }),
-                First::Rows(self.visible(name).await?),
-                Explain::No,
-            )
-            .await?;
+        let Kept { merge: kept, strategies } = Kept::read(name, &resolution)?;
+        let alone = Self::with_target(name, &Merge { sources: Vec::new(), ..kept.clone() });
+        let plan = self.bind_with(&alone, First::Rows(self.visible(name).await?), Explain::No, &strategies).await?;
         let lowering = Lowering { plan: &plan, dialect: &DataFusion };
         let columns = plan.result_columns().map(|(n, _)| quote(n)).collect::<Vec<_>>().join(", ");
         let edited = format!("SELECT {columns} FROM {} WHERE {}", quote(&self.storage_name(name)), lowering.edited());
-        let mut merge = (*kept).clone();
+        let mut merge = kept;
         let alias = Name { value: "edited".to_owned(), quoted: true, span: Span::default() };
         merge.sources = vec![mergeql_lang::ast::Source {
             relation: Written::Query(vec![Piece::Text(edited)]),

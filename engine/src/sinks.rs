@@ -4,9 +4,10 @@
 use crate::error::{MergeError, Result};
 use crate::sources::Format;
 use crate::text_files::{Layout, io};
-use arrow::array::RecordBatch;
+use arrow::array::{Array, RecordBatch};
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use arrow::util::display::{ArrayFormatter, FormatOptions};
 use datafusion::execution::SendableRecordBatchStream;
 use futures::StreamExt;
 use mergeql_udfs::Code;
@@ -21,8 +22,61 @@ use std::sync::Arc;
 /// How rows are sorted in what is written: the first columns, ascending, NULLs first.
 pub type SortedBy = Option<usize>;
 
+/// Delimited text that keeps what reading tells apart: NULL is nothing between two delimiters, empty text is `""`.
+struct Delimited<W> {
+    out: W,
+    delimiter: char,
+    /// Written before the first row, then taken.
+    header: bool,
+}
+
+impl<W: Write> Delimited<W> {
+    fn field(&self, line: &mut String, text: &str) {
+        let special = |c: char| c == self.delimiter || matches!(c, '"' | '\n' | '\r');
+        if text.is_empty() || text.contains(special) || text.starts_with(char::is_whitespace) || text.ends_with(char::is_whitespace)
+        {
+            line.push('"');
+            line.push_str(&text.replace('"', "\"\""));
+            line.push('"');
+        } else {
+            line.push_str(text);
+        }
+    }
+
+    fn write(&mut self, batch: &RecordBatch) -> Result<()> {
+        let mut lines = String::new();
+        if std::mem::take(&mut self.header) {
+            for (i, field) in batch.schema().fields().iter().enumerate() {
+                if i > 0 {
+                    lines.push(self.delimiter);
+                }
+                self.field(&mut lines, field.name());
+            }
+            lines.push('\n');
+        }
+        let options = FormatOptions::default();
+        let columns = batch.columns().iter().map(|c| Ok((c, ArrayFormatter::try_new(c, &options)?))).collect::<Result<Vec<_>>>()?;
+        let mut text = String::new();
+        for row in 0..batch.num_rows() {
+            for (i, (column, formatter)) in columns.iter().enumerate() {
+                if i > 0 {
+                    lines.push(self.delimiter);
+                }
+                if !column.is_null(row) {
+                    text.clear();
+                    formatter.value(row).write(&mut text).map_err(|e| MergeError::new(Code::Io, format!("{e:?}")))?;
+                    self.field(&mut lines, &text);
+                }
+            }
+            lines.push('\n');
+        }
+        self.out.write_all(lines.as_bytes())?;
+        Ok(())
+    }
+}
+
 enum Writer<W: Write + Send> {
-    Csv(Box<arrow::csv::Writer<W>>),
+    Csv(Delimited<W>),
     Ndjson(arrow::json::LineDelimitedWriter<W>),
     Json(arrow::json::ArrayWriter<W>),
     Parquet(Box<ArrowWriter<W>>),
@@ -76,7 +130,7 @@ impl<W: Write + Send> Writer<W> {
     fn new(out: W, schema: &SchemaRef, format: Format, sorted_by: SortedBy) -> Result<Writer<W>> {
         Ok(match format {
             Format::Text(Layout::Csv { delimiter, header }) => {
-                Writer::Csv(Box::new(arrow::csv::WriterBuilder::new().with_header(header).with_delimiter(delimiter).build(out)))
+                Writer::Csv(Delimited { out, delimiter: char::from(delimiter), header })
             }
             Format::Text(Layout::Ndjson) => Writer::Ndjson(arrow::json::LineDelimitedWriter::new(out)),
             Format::Text(Layout::Json) => Writer::Json(arrow::json::ArrayWriter::new(out)),
@@ -108,14 +162,16 @@ impl<W: Write + Send> Writer<W> {
 
     fn finish(self) -> Result<W> {
         Ok(match self {
-            Writer::Csv(w) => w.into_inner(),
+            Writer::Csv(w) => w.out,
             Writer::Ndjson(mut w) => {
                 w.finish()?;
                 w.into_inner()
             }
             Writer::Json(mut w) => {
                 w.finish()?;
-                w.into_inner()
+                let mut out = w.into_inner();
+                out.write_all(b"\n")?;
+                out
             }
             Writer::Parquet(w) => w.into_inner().map_err(parquet_error)?,
             Writer::Arrow(mut w) => {
@@ -176,6 +232,9 @@ pub async fn write_file_as(
         _ => Path::new("."),
     };
     let fail = |e: std::io::Error| MergeError::from(io(path, e));
+    if !folder.is_dir() {
+        return Err(io(path, format!("there is no folder {}", folder.display())).into());
+    }
     let file = tempfile::Builder::new().prefix(".mergeql-").suffix(".tmp").tempfile_in(folder).map_err(fail)?;
     let schema = plain_schema(&rows.schema(), format);
     let mut writer = Writer::new(BufWriter::with_capacity(1 << 18, file), &schema, format, sorted_by)?;

@@ -20,13 +20,15 @@ pub struct Table {
     pub resolution: Option<String>,
 }
 
-/// The manifest: every table and every user-defined strategy.
+/// The manifest: every table, view and user-defined strategy.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Manifest {
     /// Tables by name.
     pub tables: BTreeMap<String, Table>,
     /// The text after AS of each strategy, by name.
     pub strategies: BTreeMap<String, String>,
+    /// The statement that made each view or external table, by name.
+    pub definitions: BTreeMap<String, String>,
     /// Counts up with every change; part of file names.
     pub generation: u64,
 }
@@ -107,6 +109,9 @@ impl Store {
         for (name, body) in object("strategies")? {
             manifest.strategies.insert(name.clone(), text(body)?);
         }
+        for (name, statement) in json["definitions"].as_object().into_iter().flatten() {
+            manifest.definitions.insert(name.clone(), text(statement)?);
+        }
         Ok(manifest)
     }
 
@@ -119,6 +124,7 @@ impl Store {
         let tables: Map<String, Value> = manifest.tables.iter().map(|(n, t)| (n.clone(), table(t))).collect();
         let json = json!({
             "format": 1, "generation": manifest.generation, "tables": tables, "strategies": manifest.strategies,
+            "definitions": manifest.definitions,
         });
         let path = self.folder.join(MANIFEST);
         let fail = |e: std::io::Error| MergeError::from(io(&path, e));

@@ -2,7 +2,6 @@
 
 use crate::context::MergeContext;
 use crate::context::collect;
-use crate::custom;
 use crate::error::{MergeError, Result};
 use crate::sinks;
 use crate::sources::{Format, ReadOptions};
@@ -79,14 +78,56 @@ impl MergeContext {
             if known.strategies.get(name) != Some(text)
                 && let Ok(Statement::CreateStrategy { body, .. }) = parse(&format!("CREATE STRATEGY {} AS {text}", quote(name)))
             {
-                custom::register_fold(self, name, &body)?;
                 self.memory(|m| {
                     m.texts.insert(name.clone(), text.clone());
                     m.strategies.insert(name.clone(), body);
                 });
             }
         }
+        for name in known.definitions.keys().filter(|n| !manifest.definitions.contains_key(*n)) {
+            self.forget(name)?;
+        }
+        // A view may be over another one: those that fail are tried again while any comes through. What stays out reads what is gone.
+        let mut waiting: Vec<(&String, &String)> =
+            manifest.definitions.iter().filter(|(name, text)| known.definitions.get(*name) != Some(*text)).collect();
+        loop {
+            let before = waiting.len();
+            let mut failed = Vec::new();
+            for (name, text) in waiting {
+                self.forget(name)?;
+                if self.define(text).await.is_err() {
+                    failed.push((name, text));
+                }
+            }
+            waiting = failed;
+            if waiting.is_empty() || waiting.len() == before {
+                break;
+            }
+        }
         self.memory(|m| m.manifest = manifest);
+        Ok(())
+    }
+
+    /// Makes a view or an external table from its statement.
+    async fn define(&self, text: &str) -> Result<()> {
+        if let Statement::Sql(pieces) = parse(text)? {
+            let sql = Box::pin(self.lower_pieces(&pieces)).await?;
+            let plan = self.plan_sql(&sql).await?;
+            self.session.execute_logical_plan(plan).await?;
+        }
+        Ok(())
+    }
+
+    /// Notes what a view or an external table is in the manifest; `None` takes it out.
+    fn keep_definition(&self, store: &Store, name: &str, text: Option<&str>) -> Result<()> {
+        let _lock = store.lock()?;
+        let mut manifest = store.read()?;
+        match text {
+            Some(text) => drop(manifest.definitions.insert(name.to_owned(), text.to_owned())),
+            None => drop(manifest.definitions.remove(name)),
+        }
+        store.write(&manifest)?;
+        self.memory(|m| m.manifest.definitions = manifest.definitions);
         Ok(())
     }
 
@@ -183,7 +224,8 @@ impl MergeContext {
 
     // SQL that is not ours.
 
-    pub(crate) async fn run_sql(&self, sql: &str) -> Result<DataFrame> {
+    /// Runs SQL; `written` is the statement before its merges were lowered.
+    pub(crate) async fn run_sql(&self, sql: &str, written: &str) -> Result<DataFrame> {
         if let Some(table) = single_call(sql, "mergeql_adopt") {
             return self.adopt_edits(&table).await;
         }
@@ -240,11 +282,23 @@ impl MergeContext {
                     let _lock = self.lock()?;
                     let mut manifest = store.read()?;
                     manifest.tables.remove(&name);
+                    manifest.definitions.remove(&name);
                     store.write(&manifest)?;
                     self.refresh().await?;
                 }
                 self.forget(&name)?;
                 self.count("tables", 1)
+            }
+            (LogicalPlan::Ddl(ddl), Some(store)) => {
+                let (name, definition) = match ddl {
+                    DdlStatement::CreateView(view) => (view.name.table().to_owned(), Some(written)),
+                    DdlStatement::CreateExternalTable(table) => (table.name.table().to_owned(), Some(written)),
+                    DdlStatement::DropView(view) => (view.name.table().to_owned(), None),
+                    _ => return Ok(self.session.execute_logical_plan(plan).await?),
+                };
+                let result = self.session.execute_logical_plan(plan).await?;
+                self.keep_definition(store, &name, definition)?;
+                Ok(result)
             }
             _ => Ok(self.session.execute_logical_plan(plan).await?),
         }

@@ -106,6 +106,42 @@ fn scripts_formats_and_exit_codes() {
 }
 
 #[test]
+fn what_is_written_reads_back_as_it_was() {
+    let folder = sources();
+    let made =
+        "SELECT 1 AS id, '' AS v, CAST(NULL AS TEXT) AS w UNION ALL SELECT 2, 'a,\"b\"\n', ' c ' UNION ALL SELECT 3, 'NULL', '\\x'";
+    for ending in ["csv", "tsv", "json", "ndjson", "parquet", "arrow"] {
+        let file = format!("out.{ending}");
+        stdout(&run(folder.path(), &["-c", &format!("MERGE ({made}) AS s ON id INTO '{file}'")]));
+        let read = format!("SELECT count(*) AS n FROM (SELECT * FROM '{file}' INTERSECT ({made})) AS same");
+        assert_eq!(stdout(&run(folder.path(), &["-c", &read, "--format", "csv"])), "n\n3\n", "{ending}");
+    }
+    // An ending that tells no format is no guess.
+    assert_eq!(failure(&run(folder.path(), &["-c", STATEMENT, "-o", "out.xyz"])).0, 2);
+}
+
+#[test]
+fn views_stay_in_a_folder_of_tables() {
+    let folder = sources();
+    let db = |sql: &str| run(folder.path(), &["--db", "shop", "-c", sql, "--format", "csv"]);
+    stdout(&db(
+        "CREATE TABLE a AS SELECT 1 AS id, 2 AS v; CREATE VIEW m AS MERGE a, (SELECT 1 AS id, 3 AS v) AS b ON id STRATEGY v = max",
+    ));
+    stdout(&db("CREATE VIEW over AS SELECT v + 1 AS v FROM m"));
+    assert_eq!(stdout(&db("SELECT v FROM over")), "v\n4\n");
+    stdout(&db("DROP VIEW over"));
+    assert!(failure(&db("SELECT v FROM over")).1.contains("unknown_source"));
+}
+
+#[test]
+fn places_are_those_of_the_script() {
+    let folder = sources();
+    std::fs::write(folder.path().join("s.sql"), "SELECT 1;\n\nSELECT 2; MERGE 'a.csv' ON nosuch;\n").unwrap();
+    let (_, error) = failure(&run(folder.path(), &["-f", "s.sql"]));
+    assert!(error.contains("--> line 3, column 28 of s.sql\n   | SELECT 2; MERGE 'a.csv' ON nosuch;\n"), "{error}");
+}
+
+#[test]
 fn bad_files_are_clear_errors() {
     let folder = sources();
     let path = |name: &str| folder.path().join(name);

@@ -143,6 +143,10 @@ impl Binder<'_> {
                 return Err(Diagnostic::at(Code::UnknownOption, name.span, format!("there is no option `{}`", name.value))
                     .suggest(&option, OPTIONS.iter().map(|(n, _)| *n)));
             }
+            if option == "schema" && !self.target {
+                return Err(Diagnostic::at(Code::InvalidArgument, name.span, "`schema` is an option of MERGE INTO")
+                    .help("a MERGE always has the columns of all its sources"));
+            }
             let allowed: &[&str] = match option.as_str() {
                 "state" => &["keep"],
                 "schema" => &["extend", "strict"],
@@ -391,18 +395,17 @@ impl Binder<'_> {
     fn cell(&self, name: &str, column: Option<usize>, call: &StrategyCall, versions: &Versions, why: Why) -> Result<Cell> {
         let written = &call.name;
         let own = written.value.strip_prefix("custom:");
-        let body = match own {
-            Some(own) => Some(self.user.get(own).ok_or_else(|| self.unknown_strategy(written))?),
-            None if catalog::find(&written.value).is_some() => None,
-            None => Some(
-                self.user
-                    .iter()
-                    .find(|(n, _)| *n == &written.value || !written.quoted && n.eq_ignore_ascii_case(&written.value))
-                    .map(|(_, body)| body)
-                    .ok_or_else(|| self.unknown_strategy(written))?,
-            ),
+        let wanted = own.unwrap_or(&written.value);
+        let found = match self.user.get_key_value(wanted) {
+            _ if own.is_none() && catalog::find(wanted).is_some() => None,
+            None => self.user.iter().find(|(n, _)| n.eq_ignore_ascii_case(wanted) && (own.is_some() || !written.quoted)),
+            exact => exact,
         };
-        let shown = own.unwrap_or(&written.value).to_owned();
+        let (shown, body) = match found {
+            Some((name, body)) => (name.clone(), Some(body)),
+            None if own.is_none() && catalog::find(wanted).is_some() => (wanted.to_owned(), None),
+            None => return Err(self.unknown_strategy(written)),
+        };
         if body.is_some() && !call.args.is_empty() {
             return Err(Diagnostic::at(Code::InvalidArgument, written.span, format!("`{shown}` takes no arguments")));
         }
@@ -437,12 +440,10 @@ impl Binder<'_> {
                     fold: None,
                 })
             }
-            Some(StrategyBody::Fold { left, right, step, .. }) => {
+            Some(body @ StrategyBody::Fold { .. }) => {
                 let column = column.ok_or_else(|| self.unknown_strategy(written))?;
                 let entry = catalog::find("gset").expect("invariant: gset is built in");
                 let ty = self.columns[column].ty.clone();
-                let fold =
-                    Fold { name: shown.clone(), left: left.value.clone(), right: right.value.clone(), step: step.to_string() };
                 Ok(Cell {
                     name: name.to_owned(),
                     column: Some(column),
@@ -450,9 +451,9 @@ impl Binder<'_> {
                     call: Call::new(vec![ty.clone()]),
                     inputs: vec![Input::Column(column)],
                     why,
+                    fold: Fold::of(&shown, body),
                     shown,
                     ty,
-                    fold: Some(fold),
                 })
             }
         }

@@ -36,6 +36,10 @@ pub struct Diagnostic {
     pub label: Option<String>,
     /// A way out.
     pub help: Option<String>,
+    /// The name that the error is about, where an engine tells no place: it is looked for in the text.
+    pub subject: Option<String>,
+    /// The file that the statement is in.
+    pub file: Option<String>,
 }
 
 /// The result of an operation on a statement.
@@ -44,7 +48,16 @@ pub type Result<T, E = Box<Diagnostic>> = std::result::Result<T, E>;
 impl Diagnostic {
     /// An error without a place yet.
     pub fn new(code: Code, message: impl Into<String>) -> Box<Diagnostic> {
-        Box::new(Diagnostic { code, message: message.into(), span: None, line: String::new(), label: None, help: None })
+        Box::new(Diagnostic {
+            code,
+            message: message.into(),
+            span: None,
+            line: String::new(),
+            label: None,
+            help: None,
+            subject: None,
+            file: None,
+        })
     }
 
     /// An error at a place.
@@ -74,14 +87,58 @@ impl Diagnostic {
         self
     }
 
+    /// The same error, about a name that stands somewhere in the text.
+    pub fn about(mut self: Box<Self>, name: impl Into<String>) -> Box<Diagnostic> {
+        self.subject = Some(name.into());
+        self
+    }
+
     /// The same error knowing the statement's text, so that it can show the line.
     pub fn in_text(mut self: Box<Self>, text: &str) -> Box<Diagnostic> {
+        if self.span.is_none() {
+            self.span = self.subject.as_deref().and_then(|name| find_word(text, name));
+        }
         if let (Some(span), true) = (self.span, self.line.is_empty()) {
             let line = text.lines().nth(span.line.saturating_sub(1) as usize).unwrap_or_default();
             self.line = line.to_owned();
         }
         self
     }
+}
+
+impl Diagnostic {
+    /// The same error with its place counted from the beginning of the script that holds the statement at this offset.
+    pub fn in_script(mut self: Box<Self>, script: &str, offset: usize, file: Option<&str>) -> Box<Diagnostic> {
+        if let Some(span) = &mut self.span {
+            let before = &script[..offset];
+            let column = before.chars().rev().take_while(|c| *c != '\n').count() as u64;
+            if span.line == 1 {
+                (span.column, span.end) = (span.column + column, span.end + column);
+            }
+            span.line += before.matches('\n').count() as u64;
+            self.line = script.lines().nth(span.line.saturating_sub(1) as usize).unwrap_or_default().to_owned();
+            self.file = file.map(str::to_owned);
+        }
+        self
+    }
+}
+
+/// The first place where a name stands as a word of its own, in any case of letters.
+fn find_word(text: &str, name: &str) -> Option<Span> {
+    let is_part = |c: char| c.is_alphanumeric() || c == '_';
+    let length = name.chars().count();
+    for (i, line) in text.lines().enumerate() {
+        let chars: Vec<char> = line.chars().collect();
+        let found = chars.windows(length.max(1)).enumerate().find(|(at, window)| {
+            window.iter().copied().flat_map(char::to_lowercase).eq(name.chars().flat_map(char::to_lowercase))
+                && !at.checked_sub(1).is_some_and(|before| is_part(chars[before]))
+                && !chars.get(at + length).copied().is_some_and(is_part)
+        });
+        if let Some((at, _)) = found {
+            return Some(Span { line: i as u64 + 1, column: at as u64 + 1, end: (at + length) as u64 + 1 });
+        }
+    }
+    None
 }
 
 /// The name that is most likely meant.
@@ -111,6 +168,9 @@ impl fmt::Display for Diagnostic {
         write!(f, "error[{}]: {}", self.code, self.message)?;
         if let Some(span) = self.span {
             write!(f, "\n  --> line {}, column {}", span.line, span.column)?;
+            if let Some(file) = &self.file {
+                write!(f, " of {file}")?;
+            }
             let chars: Vec<char> = self.line.chars().collect();
             let column = (span.column.saturating_sub(1) as usize).min(chars.len());
             let from = if chars.len() <= WINDOW { 0 } else { column.saturating_sub(WINDOW / 2) };

@@ -173,7 +173,7 @@ impl Lowering<'_> {
             let _ = write!(sql, " FILTER (WHERE {presence})");
         }
         match &cell.fold {
-            Some(fold) if !state => format!("{}({sql})", quote(&fold_function(&fold.name))),
+            Some(fold) if !state => format!("{}({sql})", quote(&fold.function())),
             _ => sql,
         }
     }
@@ -240,8 +240,12 @@ impl Lowering<'_> {
         };
         let aggregate = |c: &Cell, state: bool| if absent(c) { "NULL".to_owned() } else { self.aggregate(c, state) };
         let mut items: Vec<(String, String)> = self.plan.cells.iter().map(|c| (aggregate(c, false), c.name.clone())).collect();
+        let state = |c: &Cell| match &c.fold {
+            Some(fold) if fold.compact && !absent(c) => format!("mergeql_gset_of({})", self.aggregate(c, false)),
+            _ => aggregate(c, true),
+        };
         let cells = self.plan.cells.iter().chain(&self.plan.delete);
-        items.extend(cells.enumerate().map(|(i, c)| (aggregate(c, true), state_name(i))));
+        items.extend(cells.enumerate().map(|(i, c)| (state(c), state_name(i))));
         self.grouped(&items, 0)
     }
 
@@ -261,7 +265,7 @@ impl Lowering<'_> {
         let differs = plan.cells.iter().map(|c| {
             let (column, state) = (quote(&c.name), format!("mergeql_unpack({STATE}, {})", text(&c.name)));
             let value = match &c.fold {
-                Some(fold) => format!("{}(mergeql_value_like({state}, make_array({column})))", quote(&fold_function(&fold.name))),
+                Some(fold) => format!("{}(mergeql_value_like({state}, make_array({column})))", quote(&fold.function())),
                 None => format!("mergeql_value_like({state}, {column})"),
             };
             format!("({value} IS DISTINCT FROM {column})")
@@ -284,7 +288,7 @@ impl Lowering<'_> {
             let column = quote(&cell.name);
             match &cell.fold {
                 Some(fold) => {
-                    format!("{}(mergeql_merge_value({}, make_array({column})))", quote(&fold_function(&fold.name)), state_name(i))
+                    format!("{}(mergeql_merge_value({}, make_array({column})))", quote(&fold.function()), state_name(i))
                 }
                 None => format!("mergeql_merge_value({}, {column})", state_name(i)),
             }
@@ -301,7 +305,10 @@ impl Lowering<'_> {
         let hidden = list((0..cells.len()).map(|i| format!("max({0}) AS {0}", state_name(i))));
         let packed = list(cells.iter().enumerate().map(|(i, c)| {
             let name = if i < plan.cells.len() { c.name.as_str() } else { DELETED };
-            format!("{}, {}", text(name), state_name(i))
+            match &c.fold {
+                Some(fold) if fold.compact => format!("{}, mergeql_gset_of({})", text(name), value_name(i)),
+                _ => format!("{}, {}", text(name), state_name(i)),
+            }
         }));
         let outputs = list(
             keys.iter()
@@ -404,7 +411,9 @@ impl Lowering<'_> {
                     rest.extend(others);
                 }
                 Returning::Rows => {}
-                _ => rest.extend(["column_name", "value"]),
+                // Rows of a key are told apart by their column, those without a key by all they hold.
+                _ if plan.nullable_key() => rest.extend(["column_name", "losers", "strategy", "value", "winner_sources"]),
+                _ => rest.push("column_name"),
             }
             for name in rest {
                 if !seen.contains(&name) {
@@ -437,11 +446,6 @@ pub fn state_name(i: usize) -> String {
     format!("__mergeql_state_{i}")
 }
 
-/// The name of the function that folds the distinct values of a user-defined strategy.
-pub fn fold_function(strategy: &str) -> String {
-    format!("mergeql_fold_{strategy}")
-}
-
 /// DataFusion's SQL, which the engine runs.
 #[derive(Debug, Clone, Copy)]
 pub struct DataFusion;
@@ -460,8 +464,32 @@ impl DataFusion {
                 None => format!("Timestamp({unit:?}, None)"),
                 Some(zone) => format!("Timestamp({unit:?}, Some(\"{zone}\"))"),
             },
-            Type::List(t) => format!("List({})", DataFusion::arrow(t)?),
+            Type::List(_) | Type::Struct(_) => DataFusion::nested(ty)?,
             _ => return None,
+        })
+    }
+
+    /// As [`DataFusion::arrow`], inside lists and structs, where the union widens nothing.
+    fn nested(ty: &Type) -> Option<String> {
+        Some(match ty {
+            Type::Null => "Null".to_owned(),
+            Type::Text => "Utf8".to_owned(),
+            Type::Bytes => "Binary".to_owned(),
+            Type::Time(unit) => format!("Time64({unit:?})"),
+            Type::Interval => "Interval(MonthDayNano)".to_owned(),
+            Type::Uuid => "FixedSizeBinary(16)".to_owned(),
+            Type::List(t) => format!("List({})", DataFusion::nested(t)?),
+            Type::Struct(fields) => {
+                let field = |(name, ty): &mergeql_udfs::Field| {
+                    Some(format!("\"{}\": nullable {}", name.replace('\\', "\\\\").replace('"', "\\\""), DataFusion::nested(ty)?))
+                };
+                format!("Struct({})", fields.iter().map(field).collect::<Option<Vec<_>>>()?.join(", "))
+            }
+            Type::Map(key, value) => {
+                let (key, value) = (DataFusion::nested(key)?, DataFusion::nested(value)?);
+                format!("Map(\"entries\": Struct(\"keys\": {key}, \"values\": nullable {value}), unsorted)")
+            }
+            scalar => DataFusion::arrow(scalar)?,
         })
     }
 }
@@ -472,21 +500,8 @@ impl Dialect for DataFusion {
             return None;
         }
         match (from, to) {
-            (Type::Struct(theirs), Type::Struct(fields)) => {
-                let parts: Vec<(&str, String)> = fields
-                    .iter()
-                    .map(|(name, ty)| {
-                        let value = match theirs.iter().find(|(n, _)| n == name) {
-                            None => self.null(ty),
-                            Some((_, from)) => {
-                                let field = format!("get_field({expr}, {})", text(name));
-                                self.cast(&field, from, ty).unwrap_or(field)
-                            }
-                        };
-                        (&**name, value)
-                    })
-                    .collect();
-                Some(format!("CASE WHEN {expr} IS NULL THEN NULL ELSE {} END", self.record(&parts)))
+            (Type::List(_) | Type::Struct(_) | Type::Map(..), _) => {
+                Some(format!("mergeql_widen({expr}, arrow_cast(NULL, {}))", text(&DataFusion::nested(to)?)))
             }
             (Type::Int { .. }, Type::Float64) => Some(format!("mergeql_exact_double({expr})")),
             _ => DataFusion::arrow(to).map(|ty| format!("arrow_cast({expr}, {})", text(&ty))),

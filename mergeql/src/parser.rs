@@ -550,6 +550,9 @@ impl<'a> Parser<'a> {
         } else {
             vec![self.name("a key column")?]
         };
+        if self.peek().token == Token::Comma {
+            return Err(self.unexpected("a clause or the end").help("several key columns stand in parentheses: ON (id, region)"));
+        }
         let mut seen: Vec<&str> = Vec::new();
         loop {
             let at = self.span();

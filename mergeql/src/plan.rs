@@ -1,6 +1,6 @@
 //! A merge bound to its sources: every name resolved, every type known, nothing about an engine.
 
-use crate::ast::{Explain, Into, Name, Returning};
+use crate::ast::{Explain, Into, Name, Returning, StrategyBody};
 use mergeql_udfs::catalog::Entry;
 use mergeql_udfs::{Call, Type, Value};
 use sqlparser::ast::Expr;
@@ -92,7 +92,7 @@ impl Why {
 }
 
 /// A fold of distinct values, as a user defined it.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Fold {
     /// The strategy's name.
     pub name: String,
@@ -102,6 +102,23 @@ pub struct Fold {
     pub right: String,
     /// The step, as SQL.
     pub step: String,
+    /// States keep the folded value instead of the set.
+    pub compact: bool,
+}
+
+impl Fold {
+    /// The fold of a definition, if it is one.
+    pub fn of(name: &str, body: &StrategyBody) -> Option<Fold> {
+        let StrategyBody::Fold { left, right, step, compact } = body else { return None };
+        let plain = |n: &Name| if n.quoted { n.value.clone() } else { n.value.to_ascii_lowercase() };
+        Some(Fold { name: name.to_owned(), left: plain(left), right: plain(right), step: step.to_string(), compact: *compact })
+    }
+
+    /// The name of the function that folds. The whole definition is in it: a strategy of the same name that was defined anew is
+    /// another function.
+    pub fn function(&self) -> String {
+        format!("mergeql_fold {}({}, {}) -> {}", self.name, self.left, self.right, self.step)
+    }
 }
 
 /// A result column and how it is resolved.

@@ -163,25 +163,30 @@ async fn dispatch(arguments: Arguments) -> Result<ExitCode, MergeError> {
     for file in &arguments.file {
         scripts.push(read_script(Some(file))?);
     }
-    let output = Output::new(arguments.format, arguments.output.clone());
+    let output = Output::new(arguments.format, arguments.output.clone())?;
     if scripts.is_empty() {
         if std::io::stdin().is_terminal() {
             return repl::run(context, output).await;
         }
         scripts.push(read_script(None)?);
     }
+    let files = arguments.file.iter().map(|f| Some(f.display().to_string()));
+    let names: Vec<Option<String>> = arguments.commands.iter().map(|_| None).chain(files).chain([None]).collect();
     let mut statements = Vec::new();
-    for script in &scripts {
-        let split = mergeql_lang::split(script)?;
+    for (script, name) in scripts.iter().zip(&names) {
+        let in_script = |e: Box<mergeql_lang::Diagnostic>| MergeError(e.in_script(script, 0, name.as_deref()));
+        let split = mergeql_lang::split(script).map_err(in_script)?;
         if split.is_empty() && !arguments.commands.is_empty() {
             // `-c ''` asks for something and names nothing.
-            mergeql_lang::parse(script)?;
+            mergeql_lang::parse(script).map_err(in_script)?;
         }
-        statements.extend(split);
+        statements.extend(split.into_iter().map(|statement| (script, name, statement)));
     }
     let last = statements.len().saturating_sub(1);
-    for (i, statement) in statements.iter().enumerate() {
-        output.statement(&context, statement, i == last).await?;
+    for (i, (script, name, statement)) in statements.into_iter().enumerate() {
+        let offset = statement.as_ptr() as usize - script.as_ptr() as usize;
+        let run = output.statement(&context, statement, i == last).await;
+        run.map_err(|e| MergeError(e.0.in_script(script, offset, name.as_deref())))?;
     }
     Ok(ExitCode::SUCCESS)
 }

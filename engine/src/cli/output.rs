@@ -54,9 +54,23 @@ pub struct Output {
 
 impl Output {
     /// Rows to standard output, the last ones to a file if one is given.
-    pub fn new(style: Option<Style>, file: Option<PathBuf>) -> Output {
-        let by_name = file.as_ref().and_then(|f| Style::from_str(f.extension()?.to_str()?, true).ok());
-        Output { style: style.or(by_name).unwrap_or(Style::Table), expanded: false, timer: false, file }
+    ///
+    /// # Errors
+    /// `invalid_argument` if neither a style nor the file's ending says how.
+    pub fn new(style: Option<Style>, file: Option<PathBuf>) -> Result<Output, MergeError> {
+        let ending = file.as_ref().and_then(|f| f.extension()).map(|e| e.to_string_lossy().to_lowercase());
+        let by_name = match ending.as_deref() {
+            None | Some("txt") => Some(Style::Table),
+            Some("md") => Some(Style::Markdown),
+            Some("jsonl") => Some(Style::Ndjson),
+            Some("ipc" | "feather") => Some(Style::Arrow),
+            Some(ending) => Style::from_str(ending, true).ok(),
+        };
+        let style = style.or(by_name).ok_or_else(|| {
+            let ending = ending.unwrap_or_default();
+            MergeError::new(Code::InvalidArgument, format!("the ending .{ending} tells no format")).help("say it with --format")
+        })?;
+        Ok(Output { style, expanded: false, timer: false, file })
     }
 
     /// Runs one statement and prints what it gives.

@@ -112,7 +112,7 @@ impl Strategy for Json {
             Value::Null => return Ok(()),
             Value::Text(text) => from_json(text).map_err(|e| {
                 let start: String = text.chars().take(60).collect();
-                Error::invalid_argument(format!("`{start}` is not JSON: {e}"))
+                Error { message: format!("`{start}`: {}", e.message), ..e }
             })?,
             value @ Value::Struct(_) => value.clone(),
             other => return Err(Error::type_mismatch(format!("`json` merges JSON text and structs, not a {}", other.kind()))),

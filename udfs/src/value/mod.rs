@@ -157,6 +157,34 @@ impl Value {
         })
     }
 
+    /// The value as a source of a wider type brings it: nothing changes but the kind of numbers, at any depth.
+    ///
+    /// # Errors
+    /// `type_mismatch` for an integer that a double cannot hold exactly.
+    pub fn widen(self, ty: &Type) -> Result<Value> {
+        Ok(match (self, ty) {
+            (Value::Int(v), Type::Float64) if v as f64 as i128 != v => {
+                return Err(Error::type_mismatch(format!(
+                    "the integer {v} meets doubles in another source, and a double cannot hold it exactly"
+                )));
+            }
+            (Value::List(items), Type::List(ty)) => Value::List(items.into_iter().map(|v| v.widen(ty)).collect::<Result<_>>()?),
+            (Value::Struct(mut fields), Type::Struct(types)) => {
+                for (name, value) in &mut fields {
+                    if let Some((_, ty)) = types.iter().find(|(n, _)| n == name) {
+                        *value = std::mem::replace(value, Value::Null).widen(ty)?;
+                    }
+                }
+                Value::Struct(fields)
+            }
+            (Value::Map(entries), Type::Map(key, value)) => {
+                let entry = |(k, v): (Value, Value)| Ok((k.widen(key)?, v.widen(value)?));
+                Value::Map(entries.into_iter().map(entry).collect::<Result<_>>()?)
+            }
+            (value, ty) => value.fit(ty)?,
+        })
+    }
+
     /// The value with numbers of every kind brought to one: equal exactly if the worth is equal.
     pub fn to_worth(&self) -> Value {
         match self {

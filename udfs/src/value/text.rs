@@ -1,6 +1,7 @@
 //! The canonical text of a value (used by `concat`, `RETURNING CONFLICTS`) and its JSON (used by `crdt_value`, `json`).
 
 use super::Value;
+use crate::error::{Error, Result};
 use std::fmt::{self, Write};
 use std::sync::Arc;
 
@@ -156,31 +157,37 @@ impl Value {
     }
 }
 
-/// JSON text as a value: objects become structs, whole numbers integers, other numbers floats.
+/// JSON text as a value: objects become structs, whole numbers of up to 128 bits integers, other numbers floats.
 ///
 /// # Errors
-/// The parser's own message, with line and column.
-pub fn from_json(text: &str) -> Result<Value, serde_json::Error> {
-    serde_json::from_str::<serde_json::Value>(text).map(convert_json)
+/// `invalid_argument` with the parser's own message, or for a number that no double comes near.
+pub fn from_json(text: &str) -> Result<Value> {
+    let broken = |e: serde_json::Error| Error::invalid_argument(format!("this is not JSON: {e}"));
+    convert_json(serde_json::from_str(text).map_err(broken)?)
 }
 
-fn convert_json(json: serde_json::Value) -> Value {
-    match json {
+fn convert_json(json: serde_json::Value) -> Result<Value> {
+    Ok(match json {
         serde_json::Value::Null => Value::Null,
         serde_json::Value::Bool(v) => Value::Bool(v),
         serde_json::Value::Number(n) => {
             let text = n.to_string();
-            match text.parse::<i128>() {
-                Ok(v) => Value::Int(v),
-                Err(_) => Value::float(text.parse().unwrap_or(f64::NAN)),
+            match (text.parse::<i128>(), text.parse::<f64>()) {
+                (Ok(v), _) => Value::Int(v),
+                (_, Ok(v)) if v.is_finite() => Value::float(v),
+                _ => {
+                    return Err(Error::invalid_argument(format!("the JSON number {text} is beyond the range of doubles"))
+                        .with_help("write it as a JSON string"));
+                }
             }
         }
         serde_json::Value::String(s) => Value::text(s),
-        serde_json::Value::Array(items) => Value::List(items.into_iter().map(convert_json).collect()),
+        serde_json::Value::Array(items) => Value::List(items.into_iter().map(convert_json).collect::<Result<_>>()?),
         serde_json::Value::Object(fields) => {
-            Value::record(fields.into_iter().map(|(k, v)| (Arc::from(k), convert_json(v))).collect())
+            let field = |(k, v)| Ok((Arc::from(k), convert_json(v)?));
+            Value::record(fields.into_iter().map(field).collect::<Result<_>>()?)
         }
-    }
+    })
 }
 
 #[cfg(test)]

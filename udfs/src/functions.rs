@@ -1,0 +1,268 @@
+//! The scalar functions over states, and those that the lowering needs (`mergeql_*`): written once over values, registered by every
+//! host.
+
+use crate::aggregate::Call;
+use crate::batch::Column;
+use crate::catalog::{self, Comparison};
+use crate::codec;
+use crate::error::{Code, Error, Result};
+use crate::types::{Type, Unit};
+use crate::value::Value;
+use crate::value::order_key::order_key;
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+
+/// A function of one row. The same arguments always give the same result.
+pub struct Function {
+    /// Its name in SQL.
+    pub name: &'static str,
+    /// How many arguments it takes.
+    pub arguments: RangeInclusive<usize>,
+    /// The type of its result.
+    pub returns: Type,
+    /// What it does; arguments may be NULL.
+    pub run: fn(&[Value]) -> Result<Value>,
+}
+
+fn list_of(ty: Type) -> Type {
+    Type::List(Box::new(ty))
+}
+
+fn struct_of(fields: &[(&str, Type)]) -> Type {
+    Type::Struct(fields.iter().map(|(name, ty)| (Arc::from(*name), ty.clone())).collect())
+}
+
+/// What `mergeql_cells` gives: a struct for each cell.
+fn cells_type() -> Type {
+    let loser = struct_of(&[("source", Type::Text), ("value", Type::Text), ("version", Type::Text)]);
+    list_of(struct_of(&[
+        ("column_name", Type::Text),
+        ("value", Type::Text),
+        ("strategy", Type::Text),
+        ("winner_sources", list_of(Type::Text)),
+        ("losers", list_of(loser)),
+    ]))
+}
+
+/// The resolved value of a state; NULL for no state.
+///
+/// # Errors
+/// `not_a_state`, `corrupt_state`, and what resolving fails with.
+pub fn value_of(state: &Value) -> Result<Value> {
+    with_value(std::slice::from_ref(state), Ok)
+}
+
+/// Every scalar function that a host registers.
+pub fn all() -> Vec<Function> {
+    let f = |name, arguments, returns, run| Function { name, arguments, returns, run };
+    vec![
+        f("crdt_join", 2..=2, Type::Bytes, |a| {
+            Ok(match (state(&a[0])?, state(&a[1])?) {
+                (Some(a), Some(b)) => bytes(catalog::join(a, b)?),
+                (Some(one), None) | (None, Some(one)) => bytes(catalog::open(one)?.encode()),
+                (None, None) => Value::Null,
+            })
+        }),
+        f("crdt_value", 1..=1, Type::Text, |a| {
+            with_value(a, |v| Ok(if v.is_null() { Value::Null } else { Value::text(v.to_json()) }))
+        }),
+        f("crdt_value_bigint", 1..=1, Type::INT64, |a| {
+            with_value(a, |v| match v.to_worth() {
+                v @ (Value::Int(_) | Value::Null) => v.fit(&Type::INT64),
+                Value::Bool(b) => Ok(Value::Int(b.into())),
+                other => Err(not_a(&other, "an integer")),
+            })
+        }),
+        f("crdt_value_double", 1..=1, Type::Float64, |a| {
+            with_value(a, |v| match &v {
+                Value::Null | Value::Float(_) => Ok(v),
+                Value::Int(i) => Ok(Value::float(*i as f64)),
+                Value::Decimal { .. } => {
+                    let mut sum = crate::value::Exact::default();
+                    sum.add(&v);
+                    Ok(Value::float(sum.quotient(1)))
+                }
+                other => Err(not_a(other, "a number")),
+            })
+        }),
+        f("crdt_value_text", 1..=1, Type::Text, |a| {
+            with_value(a, |v| Ok(if v.is_null() { v } else { Value::text(v.to_string()) }))
+        }),
+        f("crdt_value_boolean", 1..=1, Type::Boolean, |a| {
+            with_value(a, |v| match v {
+                Value::Null | Value::Bool(_) => Ok(v),
+                other => Err(not_a(&other, "a boolean")),
+            })
+        }),
+        f("crdt_value_timestamp", 1..=1, Type::Timestamp { unit: Unit::Microsecond, zone: None }, |a| {
+            with_value(a, |v| match v {
+                Value::Null => Ok(v),
+                Value::Timestamp { nanos, .. } => Ok(Value::Timestamp { nanos, zoned: false }),
+                Value::Date(days) => Ok(Value::Timestamp { nanos: i128::from(days) * 86_400_000_000_000, zoned: false }),
+                other => Err(not_a(&other, "a timestamp")),
+            })
+        }),
+        f("crdt_value_list", 1..=1, list_of(Type::Text), |a| {
+            with_value(a, |v| match v {
+                Value::Null => Ok(v),
+                Value::List(items) => Ok(Value::List(items.iter().map(text_of).collect())),
+                other => Err(not_a(&other, "a list")),
+            })
+        }),
+        f("crdt_type", 1..=1, Type::Text, |a| {
+            Ok(match state(&a[0])? {
+                None => Value::Null,
+                Some(bytes) => Value::text(catalog::open(bytes)?.spec().name),
+            })
+        }),
+        f("crdt_info", 1..=1, Type::Text, |a| {
+            let Some(bytes) = state(&a[0])? else { return Ok(Value::Null) };
+            let opened = catalog::open(bytes)?;
+            let info = vec![
+                ("type".into(), Value::text(opened.spec().name)),
+                ("value".into(), opened.value()?),
+                ("state".into(), opened.info()),
+                ("bytes".into(), Value::Int(bytes.len() as i128)),
+            ];
+            Ok(Value::text(Value::record(info).to_json()))
+        }),
+        f("crdt_leq", 2..=2, Type::Boolean, |a| {
+            let Some(order) = compare(a)? else { return Ok(Value::Null) };
+            Ok(Value::Bool(matches!(order, Comparison::Before | Comparison::Equal)))
+        }),
+        f("crdt_compare", 2..=2, Type::Text, |a| Ok(compare(a)?.map_or(Value::Null, |order| Value::text(order.as_str())))),
+        f("crdt_delta", 2..=2, Type::Bytes, |a| {
+            Ok(match (state(&a[0])?, state(&a[1])?) {
+                (Some(state), Some(since)) => bytes(catalog::open(state)?.delta(since)?),
+                (Some(state), None) => bytes(catalog::open(state)?.encode()),
+                (None, _) => Value::Null,
+            })
+        }),
+        f("crdt_compress", 1..=1, Type::Bytes, |a| {
+            Ok(match state(&a[0])? {
+                None => Value::Null,
+                Some(state) => bytes(catalog::compress(state)?),
+            })
+        }),
+        f("mergeql_version", 0..=0, Type::Text, |_| Ok(Value::text(env!("CARGO_PKG_VERSION")))),
+        f("mergeql_order_key", 1..=1, Type::Bytes, |a| Ok(if a[0].is_null() { Value::Null } else { bytes(order_key(&a[0])) })),
+        f("mergeql_text", 1..=usize::MAX, Type::Text, |a| {
+            let parts: Vec<String> = a.iter().map(Value::to_string).collect();
+            Ok(if a.iter().all(Value::is_null) { Value::Null } else { Value::text(parts.join(", ")) })
+        }),
+        f("mergeql_gset_of", 1..=1, Type::Bytes, |a| {
+            let gset = catalog::find("gset").expect("invariant: gset is built in").bind(&Call::new(vec![Type::Null]))?;
+            let mut groups = gset.plain_groups();
+            groups.update(&[Column::of_values(&a[..1])], &[0], None, 1)?;
+            Ok(groups.states(1)?.value(0))
+        }),
+        f("mergeql_cells", 1..=usize::MAX, cells_type(), cells),
+        f("mergeql_pack", 2..=usize::MAX, Type::Bytes, |a| {
+            let mut columns = Vec::new();
+            for pair in a.chunks(2) {
+                if let [Value::Text(name), Value::Bytes(state)] = pair {
+                    columns.push((&**name, &**state));
+                }
+            }
+            Ok(bytes(codec::pack(columns)))
+        }),
+        f("mergeql_unpack", 2..=2, Type::Bytes, |a| {
+            let (Value::Bytes(packed), Value::Text(column)) = (&a[0], &a[1]) else {
+                return Err(Error::new(Code::NeedsState, "a row of this table has no state")
+                    .with_help("rows written by hand are taken in with mergeql_adopt('table')"));
+            };
+            let found = codec::unpack(packed)?.into_iter().find(|(name, _)| *name == **column);
+            Ok(found.map_or(Value::Null, |(_, state)| bytes(state)))
+        }),
+    ]
+}
+
+fn bytes(b: Vec<u8>) -> Value {
+    Value::Bytes(b.into())
+}
+
+fn state(value: &Value) -> Result<Option<&[u8]>> {
+    match value {
+        Value::Null => Ok(None),
+        Value::Bytes(b) => Ok(Some(b)),
+        other => Err(Error::new(Code::NotAState, format!("a {} is not a CRDT state", other.kind()))),
+    }
+}
+
+/// The value of the state in the first argument, passed on.
+fn with_value(args: &[Value], run: impl FnOnce(Value) -> Result<Value>) -> Result<Value> {
+    match state(&args[0])? {
+        None => Ok(Value::Null),
+        Some(bytes) => run(catalog::open(bytes)?.value()?),
+    }
+}
+
+fn compare(args: &[Value]) -> Result<Option<Comparison>> {
+    match (state(&args[0])?, state(&args[1])?) {
+        (Some(a), Some(b)) => catalog::compare(a, b).map(Some),
+        _ => Ok(None),
+    }
+}
+
+fn not_a(value: &Value, wanted: &str) -> Error {
+    Error::type_mismatch(format!("the value of the state is the {} {value}, not {wanted}", value.kind()))
+        .with_help("crdt_value gives any value as JSON")
+}
+
+fn text_of(value: &Value) -> Value {
+    if value.is_null() { Value::Null } else { Value::text(value.to_string()) }
+}
+
+fn field<'a>(value: &'a Value, name: &str) -> &'a Value {
+    match value {
+        Value::Struct(fields) => fields.iter().find(|(n, _)| &**n == name).map_or(&Value::Null, |(_, v)| v),
+        _ => &Value::Null,
+    }
+}
+
+/// `mergeql_cells(mode, name, strategy, selects, value, contributions, ...)`: who won and who lost, a struct for each cell.
+fn cells(args: &[Value]) -> Result<Value> {
+    let only_conflicts = args[0] == Value::text("conflicts");
+    let mut out = Vec::new();
+    for cell in args[1..].chunks(5) {
+        let [name, strategy, selects, value, contributions] = cell else { continue };
+        let Value::List(contributions) = contributions else {
+            if !only_conflicts {
+                out.push(cell_of(name, strategy, value, Vec::new(), Vec::new()));
+            }
+            continue;
+        };
+        let differ = contributions.windows(2).any(|w| field(&w[0], "value") != field(&w[1], "value"));
+        if only_conflicts && !differ {
+            continue;
+        }
+        let (mut winners, mut losers) = (Vec::new(), Vec::new());
+        for contribution in contributions {
+            if *selects == Value::Bool(false) || field(contribution, "value") == value {
+                winners.push(field(contribution, "source").clone());
+            } else {
+                losers.push(Value::record(vec![
+                    ("source".into(), field(contribution, "source").clone()),
+                    ("value".into(), text_of(field(contribution, "value"))),
+                    ("version".into(), field(contribution, "version").clone()),
+                ]));
+            }
+        }
+        out.push(cell_of(name, strategy, value, winners, losers));
+    }
+    Ok(Value::List(out))
+}
+
+fn cell_of(name: &Value, strategy: &Value, value: &Value, mut winners: Vec<Value>, mut losers: Vec<Value>) -> Value {
+    winners.sort();
+    winners.dedup();
+    losers.sort();
+    losers.dedup();
+    Value::record(vec![
+        ("column_name".into(), name.clone()),
+        ("value".into(), text_of(value)),
+        ("strategy".into(), strategy.clone()),
+        ("winner_sources".into(), Value::List(winners)),
+        ("losers".into(), Value::List(losers)),
+    ])
+}
