@@ -6,6 +6,8 @@ use crate::batch::{Bits, Column, OwnedColumn};
 use crate::catalog::Spec;
 use crate::codec::{self, Reader, Writer};
 use crate::error::{Error, Result};
+use crate::fast::best::Order;
+use crate::partial::{Partial, Single};
 use crate::types::Type;
 use crate::value::Value;
 use std::fmt::Debug;
@@ -182,6 +184,11 @@ pub trait Strategy: Debug + Send + Sync + Sized + 'static {
         false
     }
 
+    /// The order of candidates, where the state is just the strongest (value, at most one version) that was seen.
+    fn order(&self) -> Option<Order> {
+        None
+    }
+
     /// A columnar store that gives the same answers faster, where there is one for these types.
     fn fast(&self) -> Option<Box<dyn Groups>> {
         None
@@ -204,6 +211,12 @@ pub trait Aggregate: Debug + Send + Sync {
 
     /// The generic store, which the fast one must equal.
     fn plain_groups(&self) -> Box<dyn Groups>;
+
+    /// The state of one group by itself.
+    fn partial(&self) -> Box<dyn Partial>;
+
+    /// As [`Strategy::order`]: then a [`crate::slot::Slot`] is a state.
+    fn order(&self) -> Option<Order>;
 }
 
 /// Partial states of many groups, in the order of their group numbers.
@@ -271,6 +284,14 @@ impl<S: Strategy> Aggregate for Bound<S> {
 
     fn groups(&self) -> Box<dyn Groups> {
         self.strategy.fast().unwrap_or_else(|| self.plain_groups())
+    }
+
+    fn partial(&self) -> Box<dyn Partial> {
+        Box::new(Single::new(self.strategy.clone()))
+    }
+
+    fn order(&self) -> Option<Order> {
+        self.strategy.order()
     }
 
     fn plain_groups(&self) -> Box<dyn Groups> {

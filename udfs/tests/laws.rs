@@ -198,3 +198,125 @@ fn join_is_the_least_upper_bound_on_every_reachable_state() {
         }
     }
 }
+
+/// States that a host keeps group by group.
+struct OneByOne(std::sync::Arc<dyn mergeql_udfs::Aggregate>);
+
+impl Machine for OneByOne {
+    fn run(&self, rows: &[Row], cuts: &[usize]) -> Result<(Option<Vec<u8>>, Value)> {
+        let mut total = self.0.partial();
+        let mut start = 0;
+        for &end in cuts.iter().chain([&rows.len()]) {
+            let mut part = self.0.partial();
+            rows[start..end].iter().try_for_each(|row| part.update(row))?;
+            match part.encode() {
+                Some(bytes) if (end - start) % 2 == 0 => total.join_bytes(&bytes)?,
+                _ => total.join(&*part.copy())?,
+            }
+            start = end;
+        }
+        Ok((total.encode(), total.value()?))
+    }
+}
+
+/// Slots in a host's own memory.
+struct Scattered(std::sync::Arc<dyn mergeql_udfs::Aggregate>, Type);
+
+impl Scattered {
+    fn slots<V: mergeql_udfs::slot::Held, const LEAST: bool>(
+        &self,
+        rows: &[Row],
+        cuts: &[usize],
+        offer: impl Fn(&mut mergeql_udfs::slot::Slot<V, u64>, &Value, Option<u64>),
+        back: impl Fn(V::Seen<'_>) -> Value,
+    ) -> Value {
+        let order = self.0.order().unwrap();
+        let mut total = mergeql_udfs::slot::Slot::<V, u64>::default();
+        let mut start = 0;
+        for &end in cuts.iter().chain([&rows.len()]) {
+            let mut part = mergeql_udfs::slot::Slot::default();
+            for row in rows[start..end].iter().filter(|r| !r[0].is_null()) {
+                let version = row.get(1).filter(|v| !v.is_null()).map(|version| {
+                    let column = std::slice::from_ref(version);
+                    let keys = mergeql_udfs::VersionKeys::of(
+                        &mergeql_udfs::Column::of_values(column),
+                        &Type::INT64,
+                        1,
+                        order.flip_version,
+                    );
+                    keys.keys[0]
+                });
+                offer(&mut part, &row[0], version);
+            }
+            total.join::<LEAST>(&part);
+            start = end;
+        }
+        total.value().map_or(Value::Null, back)
+    }
+}
+
+impl Machine for Scattered {
+    fn run(&self, rows: &[Row], cuts: &[usize]) -> Result<(Option<Vec<u8>>, Value)> {
+        use mergeql_udfs::slot::SmallBytes;
+        fn float(v: &Value) -> f64 {
+            if let Value::Float(v) = v { *v } else { 0.0 }
+        }
+        fn bytes(v: &Value) -> &[u8] {
+            if let Value::Text(v) = v { v.as_bytes() } else { b"" }
+        }
+        let text = |b: &[u8]| Value::text(std::str::from_utf8(b).unwrap());
+        let value = match (&self.1, self.0.order().unwrap().least) {
+            (Type::Text, false) => {
+                self.slots::<SmallBytes, false>(rows, cuts, |s, v, k| s.offer::<false>(bytes(v), k), text)
+            }
+            (Type::Text, true) => self.slots::<SmallBytes, true>(rows, cuts, |s, v, k| s.offer::<true>(bytes(v), k), text),
+            (_, false) => self.slots::<f64, false>(rows, cuts, |s, v, k| s.offer::<false>(float(v), k), Value::float),
+            (_, true) => self.slots::<f64, true>(rows, cuts, |s, v, k| s.offer::<true>(float(v), k), Value::float),
+        };
+        Ok((None, value))
+    }
+}
+
+struct ValueOf<M>(M);
+
+impl<M: Machine> Machine for ValueOf<M> {
+    fn run(&self, rows: &[Row], cuts: &[usize]) -> Result<(Option<Vec<u8>>, Value)> {
+        Ok((None, self.0.run(rows, cuts)?.1))
+    }
+}
+
+#[test]
+fn states_of_single_groups_equal_those_of_the_stores() {
+    for entry in catalog::all() {
+        for call in (entry.spec().samples)() {
+            let aggregate = entry.bind(&call).unwrap();
+            let rows = rows_of(entry, &call);
+            let plain = Store::new(aggregate.clone(), false);
+            for outcome in check_machine(&OneByOne(aggregate), Some(&plain), &rows, 200, 23) {
+                assert_eq!(outcome.counterexample, None, "{} {call:?} is not {}", entry.spec().name, outcome.law);
+            }
+        }
+    }
+}
+
+#[test]
+fn scattered_slots_equal_the_stores() {
+    let mut held = 0;
+    for entry in catalog::all() {
+        for ty in [Type::Float64, Type::Text] {
+            let versions = if entry.spec().versioned() { vec![Type::INT64] } else { vec![] };
+            let call = Call::new(std::iter::once(ty.clone()).chain(versions).collect());
+            let Ok(aggregate) = entry.bind(&call) else { continue };
+            if aggregate.order().is_none() {
+                continue;
+            }
+            held += 1;
+            let rows = rows_of(entry, &call);
+            let plain = ValueOf(Store::new(aggregate.clone(), false));
+            for outcome in check_machine(&Scattered(aggregate, ty), Some(&plain), &rows, 400, 29) {
+                assert_eq!(outcome.counterexample, None, "{} {call:?} is not {}", entry.spec().name, outcome.law);
+            }
+        }
+    }
+    assert!(held >= 8, "max, min, lww and fww have slots");
+}

@@ -11,8 +11,9 @@ use crate::types::Type;
 use crate::value::Value;
 use crate::value::order_key::{float_bits, float_from_bits};
 
-/// Which slot wins.
-#[derive(Debug, Clone, Copy)]
+/// Which of two candidates wins where the state is the strongest of what was seen: a value that is not NaN, then the version, then the
+/// value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Order {
     /// The least value rather than the greatest.
     pub least: bool,
@@ -82,8 +83,8 @@ struct Slots {
     decode: DecodeRow,
 }
 
-const WITH_VERSION: u8 = 1;
-const WITH_VALUE: u8 = 2;
+pub(super) const WITH_VERSION: u8 = 1;
+pub(super) const WITH_VALUE: u8 = 2;
 
 impl Slots {
     fn grow(&mut self, total: usize) {
@@ -139,13 +140,17 @@ fn take<T>(items: &mut Vec<T>, n: usize) -> Vec<T> {
 }
 
 /// Versions as integers of the same order.
-struct VersionKeys {
-    keys: Vec<u64>,
-    present: Vec<bool>,
+#[derive(Debug)]
+pub struct VersionKeys {
+    /// One integer a row.
+    pub keys: Vec<u64>,
+    /// Whether the row has a version: it is neither NULL nor NaN.
+    pub present: Vec<bool>,
 }
 
 impl VersionKeys {
-    fn takes(ty: &Type) -> bool {
+    /// Whether versions of this type can be integers.
+    pub fn takes(ty: &Type) -> bool {
         matches!(
             ty,
             Type::Boolean
@@ -158,7 +163,8 @@ impl VersionKeys {
         )
     }
 
-    fn of(column: &Column<'_>, ty: &Type, rows: usize, flip: bool) -> VersionKeys {
+    /// The versions of a column's first rows; with `flip` the lesser is stronger.
+    pub fn of(column: &Column<'_>, ty: &Type, rows: usize, flip: bool) -> VersionKeys {
         let signed = |v: i64| (v as u64) ^ (1 << 63);
         macro_rules! map {
             ($v:expr, $f:expr) => {

@@ -3,4 +3,5 @@
 //! Each is held against the plain store by the derived tests.
 
 pub mod best;
+pub mod slot;
 pub mod texts;

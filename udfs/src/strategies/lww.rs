@@ -4,7 +4,7 @@ use crate::aggregate::{Call, Groups, State, Strategy};
 use crate::catalog::{Arg, ArgKind, Entry, Input, Spec};
 use crate::codec::{Reader, Writer};
 use crate::error::Result;
-use crate::fast;
+use crate::fast::{self, best::Order};
 use crate::lattice::best::{Best, Candidate, Ranking, nan_last};
 use crate::lattice::version::VersionOrder;
 use crate::types::Type;
@@ -133,13 +133,14 @@ impl<const OLDEST: bool> Strategy for Register<OLDEST> {
         state.best.as_ref().map(|best| std::iter::once(best.value.clone()).chain(best.rank.iter().cloned()).collect())
     }
 
+    fn order(&self) -> Option<Order> {
+        let simple = !self.ranking.respect_nulls && self.inputs.len() <= 2;
+        simple.then(|| Order { least: false, flip_version: self.ranking.versions.flips(0) })
+    }
+
     fn fast(&self) -> Option<Box<dyn Groups>> {
-        if self.ranking.respect_nulls || self.inputs.len() > 2 {
-            return None;
-        }
-        let flip = self.ranking.versions.flips(0);
         let (empty, mine) = (self.empty(), self.empty());
-        fast::best::groups(&self.inputs, fast::best::Order { least: false, flip_version: flip }, move |row| {
+        fast::best::groups(&self.inputs, self.order()?, move |row| {
             let mut state = empty.clone();
             state.best = Some(Candidate { value: row[0].clone(), rank: VersionOrder::parts(&row[1..]) });
             crate::aggregate::encode::<Self>(&state)

@@ -4,7 +4,7 @@ use crate::aggregate::{Call, Groups, Strategy};
 use crate::catalog::{Entry, Input, Spec};
 use crate::codec::{Reader, Writer};
 use crate::error::{Error, Result};
-use crate::fast;
+use crate::fast::{self, best::Order};
 use crate::lattice::best::{Best, Candidate, Ranking, nan_last};
 use crate::types::Type;
 use crate::value::Value;
@@ -106,9 +106,12 @@ impl<const LEAST: bool> Strategy for Extreme<LEAST> {
         state.best.as_ref().map(|best| vec![best.value.clone()])
     }
 
+    fn order(&self) -> Option<Order> {
+        Some(Order { least: LEAST, flip_version: false })
+    }
+
     fn fast(&self) -> Option<Box<dyn Groups>> {
-        let order = fast::best::Order { least: LEAST, flip_version: false };
-        fast::best::groups(std::slice::from_ref(&self.ty), order, |row| {
+        fast::best::groups(std::slice::from_ref(&self.ty), self.order()?, |row| {
             let best = Some(Candidate { value: row[0].clone(), rank: Vec::new() });
             crate::aggregate::encode::<Self>(&Best { ranking: ByValue, best })
         }, |bytes| Ok(crate::aggregate::decode::<Self>(bytes)?.best.map(|b| vec![b.value]).unwrap_or_default()))
