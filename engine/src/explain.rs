@@ -30,50 +30,14 @@ pub async fn merge(
     sql: &str,
     explain: Explain,
 ) -> Result<DataFrame> {
-    let mut rows: Vec<(String, String)> = Vec::new();
-    let mut add = |item: &str, detail: String| rows.push((item.to_owned(), detail));
+    let mut counts: BTreeMap<&str, String> = BTreeMap::new();
     for source in &plan.sources {
         let count = session.sql(&format!("SELECT count(*) FROM {} AS s", source.relation.sql)).await?.collect().await?;
         let count = count.first().map(|b| array_value_to_string(b.column(0), 0)).transpose()?.unwrap_or_default();
-        add("source", format!("{}: {count} rows, {} columns", source.name, source.relation.columns.len()));
+        counts.insert(&source.name, count);
     }
-    let key: Vec<String> = plan.key_columns().iter().map(|c| format!("{} {}", c.name, c.ty)).collect();
-    add("key", key.join(", "));
-    let versions: Vec<String> = plan
-        .versions
-        .columns
-        .iter()
-        .map(|(c, descending)| format!("{}{}", plan.columns[*c].name, if *descending { " DESC" } else { "" }))
-        .chain(plan.versions.row.then(|| "ROW".to_owned()))
-        .collect();
-    add("version", if versions.is_empty() { "none".to_owned() } else { versions.join(", ") });
-    for cell in &plan.cells {
-        let closed = match plan.not_closed(cell) {
-            None => "closed".to_owned(),
-            Some(why) => format!("not closed: {why}"),
-        };
-        add(
-            "column",
-            format!("{} {} = {} ({}); {}; {closed}", cell.name, cell.ty, cell.shown, cell.why.as_str(), catalog::LAWS.join(", ")),
-        );
-    }
-    if let Some(delete) = &plan.delete {
-        add("deletion", format!("rows whose newest {} says so are hidden", delete.name));
-    }
-    if let Some(filter) = &plan.filter {
-        let text = filter.to_string();
-        let only_key = !plan.cells.iter().any(|c| text.contains(&format!("\"{}\"", c.name)));
-        add(
-            "filter",
-            if only_key { format!("{text}: on the key only, pushed below the merge") } else { format!("{text}: over merged rows") },
-        );
-    }
-    if plan.nullable_key() {
-        add("null keys", "rows with a NULL in the key are groups of their own".to_owned());
-    }
-    for warning in &plan.warnings {
-        add("warning", warning.clone());
-    }
+    let mut rows = plan.describe(|source| counts.get(source.name.as_str()).cloned());
+    let mut add = |item: &str, detail: String| rows.push((item.to_owned(), detail));
     let verb = if explain == Explain::Analyze { "EXPLAIN ANALYZE" } else { "EXPLAIN" };
     let started = Instant::now();
     let host = session.sql(&format!("{verb} {sql}")).await?.collect().await?;

@@ -84,39 +84,13 @@ impl MergeContext {
         with
     }
 
-    /// Columns that only the sources have are errors, unless the statement extends the table.
-    pub(crate) fn check_columns(plan: &Plan, target: &[String]) -> Result<()> {
-        if matches!(plan.option("schema"), Some(Value::Text(t)) if &**t == "extend") {
-            return Ok(());
-        }
-        match plan.columns.iter().find(|c| !target.contains(&c.name)) {
-            None => Ok(()),
-            Some(column) => Err(MergeError::new(Code::UnknownColumn, format!("the table has no column `{}`", column.name))
-                .help("add WITH (schema = 'extend') to let the table grow, or leave the column out in a source query")),
-        }
-    }
-
     pub(crate) async fn merge_into_rows(&self, explain: Explain, name: &str, target: Resolved, merge: Merge) -> Result<DataFrame> {
         // Before the target's own types are looked at: values of such a strategy need not even have the column's type.
-        for cell in &self.bind(&merge, First::Hidden, explain).await?.cells {
-            let strategy = cell.entry.spec().name;
-            if cell.fold.is_some() || !matches!(strategy, "lww" | "fww") {
-                Self::check_closed(name, &cell.name, cell.fold.is_some() || !(cell.entry.spec().closed)(&cell.call), || {
-                    format!("a value merged by `{}` does not say all that its state knew", cell.shown)
-                })?;
-            }
-        }
+        self.bind(&merge, First::Hidden, explain).await?.check_strategies(name)?;
         let merge = Self::with_target(name, &merge);
         let columns: Vec<String> = target.relation.columns.iter().map(|c| c.name.clone()).collect();
         let plan = self.bind(&merge, First::Rows(target), explain).await?;
-        Self::check_columns(&plan, &columns)?;
-        for cell in &plan.cells {
-            let why = plan.not_closed(cell);
-            Self::check_closed(name, &cell.name, why.is_some(), || why.unwrap_or_default())?;
-        }
-        if plan.delete.is_some() {
-            return Err(MergeError::new(Code::NeedsState, "only a table that keeps states remembers deleted rows"));
-        }
+        plan.check_target(name, &columns)?;
         let session = self.session_for(&plan)?;
         let sql = Lowering { plan: &plan, dialect: &DataFusion }.query();
         if explain != Explain::No {
@@ -125,14 +99,6 @@ impl MergeContext {
         let rows = self.like_target(&session, name, &sql, &plan, &columns).await?;
         let count = self.replace_table(name, rows, None).await?;
         self.count("rows", count)
-    }
-
-    pub(crate) fn check_closed(table: &str, column: &str, open: bool, why: impl FnOnce() -> String) -> Result<()> {
-        if !open {
-            return Ok(());
-        }
-        let error = MergeError::new(Code::NeedsState, format!("`{column}` cannot be merged into again: {}", why()));
-        Err(error.help(format!("let the table keep states: MERGE {table} ON ... INTO OR REPLACE {table} WITH (state = 'keep')")))
     }
 
     /// Rows in the column order and types of the target, sorted by key.
@@ -213,7 +179,7 @@ impl MergeContext {
             mergeql_lang::plan::Relation { sql: quote(&storage), origin: Some(name.to_owned()), columns: visible, rows: None };
         let target = First::States(Resolved { relation, table: None });
         let mut plan = self.bind_with(&merge, target, explain, &strategies).await?;
-        Self::check_columns(&plan, &columns)?;
+        plan.check_columns(&columns)?;
         // The target contributes states, not rows.
         plan.sources.remove(0);
         let session = self.session_for(&plan)?;

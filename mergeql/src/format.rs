@@ -149,7 +149,8 @@ fn strategy(call: &StrategyCall) -> String {
     out
 }
 
-fn merge_text(m: &Merge) -> String {
+/// A merge as text that reads back as itself.
+pub fn merge_text(m: &Merge) -> String {
     let sources = m.sources.iter().map(|s| {
         let alias = s.alias.as_ref().map(|a| format!(" AS {}", name(a))).unwrap_or_default();
         relation(&s.relation) + &alias

@@ -11,8 +11,9 @@ mod kinds;
 pub mod lower;
 mod parser;
 pub mod plan;
+mod target;
 
 pub use bind::{UserStrategies, bind};
 pub use diagnostic::{Diagnostic, Result, Span};
-pub use format::{format, resolution};
+pub use format::{format, merge_text, resolution};
 pub use parser::{is_incomplete, parse, split};

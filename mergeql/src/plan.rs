@@ -235,6 +235,50 @@ impl Plan {
         key.chain(self.cells.iter().map(|c| (c.name.as_str(), &c.ty)))
     }
 
+    /// The plan for people: an item and its detail a line. `rows` tells how many rows a source has, where that is known.
+    pub fn describe(&self, rows: impl Fn(&Source) -> Option<String>) -> Vec<(String, String)> {
+        let mut lines: Vec<(String, String)> = Vec::new();
+        let mut add = |item: &str, detail: String| lines.push((item.to_owned(), detail));
+        for source in &self.sources {
+            let count = rows(source).map_or(String::new(), |n| format!("{n} rows, "));
+            add("source", format!("{}: {count}{} columns", source.name, source.relation.columns.len()));
+        }
+        let key: Vec<String> = self.key_columns().iter().map(|c| format!("{} {}", c.name, c.ty)).collect();
+        add("key", key.join(", "));
+        let versions: Vec<String> = self
+            .versions
+            .columns
+            .iter()
+            .map(|(c, descending)| format!("{}{}", self.columns[*c].name, if *descending { " DESC" } else { "" }))
+            .chain(self.versions.row.then(|| "ROW".to_owned()))
+            .collect();
+        add("version", if versions.is_empty() { "none".to_owned() } else { versions.join(", ") });
+        let laws = mergeql_udfs::catalog::LAWS.join(", ");
+        for cell in &self.cells {
+            let closed = match self.not_closed(cell) {
+                None => "closed".to_owned(),
+                Some(why) => format!("not closed: {why}"),
+            };
+            add("column", format!("{} {} = {} ({}); {laws}; {closed}", cell.name, cell.ty, cell.shown, cell.why.as_str()));
+        }
+        if let Some(delete) = &self.delete {
+            add("deletion", format!("rows whose newest {} says so are hidden", delete.name));
+        }
+        if let Some(filter) = &self.filter {
+            let text = filter.to_string();
+            let only_key = !self.cells.iter().any(|c| text.contains(&format!("\"{}\"", c.name)));
+            let place = if only_key { "on the key only, pushed below the merge" } else { "over merged rows" };
+            add("filter", format!("{text}: {place}"));
+        }
+        if self.nullable_key() {
+            add("null keys", "rows with a NULL in the key are groups of their own".to_owned());
+        }
+        for warning in &self.warnings {
+            add("warning", warning.clone());
+        }
+        lines
+    }
+
     /// Why a merged value of this cell cannot be merged into again, if it cannot (spec: ordinary targets).
     pub fn not_closed(&self, cell: &Cell) -> Option<String> {
         if let Some(fold) = &cell.fold {

@@ -1,8 +1,14 @@
 //! A bound merge as plain SQL over the aggregates of the catalogue, in a host's dialect. A MERGE is never more than what a person
 //! could write by hand.
 
+mod datafusion;
+mod duckdb;
+
+pub use datafusion::DataFusion;
+pub use duckdb::{DuckDb, DuckDbColumn, duckdb_columns, duckdb_type, duckdb_type_name};
+
 use crate::ast::Returning;
-use crate::plan::{Cell, Column, Input, Plan};
+use crate::plan::{Cell, Column, Fold, Input, Plan};
 use mergeql_udfs::catalog::ArgKind;
 use mergeql_udfs::{Type, Value};
 use std::fmt::Write;
@@ -23,6 +29,21 @@ pub trait Dialect: Sync {
 
     /// An expression that sorts in R2 order; `None` where the host's own order is that.
     fn order_key(&self, expr: &str, ty: Option<&Type>) -> Option<String>;
+
+    /// The value of a state aggregate in the type of its column, where the host's aggregates cannot give this type themselves.
+    fn typed(&self, _state: &str, _input: &Type, _result: &Type) -> Option<String> {
+        None
+    }
+
+    /// The set of contributions (structs) of a cell, for `mergeql_cells`.
+    fn contributions(&self, contribution: &str, condition: &str) -> String {
+        format!("crdt_gset({contribution}) FILTER (WHERE {condition})")
+    }
+
+    /// The distinct values that a user-defined fold goes over, folded.
+    fn folded(&self, fold: &Fold, values: &str) -> String {
+        format!("{}({values})", quote(&fold.function()))
+    }
 }
 
 /// The name of a column that the lowering adds.
@@ -150,6 +171,9 @@ impl Lowering<'_> {
 
     /// The aggregate of a cell: its value, or with `state` its state.
     pub fn aggregate(&self, cell: &Cell, state: bool) -> String {
+        if !state && let Some(sql) = self.typed(cell) {
+            return sql;
+        }
         let spec = cell.entry.spec();
         let mut inputs: Vec<String> = cell.inputs.iter().map(|i| self.input(i)).collect();
         let suffix = if state { "_state" } else { "" };
@@ -173,9 +197,21 @@ impl Lowering<'_> {
             let _ = write!(sql, " FILTER (WHERE {presence})");
         }
         match &cell.fold {
-            Some(fold) if !state => format!("{}({sql})", quote(&fold.function())),
+            Some(fold) if !state => self.dialect.folded(fold, &sql),
             _ => sql,
         }
+    }
+
+    fn typed(&self, cell: &Cell) -> Option<String> {
+        let (input, result) = match &cell.fold {
+            None => (cell.call.value_type(), cell.ty.clone()),
+            Some(_) => (cell.ty.clone(), Type::List(Box::new(cell.ty.clone()))),
+        };
+        let sql = self.dialect.typed(&self.aggregate(cell, true), &input, &result)?;
+        Some(match &cell.fold {
+            Some(fold) => self.dialect.folded(fold, &sql),
+            None => sql,
+        })
     }
 
     /// Groups rows by key and computes `items` (expressions over `r`, and their names) for each group; rows with a NULL in the key are
@@ -362,7 +398,7 @@ impl Lowering<'_> {
             };
             let contributions = format!("__mergeql_contributions_{i}");
             items.push((self.aggregate(cell, false), cell.name.clone()));
-            items.push((format!("crdt_gset({contribution}) FILTER (WHERE {contributes})"), contributions.clone()));
+            items.push((self.dialect.contributions(&contribution, &contributes), contributions.clone()));
             arguments.extend([
                 text(&cell.name),
                 text(&cell.shown),
@@ -444,92 +480,4 @@ impl Lowering<'_> {
 /// The name of the `i`th state column between the steps of a merge of states.
 pub fn state_name(i: usize) -> String {
     format!("__mergeql_state_{i}")
-}
-
-/// DataFusion's SQL, which the engine runs.
-#[derive(Debug, Clone, Copy)]
-pub struct DataFusion;
-
-impl DataFusion {
-    /// The type as `arrow_cast` reads it; `None` for types that the union widens by itself.
-    fn arrow(ty: &Type) -> Option<String> {
-        Some(match ty {
-            Type::Boolean => "Boolean".to_owned(),
-            Type::Int { bits: bits @ (8 | 16 | 32 | 64), signed } => format!("{}Int{bits}", if *signed { "" } else { "U" }),
-            Type::Float32 => "Float32".to_owned(),
-            Type::Float64 => "Float64".to_owned(),
-            Type::Decimal { precision, scale } => format!("Decimal128({precision}, {scale})"),
-            Type::Date => "Date32".to_owned(),
-            Type::Timestamp { unit, zone } => match zone {
-                None => format!("Timestamp({unit:?}, None)"),
-                Some(zone) => format!("Timestamp({unit:?}, Some(\"{zone}\"))"),
-            },
-            Type::List(_) | Type::Struct(_) => DataFusion::nested(ty)?,
-            _ => return None,
-        })
-    }
-
-    /// As [`DataFusion::arrow`], inside lists and structs, where the union widens nothing.
-    fn nested(ty: &Type) -> Option<String> {
-        Some(match ty {
-            Type::Null => "Null".to_owned(),
-            Type::Text => "Utf8".to_owned(),
-            Type::Bytes => "Binary".to_owned(),
-            Type::Time(unit) => format!("Time64({unit:?})"),
-            Type::Interval => "Interval(MonthDayNano)".to_owned(),
-            Type::Uuid => "FixedSizeBinary(16)".to_owned(),
-            Type::List(t) => format!("List({})", DataFusion::nested(t)?),
-            Type::Struct(fields) => {
-                let field = |(name, ty): &mergeql_udfs::Field| {
-                    Some(format!("\"{}\": nullable {}", name.replace('\\', "\\\\").replace('"', "\\\""), DataFusion::nested(ty)?))
-                };
-                format!("Struct({})", fields.iter().map(field).collect::<Option<Vec<_>>>()?.join(", "))
-            }
-            Type::Map(key, value) => {
-                let (key, value) = (DataFusion::nested(key)?, DataFusion::nested(value)?);
-                format!("Map(\"entries\": Struct(\"keys\": {key}, \"values\": nullable {value}), unsorted)")
-            }
-            scalar => DataFusion::arrow(scalar)?,
-        })
-    }
-}
-
-impl Dialect for DataFusion {
-    fn cast(&self, expr: &str, from: &Type, to: &Type) -> Option<String> {
-        if from == to || *from == Type::Null {
-            return None;
-        }
-        match (from, to) {
-            (Type::List(_) | Type::Struct(_) | Type::Map(..), _) => {
-                Some(format!("mergeql_widen({expr}, arrow_cast(NULL, {}))", text(&DataFusion::nested(to)?)))
-            }
-            (Type::Int { .. }, Type::Float64) => Some(format!("mergeql_exact_double({expr})")),
-            _ => DataFusion::arrow(to).map(|ty| format!("arrow_cast({expr}, {})", text(&ty))),
-        }
-    }
-
-    fn null(&self, ty: &Type) -> String {
-        if *ty == Type::Text {
-            return "CAST(NULL AS VARCHAR)".to_owned();
-        }
-        match DataFusion::arrow(ty) {
-            Some(ty) => format!("arrow_cast(NULL, {})", text(&ty)),
-            None => "NULL".to_owned(),
-        }
-    }
-
-    fn record(&self, fields: &[(&str, String)]) -> String {
-        format!("named_struct({})", list(fields.iter().map(|(name, expr)| format!("{}, {expr}", text(name)))))
-    }
-
-    fn canonical(&self, expr: &str) -> String {
-        format!("mergeql_canonical({expr})")
-    }
-
-    fn order_key(&self, expr: &str, ty: Option<&Type>) -> Option<String> {
-        match ty {
-            Some(ty) if ty.is_scalar() && !matches!(ty, Type::Float32 | Type::Float64 | Type::Interval) => None,
-            _ => Some(format!("mergeql_order_key({expr})")),
-        }
-    }
 }

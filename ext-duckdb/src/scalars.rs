@@ -1,0 +1,157 @@
+//! The scalar functions of the core, those that the lowering needs in DuckDB, and `mergeql_strategies()`.
+#![allow(unsafe_code)]
+
+use crate::api::{Connection, LogicalType, Pointer, drop_box, duckdb, guarded, id, leak, text};
+use crate::statements;
+use crate::vectors::{Vector, put_bytes, put_value};
+use mergeql_udfs::functions::{self, Function};
+use mergeql_udfs::{Type, Value, catalog};
+
+/// Registers every scalar function, and the table of strategies.
+pub fn register(connection: &Connection) -> Result<(), String> {
+    let own = [
+        Function { name: "mergeql_exact_double", arguments: 1..=1, returns: Type::Float64, run: |a| a[0].clone().widen(&Type::Float64) },
+        Function { name: "mergeql_sql", arguments: 1..=1, returns: Type::Text, run: statements::sql },
+        Function { name: "mergeql_schema", arguments: 1..=usize::MAX, returns: Type::Text, run: statements::schema },
+        Function { name: "mergeql_bound", arguments: 1..=1, returns: Type::Text, run: statements::bound },
+    ];
+    for function in functions::all().into_iter().chain(own) {
+        let name = function.name;
+        let (least, most) = (*function.arguments.start(), *function.arguments.end());
+        let any = || LogicalType::of_id(id::ANY);
+        let overloads: Vec<Overload> = match most {
+            usize::MAX => vec![Overload { parameters: Vec::new(), rest: Some(any()) }],
+            most => (least..=most).map(|n| Overload { parameters: (0..n).map(|_| any()).collect(), rest: None }).collect(),
+        };
+        add_set(connection, name, overloads, &function.returns.clone(), || Row { run: function.run, returns: function.returns.clone() })?;
+    }
+    // Keys keep their type: canonical zeros and NaNs come in every type that holds floats.
+    for ty in [Type::Float32, Type::Float64, Type::List(Box::new(Type::Float32)), Type::List(Box::new(Type::Float64))] {
+        let overload = Overload { parameters: vec![LogicalType::of(&ty)], rest: None };
+        // A value is canonical as soon as it is one.
+        add_set(connection, "mergeql_canonical", vec![overload], &ty, || Row { run: |a| Ok(a[0].clone()), returns: ty.clone() })?;
+    }
+    strategies(connection)
+}
+
+struct Overload {
+    parameters: Vec<LogicalType>,
+    rest: Option<LogicalType>,
+}
+
+/// What a call needs.
+struct Row {
+    run: fn(&[Value]) -> mergeql_udfs::Result<Value>,
+    returns: Type,
+}
+
+fn add_set(
+    connection: &Connection,
+    name: &str,
+    overloads: Vec<Overload>,
+    returns: &Type,
+    info: impl Fn() -> Row,
+) -> Result<(), String> {
+    let api = duckdb();
+    let result = LogicalType::of(returns);
+    // SAFETY: DuckDB copies names and types, and owns each `info`.
+    unsafe {
+        let mut set = (api.create_scalar_function_set)(text(name).as_ptr());
+        for overload in overloads {
+            let mut function = (api.create_scalar_function)();
+            (api.scalar_function_set_name)(function, text(name).as_ptr());
+            overload.parameters.iter().for_each(|p| (api.scalar_function_add_parameter)(function, p.0));
+            if let Some(rest) = &overload.rest {
+                (api.scalar_function_set_varargs)(function, rest.0);
+            }
+            (api.scalar_function_set_return_type)(function, result.0);
+            (api.scalar_function_set_special_handling)(function);
+            (api.scalar_function_set_extra_info)(function, leak(info()), drop_box::<Row>);
+            (api.scalar_function_set_function)(function, run);
+            (api.add_scalar_function_to_set)(set, function);
+            (api.destroy_scalar_function)(&mut function);
+        }
+        let state = (api.register_scalar_function_set)(connection.0, set);
+        (api.destroy_scalar_function_set)(&mut set);
+        if state == 0 { Ok(()) } else { Err(format!("DuckDB does not take the function {name}")) }
+    }
+}
+
+unsafe extern "C" fn run(call: Pointer, chunk: Pointer, out: Pointer) {
+    let api = duckdb();
+    // SAFETY: DuckDB passes a chunk of arguments, a result vector with as many rows, and our info.
+    let work = || unsafe {
+        let row: &Row = &*(api.scalar_function_get_extra_info)(call).cast();
+        let columns = (api.data_chunk_get_column_count)(chunk);
+        let vectors =
+            (0..columns).map(|c| Vector::new((api.data_chunk_get_vector)(chunk, c))).collect::<Result<Vec<_>, _>>()?;
+        let mut arguments = Vec::with_capacity(vectors.len());
+        for i in 0..(api.data_chunk_get_size)(chunk) as usize {
+            arguments.clear();
+            arguments.extend(vectors.iter().map(|v| v.value(i)));
+            put_value(out, i, &(row.run)(&arguments)?, &row.returns)?;
+        }
+        Ok(())
+    };
+    // SAFETY: DuckDB copies the message.
+    guarded(work, |message| unsafe { (api.scalar_function_set_error)(call, message.as_ptr()) });
+}
+
+// mergeql_strategies()
+
+const COLUMNS: [&str; 7] = ["name", "aliases", "usage", "takes", "laws", "since", "description"];
+
+fn strategies(connection: &Connection) -> Result<(), String> {
+    let api = duckdb();
+    // SAFETY: DuckDB copies names and types.
+    unsafe {
+        let mut function = (api.create_table_function)();
+        (api.table_function_set_name)(function, c"mergeql_strategies".as_ptr());
+        (api.table_function_set_bind)(function, bind_strategies);
+        (api.table_function_set_init)(function, init_strategies);
+        (api.table_function_set_function)(function, fill_strategies);
+        let state = (api.register_table_function)(connection.0, function);
+        (api.destroy_table_function)(&mut function);
+        if state == 0 { Ok(()) } else { Err("DuckDB does not take mergeql_strategies".to_owned()) }
+    }
+}
+
+unsafe extern "C" fn bind_strategies(info: Pointer) {
+    let varchar = LogicalType::of_id(id::VARCHAR);
+    for name in COLUMNS {
+        // SAFETY: DuckDB copies the name and the type.
+        unsafe { (duckdb().bind_add_result_column)(info, text(name).as_ptr(), varchar.0) };
+    }
+}
+
+unsafe extern "C" fn init_strategies(info: Pointer) {
+    // SAFETY: DuckDB owns the mark of whether the rows were given.
+    unsafe { (duckdb().init_set_init_data)(info, leak(false), drop_box::<bool>) };
+}
+
+unsafe extern "C" fn fill_strategies(info: Pointer, chunk: Pointer) {
+    let api = duckdb();
+    // SAFETY: the init data is the mark; a chunk has room for 2048 rows, and the catalogue fewer.
+    unsafe {
+        let given = &mut *(api.function_get_init_data)(info).cast::<bool>();
+        if std::mem::replace(given, true) {
+            return (api.data_chunk_set_size)(chunk, 0);
+        }
+        for (i, entry) in catalog::all().iter().enumerate() {
+            let spec = entry.spec();
+            let row = [
+                spec.name,
+                &spec.aliases.join(", "),
+                &spec.usage(),
+                spec.takes,
+                &catalog::LAWS.join(", "),
+                spec.since,
+                spec.title,
+            ];
+            for (column, value) in row.iter().enumerate() {
+                put_bytes((api.data_chunk_get_vector)(chunk, column as u64), i, value.as_bytes());
+            }
+        }
+        (api.data_chunk_set_size)(chunk, catalog::all().len() as u64);
+    }
+}

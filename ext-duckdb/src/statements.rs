@@ -1,0 +1,355 @@
+//! From a MergeQL statement to DuckDB's SQL.
+//!
+//! A scalar function sees no catalogue, and the names of a statement mean what they mean in the caller's transaction: temporary tables,
+//! uncommitted ones, CTEs. So the SQL is made in two steps, both while DuckDB binds the query:
+//!
+//! 1. [`sql`] gives a query that asks for the schemas, and then for the second step. DuckDB folds `typeof(row)` of each source, and the
+//!    key of a `struct_extract` must be constant, so that `mergeql_schema` runs with the schemas while its branch is bound.
+//! 2. The other branch is `query(mergeql_bound(statement))`: bound after the first, on the same thread, it finds the schemas, binds the
+//!    statement to them and gives the real SQL.
+#![allow(unsafe_code)]
+
+use crate::api::{Connection, Pointer, duckdb, text};
+use mergeql_lang::ast::{Explain, Merge, Name, Piece, Relation as Written, Source, Statement};
+use mergeql_lang::lower::{DuckDb, Lowering, duckdb_columns, duckdb_type_name, quote, text as literal};
+use mergeql_lang::plan::{Plan, Relation, SourceColumn};
+use mergeql_lang::{Diagnostic, Span, UserStrategies, bind, parse};
+use mergeql_udfs::{Code, Error, Value};
+use std::cell::RefCell;
+use std::ffi::{CStr, c_char};
+
+type Result<T, E = Box<Diagnostic>> = std::result::Result<T, E>;
+
+/// Makes `mergeql.merge('...')` and `FROM "MERGE ..."`.
+///
+/// # Safety
+/// `database` is DuckDB's.
+pub unsafe fn register(database: Pointer, connection: &Connection) -> Result<(), String> {
+    // In memory, so that nothing lands in the user's file and a database that is read only does as well.
+    connection.run("ATTACH IF NOT EXISTS ':memory:' AS mergeql (READ_WRITE)")?;
+    connection.run("CREATE OR REPLACE MACRO mergeql.main.merge(statement) AS TABLE FROM query(mergeql_sql(statement))")?;
+    // SAFETY: the callback needs no data.
+    unsafe { (duckdb().add_replacement_scan)(database, replace, std::ptr::null_mut(), None) };
+    Ok(())
+}
+
+/// `FROM "MERGE a, b ON id ..."`
+unsafe extern "C" fn replace(info: Pointer, name: *const c_char, _: Pointer) {
+    let api = duckdb();
+    // SAFETY: DuckDB passes a text, and copies what it is given.
+    unsafe {
+        let name = CStr::from_ptr(name).to_string_lossy();
+        let mut words = name.split_whitespace().map(str::to_ascii_uppercase);
+        if !matches!(words.next().as_deref(), Some("MERGE" | "EXPLAIN")) || words.next().is_none() {
+            return;
+        }
+        crate::api::guarded(
+            || {
+                let sql = statement_sql(&name)?;
+                (api.replacement_scan_set_function_name)(info, c"query".as_ptr());
+                let mut value = (api.create_varchar_length)(sql.as_ptr().cast(), sql.len() as u64);
+                (api.replacement_scan_add_parameter)(info, value);
+                (api.destroy_value)(&mut value);
+                Ok(())
+            },
+            |message| (api.replacement_scan_set_error)(info, text(&format!("\n{}", message.to_string_lossy())).as_ptr()),
+        );
+    }
+}
+
+/// An error as the message of a scalar function: the code and the place are in the text.
+fn shown(error: Box<Diagnostic>) -> Error {
+    let code = error.code;
+    let text = error.to_string();
+    let message = text.strip_prefix(&format!("error[{code}]: ")).unwrap_or(&text).to_owned();
+    Error::new(code, message)
+}
+
+fn text_argument(arguments: &[Value]) -> std::result::Result<Option<&str>, Error> {
+    match arguments.first() {
+        Some(Value::Text(text)) => Ok(Some(text)),
+        Some(Value::Null) | None => Ok(None),
+        Some(other) => Err(Error::type_mismatch(format!("a statement is a text, not a {}", other.kind()))),
+    }
+}
+
+/// `mergeql_sql(statement)`: the plain SQL that a statement stands for.
+///
+/// # Errors
+/// The diagnostics of the language.
+pub fn sql(arguments: &[Value]) -> std::result::Result<Value, Error> {
+    match text_argument(arguments)? {
+        Some(statement) => statement_sql(statement).map(Value::text).map_err(shown),
+        None => Ok(Value::Null),
+    }
+}
+
+thread_local! {
+    /// The schemas of statements that are being bound, the latest last.
+    static SCHEMAS: RefCell<Vec<(String, Vec<String>)>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Statements that one query binds at a time.
+const MOST_STATEMENTS: usize = 64;
+
+/// `mergeql_schema(statement, typeof(source), ...)`: keeps the schemas for [`bound`].
+///
+/// # Errors
+/// None of its own.
+pub fn schema(arguments: &[Value]) -> std::result::Result<Value, Error> {
+    let Some(statement) = text_argument(arguments)? else { return Ok(Value::Null) };
+    let types = arguments[1..].iter().map(Value::to_string).collect();
+    SCHEMAS.with_borrow_mut(|schemas| {
+        schemas.retain(|(known, _)| known != statement);
+        if schemas.len() >= MOST_STATEMENTS {
+            schemas.remove(0);
+        }
+        schemas.push((statement.to_owned(), types));
+    });
+    Ok(Value::text("ok"))
+}
+
+/// `mergeql_bound(statement)`: the SQL of a statement whose schemas are known.
+///
+/// # Errors
+/// The diagnostics of the language.
+pub fn bound(arguments: &[Value]) -> std::result::Result<Value, Error> {
+    let Some(statement) = text_argument(arguments)? else { return Ok(Value::Null) };
+    let types = SCHEMAS.with_borrow(|schemas| schemas.iter().rfind(|(known, _)| known == statement).map(|(_, t)| t.clone()));
+    let Some(types) = types else {
+        return Err(Error::new(Code::Unsupported, "`mergeql_bound` is the second step of `mergeql_sql`, and not called by itself"));
+    };
+    bound_sql(statement, &types).map(Value::text).map_err(|e| shown(e.in_text(statement)))
+}
+
+// The first step.
+
+fn statement_sql(statement: &str) -> Result<String> {
+    let result = match parse(statement)? {
+        Statement::Merge { explain: Explain::No, merge } if merge.into.is_some() => write(statement, &merge),
+        Statement::Merge { merge, .. } => schema_then_query(statement, &merge.sources, &merge),
+        Statement::MergeInto { explain, target, merge } => merge_into(statement, explain, target, &merge),
+        Statement::Sql(pieces) => lowered(&pieces),
+        Statement::ShowStrategies => Ok("FROM mergeql_strategies()".to_owned()),
+        Statement::CreateStrategy { name, .. } | Statement::DropStrategy { name, .. } | Statement::Verify { name, .. } => {
+            Err(Diagnostic::at(Code::Unsupported, name.span, "DuckDB has no place to keep strategies of your own")
+                .help("define it in the mergeql program, or fold a list: list_reduce(crdt_gset(v), lambda a, b: a + b)"))
+        }
+    };
+    result.map_err(|e| e.in_text(statement))
+}
+
+/// SQL with every merge in it lowered.
+fn lowered(pieces: &[Piece]) -> Result<String> {
+    let mut sql = String::new();
+    for piece in pieces {
+        match piece {
+            Piece::Text(text) => sql.push_str(text),
+            Piece::Merge(merge) => {
+                let statement = mergeql_lang::merge_text(merge);
+                sql.push_str(&schema_then_query(&statement, &merge.sources, merge)?);
+            }
+        }
+    }
+    Ok(sql)
+}
+
+/// How DuckDB reads a source.
+fn from(source: &Written, merge: &Merge) -> Result<String> {
+    match source {
+        Written::Table(parts) => Ok(table(parts)),
+        Written::Query(pieces) => Ok(format!("({})", lowered(pieces)?)),
+        Written::Text(name) => {
+            let option = |wanted: &str| merge.options.iter().find(|(n, _)| n.value.eq_ignore_ascii_case(wanted)).map(|(_, v)| v);
+            let path = literal(&name.value);
+            let format = match option("format") {
+                Some(Value::Text(format)) => Some(format.to_ascii_lowercase()),
+                _ => None,
+            };
+            let mut arguments = vec![path.clone()];
+            if let Some(Value::Bool(header)) = option("header") {
+                arguments.push(format!("header = {header}"));
+            }
+            if let Some(Value::Text(delimiter)) = option("delimiter") {
+                arguments.push(format!("delim = {}", literal(delimiter)));
+            }
+            let function = match format.as_deref() {
+                None if arguments.len() == 1 => return Ok(path),
+                None | Some("csv" | "tsv") => "read_csv",
+                Some("parquet") => "read_parquet",
+                Some("json" | "ndjson") => "read_json",
+                Some(other) => {
+                    return Err(Diagnostic::at(Code::Unsupported, name.span, format!("DuckDB reads no {other} files here")));
+                }
+            };
+            Ok(format!("{function}({})", arguments.join(", ")))
+        }
+    }
+}
+
+fn table(parts: &[Name]) -> String {
+    parts.iter().map(|p| quote(&p.value)).collect::<Vec<_>>().join(".")
+}
+
+/// A query that learns the schemas of `sources` while it is bound, and then is the statement's rows.
+fn schema_then_query(statement: &str, sources: &[Source], merge: &Merge) -> Result<String> {
+    let key = literal(statement);
+    let mut types = vec![key.clone()];
+    let mut relations = Vec::new();
+    for (i, source) in sources.iter().enumerate() {
+        let alias = quote(&format!("__mergeql_{i}"));
+        types.push(format!("typeof({alias})"));
+        relations.push(format!("(SELECT * FROM {}) AS {alias}", from(&source.relation, merge)?));
+    }
+    Ok(format!(
+        "SELECT * EXCLUDE (\"__mergeql_schema\") FROM (\
+         (SELECT struct_extract({{'ok': NULL::INTEGER}}, mergeql_schema({})) AS \"__mergeql_schema\" FROM {} LIMIT 0) \
+         UNION ALL BY NAME (FROM query(mergeql_bound({key}))))",
+        types.join(", "),
+        relations.join(", "),
+    ))
+}
+
+/// `MERGE ... INTO table | 'file'` as the statement that writes it.
+fn write(statement: &str, merge: &Merge) -> Result<String> {
+    let Some(into) = &merge.into else { return schema_then_query(statement, &merge.sources, merge) };
+    let query = schema_then_query(statement, &merge.sources, merge)?;
+    let create = |name: &str| {
+        let replace = if into.or_replace { "OR REPLACE " } else { "" };
+        let exists = if into.if_not_exists { "IF NOT EXISTS " } else { "" };
+        format!("CREATE {replace}TABLE {exists}{name} AS {query}")
+    };
+    match &into.target {
+        Written::Table(parts) => Ok(create(&table(parts))),
+        Written::Text(path) => {
+            let ending = path.value.rsplit('.').next().unwrap_or_default().to_ascii_lowercase();
+            let format = match ending.as_str() {
+                "parquet" => "FORMAT parquet",
+                "csv" => "FORMAT csv",
+                "tsv" => "FORMAT csv, DELIMITER '\t'",
+                "json" => "FORMAT json, ARRAY true",
+                "ndjson" | "jsonl" => "FORMAT json",
+                _ => {
+                    return Err(Diagnostic::at(Code::InvalidArgument, path.span, format!("the ending of `{}` tells no format", path.value))
+                        .help("write to .csv, .tsv, .json, .ndjson or .parquet"));
+                }
+            };
+            Ok(format!("COPY ({query}) TO {} ({format})", literal(&path.value)))
+        }
+        Written::Query(_) => Err(Diagnostic::at(Code::Syntax, into.span, "a result goes into a table or a file")),
+    }
+}
+
+/// `MERGE INTO target USING ...` as DuckDB's own, over rows that are merged already.
+fn merge_into(statement: &str, explain: Explain, target: Written, merge: &Merge) -> Result<String> {
+    let Written::Table(parts) = &target else {
+        return Err(Diagnostic::new(Code::Unsupported, "MERGE INTO needs a table"));
+    };
+    let name = table(parts);
+    let sources = with_target(&target, merge).sources;
+    let query = schema_then_query(statement, &sources, merge)?;
+    if explain != Explain::No {
+        return Ok(query);
+    }
+    let keys: Vec<String> = merge.key.iter().map(|k| format!("t.{0} = m.{0}", quote(&k.value))).collect();
+    Ok(format!(
+        "MERGE INTO {name} AS t USING ({query}) AS m ON ({}) WHEN MATCHED THEN UPDATE BY NAME WHEN NOT MATCHED THEN INSERT BY NAME",
+        keys.join(" AND ")
+    ))
+}
+
+fn with_target(target: &Written, merge: &Merge) -> Merge {
+    let mut with = merge.clone();
+    with.sources.insert(0, Source { relation: target.clone(), alias: None, span: Span::default() });
+    with
+}
+
+// The second step.
+
+/// What is known of a source, once its row type is.
+fn relation(source: &Written, merge: &Merge, row: &str, spellings: &mut Vec<String>) -> Result<Relation> {
+    let columns = duckdb_columns(row).map_err(Box::<Diagnostic>::from)?;
+    let mut sql = from(source, merge)?;
+    let casts: Vec<String> = columns
+        .iter()
+        .filter(|c| c.cast)
+        .map(|c| format!("CAST({0} AS {1}) AS {0}", quote(&c.name), duckdb_type_name(&c.ty)))
+        .collect();
+    if !casts.is_empty() {
+        sql = format!("(SELECT * REPLACE ({}) FROM {sql})", casts.join(", "));
+    }
+    let origin = match source {
+        Written::Table(parts) => Some(parts.iter().map(|p| p.value.as_str()).collect::<Vec<_>>().join(".")),
+        // Each file of a pattern would be an origin of its own, and DuckDB does not say here which files there are.
+        Written::Text(path) if !path.value.contains(['*', '?', '[']) => Some(path.value.clone()),
+        _ => None,
+    };
+    let columns = columns
+        .into_iter()
+        .map(|c| {
+            // DuckDB's names are the same in any case of letters; the first spelling is the name.
+            let known = spellings.iter().find(|s| s.eq_ignore_ascii_case(&c.name)).cloned();
+            let name = known.unwrap_or_else(|| {
+                spellings.push(c.name.clone());
+                c.name
+            });
+            SourceColumn { name, ty: c.ty, nullable: true }
+        })
+        .collect();
+    Ok(Relation { sql, origin, columns, rows: None })
+}
+
+fn bind_to(merge: &Merge, types: &[String], target: bool, explain: Explain) -> Result<Plan> {
+    let mut spellings = Vec::new();
+    let relations = merge
+        .sources
+        .iter()
+        .zip(types)
+        .map(|(source, row)| relation(&source.relation, merge, row, &mut spellings))
+        .collect::<Result<Vec<_>>>()?;
+    bind(merge, relations, target, &UserStrategies::new(), explain)
+}
+
+fn bound_sql(statement: &str, types: &[String]) -> Result<String> {
+    let (plan, explain, key_rows) = match parse(statement)? {
+        Statement::Merge { explain, merge } => (bind_to(&merge, types, false, explain)?, explain, None),
+        Statement::MergeInto { explain, target, merge } => {
+            let Written::Table(parts) = &target else {
+                return Err(Diagnostic::new(Code::Unsupported, "MERGE INTO needs a table"));
+            };
+            let name = table(parts);
+            bind_to(&merge, types.get(1..).unwrap_or_default(), true, explain)?.check_strategies(&name)?;
+            let plan = bind_to(&with_target(&target, &merge), types, true, explain)?;
+            let columns: Vec<String> = plan.sources[0].relation.columns.iter().map(|c| c.name.clone()).collect();
+            plan.check_target(&name, &columns)?;
+            if plan.extends() && plan.columns.iter().any(|c| !columns.contains(&c.name)) {
+                return Err(Diagnostic::new(Code::Unsupported, "DuckDB's MERGE INTO adds no columns")
+                    .help("add them first: ALTER TABLE ... ADD COLUMN"));
+            }
+            (plan, explain, Some(name))
+        }
+        _ => return Err(Diagnostic::new(Code::Unsupported, "only MERGE stands for one query")),
+    };
+    if plan.keeps_state() {
+        return Err(Diagnostic::new(Code::Unsupported, "DuckDB keeps no states in tables by itself")
+            .help("keep them in columns: crdt_x_state(v) in a table, crdt_merge(state) and crdt_value(state) when reading"));
+    }
+    let query = Lowering { plan: &plan, dialect: &DuckDb }.query();
+    if explain != Explain::No {
+        let mut lines = plan.describe(|_| None);
+        lines.push(("sql".to_owned(), query));
+        let rows: Vec<String> = lines.iter().map(|(item, detail)| format!("({}, {})", literal(item), literal(detail))).collect();
+        return Ok(format!("SELECT * FROM (VALUES {}) AS t(item, detail)", rows.join(", ")));
+    }
+    let Some(target) = key_rows else { return Ok(query) };
+    // Rows without a key match nothing: those that the table has already are left out, or each run would add them again.
+    let keys: Vec<String> = plan.key_columns().iter().map(|c| quote(&c.name)).collect();
+    let null = keys.iter().map(|k| format!("{k} IS NULL")).collect::<Vec<_>>().join(" OR ");
+    let columns: Vec<String> = plan.result_columns().map(|(name, _)| quote(name)).collect();
+    let columns = columns.join(", ");
+    Ok(format!(
+        "SELECT * FROM ({query}) AS m WHERE NOT ({null}) UNION ALL \
+         (SELECT {columns} FROM ({query}) AS m WHERE {null} EXCEPT SELECT {columns} FROM {target})"
+    ))
+}
+

@@ -1,0 +1,320 @@
+//! DuckDB's SQL. Its C interface has no aggregates that return the type of their argument, so those of the types listed here exist one
+//! by one, and every other type goes through the state and comes back by a cast.
+
+use super::{Dialect, list, quote, text};
+use crate::plan::Fold;
+use mergeql_udfs::{Code, Error, Type, Unit};
+use std::sync::Arc;
+
+/// DuckDB, from 1.3 to 2.0.
+#[derive(Debug, Clone, Copy)]
+pub struct DuckDb;
+
+impl DuckDb {
+    /// Whether aggregates over this type exist by themselves. Lists do for scalar elements.
+    pub fn is_native(ty: &Type) -> bool {
+        match ty {
+            Type::List(element) => element.is_scalar() && DuckDb::is_native(element),
+            Type::Struct(_) | Type::Map(..) | Type::Decimal { .. } | Type::Null => false,
+            Type::Int { bits: 128, signed } => *signed,
+            Type::Time(unit) => *unit == Unit::Microsecond,
+            _ => true,
+        }
+    }
+}
+
+/// The name of a type in DuckDB's SQL.
+pub fn duckdb_type_name(ty: &Type) -> String {
+    match ty {
+        Type::Null => "INTEGER".to_owned(),
+        Type::Float32 => "FLOAT".to_owned(),
+        Type::Text => "VARCHAR".to_owned(),
+        Type::Time(Unit::Nanosecond) => "TIME_NS".to_owned(),
+        Type::Timestamp { zone: Some(_), .. } => "TIMESTAMP WITH TIME ZONE".to_owned(),
+        Type::Timestamp { unit, .. } => match unit {
+            Unit::Second => "TIMESTAMP_S",
+            Unit::Millisecond => "TIMESTAMP_MS",
+            Unit::Microsecond => "TIMESTAMP",
+            Unit::Nanosecond => "TIMESTAMP_NS",
+        }
+        .to_owned(),
+        Type::List(element) => format!("{}[]", duckdb_type_name(element)),
+        Type::Struct(fields) => {
+            format!("STRUCT({})", list(fields.iter().map(|(name, ty)| format!("{} {}", quote(name), duckdb_type_name(ty)))))
+        }
+        Type::Map(key, value) => format!("MAP({}, {})", duckdb_type_name(key), duckdb_type_name(value)),
+        other => other.to_string(),
+    }
+}
+
+/// Reads a type as DuckDB's `typeof` names it; an ENUM is text.
+///
+/// # Errors
+/// `unsupported` with the name of the type.
+pub fn duckdb_type(name: &str) -> Result<Type, Error> {
+    let mut reader = TypeName { rest: name, cast: false };
+    let ty = reader.ty()?;
+    match reader.rest.trim() {
+        "" => Ok(ty),
+        rest => Err(Error::new(Code::Unsupported, format!("the type {name} is not known here (at `{rest}`)"))),
+    }
+}
+
+/// A column as `typeof` of a whole row names it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DuckDbColumn {
+    /// Its name.
+    pub name: String,
+    /// Its type.
+    pub ty: Type,
+    /// DuckDB's own type is another (an ENUM): the column is cast before it is merged.
+    pub cast: bool,
+}
+
+/// Reads the columns of a row from `typeof(row)`: `STRUCT(id INTEGER, "na me" VARCHAR)`.
+///
+/// # Errors
+/// `unsupported` with the name of a type that the core does not have.
+pub fn duckdb_columns(row: &str) -> Result<Vec<DuckDbColumn>, Error> {
+    let mut reader = TypeName { rest: row, cast: false };
+    if !reader.word().eq_ignore_ascii_case("STRUCT") {
+        return Err(reader.unknown(row));
+    }
+    reader.expect("(")?;
+    let mut columns = Vec::new();
+    while !reader.take(")") {
+        reader.cast = false;
+        let (name, ty) = (reader.word(), reader.ty()?);
+        columns.push(DuckDbColumn { name, ty, cast: reader.cast });
+        reader.take(",");
+        if reader.rest.is_empty() {
+            return Err(reader.unknown(row));
+        }
+    }
+    Ok(columns)
+}
+
+struct TypeName<'a> {
+    rest: &'a str,
+    /// A type was met that stands for another.
+    cast: bool,
+}
+
+impl<'a> TypeName<'a> {
+    fn take(&mut self, token: &str) -> bool {
+        let rest = self.rest.trim_start();
+        match rest.strip_prefix(token) {
+            Some(after) => {
+                self.rest = after;
+                true
+            }
+            None => false,
+        }
+    }
+
+    fn expect(&mut self, token: &str) -> Result<(), Error> {
+        if self.take(token) { Ok(()) } else { Err(self.unknown(token)) }
+    }
+
+    fn unknown(&self, what: &str) -> Error {
+        Error::new(Code::Unsupported, format!("columns of type {what} cannot be merged"))
+            .with_help("cast the column in a source query: (SELECT CAST(...) ...) AS name")
+    }
+
+    /// A name, quoted or not.
+    fn word(&mut self) -> String {
+        self.rest = self.rest.trim_start();
+        if !self.rest.starts_with('"') {
+            let end = self.rest.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(self.rest.len());
+            let (word, rest) = self.rest.split_at(end);
+            self.rest = rest;
+            return word.to_owned();
+        }
+        let mut word = String::new();
+        let mut chars = self.rest[1..].char_indices().peekable();
+        while let Some((at, c)) = chars.next() {
+            if c == '"' {
+                if chars.peek().is_some_and(|(_, next)| *next == '"') {
+                    chars.next();
+                } else {
+                    self.rest = &self.rest[at + 2..];
+                    return word;
+                }
+            }
+            word.push(c);
+        }
+        self.rest = "";
+        word
+    }
+
+    fn number(&mut self) -> Result<u8, Error> {
+        let word = self.word();
+        word.parse().map_err(|_| self.unknown(&word))
+    }
+
+    fn ty(&mut self) -> Result<Type, Error> {
+        let mut ty = self.base()?;
+        while self.take("[") {
+            // Arrays of a fixed length are lists here.
+            self.word();
+            self.expect("]")?;
+            ty = Type::List(Box::new(ty));
+        }
+        Ok(ty)
+    }
+
+    fn base(&mut self) -> Result<Type, Error> {
+        let word = self.word();
+        let timestamp = |unit| Type::Timestamp { unit, zone: None };
+        let int = |bits, signed| Type::Int { bits, signed };
+        Ok(match word.to_ascii_uppercase().as_str() {
+            "NULL" => Type::Null,
+            "BOOLEAN" => Type::Boolean,
+            "TINYINT" => int(8, true),
+            "SMALLINT" => int(16, true),
+            "INTEGER" => int(32, true),
+            "BIGINT" => int(64, true),
+            "HUGEINT" => int(128, true),
+            "UTINYINT" => int(8, false),
+            "USMALLINT" => int(16, false),
+            "UINTEGER" => int(32, false),
+            "UBIGINT" => int(64, false),
+            "FLOAT" => Type::Float32,
+            "DOUBLE" => Type::Float64,
+            "VARCHAR" | "JSON" => Type::Text,
+            "ENUM" => {
+                self.cast = true;
+                self.expect("(")?;
+                let mut quoted = false;
+                let end = self.rest.find(|c| {
+                    quoted ^= c == '\'';
+                    c == ')' && !quoted
+                });
+                self.rest = &self.rest[end.ok_or_else(|| self.unknown("ENUM"))? + 1..];
+                Type::Text
+            }
+            "BLOB" => Type::Bytes,
+            "DATE" => Type::Date,
+            "TIME" if !self.take("WITH TIME ZONE") => Type::Time(Unit::Microsecond),
+            "TIME_NS" => Type::Time(Unit::Nanosecond),
+            "TIMESTAMP" if self.take("WITH TIME ZONE") => {
+                Type::Timestamp { unit: Unit::Microsecond, zone: Some(Arc::from("UTC")) }
+            }
+            "TIMESTAMP" => timestamp(Unit::Microsecond),
+            "TIMESTAMP_S" => timestamp(Unit::Second),
+            "TIMESTAMP_MS" => timestamp(Unit::Millisecond),
+            "TIMESTAMP_NS" => timestamp(Unit::Nanosecond),
+            "INTERVAL" => Type::Interval,
+            "UUID" => Type::Uuid,
+            "DECIMAL" => {
+                self.expect("(")?;
+                let precision = self.number()?;
+                self.expect(",")?;
+                let scale = self.number()?;
+                self.expect(")")?;
+                Type::Decimal { precision, scale: scale as i8 }
+            }
+            "STRUCT" => {
+                self.expect("(")?;
+                let mut fields = Vec::new();
+                while !self.take(")") {
+                    fields.push((Arc::from(self.word()), self.ty()?));
+                    self.take(",");
+                    if self.rest.is_empty() {
+                        return Err(self.unknown("STRUCT"));
+                    }
+                }
+                Type::Struct(fields)
+            }
+            "MAP" => {
+                self.expect("(")?;
+                let key = self.ty()?;
+                self.expect(",")?;
+                let value = self.ty()?;
+                self.expect(")")?;
+                Type::Map(Box::new(key), Box::new(value))
+            }
+            other => return Err(self.unknown(other)),
+        })
+    }
+}
+
+impl Dialect for DuckDb {
+    fn cast(&self, expr: &str, from: &Type, to: &Type) -> Option<String> {
+        match (from, to) {
+            (from, to) if from == to => None,
+            (Type::Int { .. }, Type::Float64) => Some(format!("mergeql_exact_double({expr})")),
+            _ => Some(format!("CAST({expr} AS {})", duckdb_type_name(to))),
+        }
+    }
+
+    fn null(&self, ty: &Type) -> String {
+        format!("CAST(NULL AS {})", duckdb_type_name(ty))
+    }
+
+    fn record(&self, fields: &[(&str, String)]) -> String {
+        format!("{{{}}}", list(fields.iter().map(|(name, expr)| format!("{}: {expr}", text(name)))))
+    }
+
+    fn canonical(&self, expr: &str) -> String {
+        format!("mergeql_canonical({expr})")
+    }
+
+    fn order_key(&self, expr: &str, ty: Option<&Type>) -> Option<String> {
+        match ty {
+            Some(ty) if ty.is_scalar() && !matches!(ty, Type::Float32 | Type::Float64 | Type::Interval) => None,
+            _ => Some(format!("mergeql_order_key({expr})")),
+        }
+    }
+
+    fn typed(&self, state: &str, input: &Type, result: &Type) -> Option<String> {
+        if DuckDb::is_native(input) && DuckDb::is_native(result) {
+            return None;
+        }
+        let name = duckdb_type_name(result);
+        Some(match result {
+            Type::List(_) | Type::Struct(_) | Type::Map(..) => format!("CAST(CAST(crdt_value({state}) AS JSON) AS {name})"),
+            _ => format!("CAST(crdt_value_text({state}) AS {name})"),
+        })
+    }
+
+    fn contributions(&self, contribution: &str, condition: &str) -> String {
+        format!("crdt_gset_state({contribution}) FILTER (WHERE {condition})")
+    }
+
+    fn folded(&self, fold: &Fold, values: &str) -> String {
+        let Fold { left, right, step, .. } = fold;
+        format!("list_reduce({values}, lambda {}, {}: {step})", quote(left), quote(right))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn types_read_back_from_their_names() {
+        for name in [
+            "BOOLEAN",
+            "UBIGINT",
+            "DECIMAL(18,3)",
+            "TIMESTAMP WITH TIME ZONE",
+            "TIMESTAMP_NS",
+            "INTEGER[][]",
+            "STRUCT(\"a\" INTEGER, \"we \"\"ird\" VARCHAR[])",
+            "MAP(VARCHAR, STRUCT(\"x\" DOUBLE))",
+        ] {
+            let ty = duckdb_type(name).unwrap();
+            assert_eq!(duckdb_type(&duckdb_type_name(&ty)).unwrap(), ty, "{name}");
+            assert_eq!(duckdb_type_name(&ty).replace(", ", ",").replace("BLOB", "BLOB"), name.replace(", ", ","));
+        }
+        assert_eq!(duckdb_type("INTEGER[3]").unwrap(), duckdb_type("INTEGER[]").unwrap());
+        let columns = duckdb_columns("STRUCT(id INTEGER, \"e )\" ENUM('a)', 'it''s'), x DECIMAL(9,2)[])").unwrap();
+        let shown: Vec<_> = columns.iter().map(|c| (c.name.as_str(), duckdb_type_name(&c.ty), c.cast)).collect();
+        let expected = [("id", "INTEGER", false), ("e )", "VARCHAR", true), ("x", "DECIMAL(9, 2)[]", false)];
+        assert_eq!(shown, expected.map(|(n, t, c)| (n, t.to_owned(), c)));
+        for name in ["ENUM('a'", "TIME WITH TIME ZONE", "UNION(a INTEGER)", "BIT", "STRUCT(a", ""] {
+            assert_eq!(duckdb_type(name).unwrap_err().code, Code::Unsupported, "{name}");
+        }
+    }
+}
