@@ -191,16 +191,11 @@ impl MergeContext {
                 self.count("strategies", 1)
             }
             Statement::DropStrategy { if_exists, name } => {
-                if mergeql_udfs::catalog::find(&name.value).is_some() {
-                    let message = format!("`{}` is built in", name.value);
-                    return Err(Diagnostic::at(Code::InvalidArgument, name.span, message).into());
+                match mergeql_lang::find_strategy(&self.user_strategies(), &name) {
+                    Err(error) if error.code != Code::UnknownStrategy || !if_exists => return Err(error.into()),
+                    _ => {}
                 }
                 let found = self.memory(|m| m.strategies.remove(&name.value).is_some());
-                if !found && !if_exists {
-                    let names = self.user_strategies();
-                    let error = Diagnostic::at(Code::UnknownStrategy, name.span, format!("no strategy is called `{}`", name.value));
-                    return Err(error.suggest(&name.value, names.keys().map(String::as_str)).into());
-                }
                 self.change_strategies(|texts| drop(texts.remove(&name.value)))?;
                 self.count("strategies", u64::from(found))
             }

@@ -13,7 +13,6 @@ use datafusion::logical_expr::{ColumnarValue, ScalarFunctionArgs, ScalarUDF, Sca
 use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_expr::expressions::BinaryExpr;
 use datafusion::prelude::{DataFrame, SessionContext};
-use datafusion::sql::sqlparser::ast::{Expr, Query, Visit, Visitor};
 use mergeql_lang::Diagnostic;
 use mergeql_lang::ast::{Argument, Name, StrategyBody, StrategyCall};
 use mergeql_lang::lower::quote;
@@ -22,43 +21,14 @@ use mergeql_udfs::catalog::{self, ArgKind, Entry};
 use mergeql_udfs::laws::{self, Outcome, Random};
 use mergeql_udfs::{Call, Code, Error, Value};
 use std::hash::{Hash, Hasher};
-use std::ops::ControlFlow;
 use std::sync::{Arc, LazyLock};
 
 /// Checks a definition; gives back the name it is kept under.
 pub async fn check(context: &MergeContext, or_replace: bool, name: &Name, body: StrategyBody) -> Result<(String, StrategyBody)> {
-    let refuse = |code, message: String| Err(MergeError::from(Diagnostic::at(code, name.span, message)));
-    if catalog::find(&name.value).is_some() {
-        return refuse(Code::InvalidArgument, format!("`{}` is built in", name.value));
-    }
-    let user = context.user_strategies();
-    if user.contains_key(&name.value) && !or_replace {
-        return refuse(Code::InvalidArgument, format!("the strategy `{}` is there already; write CREATE OR REPLACE", name.value));
-    }
+    mergeql_lang::check_strategy(&context.user_strategies(), or_replace, name, &body)?;
     match &body {
-        StrategyBody::Alias(call) => {
-            let own = call.name.value.strip_prefix("custom:").unwrap_or(&call.name.value);
-            let mut next = own;
-            loop {
-                if next == name.value {
-                    return refuse(Code::InvalidArgument, format!("`{}` would stand for itself", name.value));
-                }
-                match user.get(next) {
-                    Some(StrategyBody::Alias(inner)) => {
-                        next = inner.name.value.strip_prefix("custom:").unwrap_or(&inner.name.value)
-                    }
-                    _ => break,
-                }
-            }
-            if catalog::find(own).is_none() && !user.contains_key(own) {
-                let error = Diagnostic::at(Code::UnknownStrategy, call.name.span, format!("no strategy is called `{own}`"));
-                let mut names: Vec<&str> = catalog::names().collect();
-                names.extend(user.keys().map(String::as_str));
-                return Err(error.suggest(own, names).into());
-            }
-        }
+        StrategyBody::Alias(_) => {}
         StrategyBody::By { rank, .. } => {
-            check_expression(rank, &["value"])?;
             let rank = Folding(Fold {
                 name: name.value.clone(),
                 left: "value".to_owned(),
@@ -75,11 +45,7 @@ pub async fn check(context: &MergeContext, or_replace: bool, name: &Name, body: 
                 }
             }
         }
-        StrategyBody::Fold { left, right, step, compact } => {
-            check_expression(step, &[&left.value, &right.value])?;
-            if left.value == right.value {
-                return refuse(Code::DuplicateColumn, format!("both values of the fold are called `{}`", left.value));
-            }
+        StrategyBody::Fold { compact, .. } => {
             let fold = Folding(Fold::of(&name.value, &body).expect("invariant: it is a fold"));
             if fold.types().is_empty() {
                 // Planning against one type gives the reason.
@@ -100,37 +66,6 @@ pub async fn check(context: &MergeContext, or_replace: bool, name: &Name, body: 
         }
     }
     Ok((name.value.clone(), body))
-}
-
-/// Only the given names, no subqueries.
-fn check_expression(expr: &Expr, names: &[&str]) -> Result<()> {
-    struct Check<'a>(&'a [&'a str]);
-    impl Visitor for Check<'_> {
-        type Break = Box<Diagnostic>;
-        fn pre_visit_query(&mut self, _: &Query) -> ControlFlow<Self::Break> {
-            ControlFlow::Break(Diagnostic::new(Code::Unsupported, "a strategy's expression has no subqueries"))
-        }
-        fn pre_visit_expr(&mut self, expr: &Expr) -> ControlFlow<Self::Break> {
-            match expr {
-                Expr::Identifier(i) if !self.0.iter().any(|n| n.eq_ignore_ascii_case(&i.value)) => {
-                    let error =
-                        Diagnostic::at(Code::UnknownColumn, i.span.into(), format!("the expression knows no `{}`", i.value));
-                    ControlFlow::Break(error.help(format!("it is over {}", self.0.join(" and "))))
-                }
-                Expr::CompoundIdentifier(_) => {
-                    ControlFlow::Break(Diagnostic::new(Code::UnknownColumn, format!("the expression knows no `{expr}`")))
-                }
-                Expr::Collate { .. } => {
-                    ControlFlow::Break(Diagnostic::new(Code::Unsupported, "text is compared by bytes: a strategy has no collation"))
-                }
-                _ => ControlFlow::Continue(()),
-            }
-        }
-    }
-    match expr.visit(&mut Check(names)) {
-        ControlFlow::Break(error) => Err(error.into()),
-        ControlFlow::Continue(()) => Ok(()),
-    }
 }
 
 /// Registers the function that folds the distinct values of a strategy, if it is a fold.

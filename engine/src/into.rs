@@ -10,7 +10,7 @@ use mergeql_lang::ast::{Explain, Merge, Name, Piece, Relation as Written, Statem
 use mergeql_lang::lower::{DELETED, DataFusion, Lowering, STATE, quote};
 use mergeql_lang::plan::Plan;
 use mergeql_lang::{Diagnostic, Span, UserStrategies, parse};
-use mergeql_udfs::{Code, Type, Value};
+use mergeql_udfs::{Code, Value};
 
 /// How a table keeps states: the clauses, and the definitions of the user-defined strategies in them. A table owns them: what becomes
 /// of a strategy of that name later does not change what its states mean.
@@ -129,16 +129,7 @@ impl MergeContext {
                 match (schema.field_with_name(n), fields.field_with_name(n)) {
                     // A column that held nothing but NULL takes the type of what comes.
                     (Ok(theirs), Ok(ours)) if theirs.data_type() != ours.data_type() && !theirs.data_type().is_null() => {
-                        let (table, sources) = (logical(theirs.data_type())?, logical(ours.data_type())?);
-                        // Between integers the cast itself refuses what does not fit.
-                        let integers = matches!((&table, &sources), (Type::Int { .. }, Type::Int { .. }));
-                        if !integers && Type::widen(&table, &sources).ok().as_ref() != Some(&table) {
-                            let message = format!(
-                                "`{n}` is {table} in the table, and {sources} with what the sources bring: values would be cut"
-                            );
-                            return Err(MergeError::new(Code::TypeMismatch, message)
-                                .help("cast the source's column in a query, or make the table anew with the wider type"));
-                        }
+                        mergeql_lang::check_fit(n, &logical(theirs.data_type())?, &logical(ours.data_type())?)?;
                         Ok(datafusion::prelude::cast(column, theirs.data_type().clone()).alias(n))
                     }
                     _ => Ok(column),

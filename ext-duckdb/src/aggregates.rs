@@ -93,7 +93,8 @@ fn register_set(connection: &Connection, entry: &'static Entry, name: &str, stat
     let spec = entry.spec();
     let fixed = spec.inputs.iter().filter(|i| **i != Input::Versions).count();
     let versions = if spec.versioned() { 0..=MOST_VERSIONS } else { 0..=0 };
-    let literals = if configured { 0..=0 } else { literal_counts(spec.args) };
+    // Behind a version no argument can be told from one more part of it.
+    let literals = if configured || spec.versioned() { 0..=0 } else { literal_counts(spec.args) };
     let mut set = Set::new(name);
     let any = || LogicalType::of_id(id::ANY);
     for more in versions {

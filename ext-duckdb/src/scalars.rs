@@ -4,6 +4,7 @@
 use crate::api::{Connection, LogicalType, Pointer, drop_box, duckdb, guarded, id, leak, text};
 use crate::statements;
 use crate::vectors::{Vector, put_bytes, put_value};
+use mergeql_lang::lower::duckdb_type;
 use mergeql_udfs::functions::{self, Function};
 use mergeql_udfs::{Type, Value, catalog};
 
@@ -11,6 +12,7 @@ use mergeql_udfs::{Type, Value, catalog};
 pub fn register(connection: &Connection) -> Result<(), String> {
     let own = [
         Function { name: "mergeql_exact_double", arguments: 1..=1, returns: Type::Float64, run: |a| a[0].clone().widen(&Type::Float64) },
+        Function { name: "mergeql_widens", arguments: 2..=2, returns: Type::Boolean, run: widens },
         Function { name: "mergeql_sql", arguments: 1..=1, returns: Type::Text, run: statements::sql },
         Function { name: "mergeql_schema", arguments: 1..=usize::MAX, returns: Type::Text, run: statements::schema },
         Function { name: "mergeql_bound", arguments: 1..=1, returns: Type::Text, run: statements::bound },
@@ -32,6 +34,14 @@ pub fn register(connection: &Connection) -> Result<(), String> {
         add_set(connection, "mergeql_canonical", vec![overload], &ty, || Row { run: |a| Ok(a[0].clone()), returns: ty.clone() })?;
     }
     strategies(connection)
+}
+
+/// Whether a nested value comes into a wider type as it is: true, or the error that says why not.
+fn widens(arguments: &[Value]) -> mergeql_udfs::Result<Value> {
+    if let Value::Text(name) = &arguments[1] {
+        arguments[0].clone().widen(&duckdb_type(name)?)?;
+    }
+    Ok(Value::Bool(true))
 }
 
 struct Overload {

@@ -10,13 +10,14 @@
 #![allow(unsafe_code)]
 
 use crate::api::{Connection, Pointer, duckdb, text};
-use mergeql_lang::ast::{Explain, Merge, Name, Piece, Relation as Written, Source, Statement};
+use mergeql_lang::ast::{Explain, Merge, Name, Piece, Relation as Written, Source, Statement, StrategyBody};
 use mergeql_lang::lower::{DuckDb, Lowering, duckdb_columns, duckdb_type_name, quote, text as literal};
 use mergeql_lang::plan::{Plan, Relation, SourceColumn};
-use mergeql_lang::{Diagnostic, Span, UserStrategies, bind, parse};
+use mergeql_lang::{Diagnostic, Span, UserStrategies, bind, check_fit, check_strategy, find_strategy, parse};
 use mergeql_udfs::{Code, Error, Value};
 use std::cell::RefCell;
 use std::ffi::{CStr, c_char};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 type Result<T, E = Box<Diagnostic>> = std::result::Result<T, E>;
 
@@ -84,6 +85,37 @@ pub fn sql(arguments: &[Value]) -> std::result::Result<Value, Error> {
     }
 }
 
+/// Strategies that users defined: those of this process, for DuckDB's C interface has no session to keep them in.
+static STRATEGIES: Mutex<UserStrategies> = Mutex::new(UserStrategies::new());
+
+fn strategies() -> MutexGuard<'static, UserStrategies> {
+    STRATEGIES.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn create_strategy(or_replace: bool, name: &Name, body: StrategyBody) -> Result<String> {
+    let mut user = strategies();
+    // DuckDB may evaluate a constant more than once.
+    if user.get(&name.value) != Some(&body) {
+        check_strategy(&user, or_replace, name, &body)?;
+        if matches!(body, StrategyBody::Fold { compact: true, .. }) {
+            return Err(Diagnostic::at(Code::UnverifiedStrategy, name.span, "DuckDB cannot verify a fold, so it cannot be COMPACT")
+                .help("leave COMPACT out: a fold over the set of values is lawful for any expression"));
+        }
+        user.insert(name.value.clone(), body);
+    }
+    Ok("SELECT 1 AS strategies".to_owned())
+}
+
+fn drop_strategy(if_exists: bool, name: &Name) -> Result<String> {
+    let mut user = strategies();
+    match find_strategy(&user, name) {
+        Err(error) if error.code != Code::UnknownStrategy || !if_exists => return Err(error),
+        _ => {}
+    }
+    let found = user.remove(&name.value).is_some();
+    Ok(format!("SELECT {} AS strategies", u8::from(found)))
+}
+
 thread_local! {
     /// The schemas of statements that are being bound, the latest last.
     static SCHEMAS: RefCell<Vec<(String, Vec<String>)>> = const { RefCell::new(Vec::new()) };
@@ -131,9 +163,11 @@ fn statement_sql(statement: &str) -> Result<String> {
         Statement::MergeInto { explain, target, merge } => merge_into(statement, explain, target, &merge),
         Statement::Sql(pieces) => lowered(&pieces),
         Statement::ShowStrategies => Ok("FROM mergeql_strategies()".to_owned()),
-        Statement::CreateStrategy { name, .. } | Statement::DropStrategy { name, .. } | Statement::Verify { name, .. } => {
-            Err(Diagnostic::at(Code::Unsupported, name.span, "DuckDB has no place to keep strategies of your own")
-                .help("define it in the mergeql program, or fold a list: list_reduce(crdt_gset(v), lambda a, b: a + b)"))
+        Statement::CreateStrategy { or_replace, name, body, .. } => create_strategy(or_replace, &name, body),
+        Statement::DropStrategy { if_exists, name } => drop_strategy(if_exists, &name),
+        Statement::Verify { name, .. } => {
+            Err(Diagnostic::at(Code::Unsupported, name.span, "DuckDB cannot evaluate a strategy here to verify it")
+                .help("verify it in the mergeql program"))
         }
     };
     result.map_err(|e| e.in_text(statement))
@@ -146,7 +180,7 @@ fn lowered(pieces: &[Piece]) -> Result<String> {
         match piece {
             Piece::Text(text) => sql.push_str(text),
             Piece::Merge(merge) => {
-                let statement = mergeql_lang::merge_text(merge);
+                let statement = format!("MERGE {}", mergeql_lang::merge_text(merge));
                 sql.push_str(&schema_then_query(&statement, &merge.sources, merge)?);
             }
         }
@@ -307,7 +341,7 @@ fn bind_to(merge: &Merge, types: &[String], target: bool, explain: Explain) -> R
         .zip(types)
         .map(|(source, row)| relation(&source.relation, merge, row, &mut spellings))
         .collect::<Result<Vec<_>>>()?;
-    bind(merge, relations, target, &UserStrategies::new(), explain)
+    bind(merge, relations, target, &strategies(), explain)
 }
 
 fn bound_sql(statement: &str, types: &[String]) -> Result<String> {
@@ -322,6 +356,11 @@ fn bound_sql(statement: &str, types: &[String]) -> Result<String> {
             let plan = bind_to(&with_target(&target, &merge), types, true, explain)?;
             let columns: Vec<String> = plan.sources[0].relation.columns.iter().map(|c| c.name.clone()).collect();
             plan.check_target(&name, &columns)?;
+            for (column, merged) in plan.result_columns() {
+                if let Some(theirs) = plan.sources[0].relation.columns.iter().find(|c| c.name == *column) {
+                    check_fit(column, &theirs.ty, merged)?;
+                }
+            }
             if plan.extends() && plan.columns.iter().any(|c| !columns.contains(&c.name)) {
                 return Err(Diagnostic::new(Code::Unsupported, "DuckDB's MERGE INTO adds no columns")
                     .help("add them first: ALTER TABLE ... ADD COLUMN"));

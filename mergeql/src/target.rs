@@ -2,7 +2,7 @@
 
 use crate::diagnostic::{Diagnostic, Result};
 use crate::plan::{Cell, Plan};
-use mergeql_udfs::{Code, Value};
+use mergeql_udfs::{Code, Type, Value};
 
 impl Plan {
     /// Whether the statement lets its target grow.
@@ -53,6 +53,20 @@ impl Plan {
         }
         Ok(())
     }
+}
+
+/// Whether merged values of one type go into a column of another as they are: integers too great are refused when they come.
+///
+/// # Errors
+/// `type_mismatch`.
+pub fn check_fit(column: &str, table: &Type, merged: &Type) -> Result<()> {
+    let integers = matches!((table, merged), (Type::Int { .. }, Type::Int { .. }));
+    if table == merged || integers || Type::widen(table, merged).ok().as_ref() == Some(table) {
+        return Ok(());
+    }
+    let message = format!("`{column}` is {table} in the table, and {merged} with what the sources bring: values would be cut");
+    Err(Diagnostic::new(Code::TypeMismatch, message)
+        .help("cast the source's column in a query, or make the table anew with the wider type"))
 }
 
 fn needs_state(table: &str, cell: &Cell, why: &str) -> Box<Diagnostic> {

@@ -52,6 +52,11 @@ impl DataFusion {
 }
 
 impl Dialect for DataFusion {
+    // DataFusion 55.2 takes the rows that OFFSET skips off the limit once more where an outer ORDER BY is the same.
+    fn loses_offsets(&self) -> bool {
+        true
+    }
+
     fn cast(&self, expr: &str, from: &Type, to: &Type) -> Option<String> {
         if from == to || *from == Type::Null {
             return None;

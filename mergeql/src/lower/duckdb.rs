@@ -244,6 +244,10 @@ impl Dialect for DuckDb {
         match (from, to) {
             (from, to) if from == to => None,
             (Type::Int { .. }, Type::Float64) => Some(format!("mergeql_exact_double({expr})")),
+            (Type::List(_) | Type::Struct(_) | Type::Map(..), _) => {
+                let name = duckdb_type_name(to);
+                Some(format!("CASE WHEN mergeql_widens({expr}, {}) THEN CAST({expr} AS {name}) END", text(&name)))
+            }
             _ => Some(format!("CAST({expr} AS {})", duckdb_type_name(to))),
         }
     }

@@ -30,6 +30,11 @@ pub trait Dialect: Sync {
     /// An expression that sorts in R2 order; `None` where the host's own order is that.
     fn order_key(&self, expr: &str, ty: Option<&Type>) -> Option<String>;
 
+    /// Whether the host's optimizer may lose rows of a query with OFFSET inside another; then rows are numbered instead.
+    fn loses_offsets(&self) -> bool {
+        false
+    }
+
     /// The value of a state aggregate in the type of its column, where the host's aggregates cannot give this type themselves.
     fn typed(&self, _state: &str, _input: &Type, _result: &Type) -> Option<String> {
         None
@@ -52,6 +57,8 @@ pub const ORIGIN: &str = "__mergeql_origin";
 pub const SOURCE: &str = "__mergeql_source";
 /// The name of a column that the lowering adds.
 pub const DELETED: &str = "__mergeql_deleted";
+/// The name of a column that the lowering adds.
+const ROW: &str = "__mergeql_row";
 /// The column that state targets add.
 pub const STATE: &str = "_mergeql_state";
 
@@ -90,16 +97,14 @@ impl Lowering<'_> {
     /// The statement as one query: rows, conflicts or provenance, filtered, ordered and limited.
     pub fn query(&self) -> String {
         let plan = self.plan;
-        let mut sql = match plan.returning {
+        match plan.returning {
             Returning::Rows => {
                 let columns = list(plan.result_columns().map(|(name, _)| quote(name)));
-                format!("SELECT {columns} FROM ({}) AS m{}", self.merged(), self.filter())
+                self.ordered(&columns, &format!("SELECT {columns} FROM ({}) AS m{}", self.merged(), self.filter()))
             }
             Returning::Conflicts => self.cells("conflicts"),
             Returning::Provenance => self.cells("provenance"),
-        };
-        sql.push_str(&self.order_and_limit());
-        sql
+        }
     }
 
     /// All rows of all sources, under their final names and types.
@@ -413,52 +418,31 @@ impl Lowering<'_> {
         let keys: Vec<String> = plan.key_columns().iter().map(|c| quote(&c.name)).collect();
         let fields = ["column_name", "value", "strategy", "winner_sources", "losers"];
         let outputs = list(keys.iter().cloned().chain(fields.iter().map(|f| format!("c.__mergeql_cell['{f}'] AS {f}"))));
-        format!(
-            "SELECT {} FROM (SELECT {outputs} FROM (SELECT {}, unnest(mergeql_cells({})) AS __mergeql_cell FROM ({}) AS m{}) AS c) AS m",
-            list(keys.iter().cloned().chain(fields.iter().map(|f| (*f).to_owned()))),
+        let columns = list(keys.iter().cloned().chain(fields.iter().map(|f| (*f).to_owned())));
+        let query = format!(
+            "SELECT {columns} FROM (SELECT {outputs} FROM (SELECT {}, unnest(mergeql_cells({})) AS __mergeql_cell FROM ({}) AS m{}) AS c) AS m",
             list(keys.iter().map(|k| format!("m.{k} AS {k}"))),
             list(arguments),
             self.grouped(&items, 0),
             self.filter(),
-        )
+        );
+        self.ordered(&columns, &query)
     }
 
-    /// ORDER BY completed by the key and then by all columns by name (R8), LIMIT and OFFSET.
-    fn order_and_limit(&self) -> String {
+    /// A query in order (R8), limited.
+    fn ordered(&self, columns: &str, query: &str) -> String {
         let plan = self.plan;
-        let mut sql = String::new();
-        let limited = plan.limit.is_some() || plan.offset.is_some();
-        if limited || !plan.order.is_empty() || plan.returning != Returning::Rows {
-            let mut parts = Vec::new();
-            let mut seen: Vec<&str> = Vec::new();
-            for order in &plan.order {
-                let ty = order.column.as_deref().and_then(|name| self.type_of(name));
-                let expr = order.expr.to_string();
-                let key = self.dialect.order_key(&expr, ty).unwrap_or(expr);
-                let nulls = if order.nulls_first { "FIRST" } else { "LAST" };
-                parts.push(format!("{key} {} NULLS {nulls}", if order.descending { "DESC" } else { "ASC" }));
-                seen.extend(order.column.as_deref());
-            }
-            let mut rest: Vec<&str> = plan.key_columns().iter().map(|c| c.name.as_str()).collect();
-            match plan.returning {
-                Returning::Rows if plan.nullable_key() => {
-                    let mut others: Vec<&str> = plan.cells.iter().map(|c| c.name.as_str()).collect();
-                    others.sort_unstable();
-                    rest.extend(others);
-                }
-                Returning::Rows => {}
-                // Rows of a key are told apart by their column, those without a key by all they hold.
-                _ if plan.nullable_key() => rest.extend(["column_name", "losers", "strategy", "value", "winner_sources"]),
-                _ => rest.push("column_name"),
-            }
-            for name in rest {
-                if !seen.contains(&name) {
-                    let expr = quote(name);
-                    let key = self.dialect.order_key(&expr, self.type_of(name)).unwrap_or(expr);
-                    parts.push(format!("{key} ASC NULLS LAST"));
-                }
-            }
-            let _ = write!(sql, " ORDER BY {}", parts.join(", "));
+        let order = self.order().join(", ");
+        if let (Some(offset), true) = (plan.offset, self.dialect.loses_offsets()) {
+            let upto = plan.limit.map_or(String::new(), |limit| format!(" AND {ROW} <= {}", offset.saturating_add(limit)));
+            return format!(
+                "SELECT {columns} FROM (SELECT *, row_number() OVER (ORDER BY {order}) AS {ROW} FROM ({query}) AS m) AS m \
+                 WHERE {ROW} > {offset}{upto} ORDER BY {ROW}"
+            );
+        }
+        let mut sql = query.to_owned();
+        if !order.is_empty() {
+            let _ = write!(sql, " ORDER BY {order}");
         }
         if let Some(limit) = plan.limit {
             let _ = write!(sql, " LIMIT {limit}");
@@ -467,6 +451,45 @@ impl Lowering<'_> {
             let _ = write!(sql, " OFFSET {offset}");
         }
         sql
+    }
+
+    /// ORDER BY completed by the key and then by all columns by name (R8).
+    fn order(&self) -> Vec<String> {
+        let plan = self.plan;
+        let mut parts = Vec::new();
+        let limited = plan.limit.is_some() || plan.offset.is_some();
+        if !limited && plan.order.is_empty() && plan.returning == Returning::Rows {
+            return parts;
+        }
+        let mut seen: Vec<&str> = Vec::new();
+        for order in &plan.order {
+            let ty = order.column.as_deref().and_then(|name| self.type_of(name));
+            let expr = order.expr.to_string();
+            let key = self.dialect.order_key(&expr, ty).unwrap_or(expr);
+            let nulls = if order.nulls_first { "FIRST" } else { "LAST" };
+            parts.push(format!("{key} {} NULLS {nulls}", if order.descending { "DESC" } else { "ASC" }));
+            seen.extend(order.column.as_deref());
+        }
+        let mut rest: Vec<&str> = plan.key_columns().iter().map(|c| c.name.as_str()).collect();
+        match plan.returning {
+            Returning::Rows if plan.nullable_key() => {
+                let mut others: Vec<&str> = plan.cells.iter().map(|c| c.name.as_str()).collect();
+                others.sort_unstable();
+                rest.extend(others);
+            }
+            Returning::Rows => {}
+            // Rows of a key are told apart by their column, those without a key by all they hold.
+            _ if plan.nullable_key() => rest.extend(["column_name", "losers", "strategy", "value", "winner_sources"]),
+            _ => rest.push("column_name"),
+        }
+        for name in rest {
+            if !seen.contains(&name) {
+                let expr = quote(name);
+                let key = self.dialect.order_key(&expr, self.type_of(name)).unwrap_or(expr);
+                parts.push(format!("{key} ASC NULLS LAST"));
+            }
+        }
+        parts
     }
 
     fn type_of(&self, name: &str) -> Option<&Type> {

@@ -37,6 +37,10 @@ impl AsyncDB for Engine {
         Ok(DBOutput::Rows { types, rows })
     }
 
+    fn engine_name(&self) -> &str {
+        "mergeql"
+    }
+
     async fn shutdown(&mut self) {}
 }
 

@@ -10,7 +10,7 @@ async fn every_case_gives_its_rows() {
     let mut failures = Vec::new();
     for case in &cases {
         for (turn, threads) in [(0, 1), (1, 4)] {
-            if let Err(difference) = case.judge(&case.run(turn, threads).await) {
+            if let Err(difference) = case.judge(&case.run(turn, threads).await.map_err(|e| e.to_string())) {
                 failures.push(format!("{} (turn {turn}): {}\n{difference}", case.id, case.statement));
             }
         }

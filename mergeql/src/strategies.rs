@@ -1,0 +1,112 @@
+//! What a user-defined strategy may be, as far as no engine is needed to tell.
+
+use crate::ast::{Name, StrategyBody};
+use crate::bind::UserStrategies;
+use crate::diagnostic::{Diagnostic, Result};
+use mergeql_udfs::{Code, catalog};
+use sqlparser::ast::{Expr, Query, Visit, Visitor};
+use std::ops::ControlFlow;
+
+/// Checks a definition against those that are there: its name is free, it stands for something, its expression is over its own names.
+///
+/// # Errors
+/// `invalid_argument`, `unknown_strategy`, `unknown_column`, `duplicate_column`, `unsupported`.
+pub fn check_strategy(user: &UserStrategies, or_replace: bool, name: &Name, body: &StrategyBody) -> Result<()> {
+    let refuse = |code, message: String| Err(Diagnostic::at(code, name.span, message));
+    if catalog::find(&name.value).is_some() {
+        return refuse(Code::InvalidArgument, format!("`{}` is built in", name.value));
+    }
+    if user.contains_key(&name.value) && !or_replace {
+        return refuse(Code::InvalidArgument, format!("the strategy `{}` is there already; write CREATE OR REPLACE", name.value));
+    }
+    match body {
+        StrategyBody::Alias(call) => {
+            let own = call.name.value.strip_prefix("custom:").unwrap_or(&call.name.value);
+            let mut next = own;
+            loop {
+                if next == name.value {
+                    return refuse(Code::InvalidArgument, format!("`{}` would stand for itself", name.value));
+                }
+                match user.get(next) {
+                    Some(StrategyBody::Alias(inner)) => {
+                        next = inner.name.value.strip_prefix("custom:").unwrap_or(&inner.name.value);
+                    }
+                    _ => break,
+                }
+            }
+            if catalog::find(own).is_none() && !user.contains_key(own) {
+                let error = Diagnostic::at(Code::UnknownStrategy, call.name.span, format!("no strategy is called `{own}`"));
+                let mut names: Vec<&str> = catalog::names().collect();
+                names.extend(user.keys().map(String::as_str));
+                return Err(error.suggest(own, names));
+            }
+            Ok(())
+        }
+        StrategyBody::By { rank, .. } => check_expression(rank, &["value"]),
+        StrategyBody::Fold { left, right, step, .. } => {
+            if left.value == right.value {
+                return refuse(Code::DuplicateColumn, format!("both values of the fold are called `{}`", left.value));
+            }
+            check_expression(step, &[&left.value, &right.value])
+        }
+    }
+}
+
+/// The strategy that a DROP or VERIFY names.
+///
+/// # Errors
+/// `invalid_argument` for one that is built in, `unknown_strategy`.
+pub fn find_strategy<'a>(user: &'a UserStrategies, name: &Name) -> Result<&'a str> {
+    if catalog::find(&name.value).is_some() {
+        return Err(Diagnostic::at(Code::InvalidArgument, name.span, format!("`{}` is built in", name.value)));
+    }
+    user.get_key_value(&name.value).map(|(own, _)| own.as_str()).ok_or_else(|| {
+        Diagnostic::at(Code::UnknownStrategy, name.span, format!("no strategy is called `{}`", name.value))
+            .suggest(&name.value, user.keys().map(String::as_str))
+    })
+}
+
+/// Functions, on any host, that give another answer each time.
+fn changes(function: &str) -> bool {
+    const NAMES: [&str; 18] = [
+        "random", "rand", "setseed", "uuid", "uuidv4", "uuidv7", "gen_random_uuid", "now", "today", "current_timestamp",
+        "current_date", "current_time", "localtime", "localtimestamp", "clock_timestamp", "transaction_timestamp", "nextval",
+        "getvariable",
+    ];
+    NAMES.iter().any(|name| name.eq_ignore_ascii_case(function))
+}
+
+/// Only the given names, no subqueries.
+fn check_expression(expr: &Expr, names: &[&str]) -> Result<()> {
+    struct Check<'a>(&'a [&'a str]);
+    impl Visitor for Check<'_> {
+        type Break = Box<Diagnostic>;
+        fn pre_visit_query(&mut self, _: &Query) -> ControlFlow<Self::Break> {
+            ControlFlow::Break(Diagnostic::new(Code::Unsupported, "a strategy's expression has no subqueries"))
+        }
+        fn pre_visit_expr(&mut self, expr: &Expr) -> ControlFlow<Self::Break> {
+            match expr {
+                Expr::Identifier(i) if !self.0.iter().any(|n| n.eq_ignore_ascii_case(&i.value)) => {
+                    let error =
+                        Diagnostic::at(Code::UnknownColumn, i.span.into(), format!("the expression knows no `{}`", i.value));
+                    ControlFlow::Break(error.help(format!("it is over {}", self.0.join(" and "))))
+                }
+                Expr::CompoundIdentifier(_) => {
+                    ControlFlow::Break(Diagnostic::new(Code::UnknownColumn, format!("the expression knows no `{expr}`")))
+                }
+                Expr::Function(f) if changes(&f.name.to_string()) => ControlFlow::Break(Diagnostic::new(
+                    Code::Unsupported,
+                    format!("`{}` is not a function of its arguments alone", f.name),
+                )),
+                Expr::Collate { .. } => {
+                    ControlFlow::Break(Diagnostic::new(Code::Unsupported, "text is compared by bytes: a strategy has no collation"))
+                }
+                _ => ControlFlow::Continue(()),
+            }
+        }
+    }
+    match expr.visit(&mut Check(names)) {
+        ControlFlow::Break(error) => Err(error),
+        ControlFlow::Continue(()) => Ok(()),
+    }
+}

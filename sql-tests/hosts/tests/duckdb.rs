@@ -1,0 +1,322 @@
+//! The same statements, rows and states in real DuckDB processes of the 2.0 and the 1.5 line.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use mergeql::{Config, MergeContext};
+use mergeql_host_tests::Host;
+use mergeql_sql_tests::cases;
+use mergeql_udfs::laws::{Machine, Store, rows_of};
+use mergeql_udfs::{Call, Type, Value, catalog};
+use sqllogictest::Runner;
+
+/// What `cargo xtask test` prepared: the Python interpreters that have DuckDB, and the extension.
+fn pythons() -> Vec<String> {
+    let list = std::env::var("MERGEQL_DUCKDB_PYTHONS").expect("run `cargo xtask test`: it installs DuckDB and names it here");
+    list.split(':').map(str::to_owned).collect()
+}
+
+fn start(python: &str, threads: usize) -> Host {
+    let extension = std::env::var("MERGEQL_DUCKDB_EXTENSION").expect("run `cargo xtask test`: it builds the extension");
+    let driver = concat!(env!("CARGO_MANIFEST_DIR"), "/duckdb_driver.py");
+    Host::start("duckdb", python, &[driver, &extension, &threads.to_string()])
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_slt_file_passes() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../slt");
+    let mut files: Vec<_> = std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()).collect();
+    files.sort();
+    // COMPAT.md: DuckDB keeps no states in tables by itself.
+    files.retain(|f| !f.ends_with("kept_states.slt"));
+    let mut failures = Vec::new();
+    for python in pythons() {
+        for file in &files {
+            for threads in [1, 4] {
+                let mut runner = Runner::new(|| {
+                    let python = python.clone();
+                    async move { Ok(start(&python, threads)) }
+                });
+                for (line, outcome) in each_record(&mut runner, file).await {
+                    if let Err(e) = outcome {
+                        failures.push(format!("{} line {line}, {threads} threads, {python}: {e}", file.display()));
+                    }
+                }
+            }
+        }
+    }
+    assert!(failures.is_empty(), "{} failures\n{}", failures.len(), failures.join("\n\n"));
+}
+
+/// Runs every record of a file, past failures.
+async fn each_record<D, M>(
+    runner: &mut Runner<D, M>,
+    file: &std::path::Path,
+) -> Vec<(u32, Result<(), sqllogictest::TestError>)>
+where
+    D: sqllogictest::AsyncDB<ColumnType = sqllogictest::DefaultColumnType>,
+    M: sqllogictest::MakeConnection<Conn = D>,
+{
+    let records = sqllogictest::parse_file(file).unwrap();
+    let mut outcomes = Vec::new();
+    for record in records {
+        let line = match &record {
+            sqllogictest::Record::Statement { loc, .. } | sqllogictest::Record::Query { loc, .. } => loc.line(),
+            _ => 0,
+        };
+        outcomes.push((line, runner.run_async(record).await.map(drop)));
+    }
+    outcomes
+}
+
+/// The cases with expected answers, their sources as Parquet files, their answers read back from one.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_case_gives_its_rows() {
+    let cases = cases::read(include_str!("../../data/tabular/cases.jsonl"));
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str| folder.path().join(name).display().to_string();
+    let engine = MergeContext::new(Config::default()).unwrap();
+    let mut failures = Vec::new();
+    for python in pythons() {
+        let mut host = start(&python, 2);
+        host.query(cases::SUM).unwrap();
+        for case in &cases {
+            let run = async {
+                let mut made = Vec::new();
+                for (i, (name, batch)) in case.tables(1).map_err(|e| e.to_string())?.into_iter().enumerate() {
+                    // DuckDB has no tables without columns, and no columns without a type: a column of NULLs is left out.
+                    let typed = |i: &usize| !batch.schema().field(*i).data_type().is_null();
+                    let batch = batch.project(&(0..batch.num_columns()).filter(typed).collect::<Vec<_>>()).map_err(|e| e.to_string())?;
+                    if batch.num_columns() == 0 {
+                        host.execute(&format!("CREATE OR REPLACE TABLE \"{name}\" AS SELECT NULL AS id, NULL AS _none LIMIT 0")).unwrap();
+                    } else {
+                        let path = file(&format!("source-{i}.parquet"));
+                        let schema = batch.schema();
+                        let frame = engine.session().read_batch(batch).map_err(|e| e.to_string())?;
+                        let plan = frame.into_optimized_plan().map_err(|e| e.to_string())?;
+                        let frame = mergeql::datafusion::prelude::DataFrame::new(engine.session().state(), plan);
+                        let rows = engine.stream(frame).await.map_err(|e| e.to_string())?;
+                        mergeql::sinks::write_file(std::path::Path::new(&path), mergeql::sources::Format::Parquet, rows, None)
+                            .await
+                            .map_err(|e| format!("{schema}: {e}"))?;
+                        host.execute(&format!("CREATE OR REPLACE TABLE \"{name}\" AS FROM '{path}'")).map_err(|e| e.0)?;
+                    }
+                    made.push(name);
+                }
+                let out = file("out.parquet");
+                let statement = case.statement.trim().trim_end_matches(';');
+                let result = match statement {
+                    "" => host.execute("SELECT mergeql_sql('')"),
+                    _ => host.execute(&format!("COPY (SELECT * FROM ({statement}) AS m) TO '{out}' (FORMAT parquet)")),
+                };
+                // COMPAT.md: that a table is not there is DuckDB's own error.
+                let result = result.map_err(|e| e.0.replace("Catalog Error: Table with name", "error[unknown_source]"));
+                for name in made {
+                    host.execute(&format!("DROP TABLE \"{name}\"")).ok();
+                }
+                result?;
+                let frame = engine.sql(&format!("SELECT * FROM '{out}'")).await.map_err(|e| e.to_string())?;
+                engine.session().deregister_table(mergeql::datafusion::common::TableReference::bare(out)).ok();
+                Ok(cases::rows_of(&frame.collect().await.map_err(|e| e.to_string())?))
+            };
+            if let Err(difference) = case.judge(&run.await) {
+                failures.push(format!("{} in {python}: {}\n{difference}", case.id, case.statement));
+            }
+        }
+    }
+    assert!(failures.is_empty(), "{} failures\n{}", failures.len(), failures.join("\n\n"));
+}
+
+/// One value, as text.
+fn one(host: &mut Host, sql: &str) -> String {
+    let rows = host.query(sql).unwrap_or_else(|e| panic!("{sql}: {e}")).unwrap_or_default();
+    rows.first().and_then(|r| r.first().cloned().flatten()).unwrap_or_else(|| "NULL".to_owned())
+}
+
+/// The rows that a sample call is tried with, as SQL that every host reads.
+fn sample_rows(entry: &catalog::Entry, call: &Call) -> Option<Vec<String>> {
+    let cell = |(v, ty): (&Value, &Type)| {
+        let name = mergeql_lang::lower::duckdb_type_name(ty);
+        Some(match v {
+            Value::Null => format!("CAST(NULL AS {name})"),
+            Value::Int(v) => format!("CAST({v} AS {name})"),
+            Value::Bool(v) => v.to_string(),
+            Value::Float(v) => format!("CAST('{v}' AS {name})"),
+            Value::Text(t) if !t.contains('\0') => format!("'{}'", t.replace('\'', "''")),
+            _ => return None,
+        })
+    };
+    let row = |row: Vec<Value>| row.iter().zip(&call.inputs).map(cell).collect::<Option<Vec<_>>>().map(|c| c.join(", "));
+    let rows: Vec<String> = rows_of(entry, call).into_iter().filter_map(row).collect();
+    (rows.len() >= 3).then_some(rows)
+}
+
+/// For every strategy: shuffled and repeated rows, with one thread and with many, give the state bytes that the core gives; states
+/// made in parts join to them; `crdt_x` is the value of `crdt_x_state`.
+#[test]
+fn every_aggregate_keeps_the_laws_and_the_bytes() {
+    let mut checked = 0;
+    for python in pythons() {
+        for threads in [1, 4] {
+            let mut host = start(&python, threads);
+            for entry in catalog::all() {
+                for call in (entry.spec().samples)() {
+                    let Some(rows) = sample_rows(entry, &call) else { continue };
+                    let name = entry.spec().name;
+                    let columns: Vec<String> = (0..call.inputs.len()).map(|i| format!("c{i}")).collect();
+                    let columns = columns.join(", ");
+                    let values: Vec<String> = rows.iter().map(|r| format!("({r})")).collect();
+                    host.execute(&format!("CREATE OR REPLACE TABLE rows AS SELECT * FROM (VALUES {}) AS t({columns})", values.join(", ")))
+                        .unwrap();
+                    let with = call.to_json().replace('\'', "''");
+                    let state = format!("crdt_{name}_state_with('{with}', {columns})");
+                    let expected = {
+                        let store = Store::new(entry.bind(&call).unwrap(), true);
+                        let rows = mergeql_udfs::laws::rows_of(entry, &call);
+                        // Only the rows that SQL could say.
+                        let rows: Vec<_> = rows.into_iter().filter(|r| sayable(r)).collect();
+                        store.run(&rows, &[]).unwrap().0.map_or("NULL".to_owned(), |b| Value::Bytes(b.into()).to_string())
+                    };
+                    for from in ["rows", "(SELECT * FROM (FROM rows UNION ALL FROM rows) ORDER BY random())"] {
+                        assert_eq!(one(&mut host, &format!("SELECT {state} FROM {from}")), expected, "{name} {call:?} from {from}");
+                    }
+                    let parts = format!("SELECT {state} AS s FROM rows GROUP BY random() < 0.5, hash({columns}) % 3");
+                    assert_eq!(one(&mut host, &format!("SELECT crdt_merge(s) FROM ({parts})")), expected, "{name} {call:?} in parts");
+                    checked += 1;
+                }
+            }
+        }
+    }
+    assert!(checked >= 40, "only {checked} calls were checked");
+}
+
+fn sayable(row: &[Value]) -> bool {
+    row.iter().all(|v| match v {
+        Value::Text(t) => !t.contains('\0'),
+        Value::Null | Value::Int(_) | Value::Bool(_) | Value::Float(_) => true,
+        _ => false,
+    })
+}
+
+/// Grouping sets, FILTER, DISTINCT, ORDER BY inside an aggregate, window frames: an answer of ours beside DuckDB's own.
+#[test]
+fn aggregates_work_wherever_duckdb_lets_them() {
+    let pairs = [
+        ("crdt_max(v)", "max(v)"),
+        ("crdt_max(DISTINCT v)", "max(v)"),
+        ("crdt_max(v ORDER BY k DESC)", "max(v)"),
+        ("crdt_max(s ORDER BY s)", "max(s)"),
+        ("crdt_lww(v, v)", "max(v)"),
+        ("crdt_lww(s, v, s)", "arg_max(s, ROW(coalesce(v, -1), s))"),
+        ("crdt_lww(s, v, s ORDER BY k)", "arg_max(s, ROW(coalesce(v, -1), s))"),
+        ("crdt_min(v) FILTER (WHERE v > 3)", "min(v) FILTER (WHERE v > 3)"),
+        ("crdt_gset(v)", "nullif(list_sort(list_distinct(list(v))), [])"),
+    ];
+    let windows = [
+        "OVER (PARTITION BY k ORDER BY v, s ROWS BETWEEN 2 PRECEDING AND 1 FOLLOWING)",
+        "OVER (ORDER BY v, s, k)",
+        "OVER (PARTITION BY k)",
+    ];
+    for python in pythons() {
+        let mut host = start(&python, 4);
+        host.execute(
+            "CREATE TABLE t AS SELECT hash(i) % 97 AS k, CASE WHEN i % 11 > 0 THEN hash(i * 7) % 1000 END::BIGINT AS v, \
+             'text number ' || (hash(i * 3) % 5000) AS s FROM range(20000) AS r(i)",
+        )
+        .unwrap();
+        for (ours, theirs) in pairs {
+            let differ = |group: &str| {
+                format!(
+                    "SELECT count(*) FROM (SELECT {group}, {ours} AS a FROM t GROUP BY ROLLUP ({group}) EXCEPT \
+                     SELECT {group}, {theirs} AS a FROM t GROUP BY ROLLUP ({group}))"
+                )
+            };
+            assert_eq!(one(&mut host, &differ("k")), "0", "{ours} in {python}");
+            if ours.contains(['D', 'F']) || ours.contains("ORDER") || ours.contains("gset") {
+                continue;
+            }
+            for window in windows {
+                let sql = format!("SELECT count(*) FROM (SELECT {ours} {window} AS a, {theirs} {window} AS b FROM t) WHERE a IS DISTINCT FROM b");
+                assert_eq!(one(&mut host, &sql), "0", "{ours} {window} in {python}");
+            }
+        }
+    }
+}
+
+/// Every function that takes a state, given what is none.
+#[test]
+fn random_blobs_never_crash_the_process() {
+    for python in pythons() {
+        let mut host = start(&python, 4);
+        host.execute(
+            "CREATE TABLE blobs AS SELECT unhex(substr(md5(i::VARCHAR) || md5('x' || i), 1, 2 * (1 + (i % 30)::INT))) AS b FROM range(10000) AS r(i)",
+        )
+        .unwrap();
+        // Half of them look like states.
+        host.execute("INSERT INTO blobs SELECT '\\x4D\\x51\\x01'::BLOB || b FROM blobs").unwrap();
+        host.execute("CREATE TABLE good AS SELECT crdt_union_state(v) AS s FROM (VALUES ('a,b'), ('c')) AS t(v)").unwrap();
+        for function in ["crdt_value", "crdt_info", "crdt_type", "crdt_compress", "crdt_value_bigint", "crdt_value_list"] {
+            assert!(host.query(&format!("SELECT count({function}(b)) FROM blobs")).is_err(), "{function}");
+            one(&mut host, &format!("SELECT count(TRY({function}(b))) FROM blobs"));
+        }
+        for function in ["crdt_join", "crdt_compare", "crdt_leq", "crdt_delta"] {
+            one(&mut host, &format!("SELECT count(TRY({function}(b, s))) + count(TRY({function}(s, b))) FROM blobs, good"));
+        }
+        assert!(host.query("SELECT crdt_merge(b) FROM blobs").is_err());
+        assert_eq!(one(&mut host, "SELECT crdt_value(s) FROM good"), "\"a,b,c\"");
+    }
+}
+
+/// What is DuckDB's own stays as it is.
+#[test]
+fn duckdb_itself_is_unchanged() {
+    for python in pythons() {
+        let mut host = start(&python, 2);
+        for sql in [
+            "CREATE TABLE t AS SELECT 1 AS id, 'a' AS v",
+            "MERGE INTO t USING (SELECT 1 AS id, 'b' AS v UNION ALL SELECT 2, 'c') AS s ON t.id = s.id \
+             WHEN MATCHED THEN UPDATE SET v = s.v WHEN NOT MATCHED THEN INSERT VALUES (s.id, s.v)",
+        ] {
+            host.execute(sql).unwrap();
+        }
+        assert_eq!(one(&mut host, "SELECT string_agg(v, ',' ORDER BY id) FROM t"), "b,c");
+        assert_eq!(one(&mut host, "SELECT max(id) + min(id) + arg_max(id, v) + sum(id)::INT FROM t"), "8");
+        assert_eq!(one(&mut host, "SELECT count(*) FROM duckdb_databases() WHERE NOT internal AND path IS NOT NULL"), "0");
+    }
+}
+
+/// In the caller's transaction, from every kind of source, to every kind of place.
+#[test]
+fn statements_see_what_their_caller_sees() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    for python in pythons() {
+        let mut host = start(&python, 4);
+        let mut run = |sql: &str| host.execute(sql).unwrap_or_else(|e| panic!("{sql}: {e}"));
+        run("CREATE TABLE nyc AS SELECT 1 AS id, 90 AS salary, 'x,y' AS tags, TIMESTAMP '2024-01-01' AS updated_at");
+        run("BEGIN");
+        run("INSERT INTO nyc VALUES (2, 70, 'z', '2024-02-01')");
+        run("CREATE TEMP TABLE london AS SELECT 1 AS id, 95 AS salary, 'w' AS tags, TIMESTAMP '2024-03-01' AS updated_at, 'new' AS extra");
+        let file = path("late.parquet");
+        run(&format!("COPY (SELECT 3 AS id, 1 AS salary) TO '{file}' (FORMAT parquet)"));
+        let merge = format!("MERGE nyc, london, '{file}' ON id STRATEGY salary = max, tags = union, * = lww VERSION BY updated_at");
+        let quoted = merge.replace('\'', "''");
+        run(&format!("CREATE VIEW v AS FROM mergeql.merge('{quoted}')"));
+        run(&format!("CREATE TABLE made AS SELECT * FROM mergeql.merge('{quoted}')"));
+        run(&format!("CREATE TABLE scanned AS FROM \"{}\"", merge.replace('"', "\"\"")));
+        run(&format!("{merge} INTO written"));
+        let copy = path("out.csv");
+        run(&format!("{merge} INTO OR REPLACE '{copy}'"));
+        run(&format!("COPY (FROM mergeql.merge('{quoted}')) TO '{copy}' (HEADER)"));
+        run("MERGE INTO nyc USING (SELECT * EXCLUDE extra FROM london) AS l ON id STRATEGY salary = max, tags = union, updated_at = max");
+        run("MERGE INTO nyc USING (SELECT * EXCLUDE extra FROM london) AS l ON id STRATEGY salary = max, tags = union, updated_at = max");
+        for table in ["v", "made", "scanned", "written", &format!("'{copy}'")] {
+            let rows = "string_agg(concat_ws('|', id, salary, tags, extra), ' ' ORDER BY id)";
+            assert_eq!(one(&mut host, &format!("SELECT {rows} FROM {table}")), "1|95|w,x,y|new 2|70|z 3|1", "{table} in {python}");
+        }
+        assert_eq!(one(&mut host, "SELECT string_agg(concat_ws('|', id, salary, tags), ' ' ORDER BY id) FROM nyc"), "1|95|w,x,y 2|70|z");
+        let joined = "WITH c AS (SELECT 2 AS id, 99 AS salary) SELECT sum(m.salary) FROM mergeql.merge('MERGE nyc, c ON id STRATEGY * = max') AS m JOIN nyc USING (id)";
+        assert_eq!(one(&mut host, joined), "194");
+        host.execute("ROLLBACK").unwrap();
+        let explained = host.query("EXPLAIN MERGE nyc ON id STRATEGY salary = max").unwrap().unwrap();
+        assert!(explained.iter().any(|r| r[0].as_deref() == Some("key")), "{explained:?}");
+    }
+}
