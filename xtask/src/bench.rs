@@ -22,15 +22,8 @@ fn text(command: &mut Command) -> Result<String, String> {
 /// Runs the suite for these numbers of input rows.
 pub fn merge(root: &Path, rows: &[&str]) -> Outcome {
     let rows = if rows.is_empty() { &["1000000", "10000000"] } else { rows };
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), Into::into);
-    let venv = target.join("bench-venv");
-    let python = venv.join("bin/python").display().to_string();
-    if !venv.exists() {
-        run("python3", &["-m", "venv", &venv.display().to_string()])?;
-    }
-    let mut install = vec!["-m", "pip", "install", "-q"];
-    install.extend(PACKAGES);
-    run(&python, &install)?;
+    let target = crate::target()?;
+    let python = crate::duckdb::python("bench-venv", &PACKAGES)?.display().to_string();
     run("cargo", &["build", "--release", "-p", "mergeql"])?;
     let ours = target.join("release/mergeql");
     println!("| rows in | engine | seconds (median of {RUNS}) | rows/s | peak MB | ratio to ours |\n|---|---|---|---|---|---|");

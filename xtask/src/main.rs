@@ -6,6 +6,7 @@ use std::time::Instant;
 
 mod bench;
 mod docs;
+mod duckdb;
 mod new_strategy;
 
 const USAGE: &str = "cargo xtask COMMAND
@@ -14,7 +15,10 @@ const USAGE: &str = "cargo xtask COMMAND
   lint          rustfmt and clippy, warnings denied
   docs          write the generated pages of docs/ (with --check: only say whether they are up to date)
   new-strategy  show that a new strategy is one new file: add one to a copy of the project and find it everywhere
-  bench merge [ROWS ...]   the merge beside DuckDB, Polars and DataFusion, default 1000000 10000000 rows";
+  duckdb        build the DuckDB extension and say how to load it
+  test-duckdb   the tests in DuckDB alone
+  bench merge [ROWS ...]   the merge beside DuckDB, Polars and DataFusion, default 1000000 10000000 rows
+  bench duckdb [ROWS]      our aggregates in DuckDB beside its own, default 10000000 rows";
 
 /// What a chore ends in.
 type Outcome = Result<(), String>;
@@ -22,6 +26,12 @@ type Outcome = Result<(), String>;
 /// The root of the workspace.
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().map(Path::to_path_buf).unwrap_or_default()
+}
+
+/// Where cargo builds: this program lies in a profile's folder there.
+fn target() -> Result<PathBuf, String> {
+    let program = std::env::current_exe().map_err(|e| e.to_string())?;
+    program.ancestors().nth(2).map(Path::to_path_buf).ok_or_else(|| "this program lies in no target folder".to_owned())
 }
 
 /// Runs a command in the root; its output is seen.
@@ -39,7 +49,8 @@ fn lint() -> Outcome {
 }
 
 fn test() -> Outcome {
-    run("cargo", &["test", "--workspace"])?;
+    run("cargo", &["test"])?;
+    duckdb::test()?;
     docs::check(&root())?;
     new_strategy::check(&root())
 }
@@ -52,8 +63,11 @@ fn main() -> ExitCode {
         ["lint"] => lint(),
         ["docs"] => docs::write(&root()),
         ["docs", "--check"] => docs::check(&root()),
+        ["duckdb"] => duckdb::build(),
+        ["test-duckdb"] => duckdb::test(),
         ["new-strategy"] => new_strategy::check(&root()),
         ["bench", "merge", rows @ ..] => bench::merge(&root(), rows),
+        ["bench", "duckdb", rows @ ..] => duckdb::bench(rows.first().copied()),
         _ => Err(USAGE.to_owned()),
     };
     match outcome {

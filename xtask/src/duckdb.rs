@@ -1,0 +1,119 @@
+//! `cargo xtask duckdb`: the extension as a file that DuckDB loads, and the interpreters with DuckDB that tests and benchmarks run it in.
+
+use crate::{Outcome, root, run, target};
+use std::path::{Path, PathBuf};
+
+/// The DuckDB releases that the tests run: the current one of each line that one binary serves.
+pub const RELEASES: [&str; 2] = ["2.0.0", "1.5.6"];
+
+/// The version of DuckDB's C interface that is asked for; later ones have it too.
+const INTERFACE: &str = "v1.2.0";
+
+/// DuckDB's name for the platform that this runs on.
+fn platform() -> Result<&'static str, String> {
+    match (std::env::consts::OS, std::env::consts::ARCH) {
+        ("linux", "x86_64") => Ok("linux_amd64"),
+        ("linux", "aarch64") => Ok("linux_arm64"),
+        ("macos", "x86_64") => Ok("osx_amd64"),
+        ("macos", "aarch64") => Ok("osx_arm64"),
+        ("windows", "x86_64") => Ok("windows_amd64"),
+        (os, arch) => Err(format!("DuckDB has no name for {os} on {arch}")),
+    }
+}
+
+/// The footer that makes a library an extension: eight fields of 32 bytes, the last first, then room for a signature. Before it stands
+/// the header of a WebAssembly section, as in DuckDB's own extensions.
+fn footer(platform: &str) -> Vec<u8> {
+    let version = format!("v{}", env!("CARGO_PKG_VERSION"));
+    let mut bytes = b"\x00\x93\x04\x10duckdb_signature\x80\x04".to_vec();
+    for field in ["", "", "", "C_STRUCT", &version, INTERFACE, platform, "4"] {
+        let mut padded = field.as_bytes().to_vec();
+        padded.resize(32, 0);
+        bytes.extend(padded);
+    }
+    bytes.extend([0; 256]);
+    bytes
+}
+
+/// Builds the extension; gives back where it is.
+pub fn extension(release: bool) -> Result<PathBuf, String> {
+    let mut arguments = vec!["build", "-p", "mergeql-duckdb"];
+    if release {
+        arguments.push("--release");
+    }
+    run("cargo", &arguments)?;
+    let profile = target()?.join(if release { "release" } else { "debug" });
+    let library = profile.join(format!("{}mergeql_duckdb{}", std::env::consts::DLL_PREFIX, std::env::consts::DLL_SUFFIX));
+    let mut bytes = std::fs::read(&library).map_err(|e| format!("{}: {e}", library.display()))?;
+    bytes.extend(footer(platform()?));
+    let file = profile.join("mergeql.duckdb_extension");
+    // Not in place: a process may have the old one loaded.
+    let fresh = profile.join("mergeql.duckdb_extension.new");
+    std::fs::write(&fresh, bytes).and_then(|()| std::fs::rename(&fresh, &file)).map_err(|e| format!("{}: {e}", file.display()))?;
+    Ok(file)
+}
+
+/// `cargo xtask duckdb`
+pub fn build() -> Outcome {
+    let file = extension(true)?;
+    let file = file.display();
+    println!(
+        "{file}\n\n\
+         CLI     duckdb -unsigned -c \"LOAD '{file}'\"\n\
+         Python  con = duckdb.connect(config={{'allow_unsigned_extensions': 'true'}}); con.execute(\"LOAD '{file}'\")\n\
+         SQL     FROM mergeql.merge('MERGE nyc, london ON id STRATEGY salary = max, * = lww VERSION BY updated_at')"
+    );
+    Ok(())
+}
+
+/// A Python interpreter with these packages, in an environment of its own that is made once.
+pub fn python(name: &str, packages: &[&str]) -> Result<PathBuf, String> {
+    let folder = target()?.join(name);
+    let python = folder.join("bin/python");
+    let done = folder.join("packages");
+    let wanted = packages.join(" ");
+    if std::fs::read_to_string(&done).is_ok_and(|have| have == wanted) {
+        return Ok(python);
+    }
+    run("python3", &["-m", "venv", &folder.display().to_string()])?;
+    let mut install = vec!["-m", "pip", "install", "-q", "--disable-pip-version-check"];
+    install.extend(packages);
+    run(&python.display().to_string(), &install)?;
+    std::fs::write(&done, wanted).map_err(|e| e.to_string())?;
+    Ok(python)
+}
+
+/// The tests in every release of DuckDB.
+pub fn test() -> Outcome {
+    let extension = extension(false)?;
+    let mut pythons = Vec::new();
+    for release in RELEASES {
+        pythons.push(python(&format!("duckdb-{release}"), &[&format!("duckdb=={release}")])?.display().to_string());
+    }
+    run_with(
+        "cargo",
+        &["test", "-p", "mergeql-host-tests", "--test", "duckdb"],
+        &[("MERGEQL_DUCKDB_EXTENSION", &extension.display().to_string()), ("MERGEQL_DUCKDB_PYTHONS", &pythons.join(":"))],
+    )
+}
+
+fn run_with(program: &str, arguments: &[&str], environment: &[(&str, &str)]) -> Outcome {
+    let status = std::process::Command::new(program)
+        .args(arguments)
+        .envs(environment.iter().copied())
+        .current_dir(root())
+        .status()
+        .map_err(|e| format!("{program}: {e}"))?;
+    if status.success() { Ok(()) } else { Err(format!("`{program} {}` failed", arguments.join(" "))) }
+}
+
+/// `cargo xtask bench duckdb [ROWS]`: our aggregates beside DuckDB's own, in turn in one process.
+pub fn bench(rows: Option<&str>) -> Outcome {
+    let extension = extension(true)?.display().to_string();
+    for release in RELEASES {
+        let python = python(&format!("duckdb-{release}"), &[&format!("duckdb=={release}")])?;
+        let script = Path::new("xtask/bench/duckdb_aggregates.py").display().to_string();
+        run(&python.display().to_string(), &[&script, &extension, rows.unwrap_or("10000000")])?;
+    }
+    Ok(())
+}
