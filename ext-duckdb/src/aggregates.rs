@@ -3,7 +3,7 @@
 #![allow(unsafe_code)]
 
 use crate::api::{Connection, Failure, LogicalType, Pointer, drop_box, duckdb, guarded, id, leak, text};
-use crate::sorted::{MAGIC, on_init, on_size, stride};
+use crate::sorted::{on_init, on_size, stride};
 use crate::vectors::{Scratch, Text, Vector, put, put_bytes, put_value, set_null};
 use mergeql_lang::lower::DuckDb;
 use mergeql_udfs::catalog::{self, Arg, ArgKind, Entry, Input};
@@ -100,15 +100,8 @@ fn register_set(connection: &Connection, entry: &'static Entry, name: &str, stat
     for more in versions {
         for literal in literals.clone() {
             let inputs = fixed + more;
-            let function = |result: Option<Type>, order| Function {
-                name: name.to_owned(),
-                entry,
-                state,
-                configured,
-                inputs,
-                result,
-                order,
-            };
+            let function =
+                |result: Option<Type>, order| Function { name: name.to_owned(), entry, state, configured, inputs, result, order };
             let mut add = |value: LogicalType, version: Option<&Type>, function: Function, driver: &Driver| {
                 let mut parameters = Vec::new();
                 if configured {
@@ -247,29 +240,22 @@ struct Driver {
     destroy: crate::api::Destroy,
 }
 
-/// A state in DuckDB's memory: eight-byte aligned, and marked.
-#[repr(C)]
-struct Cell<S> {
-    magic: u64,
-    state: S,
-}
-
-unsafe extern "C" fn size_of_cell<S>(_: Pointer) -> u64 {
-    const { assert!(align_of::<Cell<S>>() <= 8, "DuckDB aligns states to eight bytes") };
+unsafe extern "C" fn size_of_state<S>(_: Pointer) -> u64 {
+    const { assert!(align_of::<S>() <= 8, "DuckDB aligns states to eight bytes") };
     on_size();
-    size_of::<Cell<S>>() as u64
+    size_of::<S>() as u64
 }
 
-unsafe extern "C" fn init_cell<S: Default>(_: Pointer, state: Pointer) {
+unsafe extern "C" fn init_state<S: Default>(_: Pointer, state: Pointer) {
     on_init(state);
     // SAFETY: DuckDB gives memory of the size that was asked for.
-    unsafe { state.cast::<Cell<S>>().write(Cell { magic: MAGIC, state: S::default() }) };
+    unsafe { state.cast::<S>().write(S::default()) };
 }
 
-unsafe extern "C" fn destroy_cells<S: Default>(states: *mut Pointer, count: u64) {
+unsafe extern "C" fn destroy_states<S: Default>(states: *mut Pointer, count: u64) {
     for i in 0..count as usize {
-        // SAFETY: each state was made by `init_cell`; an empty one is left behind, should it be destroyed again.
-        unsafe { drop(std::mem::take(&mut (*(*states.add(i)).cast::<Cell<S>>()).state)) };
+        // SAFETY: each state was made by `init_state`; an empty one is left behind, should it be destroyed again.
+        unsafe { drop(std::mem::take(&mut *(*states.add(i)).cast::<S>())) };
     }
 }
 
@@ -277,7 +263,7 @@ unsafe extern "C" fn destroy_cells<S: Default>(states: *mut Pointer, count: u64)
 /// `states[i]` is a live state of this kind, and no other reference to it is in use.
 unsafe fn state<'a, S>(states: *const Pointer, i: usize) -> &'a mut S {
     // SAFETY: as the caller promises.
-    unsafe { &mut (*(*states.add(i)).cast::<Cell<S>>()).state }
+    unsafe { &mut *(*states.add(i)).cast::<S>() }
 }
 
 unsafe fn info<'a, F>(info: Pointer) -> &'a F {
@@ -311,7 +297,7 @@ unsafe fn vectors(chunk: Pointer) -> Result<(Vec<Vector>, usize), Error> {
 trait FromVector: Held {
     /// # Safety
     /// The vector's values are of this kind, and there is a row `i`.
-    unsafe fn get<'a>(vector: &'a Vector, data: *const u8, i: usize) -> Self::Seen<'a>;
+    unsafe fn get<'a>(data: *const u8, i: usize) -> Self::Seen<'a>;
 
     /// # Safety
     /// `out` is a result vector of this kind with a row `i`.
@@ -322,7 +308,7 @@ macro_rules! fixed {
     ($($t:ty)*) => {$(
         impl FromVector for $t {
             #[inline]
-            unsafe fn get<'a>(_: &'a Vector, data: *const u8, i: usize) -> $t {
+            unsafe fn get<'a>(data: *const u8, i: usize) -> Self::Seen<'a> {
                 // SAFETY: as the caller promises.
                 unsafe { *data.cast::<$t>().add(i) }
             }
@@ -338,7 +324,7 @@ fixed!(bool i8 i16 i32 i64 u8 u16 u32 u64 f32 f64);
 
 impl FromVector for SmallBytes {
     #[inline]
-    unsafe fn get<'a>(_: &'a Vector, data: *const u8, i: usize) -> &'a [u8] {
+    unsafe fn get<'a>(data: *const u8, i: usize) -> &'a [u8] {
         // SAFETY: as the caller promises.
         unsafe { Text::bytes(data.cast::<Text>().add(i)) }
     }
@@ -397,12 +383,12 @@ fn slot_driver<K: Versions>(ty: &Type) -> Option<Driver> {
 
 const fn slots<V: FromVector, K: Versions>() -> Driver {
     Driver {
-        size: size_of_cell::<Slot<V, K>>,
-        init: init_cell::<Slot<V, K>>,
+        size: size_of_state::<Slot<V, K>>,
+        init: init_state::<Slot<V, K>>,
         update: update_slots::<V, K>,
         combine: combine_slots::<V, K>,
         finalize: finalize_slots::<V, K>,
-        destroy: destroy_cells::<Slot<V, K>>,
+        destroy: destroy_states::<Slot<V, K>>,
     }
 }
 
@@ -411,7 +397,7 @@ unsafe extern "C" fn update_slots<V: FromVector, K: Versions>(call: Pointer, chu
     guard(call, || unsafe {
         let function: &Function = info(call);
         let (vectors, rows) = vectors(chunk)?;
-        let step = stride(states, rows);
+        let step = stride(states);
         if function.order.least {
             offer_all::<V, K, true>(&vectors, rows, function.order, states, step);
         } else {
@@ -434,7 +420,7 @@ unsafe fn offer_all<V: FromVector, K: Versions, const LEAST: bool>(
     for i in 0..rows {
         if vector.is_valid(i) {
             // SAFETY: as the caller promises.
-            unsafe { state::<Slot<V, K>>(states, i * step).offer::<LEAST>(V::get(vector, data, i), K::key(&versions, i)) };
+            unsafe { state::<Slot<V, K>>(states, i * step).offer::<LEAST>(V::get(data, i), K::key(&versions, i)) };
         }
     }
 }
@@ -479,12 +465,12 @@ unsafe extern "C" fn finalize_slots<V: FromVector, K: Versions>(
 // States that are objects.
 
 const OBJECT: Driver = Driver {
-    size: size_of_cell::<Object>,
-    init: init_cell::<Object>,
+    size: size_of_state::<Object>,
+    init: init_state::<Object>,
     update: update_objects,
     combine: combine_objects,
     finalize: finalize_objects,
-    destroy: destroy_cells::<Object>,
+    destroy: destroy_states::<Object>,
 };
 
 /// The state of any strategy, once a row gave its configuration.
@@ -541,7 +527,7 @@ unsafe extern "C" fn update_objects(call: Pointer, chunk: Pointer, states: *mut 
         let settings: Vec<&Vector> = vectors[..first].iter().chain(&vectors[first + function.inputs..]).collect();
         let scratch: Vec<Scratch<'_>> = inputs.iter().map(|v| v.scratch(rows)).collect();
         let columns: Vec<Column<'_>> = inputs.iter().zip(&scratch).map(|(v, s)| v.column(s, rows)).collect();
-        let step = stride(states, rows);
+        let step = stride(states);
         let mut bound: Option<Bound> = None;
         let mut row = Vec::with_capacity(columns.len());
         for i in 0..rows {
@@ -631,12 +617,12 @@ fn merges(connection: &Connection) -> Result<(), String> {
     let mut set = Set::new("crdt_merge");
     let blob = LogicalType::of_id(id::BLOB);
     let driver = Driver {
-        size: size_of_cell::<Joined>,
-        init: init_cell::<Joined>,
+        size: size_of_state::<Joined>,
+        init: init_state::<Joined>,
         update: update_joined,
         combine: combine_joined,
         finalize: finalize_joined,
-        destroy: destroy_cells::<Joined>,
+        destroy: destroy_states::<Joined>,
     };
     set.add(std::slice::from_ref(&blob), &blob, (), &driver)?;
     set.register(connection)
@@ -656,7 +642,7 @@ unsafe extern "C" fn update_joined(call: Pointer, chunk: Pointer, states: *mut P
     // SAFETY: as in `update_objects`.
     guard(call, || unsafe {
         let (vectors, rows) = vectors(chunk)?;
-        let step = stride(states, rows);
+        let step = stride(states);
         for i in 0..rows {
             if let Value::Bytes(bytes) = vectors[0].value(i) {
                 state::<Joined>(states, i * step).join(&bytes)?;

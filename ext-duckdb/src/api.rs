@@ -154,11 +154,6 @@ slots! {
 
 static API: OnceLock<Api> = OnceLock::new();
 
-/// The functions, once loaded.
-pub fn api() -> Option<&'static Api> {
-    API.get()
-}
-
 /// The functions; every callback runs after [`load`].
 #[inline]
 pub fn duckdb() -> &'static Api {
@@ -353,9 +348,7 @@ impl LogicalType {
                 let names: Vec<CString> = fields.iter().map(|(name, _)| text(name)).collect();
                 let mut types: Vec<Pointer> = types.iter().map(|t| t.0).collect();
                 let names: Vec<*const c_char> = names.iter().map(|n| n.as_ptr()).collect();
-                return LogicalType(unsafe {
-                    (api.create_struct_type)(types.as_mut_ptr(), names.as_ptr(), fields.len() as u64)
-                });
+                return LogicalType(unsafe { (api.create_struct_type)(types.as_mut_ptr(), names.as_ptr(), fields.len() as u64) });
             }
         };
         LogicalType::of_id(id)

@@ -20,8 +20,7 @@ pub mod sorted;
 pub mod statements;
 pub mod vectors;
 
-use api::{Access, Pointer, api, text};
-use std::ffi::c_char;
+use api::{Access, Pointer, text};
 
 /// Where DuckDB enters.
 ///
@@ -52,11 +51,6 @@ pub unsafe extern "C" fn mergeql_init_c_api(info: Pointer, access: *const Access
         Err(_) => "mergeql could not be set up".to_owned(),
     };
     // SAFETY: the text lives until DuckDB has copied it.
-    unsafe { (access.set_error)(info, text(&error).as_ptr() as *const c_char) };
+    unsafe { (access.set_error)(info, text(&error).as_ptr()) };
     false
-}
-
-/// The version of DuckDB's interface that must be there.
-pub fn is_loaded() -> bool {
-    api().is_some()
 }

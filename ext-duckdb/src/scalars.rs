@@ -11,7 +11,12 @@ use mergeql_udfs::{Type, Value, catalog};
 /// Registers every scalar function, and the table of strategies.
 pub fn register(connection: &Connection) -> Result<(), String> {
     let own = [
-        Function { name: "mergeql_exact_double", arguments: 1..=1, returns: Type::Float64, run: |a| a[0].clone().widen(&Type::Float64) },
+        Function {
+            name: "mergeql_exact_double",
+            arguments: 1..=1,
+            returns: Type::Float64,
+            run: |a| a[0].clone().widen(&Type::Float64),
+        },
         Function { name: "mergeql_widens", arguments: 2..=2, returns: Type::Boolean, run: widens },
         Function { name: "mergeql_sql", arguments: 1..=1, returns: Type::Text, run: statements::sql },
         Function { name: "mergeql_schema", arguments: 1..=usize::MAX, returns: Type::Text, run: statements::schema },
@@ -25,7 +30,10 @@ pub fn register(connection: &Connection) -> Result<(), String> {
             usize::MAX => vec![Overload { parameters: Vec::new(), rest: Some(any()) }],
             most => (least..=most).map(|n| Overload { parameters: (0..n).map(|_| any()).collect(), rest: None }).collect(),
         };
-        add_set(connection, name, overloads, &function.returns.clone(), || Row { run: function.run, returns: function.returns.clone() })?;
+        add_set(connection, name, overloads, &function.returns.clone(), || Row {
+            run: function.run,
+            returns: function.returns.clone(),
+        })?;
     }
     // Keys keep their type: canonical zeros and NaNs come in every type that holds floats.
     for ty in [Type::Float32, Type::Float64, Type::List(Box::new(Type::Float32)), Type::List(Box::new(Type::Float64))] {
@@ -93,8 +101,7 @@ unsafe extern "C" fn run(call: Pointer, chunk: Pointer, out: Pointer) {
     let work = || unsafe {
         let row: &Row = &*(api.scalar_function_get_extra_info)(call).cast();
         let columns = (api.data_chunk_get_column_count)(chunk);
-        let vectors =
-            (0..columns).map(|c| Vector::new((api.data_chunk_get_vector)(chunk, c))).collect::<Result<Vec<_>, _>>()?;
+        let vectors = (0..columns).map(|c| Vector::new((api.data_chunk_get_vector)(chunk, c))).collect::<Result<Vec<_>, _>>()?;
         let mut arguments = Vec::with_capacity(vectors.len());
         for i in 0..(api.data_chunk_get_size)(chunk) as usize {
             arguments.clear();
@@ -149,15 +156,8 @@ unsafe extern "C" fn fill_strategies(info: Pointer, chunk: Pointer) {
         }
         for (i, entry) in catalog::all().iter().enumerate() {
             let spec = entry.spec();
-            let row = [
-                spec.name,
-                &spec.aliases.join(", "),
-                &spec.usage(),
-                spec.takes,
-                &catalog::LAWS.join(", "),
-                spec.since,
-                spec.title,
-            ];
+            let row =
+                [spec.name, &spec.aliases.join(", "), &spec.usage(), spec.takes, &catalog::LAWS.join(", "), spec.since, spec.title];
             for (column, value) in row.iter().enumerate() {
                 put_bytes((api.data_chunk_get_vector)(chunk, column as u64), i, value.as_bytes());
             }

@@ -98,8 +98,12 @@ fn create_strategy(or_replace: bool, name: &Name, body: StrategyBody) -> Result<
     if user.get(&name.value) != Some(&body) {
         check_strategy(&user, or_replace, name, &body)?;
         if matches!(body, StrategyBody::Fold { compact: true, .. }) {
-            return Err(Diagnostic::at(Code::UnverifiedStrategy, name.span, "DuckDB cannot verify a fold, so it cannot be COMPACT")
-                .help("leave COMPACT out: a fold over the set of values is lawful for any expression"));
+            return Err(Diagnostic::at(
+                Code::UnverifiedStrategy,
+                name.span,
+                "DuckDB cannot verify a fold, so it cannot be COMPACT",
+            )
+            .help("leave COMPACT out: a fold over the set of values is lawful for any expression"));
         }
         user.insert(name.value.clone(), body);
     }
@@ -264,8 +268,12 @@ fn write(statement: &str, merge: &Merge) -> Result<String> {
                 "json" => "FORMAT json, ARRAY true",
                 "ndjson" | "jsonl" => "FORMAT json",
                 _ => {
-                    return Err(Diagnostic::at(Code::InvalidArgument, path.span, format!("the ending of `{}` tells no format", path.value))
-                        .help("write to .csv, .tsv, .json, .ndjson or .parquet"));
+                    return Err(Diagnostic::at(
+                        Code::InvalidArgument,
+                        path.span,
+                        format!("the ending of `{}` tells no format", path.value),
+                    )
+                    .help("write to .csv, .tsv, .json, .ndjson or .parquet"));
                 }
             };
             Ok(format!("COPY ({query}) TO {} ({format})", literal(&path.value)))
@@ -391,4 +399,3 @@ fn bound_sql(statement: &str, types: &[String]) -> Result<String> {
          (SELECT {columns} FROM ({query}) AS m WHERE {null} EXCEPT SELECT {columns} FROM {target})"
     ))
 }
-

@@ -222,9 +222,23 @@ impl Vector {
             id::VARCHAR | id::BLOB => {
                 Scratch::Slices((0..rows).map(|i| if self.is_valid(i) { self.bytes(i) } else { &[][..] }).collect())
             }
-            id::TINYINT | id::SMALLINT | id::INTEGER | id::BIGINT | id::UTINYINT | id::USMALLINT | id::UINTEGER | id::UBIGINT
-            | id::FLOAT | id::DOUBLE | id::DATE | id::TIME | id::TIMESTAMP | id::TIMESTAMP_S | id::TIMESTAMP_MS
-            | id::TIMESTAMP_NS | id::TIMESTAMP_TZ => Scratch::Direct,
+            id::TINYINT
+            | id::SMALLINT
+            | id::INTEGER
+            | id::BIGINT
+            | id::UTINYINT
+            | id::USMALLINT
+            | id::UINTEGER
+            | id::UBIGINT
+            | id::FLOAT
+            | id::DOUBLE
+            | id::DATE
+            | id::TIME
+            | id::TIMESTAMP
+            | id::TIMESTAMP_S
+            | id::TIMESTAMP_MS
+            | id::TIMESTAMP_NS
+            | id::TIMESTAMP_TZ => Scratch::Direct,
             _ => Scratch::Values((0..rows).map(|i| self.value(i)).collect()),
         }
     }

@@ -69,8 +69,23 @@ pub fn find_strategy<'a>(user: &'a UserStrategies, name: &Name) -> Result<&'a st
 /// Functions, on any host, that give another answer each time.
 fn changes(function: &str) -> bool {
     const NAMES: [&str; 18] = [
-        "random", "rand", "setseed", "uuid", "uuidv4", "uuidv7", "gen_random_uuid", "now", "today", "current_timestamp",
-        "current_date", "current_time", "localtime", "localtimestamp", "clock_timestamp", "transaction_timestamp", "nextval",
+        "random",
+        "rand",
+        "setseed",
+        "uuid",
+        "uuidv4",
+        "uuidv7",
+        "gen_random_uuid",
+        "now",
+        "today",
+        "current_timestamp",
+        "current_date",
+        "current_time",
+        "localtime",
+        "localtimestamp",
+        "clock_timestamp",
+        "transaction_timestamp",
+        "nextval",
         "getvariable",
     ];
     NAMES.iter().any(|name| name.eq_ignore_ascii_case(function))

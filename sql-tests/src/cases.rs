@@ -162,15 +162,15 @@ impl Case {
     /// # Errors
     /// `type_mismatch` for a source that is no table.
     pub fn tables(&self, turn: usize) -> Result<Vec<(&str, RecordBatch)>, MergeError> {
-        let table = |(name, rows): &'_ (String, Vec<Json>)| {
-            let mut rows = rows.clone();
+        let table = |rows: &[Json]| {
+            let mut rows = rows.to_vec();
             let n = rows.len();
             if n > 0 {
                 rows.rotate_left(turn % n);
             }
             batch(&rows)
         };
-        self.sources.iter().map(|source| Ok((source.0.as_str(), table(source)?))).collect()
+        self.sources.iter().map(|(name, rows)| Ok((name.as_str(), table(rows)?))).collect()
     }
 
     /// Whether a result, or the text of an error, is the expected one; otherwise what differs.

@@ -71,11 +71,9 @@ impl<S: Strategy> Partial for Single<S> {
     fn join(&mut self, other: &dyn Partial) -> Result<()> {
         match (other as &dyn Any).downcast_ref::<Single<S>>() {
             Some(other) => self.state.join(&other.state),
-            None => Err(Error::type_mismatch(format!(
-                "a state of `{}` cannot join one of `{}`",
-                other.spec().name,
-                self.spec().name
-            ))),
+            None => {
+                Err(Error::type_mismatch(format!("a state of `{}` cannot join one of `{}`", other.spec().name, self.spec().name)))
+            }
         }
     }
 

@@ -266,9 +266,7 @@ impl Machine for Scattered {
         }
         let text = |b: &[u8]| Value::text(std::str::from_utf8(b).unwrap());
         let value = match (&self.1, self.0.order().unwrap().least) {
-            (Type::Text, false) => {
-                self.slots::<SmallBytes, false>(rows, cuts, |s, v, k| s.offer::<false>(bytes(v), k), text)
-            }
+            (Type::Text, false) => self.slots::<SmallBytes, false>(rows, cuts, |s, v, k| s.offer::<false>(bytes(v), k), text),
             (Type::Text, true) => self.slots::<SmallBytes, true>(rows, cuts, |s, v, k| s.offer::<true>(bytes(v), k), text),
             (_, false) => self.slots::<f64, false>(rows, cuts, |s, v, k| s.offer::<false>(float(v), k), Value::float),
             (_, true) => self.slots::<f64, true>(rows, cuts, |s, v, k| s.offer::<true>(float(v), k), Value::float),

@@ -4,6 +4,7 @@
 use mergeql::{Config, MergeContext};
 use mergeql_host_tests::Host;
 use mergeql_sql_tests::cases;
+use mergeql_sql_tests::pages::blocks;
 use mergeql_udfs::laws::{Machine, Store, rows_of};
 use mergeql_udfs::{Call, Type, Value, catalog};
 use sqllogictest::Runner;
@@ -47,10 +48,7 @@ async fn every_slt_file_passes() {
 }
 
 /// Runs every record of a file, past failures.
-async fn each_record<D, M>(
-    runner: &mut Runner<D, M>,
-    file: &std::path::Path,
-) -> Vec<(u32, Result<(), sqllogictest::TestError>)>
+async fn each_record<D, M>(runner: &mut Runner<D, M>, file: &std::path::Path) -> Vec<(u32, Result<(), sqllogictest::TestError>)>
 where
     D: sqllogictest::AsyncDB<ColumnType = sqllogictest::DefaultColumnType>,
     M: sqllogictest::MakeConnection<Conn = D>,
@@ -84,9 +82,11 @@ async fn every_case_gives_its_rows() {
                 for (i, (name, batch)) in case.tables(1).map_err(|e| e.to_string())?.into_iter().enumerate() {
                     // DuckDB has no tables without columns, and no columns without a type: a column of NULLs is left out.
                     let typed = |i: &usize| !batch.schema().field(*i).data_type().is_null();
-                    let batch = batch.project(&(0..batch.num_columns()).filter(typed).collect::<Vec<_>>()).map_err(|e| e.to_string())?;
+                    let batch =
+                        batch.project(&(0..batch.num_columns()).filter(typed).collect::<Vec<_>>()).map_err(|e| e.to_string())?;
                     if batch.num_columns() == 0 {
-                        host.execute(&format!("CREATE OR REPLACE TABLE \"{name}\" AS SELECT NULL AS id, NULL AS _none LIMIT 0")).unwrap();
+                        host.execute(&format!("CREATE OR REPLACE TABLE \"{name}\" AS SELECT NULL AS id, NULL AS _none LIMIT 0"))
+                            .unwrap();
                     } else {
                         let path = file(&format!("source-{i}.parquet"));
                         let schema = batch.schema();
@@ -164,13 +164,16 @@ fn every_aggregate_keeps_the_laws_and_the_bytes() {
                     let columns: Vec<String> = (0..call.inputs.len()).map(|i| format!("c{i}")).collect();
                     let columns = columns.join(", ");
                     let values: Vec<String> = rows.iter().map(|r| format!("({r})")).collect();
-                    host.execute(&format!("CREATE OR REPLACE TABLE rows AS SELECT * FROM (VALUES {}) AS t({columns})", values.join(", ")))
-                        .unwrap();
+                    host.execute(&format!(
+                        "CREATE OR REPLACE TABLE rows AS SELECT * FROM (VALUES {}) AS t({columns})",
+                        values.join(", ")
+                    ))
+                    .unwrap();
                     let with = call.to_json().replace('\'', "''");
                     let state = format!("crdt_{name}_state_with('{with}', {columns})");
                     let expected = {
                         let store = Store::new(entry.bind(&call).unwrap(), true);
-                        let rows = mergeql_udfs::laws::rows_of(entry, &call);
+                        let rows = rows_of(entry, &call);
                         // Only the rows that SQL could say.
                         let rows: Vec<_> = rows.into_iter().filter(|r| sayable(r)).collect();
                         store.run(&rows, &[]).unwrap().0.map_or("NULL".to_owned(), |b| Value::Bytes(b.into()).to_string())
@@ -179,7 +182,11 @@ fn every_aggregate_keeps_the_laws_and_the_bytes() {
                         assert_eq!(one(&mut host, &format!("SELECT {state} FROM {from}")), expected, "{name} {call:?} from {from}");
                     }
                     let parts = format!("SELECT {state} AS s FROM rows GROUP BY random() < 0.5, hash({columns}) % 3");
-                    assert_eq!(one(&mut host, &format!("SELECT crdt_merge(s) FROM ({parts})")), expected, "{name} {call:?} in parts");
+                    assert_eq!(
+                        one(&mut host, &format!("SELECT crdt_merge(s) FROM ({parts})")),
+                        expected,
+                        "{name} {call:?} in parts"
+                    );
                     checked += 1;
                 }
             }
@@ -225,16 +232,21 @@ fn aggregates_work_wherever_duckdb_lets_them() {
         for (ours, theirs) in pairs {
             let differ = |group: &str| {
                 format!(
-                    "SELECT count(*) FROM (SELECT {group}, {ours} AS a FROM t GROUP BY ROLLUP ({group}) EXCEPT \
-                     SELECT {group}, {theirs} AS a FROM t GROUP BY ROLLUP ({group}))"
+                    "SELECT count(*) FROM (SELECT {group} AS g, {ours} AS a FROM t GROUP BY ROLLUP ({group}) EXCEPT \
+                     SELECT {group} AS g, {theirs} AS a FROM t GROUP BY ROLLUP ({group}))"
                 )
             };
-            assert_eq!(one(&mut host, &differ("k")), "0", "{ours} in {python}");
+            // Many groups, few, one, and groups of one row.
+            for group in ["k", "k % 2", "k < 1000", "s"] {
+                assert_eq!(one(&mut host, &differ(group)), "0", "{ours} by {group} in {python}");
+            }
             if ours.contains(['D', 'F']) || ours.contains("ORDER") || ours.contains("gset") {
                 continue;
             }
             for window in windows {
-                let sql = format!("SELECT count(*) FROM (SELECT {ours} {window} AS a, {theirs} {window} AS b FROM t) WHERE a IS DISTINCT FROM b");
+                let sql = format!(
+                    "SELECT count(*) FROM (SELECT {ours} {window} AS a, {theirs} {window} AS b FROM t) WHERE a IS DISTINCT FROM b"
+                );
                 assert_eq!(one(&mut host, &sql), "0", "{ours} {window} in {python}");
             }
         }
@@ -294,7 +306,9 @@ fn statements_see_what_their_caller_sees() {
         run("CREATE TABLE nyc AS SELECT 1 AS id, 90 AS salary, 'x,y' AS tags, TIMESTAMP '2024-01-01' AS updated_at");
         run("BEGIN");
         run("INSERT INTO nyc VALUES (2, 70, 'z', '2024-02-01')");
-        run("CREATE TEMP TABLE london AS SELECT 1 AS id, 95 AS salary, 'w' AS tags, TIMESTAMP '2024-03-01' AS updated_at, 'new' AS extra");
+        run(
+            "CREATE TEMP TABLE london AS SELECT 1 AS id, 95 AS salary, 'w' AS tags, TIMESTAMP '2024-03-01' AS updated_at, 'new' AS extra",
+        );
         let file = path("late.parquet");
         run(&format!("COPY (SELECT 3 AS id, 1 AS salary) TO '{file}' (FORMAT parquet)"));
         let merge = format!("MERGE nyc, london, '{file}' ON id STRATEGY salary = max, tags = union, * = lww VERSION BY updated_at");
@@ -306,17 +320,65 @@ fn statements_see_what_their_caller_sees() {
         let copy = path("out.csv");
         run(&format!("{merge} INTO OR REPLACE '{copy}'"));
         run(&format!("COPY (FROM mergeql.merge('{quoted}')) TO '{copy}' (HEADER)"));
-        run("MERGE INTO nyc USING (SELECT * EXCLUDE extra FROM london) AS l ON id STRATEGY salary = max, tags = union, updated_at = max");
-        run("MERGE INTO nyc USING (SELECT * EXCLUDE extra FROM london) AS l ON id STRATEGY salary = max, tags = union, updated_at = max");
+        run(
+            "MERGE INTO nyc USING (SELECT * EXCLUDE extra FROM london) AS l ON id STRATEGY salary = max, tags = union, updated_at = max",
+        );
+        run(
+            "MERGE INTO nyc USING (SELECT * EXCLUDE extra FROM london) AS l ON id STRATEGY salary = max, tags = union, updated_at = max",
+        );
         for table in ["v", "made", "scanned", "written", &format!("'{copy}'")] {
             let rows = "string_agg(concat_ws('|', id, salary, tags, extra), ' ' ORDER BY id)";
             assert_eq!(one(&mut host, &format!("SELECT {rows} FROM {table}")), "1|95|w,x,y|new 2|70|z 3|1", "{table} in {python}");
         }
-        assert_eq!(one(&mut host, "SELECT string_agg(concat_ws('|', id, salary, tags), ' ' ORDER BY id) FROM nyc"), "1|95|w,x,y 2|70|z");
+        assert_eq!(
+            one(&mut host, "SELECT string_agg(concat_ws('|', id, salary, tags), ' ' ORDER BY id) FROM nyc"),
+            "1|95|w,x,y 2|70|z"
+        );
         let joined = "WITH c AS (SELECT 2 AS id, 99 AS salary) SELECT sum(m.salary) FROM mergeql.merge('MERGE nyc, c ON id STRATEGY * = max') AS m JOIN nyc USING (id)";
         assert_eq!(one(&mut host, joined), "194");
         host.execute("ROLLBACK").unwrap();
         let explained = host.query("EXPLAIN MERGE nyc ON id STRATEGY salary = max").unwrap().unwrap();
         assert!(explained.iter().any(|r| r[0].as_deref() == Some("key")), "{explained:?}");
+    }
+}
+
+/// Every block of the DuckDB page runs, and gives what the page says.
+#[test]
+fn the_page_says_what_comes_out() {
+    let page = include_str!("../../../docs/hosts/duckdb.md");
+    let extension = std::env::var("MERGEQL_DUCKDB_EXTENSION").unwrap();
+    for python in pythons() {
+        let mut host = start(&python, 2);
+        let mut script = String::new();
+        let mut said = String::new();
+        for block in blocks(page) {
+            let code = block.code.replace("mergeql.duckdb_extension", &extension);
+            let expected = block.expected.unwrap_or_default();
+            if block.language == "python" {
+                // One session: later blocks go on where earlier ones ended.
+                script.push_str(&code);
+                said.push_str(&expected);
+                continue;
+            }
+            assert_eq!(block.language, "sql");
+            let mut gives = String::new();
+            for statement in mergeql_lang::split(&code).unwrap() {
+                match host.query(statement) {
+                    Ok(rows) => rows.into_iter().flatten().for_each(|row| {
+                        let cells: Vec<String> = row.into_iter().map(|c| c.unwrap_or_else(|| "NULL".to_owned())).collect();
+                        gives.push_str(&(cells.join(" | ") + "\n"));
+                    }),
+                    Err(e) => gives.push_str(&e.0[e.0.find("error[").unwrap_or(0)..]),
+                }
+            }
+            match expected.strip_prefix("error[") {
+                Some(_) => assert!(gives.starts_with(expected.trim_end()), "{code}--- gives\n{gives}"),
+                None if code.starts_with("CREATE") => assert!(!gives.contains("error"), "{code}--- gives\n{gives}"),
+                None => assert_eq!(gives, expected, "{code}"),
+            }
+        }
+        let output = std::process::Command::new(&python).args(["-c", &script]).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert_eq!(String::from_utf8_lossy(&output.stdout), said);
     }
 }

@@ -3,39 +3,7 @@
 use crate::slt::show;
 use mergeql::columns::value_at;
 use mergeql::{Config, MergeContext};
-
-/// The blocks of a page: `sql` blocks with the `text` block that follows at once.
-fn blocks(page: &str) -> Vec<(String, Option<String>)> {
-    let mut blocks: Vec<(String, Option<String>)> = Vec::new();
-    let mut open: Option<(&str, String)> = None;
-    let mut adjacent = false;
-    for line in page.lines() {
-        match (&mut open, line) {
-            (None, "```sql") => open = Some(("sql", String::new())),
-            (None, "```text") => open = Some(("text", String::new())),
-            (None, l) if l.starts_with("```") => open = Some(("other", String::new())),
-            (None, l) => adjacent &= l.trim().is_empty(),
-            (Some(_), "```") => match open.take() {
-                Some(("sql", text)) => {
-                    blocks.push((text, None));
-                    adjacent = true;
-                }
-                Some(("text", text)) if adjacent => {
-                    if let Some(last) = blocks.last_mut() {
-                        last.1 = Some(text);
-                    }
-                    adjacent = false;
-                }
-                _ => adjacent = false,
-            },
-            (Some((_, text)), l) => {
-                text.push_str(l);
-                text.push('\n');
-            }
-        }
-    }
-    blocks
-}
+use mergeql_sql_tests::pages::blocks;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_sql_block_gives_what_the_page_says() {
@@ -46,7 +14,9 @@ async fn every_sql_block_gives_what_the_page_says() {
     let (mut count, mut failures) = (0, Vec::new());
     for page in pages.iter().filter(|p| p.extension().is_some_and(|e| e == "md")) {
         let context = MergeContext::new(Config::default()).unwrap();
-        for (sql, expected) in blocks(&std::fs::read_to_string(page).unwrap()) {
+        let page_blocks = blocks(&std::fs::read_to_string(page).unwrap());
+        for block in page_blocks.into_iter().filter(|b| b.language == "sql") {
+            let (sql, expected) = (block.code, block.expected);
             count += 1;
             let result = async { Ok::<_, mergeql::MergeError>(context.sql(&sql).await?.collect().await?) };
             let mut rows = String::new();
