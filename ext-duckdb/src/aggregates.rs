@@ -7,7 +7,8 @@ use crate::sorted::{on_init, on_size, stride};
 use crate::vectors::{Scratch, Text, Vector, put, put_bytes, put_value, set_null};
 use mergeql_lang::lower::DuckDb;
 use mergeql_udfs::catalog::{self, Arg, ArgKind, Entry, Input};
-use mergeql_udfs::slot::{Held, Key, Slot, SmallBytes};
+use mergeql_udfs::slot::{Held, Key, Parts, Slot, SmallBytes};
+use mergeql_udfs::value::order_key::order_key;
 use mergeql_udfs::{Aggregate, AnyState, Call, Column, Error, Order, Partial, Type, Unit, Value, VersionKeys};
 use std::sync::Arc;
 
@@ -128,21 +129,21 @@ fn register_set(connection: &Connection, entry: &'static Entry, name: &str, stat
                 }
                 results.push(result.clone());
                 let simple = (!configured && literal == 0).then(|| bound.order()).flatten();
-                match (simple, inputs) {
-                    (Some(order), 1) => match slot_driver::<()>(&ty) {
-                        Some(driver) => add(LogicalType::of(&ty), None, function(Some(result), order), &driver)?,
-                        None => add(LogicalType::of(&ty), None, function(Some(result), NONE), &OBJECT)?,
-                    },
-                    (Some(order), 2) => {
-                        if let Some(driver) = slot_driver::<u64>(&ty) {
-                            for version in native_types().iter().filter(|v| VersionKeys::takes(v)) {
-                                add(LogicalType::of(&ty), Some(version), function(Some(result.clone()), order), &driver)?;
-                            }
-                        }
-                        add(LogicalType::of(&ty), None, function(Some(result), NONE), &OBJECT)?;
+                let Some(order) = simple else {
+                    add(LogicalType::of(&ty), None, function(Some(result), NONE), &OBJECT)?;
+                    continue;
+                };
+                // A version of one fixed-width part is an integer; others are bytes.
+                if let (2, Some(driver)) = (inputs, slot_driver::<u64>(&ty)) {
+                    for version in native_types().iter().filter(|v| VersionKeys::takes(v)) {
+                        add(LogicalType::of(&ty), Some(version), function(Some(result.clone()), order), &driver)?;
                     }
-                    _ => add(LogicalType::of(&ty), None, function(Some(result), NONE), &OBJECT)?,
                 }
+                let driver = match inputs {
+                    1 => slot_driver::<()>(&ty),
+                    inputs => parts_driver(&ty, inputs - 1, order.flip_version),
+                };
+                add(LogicalType::of(&ty), None, function(Some(result), order), &driver.unwrap_or(OBJECT))?;
             }
             results.dedup();
             // A result that is the same for every type needs no type; else this overload is only there to say what to write.
@@ -337,22 +338,20 @@ impl FromVector for SmallBytes {
 
 /// The versions of a chunk's rows.
 trait Versions: Key {
-    type Of;
-    fn of(vectors: &[Vector], rows: usize, order: Order) -> Self::Of;
-    fn key(versions: &Self::Of, i: usize) -> Option<Self>;
+    type Of<'a>;
+    fn of<'a>(vectors: &'a [Vector], rows: usize, order: Order) -> Self::Of<'a>;
+    fn key<'a>(versions: &'a Self::Of<'_>, i: usize) -> Self::Seen<'a>;
 }
 
 impl Versions for () {
-    type Of = ();
+    type Of<'a> = ();
     fn of(_: &[Vector], _: usize, _: Order) {}
     #[inline]
-    fn key((): &(), _: usize) -> Option<()> {
-        None
-    }
+    fn key(_: &(), _: usize) {}
 }
 
 impl Versions for u64 {
-    type Of = VersionKeys;
+    type Of<'a> = VersionKeys;
     fn of(vectors: &[Vector], rows: usize, order: Order) -> VersionKeys {
         let scratch = vectors[1].scratch(rows);
         VersionKeys::of(&vectors[1].column(&scratch, rows), &vectors[1].ty, rows, order.flip_version)
@@ -360,6 +359,66 @@ impl Versions for u64 {
     #[inline]
     fn key(versions: &VersionKeys, i: usize) -> Option<u64> {
         versions.present[i].then_some(versions.keys[i])
+    }
+}
+
+/// One part of the versions of a chunk's rows, as bytes of the same order.
+enum Part<'a> {
+    Text(&'a Vector),
+    Fixed(Vec<[u8; 8]>, Vec<bool>),
+    Other(Vec<Option<Vec<u8>>>),
+}
+
+impl<'a> Part<'a> {
+    fn of(vector: &'a Vector, rows: usize) -> Part<'a> {
+        match &vector.ty {
+            Type::Text | Type::Bytes if vector.is_plain() => Part::Text(vector),
+            ty if VersionKeys::takes(ty) => {
+                let scratch = vector.scratch(rows);
+                let keys = VersionKeys::of(&vector.column(&scratch, rows), ty, rows, false);
+                Part::Fixed(keys.keys.into_iter().map(u64::to_be_bytes).collect(), keys.present)
+            }
+            _ => {
+                let key = |value: Value| (!value.is_null() && !value.is_nan()).then(|| order_key(&value));
+                Part::Other((0..rows).map(|i| key(vector.value(i))).collect())
+            }
+        }
+    }
+
+    #[inline]
+    fn get(&self, i: usize) -> Option<&[u8]> {
+        match self {
+            // SAFETY: the vector is of text or bytes, and has a row `i`.
+            Part::Text(vector) => vector.is_valid(i).then(|| unsafe { SmallBytes::get(vector.data(), i) }),
+            Part::Fixed(keys, present) => present[i].then(|| &keys[i][..]),
+            Part::Other(keys) => keys[i].as_deref(),
+        }
+    }
+}
+
+impl<const N: usize, const OLDEST: bool> Versions for Parts<N, OLDEST> {
+    type Of<'a> = [Part<'a>; N];
+    fn of(vectors: &[Vector], rows: usize, _: Order) -> [Part<'_>; N] {
+        std::array::from_fn(|i| Part::of(&vectors[i + 1], rows))
+    }
+    #[inline]
+    fn key<'a>(versions: &'a [Part<'_>; N], i: usize) -> [Option<&'a [u8]>; N] {
+        std::array::from_fn(|part| versions[part].get(i))
+    }
+}
+
+/// The driver of versions of so many parts, of any types.
+fn parts_driver(ty: &Type, parts: usize, oldest: bool) -> Option<Driver> {
+    match (parts, oldest) {
+        (1, false) => slot_driver::<Parts<1, false>>(ty),
+        (1, true) => slot_driver::<Parts<1, true>>(ty),
+        (2, false) => slot_driver::<Parts<2, false>>(ty),
+        (2, true) => slot_driver::<Parts<2, true>>(ty),
+        (3, false) => slot_driver::<Parts<3, false>>(ty),
+        (3, true) => slot_driver::<Parts<3, true>>(ty),
+        (4, false) => slot_driver::<Parts<4, false>>(ty),
+        (4, true) => slot_driver::<Parts<4, true>>(ty),
+        _ => None,
     }
 }
 

@@ -123,6 +123,12 @@ impl Vector {
         self.validity.is_null() || unsafe { *self.validity.add(i >> 6) } >> (i & 63) & 1 == 1
     }
 
+    /// Whether texts lie in the vector itself: an ENUM's do not.
+    #[inline]
+    pub fn is_plain(&self) -> bool {
+        self.id != id::ENUM
+    }
+
     /// Where the values lie.
     #[inline]
     pub fn data(&self) -> *const u8 {

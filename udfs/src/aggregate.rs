@@ -184,7 +184,7 @@ pub trait Strategy: Debug + Send + Sync + Sized + 'static {
         false
     }
 
-    /// The order of candidates, where the state is just the strongest (value, at most one version) that was seen.
+    /// The order of candidates, where the state is just the strongest (value, version) that was seen.
     fn order(&self) -> Option<Order> {
         None
     }

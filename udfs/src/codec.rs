@@ -3,7 +3,8 @@
 //! `"MQ"` · version · type id · flags · varint body length · body · crc32c of all before it, little-endian.
 
 use crate::error::{Code, Error, Result};
-use crate::value::{Value, canonical};
+use crate::value::{Value, canonical, packed};
+use std::cmp::Ordering;
 use std::io::Read;
 use std::sync::Arc;
 
@@ -45,6 +46,27 @@ pub struct Writer {
 }
 
 impl Writer {
+    /// A writer of nothing yet.
+    pub const fn new() -> Writer {
+        Writer { out: Vec::new() }
+    }
+
+    /// Forgets what was written, to be used again.
+    pub fn clear(&mut self) {
+        self.out.clear();
+    }
+
+    /// Bytes as they are.
+    pub fn raw(&mut self, bytes: &[u8]) {
+        self.out.extend_from_slice(bytes);
+    }
+
+    /// A tagged text.
+    pub fn text(&mut self, text: &str) {
+        self.byte(tag::TEXT);
+        self.bytes(text.as_bytes());
+    }
+
     /// What was written.
     pub fn as_bytes(&self) -> &[u8] {
         &self.out
@@ -98,10 +120,7 @@ impl Writer {
                 self.byte(*scale);
                 self.signed(*unscaled);
             }
-            Value::Text(v) => {
-                self.byte(tag::TEXT);
-                self.bytes(v.as_bytes());
-            }
+            Value::Text(v) => self.text(v),
             Value::Bytes(v) => {
                 self.byte(tag::BYTES);
                 self.bytes(v);
@@ -323,6 +342,63 @@ impl<'a> Reader<'a> {
         })
     }
 
+    /// The bytes of a tagged value, held to its canonical form without being built.
+    ///
+    /// # Errors
+    /// As [`Reader::value`].
+    pub fn skip(&mut self) -> Result<&'a [u8]> {
+        let before = self.rest;
+        let tag = self.byte()?;
+        if self.depth >= MAX_DEPTH {
+            return Err(Error::corrupt_state(format!("values in the state nest deeper than {MAX_DEPTH}")));
+        }
+        match tag {
+            tag::TEXT => drop(self.text()?),
+            tag::BYTES => drop(self.bytes()?),
+            tag::LIST => {
+                self.depth += 1;
+                for _ in 0..self.length()? {
+                    self.skip()?;
+                }
+                self.depth -= 1;
+            }
+            tag::STRUCT => {
+                self.depth += 1;
+                let mut last: Option<&str> = None;
+                for _ in 0..self.length()? {
+                    let name = self.text()?;
+                    if last.replace(name).is_some_and(|last| last >= name) {
+                        return Err(Error::corrupt_state("the fields of a struct in the state are not in order"));
+                    }
+                    self.skip()?;
+                }
+                self.depth -= 1;
+            }
+            tag::MAP => {
+                self.depth += 1;
+                let mut last: Option<&[u8]> = None;
+                for _ in 0..self.length()? {
+                    let key = self.skip()?;
+                    if last.replace(key).is_some_and(|last| packed::compare(last, key) != Ordering::Less) {
+                        return Err(Error::corrupt_state("the entries of a map in the state are not in order"));
+                    }
+                    self.skip()?;
+                }
+                self.depth -= 1;
+            }
+            // A scalar is small: built, and held against what it would be written as.
+            _ => {
+                self.rest = before;
+                let value = self.value()?;
+                let length = before.len() - self.rest.len();
+                if !packed::with_bytes(&value, |bytes| bytes == &before[..length]) {
+                    return Err(Error::corrupt_state("a value in the state is not in canonical form"));
+                }
+            }
+        }
+        Ok(&before[..before.len() - self.rest.len()])
+    }
+
     /// A count and that many values.
     ///
     /// # Errors
@@ -347,6 +423,13 @@ impl<'a> Reader<'a> {
             Err(Error::corrupt_state(format!("{} bytes follow the end of the state", self.rest.len())))
         }
     }
+}
+
+/// The content of a text or of bytes in canonical form, if the value is one.
+pub(crate) fn raw_bytes(value: &[u8]) -> Option<&[u8]> {
+    let (&(tag::TEXT | tag::BYTES), rest) = value.split_first()? else { return None };
+    let length_bytes = rest.iter().position(|b| *b < 0x80)? + 1;
+    rest.get(length_bytes..)
 }
 
 /// Puts a body into its envelope.

@@ -318,3 +318,41 @@ fn scattered_slots_equal_the_stores() {
     }
     assert!(held >= 8, "max, min, lww and fww have slots");
 }
+
+/// Slots with versions of two parts, an integer and a text, as bytes.
+struct TwoParts<const OLDEST: bool>;
+
+impl<const OLDEST: bool> Machine for TwoParts<OLDEST> {
+    fn run(&self, rows: &[Row], cuts: &[usize]) -> Result<(Option<Vec<u8>>, Value)> {
+        use mergeql_udfs::slot::{Parts, Slot};
+        use mergeql_udfs::value::order_key::order_key;
+        let mut total = Slot::<i64, Parts<2, OLDEST>>::default();
+        let mut start = 0;
+        for &end in cuts.iter().chain([&rows.len()]) {
+            let mut part = Slot::<i64, Parts<2, OLDEST>>::default();
+            for row in &rows[start..end] {
+                let Value::Int(value) = row[0] else { continue };
+                let keys = [1, 2].map(|i| (!row[i].is_null()).then(|| order_key(&row[i])));
+                part.offer::<false>(value as i64, [keys[0].as_deref(), keys[1].as_deref()]);
+            }
+            total.join::<false>(&part);
+            start = end;
+        }
+        Ok((None, total.value().map_or(Value::Null, |v| Value::Int(v.into()))))
+    }
+}
+
+#[test]
+fn versions_of_several_parts_in_slots_equal_the_stores() {
+    for (name, machine) in [("lww", &TwoParts::<false> as &dyn Machine), ("fww", &TwoParts::<true>)] {
+        let entry = catalog::find(name).unwrap();
+        let call = Call::new(vec![Type::INT64, Type::INT64, Type::Text]);
+        let aggregate = entry.bind(&call).unwrap();
+        assert_eq!(aggregate.order().unwrap().flip_version, name == "fww");
+        let rows = rows_of(entry, &call);
+        let plain = ValueOf(Store::new(aggregate, false));
+        for outcome in check_machine(machine, Some(&plain), &rows, 1000, 31) {
+            assert_eq!(outcome.counterexample, None, "{name} is not {}", outcome.law);
+        }
+    }
+}

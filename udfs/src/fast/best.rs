@@ -17,7 +17,7 @@ use crate::value::order_key::{float_bits, float_from_bits};
 pub struct Order {
     /// The least value rather than the greatest.
     pub least: bool,
-    /// The least version rather than the greatest.
+    /// The least version rather than the greatest, in every part.
     pub flip_version: bool,
 }
 
@@ -31,7 +31,7 @@ pub fn groups(
 ) -> Option<Box<dyn Groups>> {
     let version = match inputs.get(1) {
         None => None,
-        Some(ty) if VersionKeys::takes(ty) => Some(ty.clone()),
+        Some(ty) if VersionKeys::takes(ty) && inputs.len() == 2 => Some(ty.clone()),
         Some(_) => return None,
     };
     let ty = inputs.first()?.clone();

@@ -127,10 +127,110 @@ impl Held for SmallBytes {
     }
 }
 
-/// A version as an integer of the same order; `()` where there is none.
-pub trait Key: Copy + Default + Ord {}
-impl Key for () {}
-impl Key for u64 {}
+/// What a slot keeps of a version.
+pub trait Key: Default {
+    /// The version as a batch lends it.
+    type Seen<'a>: Copy;
+
+    /// Whether the first part is there: one that is not is the weakest.
+    fn is_present(seen: Self::Seen<'_>) -> bool;
+
+    /// `Greater` if the version is stronger than the one kept, the first parts of both being there, or of neither.
+    fn compare(&self, seen: Self::Seen<'_>) -> Ordering;
+
+    /// Keeps a version.
+    fn set(&mut self, seen: Self::Seen<'_>);
+
+    /// The version that is kept; `present` as it was when it was seen.
+    fn seen(&self, present: bool) -> Self::Seen<'_>;
+}
+
+/// No version.
+impl Key for () {
+    type Seen<'a> = ();
+    #[inline]
+    fn is_present((): ()) -> bool {
+        false
+    }
+    #[inline]
+    fn compare(&self, (): ()) -> Ordering {
+        Ordering::Equal
+    }
+    #[inline]
+    fn set(&mut self, (): ()) {}
+    #[inline]
+    fn seen(&self, _: bool) {}
+}
+
+/// One part, as an integer of the same order.
+impl Key for u64 {
+    type Seen<'a> = Option<u64>;
+    #[inline]
+    fn is_present(seen: Option<u64>) -> bool {
+        seen.is_some()
+    }
+    #[inline]
+    fn compare(&self, seen: Option<u64>) -> Ordering {
+        seen.unwrap_or(0).cmp(self)
+    }
+    #[inline]
+    fn set(&mut self, seen: Option<u64>) {
+        *self = seen.unwrap_or(0);
+    }
+    #[inline]
+    fn seen(&self, present: bool) -> Option<u64> {
+        present.then_some(*self)
+    }
+}
+
+/// Parts of any types, as bytes of the same order; with `OLDEST` the lesser is stronger.
+#[derive(Debug, Clone)]
+pub struct Parts<const N: usize, const OLDEST: bool>([Option<SmallBytes>; N]);
+
+impl<const N: usize, const OLDEST: bool> Default for Parts<N, OLDEST> {
+    fn default() -> Self {
+        Parts([const { None }; N])
+    }
+}
+
+impl<const N: usize, const OLDEST: bool> Key for Parts<N, OLDEST> {
+    type Seen<'a> = [Option<&'a [u8]>; N];
+
+    #[inline]
+    fn is_present(seen: [Option<&[u8]>; N]) -> bool {
+        seen[0].is_some()
+    }
+
+    #[inline]
+    fn compare(&self, seen: [Option<&[u8]>; N]) -> Ordering {
+        for (kept, seen) in self.0.iter().zip(seen) {
+            let order = match (seen, kept) {
+                (Some(seen), Some(kept)) if OLDEST => kept.seen().cmp(seen),
+                (Some(seen), Some(kept)) => seen.cmp(kept.seen()),
+                (seen, kept) => seen.is_some().cmp(&kept.is_some()),
+            };
+            if order != Ordering::Equal {
+                return order;
+            }
+        }
+        Ordering::Equal
+    }
+
+    #[inline]
+    fn set(&mut self, seen: [Option<&[u8]>; N]) {
+        for (kept, seen) in self.0.iter_mut().zip(seen) {
+            match seen {
+                None => *kept = None,
+                Some(bytes) => kept.get_or_insert_default().set(bytes),
+            }
+        }
+    }
+
+    #[inline]
+    fn seen(&self, _: bool) -> [Option<&[u8]>; N] {
+        std::array::from_fn(|i| self.0[i].as_ref().map(SmallBytes::seen))
+    }
+}
 
 /// The state of one group: nothing yet, or the strongest value so far.
 ///
@@ -152,21 +252,21 @@ pub struct Slot<V, K> {
 impl<V: Held, K: Key> Slot<V, K> {
     /// Sees a value with its version; among equal versions the greater value wins, or with `LEAST` the lesser.
     #[inline]
-    pub fn offer<const LEAST: bool>(&mut self, seen: V::Seen<'_>, key: Option<K>) {
+    pub fn offer<const LEAST: bool>(&mut self, seen: V::Seen<'_>, key: K::Seen<'_>) {
         let seen = V::canonical(seen);
-        let class = 1 + u8::from(key.is_some()) * WITH_VERSION + u8::from(!V::is_nan(seen)) * WITH_VALUE;
-        self.challenge::<LEAST>(seen, key.unwrap_or_default(), class);
+        let class = 1 + u8::from(K::is_present(key)) * WITH_VERSION + u8::from(!V::is_nan(seen)) * WITH_VALUE;
+        self.challenge::<LEAST>(seen, key, class);
     }
 
     #[inline]
-    fn challenge<const LEAST: bool>(&mut self, seen: V::Seen<'_>, key: K, class: u8) {
-        let order = class.cmp(&self.class).then_with(|| key.cmp(&self.key)).then_with(|| {
+    fn challenge<const LEAST: bool>(&mut self, seen: V::Seen<'_>, key: K::Seen<'_>, class: u8) {
+        let order = class.cmp(&self.class).then_with(|| self.key.compare(key)).then_with(|| {
             let order = V::compare(seen, self.value.seen());
             if LEAST { order.reverse() } else { order }
         });
         if order == Ordering::Greater {
             self.value.set(seen);
-            self.key = key;
+            self.key.set(key);
             self.class = class;
         }
     }
@@ -175,7 +275,8 @@ impl<V: Held, K: Key> Slot<V, K> {
     #[inline]
     pub fn join<const LEAST: bool>(&mut self, other: &Self) {
         if other.class > 0 {
-            self.challenge::<LEAST>(other.value.seen(), other.key, other.class);
+            let present = other.class.wrapping_sub(1) & WITH_VERSION != 0;
+            self.challenge::<LEAST>(other.value.seen(), other.key.seen(present), other.class);
         }
     }
 

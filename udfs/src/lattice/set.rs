@@ -3,72 +3,68 @@
 use crate::codec::{Reader, Writer};
 use crate::error::{Error, Result};
 use crate::value::Value;
+use crate::value::packed::{self, Packed, with_bytes};
 use std::cmp::Ordering;
 
-/// A set as a sorted vector.
+/// A set of values, packed and sorted.
 #[derive(Debug, Clone, PartialEq, Default)]
-pub struct ValueSet(Vec<Value>);
+pub struct ValueSet(Packed);
 
 impl ValueSet {
     /// The values, ascending.
-    pub fn values(&self) -> &[Value] {
-        &self.0
+    pub fn values(&self) -> impl ExactSizeIterator<Item = Value> {
+        self.0.iter().map(packed::value)
+    }
+
+    /// The values as a list, ascending.
+    pub fn to_list(&self) -> Value {
+        Value::List(self.values().collect())
     }
 
     /// Adds one value.
-    pub fn insert(&mut self, value: Value) {
-        match self.0.last() {
-            Some(last) if *last < value => self.0.push(value),
-            None => self.0.push(value),
-            _ => {
-                if let Err(at) = self.0.binary_search(&value) {
-                    self.0.insert(at, value);
-                }
-            }
+    pub fn insert(&mut self, value: &Value) {
+        with_bytes(value, |bytes| self.insert_bytes(bytes));
+    }
+
+    /// Adds a text.
+    pub fn insert_text(&mut self, text: &str) {
+        packed::with_text(text, |bytes| self.insert_bytes(bytes));
+    }
+
+    fn insert_bytes(&mut self, bytes: &[u8]) {
+        if let Err(at) = self.0.search(bytes) {
+            self.0.insert(at, bytes);
         }
     }
 
     /// The union.
     pub fn union(&mut self, other: &ValueSet) {
         if other.0.len() <= 4 {
-            other.0.iter().for_each(|v| self.insert(v.clone()));
+            other.0.iter().for_each(|bytes| self.insert_bytes(bytes));
             return;
         }
-        let mut merged = Vec::with_capacity(self.0.len().max(other.0.len()));
-        let (mut left, mut right) = (std::mem::take(&mut self.0).into_iter().peekable(), other.0.iter().peekable());
-        loop {
-            let order = match (left.peek(), right.peek()) {
-                (Some(a), Some(b)) => a.cmp(b),
-                (Some(_), None) => Ordering::Less,
-                (None, Some(_)) => Ordering::Greater,
-                (None, None) => break,
-            };
-            if order == Ordering::Equal {
-                right.next();
-            }
-            merged.extend(if order == Ordering::Greater { right.next().cloned() } else { left.next() });
-        }
-        self.0 = merged;
+        self.0 = merge(&self.0, &other.0, [true, true, true]);
     }
 
     /// The values that are not in the other.
     pub fn without(&self, other: &ValueSet) -> ValueSet {
-        ValueSet(self.0.iter().filter(|v| other.0.binary_search(v).is_err()).cloned().collect())
+        ValueSet(merge(&self.0, &other.0, [true, false, false]))
     }
 
     /// The intersection.
     pub fn intersect(&mut self, other: &ValueSet) {
-        self.0.retain(|v| other.0.binary_search(v).is_ok());
+        self.0 = merge(&self.0, &other.0, [false, true, false]);
     }
 
     /// Memory held, in bytes.
     pub fn heap_size(&self) -> usize {
-        self.0.capacity() * size_of::<Value>() + self.0.iter().map(Value::heap_size).sum::<usize>()
+        self.0.heap_size()
     }
 
     /// Writes the values.
     pub fn encode(&self, w: &mut Writer) {
-        w.values(&self.0);
+        w.length(self.0.len());
+        w.raw(self.0.as_bytes());
     }
 
     /// Reads them.
@@ -76,12 +72,38 @@ impl ValueSet {
     /// # Errors
     /// `corrupt_state` if they are not strictly ascending.
     pub fn decode(r: &mut Reader<'_>) -> Result<ValueSet> {
-        let values = r.values()?;
-        if values.windows(2).any(|w| w[0] >= w[1]) {
-            return Err(Error::corrupt_state("the elements of a set in the state are not in order"));
+        let mut values = Packed::default();
+        for i in 0..r.length()? {
+            let bytes = r.skip()?;
+            if i > 0 && packed::compare(values.get(i - 1), bytes) != Ordering::Less {
+                return Err(Error::corrupt_state("the elements of a set in the state are not in order"));
+            }
+            values.push(bytes);
         }
         Ok(ValueSet(values))
     }
+}
+
+/// Two sorted sets as one: what only the left has, what both have, what only the right has.
+fn merge(left: &Packed, right: &Packed, [only_left, both, only_right]: [bool; 3]) -> Packed {
+    let mut merged = Packed::default();
+    let (mut i, mut j) = (0, 0);
+    while i < left.len() || j < right.len() {
+        let order = match (i < left.len(), j < right.len()) {
+            (true, true) => packed::compare(left.get(i), right.get(j)),
+            (true, false) => Ordering::Less,
+            _ => Ordering::Greater,
+        };
+        match order {
+            Ordering::Less if only_left => merged.push(left.get(i)),
+            Ordering::Equal if both => merged.push(left.get(i)),
+            Ordering::Greater if only_right => merged.push(right.get(j)),
+            _ => {}
+        }
+        i += usize::from(order != Ordering::Greater);
+        j += usize::from(order != Ordering::Less);
+    }
+    merged
 }
 
 impl FromIterator<Value> for ValueSet {
@@ -89,7 +111,9 @@ impl FromIterator<Value> for ValueSet {
         let mut values: Vec<Value> = values.into_iter().collect();
         values.sort();
         values.dedup();
-        ValueSet(values)
+        let mut set = ValueSet::default();
+        values.iter().for_each(|v| with_bytes(v, |bytes| set.0.push(bytes)));
+        set
     }
 }
 
@@ -111,14 +135,14 @@ pub fn separator(call: &crate::aggregate::Call, default: &str) -> Result<Box<str
 }
 
 /// Texts joined by a separator.
-pub fn join_texts(values: &[Value], separator: &str) -> Value {
+pub fn join_texts(values: &ValueSet, separator: &str) -> Value {
     let mut out = String::new();
-    for (i, value) in values.iter().enumerate() {
+    for (i, value) in values.values().enumerate() {
         if i > 0 {
             out.push_str(separator);
         }
         match value {
-            Value::Text(t) => out.push_str(t),
+            Value::Text(t) => out.push_str(&t),
             other => out.push_str(&other.to_string()),
         }
     }

@@ -105,7 +105,7 @@ impl State for Siblings {
 
     fn value(&self) -> Result<Value> {
         let Some((_, set)) = &self.newest else { return Ok(Value::Null) };
-        let values = set.values();
+        let values: Vec<Value> = set.values().collect();
         let from = usize::from(values.len() > 1 && values[0].is_nan());
         Ok(Value::List(values[from..].to_vec()))
     }
@@ -147,7 +147,7 @@ impl State for Siblings {
     fn info(&self) -> Value {
         let (version, values) = match &self.newest {
             None => (Value::Null, Value::Null),
-            Some((version, set)) => (Value::List(version.clone()), Value::List(set.values().to_vec())),
+            Some((version, set)) => (Value::List(version.clone()), set.to_list()),
         };
         Value::record(vec![("version".into(), version), ("values".into(), values)])
     }

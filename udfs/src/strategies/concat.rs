@@ -70,7 +70,7 @@ impl Strategy for Concat {
         }
         let text = row[0].to_string();
         let parts = state.values.get_or_insert_default();
-        text.split(&*self.separator).filter(|p| !p.is_empty()).for_each(|part| parts.insert(Value::text(part)));
+        text.split(&*self.separator).filter(|p| !p.is_empty()).for_each(|part| parts.insert_text(part));
         Ok(())
     }
 }
@@ -113,7 +113,7 @@ impl Strategy for GrowOnlySet {
 
     fn update(&self, state: &mut Distinct, row: &[Value]) -> Result<()> {
         if !row[0].is_null() {
-            state.values.get_or_insert_default().insert(row[0].clone());
+            state.values.get_or_insert_default().insert(&row[0]);
         }
         Ok(())
     }
@@ -133,8 +133,8 @@ impl State for Distinct {
     fn value(&self) -> Result<Value> {
         Ok(match (&self.values, &self.separator) {
             (None, _) => Value::Null,
-            (Some(set), Some(separator)) => join_texts(set.values(), separator),
-            (Some(set), None) => Value::List(set.values().to_vec()),
+            (Some(set), Some(separator)) => join_texts(set, separator),
+            (Some(set), None) => set.to_list(),
         })
     }
 
@@ -175,7 +175,7 @@ impl State for Distinct {
     }
 
     fn info(&self) -> Value {
-        let values = self.values.as_ref().map_or(Value::Null, |s| Value::List(s.values().to_vec()));
+        let values = self.values.as_ref().map_or(Value::Null, |s| s.to_list());
         let separator = self.separator.as_ref().map_or(Value::Null, |s| Value::text(&**s));
         Value::record(vec![("separator".into(), separator), ("values".into(), values)])
     }

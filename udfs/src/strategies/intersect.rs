@@ -97,8 +97,8 @@ impl State for Common {
     fn value(&self) -> Result<Value> {
         Ok(match &self.common {
             None => Value::Null,
-            Some(set) if self.text => join_texts(set.values(), &self.separator),
-            Some(set) => Value::List(set.values().to_vec()),
+            Some(set) if self.text => join_texts(set, &self.separator),
+            Some(set) => set.to_list(),
         })
     }
 
@@ -126,7 +126,7 @@ impl State for Common {
     }
 
     fn info(&self) -> Value {
-        let common = self.common.as_ref().map_or(Value::Null, |s| Value::List(s.values().to_vec()));
+        let common = self.common.as_ref().map_or(Value::Null, |s| s.to_list());
         Value::record(vec![("separator".into(), Value::text(&*self.separator)), ("common".into(), common)])
     }
 }

@@ -163,7 +163,7 @@ impl Config {
                                 }
                             }
                         }
-                        None => rest.insert(item),
+                        None => rest.insert(&item),
                     }
                 }
                 node.array = Some((version.clone(), rest, keyed));
@@ -227,7 +227,7 @@ impl Node {
             .unwrap_or((&none, 0));
         match (shown.1, self) {
             (1, Node { array: Some((_, rest, keyed)), .. }) => {
-                Value::List(rest.values().iter().cloned().chain(keyed.values().map(|n| n.value(versions))).collect())
+                Value::List(rest.values().chain(keyed.values().map(|n| n.value(versions))).collect())
             }
             (2, Node { object: Some((_, map)), .. }) => {
                 Value::Struct(map.iter().map(|(name, node)| (name.clone(), node.value(versions))).collect())

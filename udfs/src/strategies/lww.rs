@@ -134,8 +134,9 @@ impl<const OLDEST: bool> Strategy for Register<OLDEST> {
     }
 
     fn order(&self) -> Option<Order> {
-        let simple = !self.ranking.respect_nulls && self.inputs.len() <= 2;
-        simple.then(|| Order { least: false, flip_version: self.ranking.versions.flips(0) })
+        let versions = &self.ranking.versions;
+        let simple = !self.ranking.respect_nulls && (self.inputs.len() <= 2 || versions.descending.is_empty());
+        simple.then(|| Order { least: false, flip_version: versions.flips(0) })
     }
 
     fn fast(&self) -> Option<Box<dyn Groups>> {

@@ -86,7 +86,7 @@ impl Strategy for Union {
             Value::Null => {}
             Value::Text(text) if state.text => {
                 let parts = state.parts.get_or_insert_default();
-                split_trimmed(text, &self.separator).for_each(|part| parts.insert(Value::text(part)));
+                split_trimmed(text, &self.separator).for_each(|part| parts.insert_text(part));
             }
             Value::List(items) if !state.text => {
                 let new = items.iter().filter(|v| !v.is_null()).cloned().collect();
@@ -131,8 +131,8 @@ impl State for Parts {
     fn value(&self) -> Result<Value> {
         Ok(match &self.parts {
             None => Value::Null,
-            Some(parts) if self.text => join_texts(parts.values(), &self.separator),
-            Some(parts) => Value::List(parts.values().to_vec()),
+            Some(parts) if self.text => join_texts(parts, &self.separator),
+            Some(parts) => parts.to_list(),
         })
     }
 
@@ -171,7 +171,7 @@ impl State for Parts {
     }
 
     fn info(&self) -> Value {
-        let elements = self.parts.as_ref().map_or(Value::Null, |p| Value::List(p.values().to_vec()));
+        let elements = self.parts.as_ref().map_or(Value::Null, |p| p.to_list());
         Value::record(vec![("separator".into(), Value::text(&*self.separator)), ("elements".into(), elements)])
     }
 }

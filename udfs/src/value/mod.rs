@@ -2,6 +2,7 @@
 
 mod number;
 pub mod order_key;
+pub mod packed;
 mod text;
 
 pub use number::{Exact, compare_numbers};
