@@ -7,7 +7,7 @@ use crate::sorted::{on_init, on_size, stride};
 use crate::vectors::{Scratch, Text, Vector, put, put_bytes, put_value, set_null};
 use mergeql_lang::lower::DuckDb;
 use mergeql_udfs::catalog::{self, Arg, ArgKind, Entry, Input};
-use mergeql_udfs::slot::{Held, Key, Parts, Slot, SmallBytes};
+use mergeql_udfs::slot::{Held, Key, Parts, Slot, SmallBytes, Timed};
 use mergeql_udfs::value::order_key::order_key;
 use mergeql_udfs::{Aggregate, AnyState, Call, Column, Error, Order, Partial, Type, Unit, Value, VersionKeys};
 use std::sync::Arc;
@@ -103,20 +103,20 @@ fn register_set(connection: &Connection, entry: &'static Entry, name: &str, stat
             let inputs = fixed + more;
             let function =
                 |result: Option<Type>, order| Function { name: name.to_owned(), entry, state, configured, inputs, result, order };
-            let mut add = |value: LogicalType, version: Option<&Type>, function: Function, driver: &Driver| {
+            let mut add = |value: LogicalType, versions: &[&Type], function: Function, driver: &Driver| {
                 let mut parameters = Vec::new();
                 if configured {
                     parameters.push(LogicalType::of_id(id::VARCHAR));
                 }
                 parameters.push(value);
-                parameters.extend((1..inputs).map(|_| version.map_or_else(any, LogicalType::of)));
+                parameters.extend((1..inputs).map(|i| versions.get(i - 1).map_or_else(any, |ty| LogicalType::of(ty))));
                 parameters.extend((0..literal).map(|_| any()));
                 let result = LogicalType::of(function.result.as_ref().unwrap_or(&Type::Text));
                 set.add(&parameters, &result, function, driver)
             };
             const NONE: Order = Order { least: false, flip_version: false };
             if state {
-                add(any(), None, function(Some(Type::Bytes), NONE), &OBJECT)?;
+                add(any(), &[], function(Some(Type::Bytes), NONE), &OBJECT)?;
                 continue;
             }
             let mut results = Vec::new();
@@ -130,20 +130,28 @@ fn register_set(connection: &Connection, entry: &'static Entry, name: &str, stat
                 results.push(result.clone());
                 let simple = (!configured && literal == 0).then(|| bound.order()).flatten();
                 let Some(order) = simple else {
-                    add(LogicalType::of(&ty), None, function(Some(result), NONE), &OBJECT)?;
+                    add(LogicalType::of(&ty), &[], function(Some(result), NONE), &OBJECT)?;
                     continue;
                 };
                 // A version of one fixed-width part is an integer; others are bytes.
-                if let (2, Some(driver)) = (inputs, slot_driver::<u64>(&ty)) {
-                    for version in native_types().iter().filter(|v| VersionKeys::takes(v)) {
-                        add(LogicalType::of(&ty), Some(version), function(Some(result.clone()), order), &driver)?;
+                let timed = if order.flip_version { slot_driver::<Timed<true>>(&ty) } else { slot_driver::<Timed<false>>(&ty) };
+                for version in native_types().iter().filter(|v| VersionKeys::takes(v)) {
+                    match (inputs, slot_driver::<u64>(&ty), timed) {
+                        (2, Some(driver), _) => {
+                            add(LogicalType::of(&ty), &[version], function(Some(result.clone()), order), &driver)?;
+                        }
+                        (3, _, Some(driver)) => {
+                            let versions = [version, &Type::Text];
+                            add(LogicalType::of(&ty), &versions, function(Some(result.clone()), order), &driver)?;
+                        }
+                        _ => {}
                     }
                 }
                 let driver = match inputs {
                     1 => slot_driver::<()>(&ty),
                     inputs => parts_driver(&ty, inputs - 1, order.flip_version),
                 };
-                add(LogicalType::of(&ty), None, function(Some(result), order), &driver.unwrap_or(OBJECT))?;
+                add(LogicalType::of(&ty), &[], function(Some(result), order), &driver.unwrap_or(OBJECT))?;
             }
             results.dedup();
             // A result that is the same for every type needs no type; else this overload is only there to say what to write.
@@ -151,7 +159,7 @@ fn register_set(connection: &Connection, entry: &'static Entry, name: &str, stat
                 [only] if !spec.selects => Some(only.clone()),
                 _ => None,
             };
-            add(any(), None, function(one, NONE), &OBJECT)?;
+            add(any(), &[], function(one, NONE), &OBJECT)?;
         }
     }
     set.register(connection)
@@ -359,6 +367,18 @@ impl Versions for u64 {
     #[inline]
     fn key(versions: &VersionKeys, i: usize) -> Option<u64> {
         versions.present[i].then_some(versions.keys[i])
+    }
+}
+
+impl<const OLDEST: bool> Versions for Timed<OLDEST> {
+    type Of<'a> = (VersionKeys, &'a Vector);
+    fn of(vectors: &[Vector], rows: usize, order: Order) -> (VersionKeys, &Vector) {
+        (u64::of(vectors, rows, order), &vectors[2])
+    }
+    #[inline]
+    fn key<'a>((times, nodes): &'a (VersionKeys, &Vector), i: usize) -> (Option<u64>, Option<&'a [u8]>) {
+        // SAFETY: the overload's third argument is text, and there is a row `i`.
+        (u64::key(times, i), nodes.is_valid(i).then(|| unsafe { SmallBytes::get(nodes.data(), i) }))
     }
 }
 

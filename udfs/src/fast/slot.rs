@@ -183,6 +183,53 @@ impl Key for u64 {
     }
 }
 
+/// A part of fixed width and a text, the usual (time, node); with `OLDEST` the lesser text is stronger (the integer is turned around
+/// where it is made).
+#[derive(Debug, Clone, Default)]
+pub struct Timed<const OLDEST: bool>(u64, Option<SmallBytes>);
+
+impl<const OLDEST: bool> Key for Timed<OLDEST> {
+    type Seen<'a> = (Option<u64>, Option<&'a [u8]>);
+
+    #[inline]
+    fn is_present((time, _): Self::Seen<'_>) -> bool {
+        time.is_some()
+    }
+
+    #[inline]
+    fn compare(&self, (time, node): Self::Seen<'_>) -> Ordering {
+        time.unwrap_or(0).cmp(&self.0).then_with(|| compare_part::<OLDEST>(node, self.1.as_ref()))
+    }
+
+    #[inline]
+    fn set(&mut self, (time, node): Self::Seen<'_>) {
+        self.0 = time.unwrap_or(0);
+        set_part(&mut self.1, node);
+    }
+
+    #[inline]
+    fn seen(&self, present: bool) -> Self::Seen<'_> {
+        (present.then_some(self.0), self.1.as_ref().map(SmallBytes::seen))
+    }
+}
+
+#[inline]
+fn compare_part<const OLDEST: bool>(seen: Option<&[u8]>, kept: Option<&SmallBytes>) -> Ordering {
+    match (seen, kept) {
+        (Some(seen), Some(kept)) if OLDEST => kept.seen().cmp(seen),
+        (Some(seen), Some(kept)) => seen.cmp(kept.seen()),
+        (seen, kept) => seen.is_some().cmp(&kept.is_some()),
+    }
+}
+
+#[inline]
+fn set_part(kept: &mut Option<SmallBytes>, seen: Option<&[u8]>) {
+    match seen {
+        None => *kept = None,
+        Some(bytes) => kept.get_or_insert_default().set(bytes),
+    }
+}
+
 /// Parts of any types, as bytes of the same order; with `OLDEST` the lesser is stronger.
 #[derive(Debug, Clone)]
 pub struct Parts<const N: usize, const OLDEST: bool>([Option<SmallBytes>; N]);
@@ -204,11 +251,7 @@ impl<const N: usize, const OLDEST: bool> Key for Parts<N, OLDEST> {
     #[inline]
     fn compare(&self, seen: [Option<&[u8]>; N]) -> Ordering {
         for (kept, seen) in self.0.iter().zip(seen) {
-            let order = match (seen, kept) {
-                (Some(seen), Some(kept)) if OLDEST => kept.seen().cmp(seen),
-                (Some(seen), Some(kept)) => seen.cmp(kept.seen()),
-                (seen, kept) => seen.is_some().cmp(&kept.is_some()),
-            };
+            let order = compare_part::<OLDEST>(seen, kept.as_ref());
             if order != Ordering::Equal {
                 return order;
             }
@@ -218,12 +261,7 @@ impl<const N: usize, const OLDEST: bool> Key for Parts<N, OLDEST> {
 
     #[inline]
     fn set(&mut self, seen: [Option<&[u8]>; N]) {
-        for (kept, seen) in self.0.iter_mut().zip(seen) {
-            match seen {
-                None => *kept = None,
-                Some(bytes) => kept.get_or_insert_default().set(bytes),
-            }
-        }
+        self.0.iter_mut().zip(seen).for_each(|(kept, seen)| set_part(kept, seen));
     }
 
     #[inline]

@@ -4,30 +4,73 @@ use crate::codec::{Reader, Writer};
 use crate::error::{Error, Result};
 use crate::types::Type;
 use crate::value::{Exact, Value};
-use std::collections::BTreeMap;
 
-/// What one origin said: a lattice of its own, chosen by the strategy.
-pub type Origins<E> = BTreeMap<Value, E>;
+/// What each origin said, a lattice of its own that the strategy chooses; sorted by origin. Most groups have few.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Origins<E>(Vec<(Value, E)>);
+
+impl<E> Default for Origins<E> {
+    fn default() -> Self {
+        Origins(Vec::new())
+    }
+}
+
+impl<E> Origins<E> {
+    /// What an origin said, changed by `more` if it is known, else made by `new`.
+    pub fn say(&mut self, origin: &Value, more: impl FnOnce(&mut E), new: impl FnOnce() -> E) {
+        match self.0.binary_search_by(|(known, _)| known.cmp(origin)) {
+            Ok(at) => more(&mut self.0[at].1),
+            Err(at) => self.0.insert(at, (origin.clone(), new())),
+        }
+    }
+
+    /// What an origin said.
+    pub fn get(&self, origin: &Value) -> Option<&E> {
+        self.0.binary_search_by(|(known, _)| known.cmp(origin)).ok().map(|at| &self.0[at].1)
+    }
+
+    /// Each origin and what it said, in order.
+    pub fn iter(&self) -> impl Iterator<Item = (&Value, &E)> {
+        self.0.iter().map(|(origin, entry)| (origin, entry))
+    }
+
+    /// What each origin said.
+    pub fn values(&self) -> impl Iterator<Item = &E> + Clone {
+        self.0.iter().map(|(_, entry)| entry)
+    }
+
+    /// Nobody said anything?
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl<E: Clone + PartialEq> Origins<E> {
+    /// Only the origins that say something else than in the other map.
+    pub fn news(&self, since: &Self) -> Self {
+        Origins(self.0.iter().filter(|(origin, entry)| since.get(origin) != Some(entry)).cloned().collect())
+    }
+}
 
 /// The origin of a row, which must be there.
 ///
 /// # Errors
 /// `invalid_argument` if it is NULL.
-pub fn origin(value: &Value) -> Result<Value> {
+pub fn origin(value: &Value) -> Result<&Value> {
     if value.is_null() {
         return Err(Error::invalid_argument("the origin of a counted value is NULL")
             .with_help("give every row an origin, or leave the origin column out to count per source"));
     }
-    Ok(value.clone())
+    Ok(value)
 }
 
 /// A number, as counters take it.
 ///
 /// # Errors
 /// `type_mismatch` for anything else.
-pub fn number(value: &Value) -> Result<Value> {
+pub fn number(value: &Value) -> Result<&Value> {
     match value {
-        Value::Int(_) | Value::Float(_) | Value::Decimal { .. } => Ok(value.clone()),
+        Value::Int(_) | Value::Float(_) | Value::Decimal { .. } => Ok(value),
         other => Err(Error::type_mismatch(format!("a {} cannot be counted: {other}", other.kind()))),
     }
 }
@@ -36,19 +79,27 @@ pub fn number(value: &Value) -> Result<Value> {
 ///
 /// # Errors
 /// `invalid_argument` if it is negative, `type_mismatch` if it is no number.
-pub fn grown(value: &Value) -> Result<Value> {
-    if number(value)? < Value::Int(0) && !value.is_nan() {
+pub fn grown(value: &Value) -> Result<&Value> {
+    if *number(value)? < Value::Int(0) && !value.is_nan() {
         return Err(Error::invalid_argument(format!("a grow-only counter cannot hold {value}"))
             .with_help("use `gauge` for values that fall, or `pncounter` for increments and decrements"));
     }
-    Ok(value.clone())
+    Ok(value)
 }
 
 /// The exact sum of numbers, in the kind of its inputs: integer, decimal at the finest scale, or float rounded once.
 ///
 /// # Errors
 /// `invalid_argument` on overflow of 128 bits.
-pub fn sum<'a>(values: impl Iterator<Item = &'a Value>) -> Result<Value> {
+pub fn sum<'a>(values: impl Iterator<Item = &'a Value> + Clone) -> Result<Value> {
+    // Nearly always.
+    let integers = values.clone().try_fold(0i128, |total, value| match value {
+        Value::Int(v) => total.checked_add(*v),
+        _ => None,
+    });
+    if let Some(total) = integers {
+        return Ok(Value::Int(total));
+    }
     let (mut exact, mut float, mut scale) = (Exact::default(), false, None);
     for value in values {
         exact.add(value);
@@ -131,8 +182,8 @@ pub fn check_number(strategy: &str, ty: &Type) -> Result<()> {
 
 /// Writes a map of origins.
 pub fn encode<E>(origins: &Origins<E>, w: &mut Writer, mut entry: impl FnMut(&E, &mut Writer)) {
-    w.length(origins.len());
-    for (origin, e) in origins {
+    w.length(origins.0.len());
+    for (origin, e) in origins.iter() {
         w.value(origin);
         entry(e, w);
     }
@@ -144,15 +195,15 @@ pub fn encode<E>(origins: &Origins<E>, w: &mut Writer, mut entry: impl FnMut(&E,
 /// `corrupt_state` if the origins are not strictly ascending.
 pub fn decode<E>(r: &mut Reader<'_>, mut entry: impl FnMut(&mut Reader<'_>) -> Result<E>) -> Result<Origins<E>> {
     let n = r.length()?;
-    let mut origins = Origins::new();
+    let mut origins = Vec::new();
     for _ in 0..n {
         let origin = r.value()?;
-        if origins.last_key_value().is_some_and(|(last, _)| *last >= origin) {
+        if origins.last().is_some_and(|(last, _)| *last >= origin) {
             return Err(Error::corrupt_state("the origins in the state are not in order"));
         }
-        origins.insert(origin, entry(r)?);
+        origins.push((origin, entry(r)?));
     }
-    Ok(origins)
+    Ok(Origins(origins))
 }
 
 /// Memory held by a map of origins, in bytes.

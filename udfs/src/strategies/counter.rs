@@ -66,22 +66,24 @@ impl Strategy for Counter {
 
     fn update(&self, state: &mut Grown, row: &[Value]) -> Result<()> {
         if !row[0].is_null() {
-            keep_greatest(&mut state.0, origin(&row[1])?, &grown(&row[0])?);
+            keep_greatest(&mut state.0, origin(&row[1])?, grown(&row[0])?);
         }
         Ok(())
     }
 }
 
-fn keep_greatest(map: &mut Origins<Value>, origin: Value, count: &Value) {
-    let entry = map.entry(origin).or_insert_with(|| count.clone());
-    if count > entry {
-        *entry = count.clone();
-    }
+fn keep_greatest(map: &mut Origins<Value>, origin: &Value, count: &Value) {
+    let more = |entry: &mut Value| {
+        if count > entry {
+            *entry = count.clone();
+        }
+    };
+    map.say(origin, more, || count.clone());
 }
 
 impl State for Grown {
     fn join(&mut self, other: &Self) -> Result<()> {
-        other.0.iter().for_each(|(origin, count)| keep_greatest(&mut self.0, origin.clone(), count));
+        other.0.iter().for_each(|(origin, count)| keep_greatest(&mut self.0, origin, count));
         Ok(())
     }
 
@@ -95,8 +97,7 @@ impl State for Grown {
 
     /// Only the origins that know more.
     fn delta(&self, since: &Self) -> Self {
-        let news = self.0.iter().filter(|(origin, entry)| since.0.get(*origin) != Some(*entry));
-        Self(news.map(|(o, e)| (o.clone(), e.clone())).collect())
+        Self(self.0.news(&since.0))
     }
 
     fn encode(&self, w: &mut Writer) {
@@ -106,7 +107,8 @@ impl State for Grown {
     fn decode(r: &mut Reader<'_>) -> Result<Self> {
         Ok(Grown(origins::decode(r, |r| {
             let count = r.value()?;
-            grown(&count).map_err(|e| Error::corrupt_state(e.message))
+            grown(&count).map_err(|e| Error::corrupt_state(e.message))?;
+            Ok(count)
         })?))
     }
 
@@ -189,25 +191,27 @@ impl Strategy for PnCounter {
         if row[0].is_null() && row[1].is_null() {
             return Ok(());
         }
-        let part = |v: &Value| if v.is_null() { Ok(Value::Int(0)) } else { grown(v) };
+        let part = |v: &Value| if v.is_null() { Ok(Value::Int(0)) } else { grown(v).cloned() };
         keep_both(&mut state.0, origin(&row[2])?, &(part(&row[0])?, part(&row[1])?));
         Ok(())
     }
 }
 
-fn keep_both(map: &mut Origins<(Value, Value)>, origin: Value, (up, down): &(Value, Value)) {
-    let entry = map.entry(origin).or_insert_with(|| (up.clone(), down.clone()));
-    if *up > entry.0 {
-        entry.0 = up.clone();
-    }
-    if *down > entry.1 {
-        entry.1 = down.clone();
-    }
+fn keep_both(map: &mut Origins<(Value, Value)>, origin: &Value, (up, down): &(Value, Value)) {
+    let more = |entry: &mut (Value, Value)| {
+        if *up > entry.0 {
+            entry.0 = up.clone();
+        }
+        if *down > entry.1 {
+            entry.1 = down.clone();
+        }
+    };
+    map.say(origin, more, || (up.clone(), down.clone()));
 }
 
 impl State for UpAndDown {
     fn join(&mut self, other: &Self) -> Result<()> {
-        other.0.iter().for_each(|(origin, counts)| keep_both(&mut self.0, origin.clone(), counts));
+        other.0.iter().for_each(|(origin, counts)| keep_both(&mut self.0, origin, counts));
         Ok(())
     }
 
@@ -231,8 +235,7 @@ impl State for UpAndDown {
 
     /// Only the origins that know more.
     fn delta(&self, since: &Self) -> Self {
-        let news = self.0.iter().filter(|(origin, entry)| since.0.get(*origin) != Some(*entry));
-        Self(news.map(|(o, e)| (o.clone(), e.clone())).collect())
+        Self(self.0.news(&since.0))
     }
 
     fn encode(&self, w: &mut Writer) {
@@ -243,7 +246,7 @@ impl State for UpAndDown {
     }
 
     fn decode(r: &mut Reader<'_>) -> Result<Self> {
-        let part = |r: &mut Reader<'_>| grown(&r.value()?).map_err(|e| Error::corrupt_state(e.message));
+        let part = |r: &mut Reader<'_>| grown(&r.value()?).cloned().map_err(|e| Error::corrupt_state(e.message));
         Ok(UpAndDown(origins::decode(r, |r| Ok((part(r)?, part(r)?)))?))
     }
 

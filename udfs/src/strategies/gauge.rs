@@ -88,19 +88,17 @@ struct Newest<const STATISTIC: u8> {
 }
 
 impl<const STATISTIC: u8> Newest<STATISTIC> {
-    fn offer(&mut self, origin: Value, value: &Value, version: &[Value]) {
+    fn offer(&mut self, origin: &Value, value: &Value, version: &[Value]) {
         let versions = &self.versions;
-        self.origins
-            .entry(origin)
-            .and_modify(|entry| {
-                let order = nan_last(value, &entry.0)
-                    .then_with(|| versions.compare(version, &entry.1))
-                    .then_with(|| value.cmp(&entry.0));
-                if order == Ordering::Greater {
-                    *entry = (value.clone(), version.to_vec());
-                }
-            })
-            .or_insert_with(|| (value.clone(), version.to_vec()));
+        let more = |entry: &mut (Value, Vec<Value>)| {
+            let order = nan_last(value, &entry.0)
+                .then_with(|| versions.compare(version, &entry.1))
+                .then_with(|| value.cmp(&entry.0));
+            if order == Ordering::Greater {
+                *entry = (value.clone(), version.to_vec());
+            }
+        };
+        self.origins.say(origin, more, || (value.clone(), version.to_vec()));
     }
 }
 
@@ -126,12 +124,12 @@ impl<const STATISTIC: u8> Strategy for PerOrigin<STATISTIC> {
     }
 
     fn empty(&self) -> Self::State {
-        Newest { versions: self.versions.clone(), origins: Origins::new() }
+        Newest { versions: self.versions.clone(), origins: Origins::default() }
     }
 
     fn update(&self, state: &mut Self::State, row: &[Value]) -> Result<()> {
         if !row[0].is_null() {
-            state.offer(origin(&row[1])?, &number(&row[0])?, &VersionOrder::parts(&row[2..]));
+            state.offer(origin(&row[1])?, number(&row[0])?, &VersionOrder::parts(&row[2..]));
         }
         Ok(())
     }
@@ -142,7 +140,7 @@ impl<const STATISTIC: u8> State for Newest<STATISTIC> {
         if self.versions != other.versions {
             return Err(Error::type_mismatch("the two states order versions differently"));
         }
-        other.origins.iter().for_each(|(origin, (value, version))| self.offer(origin.clone(), value, version));
+        other.origins.iter().for_each(|(origin, (value, version))| self.offer(origin, value, version));
         Ok(())
     }
 
@@ -165,13 +163,12 @@ impl<const STATISTIC: u8> State for Newest<STATISTIC> {
     }
 
     fn bottom(&self) -> Self {
-        Newest { versions: self.versions.clone(), origins: Origins::new() }
+        Newest { versions: self.versions.clone(), origins: Origins::default() }
     }
 
     /// Only the origins that know more.
     fn delta(&self, since: &Self) -> Self {
-        let news = self.origins.iter().filter(|(origin, entry)| since.origins.get(*origin) != Some(*entry));
-        Newest { versions: self.versions.clone(), origins: news.map(|(o, e)| (o.clone(), e.clone())).collect() }
+        Newest { versions: self.versions.clone(), origins: self.origins.news(&since.origins) }
     }
 
     fn encode(&self, w: &mut Writer) {
@@ -185,7 +182,7 @@ impl<const STATISTIC: u8> State for Newest<STATISTIC> {
     fn decode(r: &mut Reader<'_>) -> Result<Self> {
         let versions = VersionOrder::decode(r)?;
         let origins = origins::decode(r, |r| {
-            let value = number(&r.value()?).map_err(|e| Error::corrupt_state(e.message))?;
+            let value = number(&r.value()?).cloned().map_err(|e| Error::corrupt_state(e.message))?;
             Ok((value, r.values()?))
         })?;
         Ok(Newest { versions, origins })
