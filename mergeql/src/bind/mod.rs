@@ -1,0 +1,332 @@
+//! Binds a merge to its sources: names, types, strategies, and everything the language forbids.
+
+mod cells;
+mod clauses;
+
+use crate::ast::{self, Explain, Merge, Name, Returning, StrategyBody};
+use crate::diagnostic::{Diagnostic, Result};
+use crate::plan::*;
+use mergeql_udfs::{Code, Type, Value};
+use std::collections::BTreeMap;
+
+/// The strategies that users defined, by name.
+pub type UserStrategies = BTreeMap<String, StrategyBody>;
+
+/// Options of `WITH (...)`, and what they may be.
+const OPTIONS: [(&str, &str); 6] = [
+    ("format", "the format of file sources"),
+    ("state", "'keep' to keep states in the result"),
+    ("schema", "'extend' to let MERGE INTO add columns"),
+    ("memory_limit", "a size like '2GB'"),
+    ("header", "whether CSV sources have a header"),
+    ("delimiter", "between the fields of CSV sources"),
+];
+
+/// Binds a merge. `relations` are its sources in order; `target` says that the first of them is the table merged into.
+///
+/// # Errors
+/// Every code of the language that is about names, types and arguments, with the place.
+pub fn bind(merge: &Merge, relations: Vec<Relation>, target: bool, user: &UserStrategies, explain: Explain) -> Result<Plan> {
+    let mut binder = Binder { merge, user, sources: Vec::new(), columns: Vec::new(), target };
+    binder.sources(relations)?;
+    binder.options()?;
+    binder.columns()?;
+    let versions = binder.versions(merge.version.as_ref())?;
+    let mut warnings = Vec::new();
+    let cells = binder.cells(&versions)?;
+    let delete = binder.delete(&versions)?;
+    if versions.columns.is_empty() && !versions.row {
+        let unversioned: Vec<&str> = cells
+            .iter()
+            .filter(|c| matches!(c.entry.spec().name, "lww" | "fww") && c.inputs.len() == 1)
+            .map(|c| c.name.as_str())
+            .collect();
+        if !unversioned.is_empty() {
+            warnings.push(format!(
+                "no version: the greatest value wins for {}; add VERSION BY to let the newest win",
+                unversioned.join(", ")
+            ));
+        }
+    }
+    let mut plan = Plan {
+        key: merge.key.len(),
+        filter: None,
+        order: Vec::new(),
+        limit: merge.limit,
+        offset: merge.offset,
+        returning: merge.returning,
+        into: merge.into.clone(),
+        options: merge.options.clone(),
+        explain,
+        warnings,
+        cells,
+        versions,
+        delete,
+        columns: std::mem::take(&mut binder.columns),
+        sources: std::mem::take(&mut binder.sources),
+    };
+    clauses::bind_result_clauses(merge, &mut plan)?;
+    check_state_target(merge, &plan)?;
+    Ok(plan)
+}
+
+fn check_state_target(merge: &Merge, plan: &Plan) -> Result<()> {
+    if !plan.keeps_state() {
+        return Ok(());
+    }
+    let clause = [
+        ("WHERE", merge.filter.is_some()),
+        ("LIMIT", merge.limit.is_some()),
+        ("OFFSET", merge.offset.is_some()),
+        ("RETURNING CONFLICTS or PROVENANCE", merge.returning != Returning::Rows),
+    ];
+    if let Some((clause, _)) = clause.iter().find(|(_, given)| *given) {
+        return Err(Diagnostic::new(Code::Unsupported, format!("a table that keeps states cannot be made with {clause}"))
+            .help("filter inside a source, or when reading the table"));
+    }
+    if plan.cells.is_empty() {
+        return Err(Diagnostic::new(Code::Unsupported, "a table of keys alone has no states to keep"));
+    }
+    if let Some(cell) = plan.cells.iter().find(|c| c.inputs.contains(&Input::Origin)) {
+        return Err(Diagnostic::new(
+            Code::InvalidArgument,
+            format!("`{}` counts per source, and MERGE INTO will have no source to count by", cell.name),
+        )
+        .help(format!("name the column that says who counted: {} = {}(origin_column)", cell.name, cell.shown)));
+    }
+    if merge.into.is_none() {
+        return Err(
+            Diagnostic::new(Code::InvalidArgument, "`state = 'keep'` needs a table to keep the states in").help("add INTO table")
+        );
+    }
+    Ok(())
+}
+
+struct Binder<'a> {
+    merge: &'a Merge,
+    user: &'a UserStrategies,
+    sources: Vec<Source>,
+    columns: Vec<Column>,
+    target: bool,
+}
+
+/// What users call a source that has no alias.
+fn shown_name(relation: &ast::Relation) -> String {
+    match relation {
+        ast::Relation::Table(parts) => parts.iter().map(|p| p.value.as_str()).collect::<Vec<_>>().join("."),
+        ast::Relation::Text(text) => text.value.clone(),
+        ast::Relation::Query(_) => "query".to_owned(),
+    }
+}
+
+impl Binder<'_> {
+    fn sources(&mut self, relations: Vec<Relation>) -> Result<()> {
+        for (source, relation) in self.merge.sources.iter().zip(relations) {
+            let name = source.alias.as_ref().map_or_else(|| shown_name(&source.relation), |a| a.value.clone());
+            match self.sources.iter().find(|s| s.name == name) {
+                Some(same) if same.relation.sql == relation.sql => continue,
+                Some(_) => {
+                    let span = source.alias.as_ref().map_or(source.span, |a| a.span);
+                    return Err(Diagnostic::at(Code::DuplicateSource, span, format!("two different sources are called `{name}`"))
+                        .help("give one of them another name with AS"));
+                }
+                None => self.sources.push(Source { name, relation, columns: Vec::new() }),
+            }
+        }
+        Ok(())
+    }
+
+    fn options(&self) -> Result<()> {
+        for (name, value) in &self.merge.options {
+            let option = name.value.to_ascii_lowercase();
+            if !OPTIONS.iter().any(|(n, _)| *n == option) {
+                return Err(Diagnostic::at(Code::UnknownOption, name.span, format!("there is no option `{}`", name.value))
+                    .suggest(&option, OPTIONS.iter().map(|(n, _)| *n)));
+            }
+            if option == "schema" && !self.target {
+                return Err(Diagnostic::at(Code::InvalidArgument, name.span, "`schema` is an option of MERGE INTO")
+                    .help("a MERGE always has the columns of all its sources"));
+            }
+            let allowed: &[&str] = match option.as_str() {
+                "state" => &["keep"],
+                "schema" => &["extend", "strict"],
+                _ => continue,
+            };
+            if !matches!(value, Value::Text(t) if allowed.contains(&&**t)) {
+                return Err(Diagnostic::at(
+                    Code::InvalidArgument,
+                    name.span,
+                    format!(
+                        "`{option}` is {}, not {value}",
+                        allowed.iter().map(|a| format!("'{a}'")).collect::<Vec<_>>().join(" or ")
+                    ),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// The columns of a source under their new names.
+    fn renamed(&self, source: &Source) -> Result<Vec<String>> {
+        let has = |name: &Name| source.relation.columns.iter().position(|c| matches(name, &c.name));
+        let mut names: Vec<String> = source.relation.columns.iter().map(|c| c.name.clone()).collect();
+        for (old, new) in &self.merge.map {
+            if let Some(i) = has(old) {
+                names[i] = new.value.clone();
+            }
+        }
+        for (i, name) in names.iter().enumerate() {
+            if names[..i].contains(name) {
+                let span = self.merge.map.iter().find(|(_, new)| new.value == *name).map(|(_, new)| new.span);
+                let message = format!("`{}` would have two columns called `{name}`", source.name);
+                return Err(match span {
+                    Some(span) => Diagnostic::at(Code::DuplicateColumn, span, message),
+                    None => Diagnostic::new(Code::DuplicateColumn, message),
+                });
+            }
+        }
+        Ok(names)
+    }
+
+    fn columns(&mut self) -> Result<()> {
+        for (i, (old, _)) in self.merge.map.iter().enumerate() {
+            if self.merge.map[..i].iter().any(|(other, _)| other.value == old.value) {
+                return Err(Diagnostic::at(Code::DuplicateColumn, old.span, format!("`{}` is mapped twice", old.value)));
+            }
+            let found = self.sources.iter().any(|s| s.relation.columns.iter().any(|c| matches(old, &c.name)));
+            if !found {
+                return Err(self.unknown_input(old));
+            }
+        }
+        let mut names = self.sources.iter().map(|s| self.renamed(s)).collect::<Result<Vec<_>>>()?;
+        let mut columns: Vec<Column> = Vec::new();
+        for (i, key) in self.merge.key.iter().enumerate() {
+            let mut exact = None;
+            for (source, names) in self.sources.iter().zip(&mut names) {
+                if names.is_empty() && source.relation.rows.unwrap_or(0) == 0 {
+                    continue;
+                }
+                let mapped = self.merge.map.iter().find(|(old, _)| old.value == key.value).map(|(_, new)| &new.value);
+                let exactly = names.iter().position(|n| *n == key.value);
+                let loosely = || names.iter().position(|n| matches(key, n));
+                let found = exactly.or_else(loosely).or_else(|| names.iter().position(|n| Some(n) == mapped));
+                match found {
+                    // One key column, however each source spells it.
+                    Some(at) => {
+                        let first = exact.get_or_insert_with(|| names[at].clone());
+                        names[at].clone_from(first);
+                    }
+                    None => {
+                        let error = Diagnostic::at(
+                            Code::UnknownColumn,
+                            key.span,
+                            format!("the key column `{}` is not in `{}`", key.value, source.name),
+                        );
+                        return Err(error.suggest(&key.value, names.iter().map(String::as_str)).help(format!(
+                            "`{}` has {}",
+                            source.name,
+                            listing(names)
+                        )));
+                    }
+                }
+            }
+            let name = exact.ok_or_else(|| {
+                Diagnostic::at(Code::UnknownColumn, key.span, format!("no source has the key column `{}`", key.value))
+            })?;
+            if self.merge.key[..i].iter().any(|k| k.value == key.value) {
+                return Err(Diagnostic::at(Code::DuplicateColumn, key.span, format!("`{}` is in the key twice", key.value)));
+            }
+            columns.push(Column { name, ty: Type::Null, nullable: false });
+        }
+        for name in names.iter().flatten() {
+            if !columns.iter().any(|c| c.name == *name) {
+                columns.push(Column { name: name.clone(), ty: Type::Null, nullable: false });
+            }
+        }
+        for column in &mut columns {
+            let mut first: Option<(&str, &Type)> = None;
+            for (source, names) in self.sources.iter().zip(&names) {
+                let Some(i) = names.iter().position(|n| *n == column.name) else {
+                    column.nullable |= !names.is_empty();
+                    continue;
+                };
+                let theirs = &source.relation.columns[i];
+                column.nullable |= theirs.nullable;
+                column.ty = Type::widen(&column.ty, &theirs.ty).map_err(|_| {
+                    let (other, ty) = first.unwrap_or(("another source", &Type::Null));
+                    Diagnostic::new(
+                        Code::TypeMismatch,
+                        format!("`{}` is {ty} in `{other}` and {} in `{}`", column.name, theirs.ty, source.name),
+                    )
+                    .help("cast one of them in a source query: (SELECT CAST(...) ...) AS name")
+                })?;
+                if first.is_none() && theirs.ty != Type::Null {
+                    first = Some((&source.name, &theirs.ty));
+                }
+            }
+        }
+        for key in &columns[..self.merge.key.len()] {
+            if key.ty == Type::Interval {
+                return Err(Diagnostic::new(Code::TypeMismatch, format!("the key `{}` is an interval", key.name))
+                    .help("intervals have no one equality: cast the key to text or to a number"));
+            }
+        }
+        for (source, names) in self.sources.iter_mut().zip(&names) {
+            source.columns = columns.iter().map(|c| names.iter().position(|n| *n == c.name)).collect();
+        }
+        self.columns = columns;
+        Ok(())
+    }
+
+    fn unknown_input(&self, name: &Name) -> Box<Diagnostic> {
+        let all: Vec<&str> = self.sources.iter().flat_map(|s| s.relation.columns.iter().map(|c| c.name.as_str())).collect();
+        Diagnostic::at(Code::UnknownColumn, name.span, format!("no source has a column `{}`", name.value)).suggest(&name.value, all)
+    }
+
+    fn column(&self, name: &Name) -> Result<usize> {
+        find_column(name, self.columns.iter().map(|c| c.name.as_str()), &self.merge.map)
+    }
+
+    fn versions(&self, by: Option<&ast::VersionBy>) -> Result<Versions> {
+        let Some(by) = by else {
+            let default = self.columns.iter().position(|c| c.name == "_ts");
+            return Ok(Versions { columns: default.map(|c| (c, false)).into_iter().collect(), row: false });
+        };
+        let mut versions = Versions { columns: Vec::new(), row: by.row };
+        for (name, descending) in &by.columns {
+            let column = self.column(name)?;
+            if versions.columns.iter().any(|(c, _)| *c == column) {
+                return Err(Diagnostic::at(Code::DuplicateColumn, name.span, format!("`{}` is in the version twice", name.value)));
+            }
+            versions.columns.push((column, *descending));
+        }
+        Ok(versions)
+    }
+}
+
+/// Whether a written name means this one: to the letter, or in any case of letters if it is not quoted.
+fn matches(name: &Name, other: &str) -> bool {
+    name.value == other || (!name.quoted && name.value.eq_ignore_ascii_case(other))
+}
+
+fn listing(names: &[String]) -> String {
+    let mut shown: Vec<String> = names.iter().take(12).map(|n| format!("`{n}`")).collect();
+    if names.len() > 12 {
+        shown.push(format!("and {} more", names.len() - 12));
+    }
+    if shown.is_empty() { "no columns".to_owned() } else { shown.join(", ") }
+}
+
+/// A result column by the name as written: to the letter, else in any case of letters, else by its name before MAP.
+fn find_column<'a>(name: &Name, columns: impl Iterator<Item = &'a str> + Clone, map: &[(Name, Name)]) -> Result<usize> {
+    let exact = columns.clone().position(|c| c == name.value);
+    let loose = || columns.clone().position(|c| matches(name, c));
+    let mapped = || {
+        let (_, new) = map.iter().find(|(old, _)| matches(old, &name.value))?;
+        columns.clone().position(|c| c == new.value)
+    };
+    exact.or_else(loose).or_else(mapped).ok_or_else(|| {
+        Diagnostic::at(Code::UnknownColumn, name.span, format!("there is no column `{}`", name.value))
+            .suggest(&name.value, columns.clone().collect::<Vec<_>>())
+    })
+}

@@ -1,0 +1,97 @@
+//! Scripts: where their statements lie, and whether a text may go on.
+
+use super::DIALECT;
+use crate::diagnostic::{Diagnostic, Result, Span};
+use mergeql_udfs::Code;
+use sqlparser::tokenizer::{Location, Token, TokenWithSpan, Tokenizer, Whitespace};
+
+/// The statements of a script: where each lies in the text, without its semicolon. Empty ones are left out.
+///
+/// # Errors
+/// `syntax` if the text cannot be split into tokens, an open quote for one.
+pub fn split(text: &str) -> Result<Vec<&str>> {
+    Ok(segments(text)?.into_iter().filter(|s| !s.statement.is_empty()).map(|s| s.statement).collect())
+}
+
+/// A statement of a script with the comments about it.
+pub(crate) struct Segment<'a> {
+    /// Comments before the statement.
+    pub comments: &'a str,
+    /// The statement, empty behind the last one.
+    pub statement: &'a str,
+    /// The statement up to its semicolon, if there are comments in it.
+    pub commented: Option<&'a str>,
+}
+
+pub(crate) fn segments(text: &str) -> Result<Vec<Segment<'_>>> {
+    let tokens = tokenize(text).map_err(|e| e.in_text(text))?;
+    let lines = LineIndex::new(text);
+    let mut segments = Vec::new();
+    let (mut gap, mut start, mut end, mut commented) = (0, None, 0, false);
+    let mut close = |gap: usize, start: usize, end: usize, stop: usize, commented: bool| {
+        segments.push(Segment {
+            comments: text[gap..start].trim(),
+            statement: &text[start..end],
+            commented: commented.then(|| text[start..stop].trim_end()),
+        });
+    };
+    for token in &tokens {
+        match &token.token {
+            Token::EOF => {}
+            Token::Whitespace(Whitespace::SingleLineComment { .. } | Whitespace::MultiLineComment(_)) => {
+                commented |= start.is_some()
+            }
+            Token::Whitespace(_) => {}
+            Token::SemiColon => {
+                let stop = lines.offset(text, token.span.start);
+                if let Some(start) = start.take() {
+                    close(gap, start, end, stop, commented);
+                    gap = stop + 1;
+                }
+                commented = false;
+            }
+            _ => {
+                start.get_or_insert_with(|| lines.offset(text, token.span.start));
+                end = lines.offset(text, token.span.end);
+            }
+        }
+    }
+    match start {
+        Some(start) => close(gap, start, end, text.len(), commented),
+        None => close(gap, text.len(), text.len(), text.len(), false),
+    }
+    Ok(segments)
+}
+
+/// Whether the text may go on: an open quote or parenthesis, or no semicolon yet.
+pub fn is_incomplete(text: &str) -> bool {
+    match tokenize(text) {
+        Err(_) => true,
+        Ok(tokens) => {
+            let last = tokens.iter().rev().find(|t| !matches!(t.token, Token::Whitespace(_) | Token::EOF));
+            last.is_some_and(|t| t.token != Token::SemiColon)
+        }
+    }
+}
+
+pub(super) fn tokenize(text: &str) -> Result<Vec<TokenWithSpan>> {
+    Tokenizer::new(&DIALECT, text).tokenize_with_location().map_err(|e| {
+        let at = Span { line: e.location.line, column: e.location.column, end: e.location.column + 1 };
+        Diagnostic::at(Code::Syntax, at, e.message)
+    })
+}
+
+/// Where lines begin, to turn places into offsets.
+pub(super) struct LineIndex(Vec<usize>);
+
+impl LineIndex {
+    pub(super) fn new(text: &str) -> LineIndex {
+        LineIndex(std::iter::once(0).chain(text.bytes().enumerate().filter(|(_, b)| *b == b'\n').map(|(i, _)| i + 1)).collect())
+    }
+
+    pub(super) fn offset(&self, text: &str, at: Location) -> usize {
+        let Some(&start) = self.0.get(at.line.saturating_sub(1) as usize) else { return text.len() };
+        let rest = &text[start..];
+        rest.char_indices().nth(at.column.saturating_sub(1) as usize).map_or(text.len(), |(i, _)| start + i)
+    }
+}
