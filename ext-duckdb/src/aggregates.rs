@@ -7,7 +7,7 @@ use crate::sorted::{on_init, on_size, stride};
 use crate::vectors::{Scratch, Text, Vector, put, put_bytes, put_value, set_null};
 use mergeql_lang::lower::DuckDb;
 use mergeql_udfs::catalog::{self, Arg, ArgKind, Entry, Input};
-use mergeql_udfs::slot::{Held, Key, Parts, Slot, SmallBytes, Timed};
+use mergeql_udfs::slot::{Collected, Counts, Held, Key, Parts, Shape, Slot, SmallBytes, Timed};
 use mergeql_udfs::value::order_key::order_key;
 use mergeql_udfs::{Aggregate, AnyState, Call, Column, Error, Order, Partial, Type, Unit, Value, VersionKeys};
 use std::sync::Arc;
@@ -128,10 +128,24 @@ fn register_set(connection: &Connection, entry: &'static Entry, name: &str, stat
                     continue;
                 }
                 results.push(result.clone());
-                let simple = (!configured && literal == 0).then(|| bound.order()).flatten();
-                let Some(order) = simple else {
-                    add(LogicalType::of(&ty), &[], function(Some(result), NONE), &OBJECT)?;
-                    continue;
+                let simple = (!configured && literal == 0).then(|| bound.shape()).flatten();
+                let order = match simple {
+                    Some(Shape::Strongest(order)) => order,
+                    Some(Shape::GreatestPerOrigin) => {
+                        if let Some(driver) = counts_driver(&ty) {
+                            add(LogicalType::of(&ty), &[&Type::Text], function(Some(result.clone()), NONE), &driver)?;
+                        }
+                        add(LogicalType::of(&ty), &[], function(Some(result), NONE), &OBJECT)?;
+                        continue;
+                    }
+                    Some(Shape::Collected) => {
+                        add(LogicalType::of(&ty), &[], function(Some(result), NONE), &COLLECTED)?;
+                        continue;
+                    }
+                    None => {
+                        add(LogicalType::of(&ty), &[], function(Some(result), NONE), &OBJECT)?;
+                        continue;
+                    }
                 };
                 // A version of one fixed-width part is an integer; others are bytes.
                 let timed = if order.flip_version { slot_driver::<Timed<true>>(&ty) } else { slot_driver::<Timed<false>>(&ty) };
@@ -211,7 +225,9 @@ impl Set {
             (api.aggregate_function_set_return_type)(function, result.0);
             let Driver { size, init, update, combine, finalize, destroy } = *driver;
             (api.aggregate_function_set_functions)(function, size, init, update, combine, finalize);
-            (api.aggregate_function_set_destructor)(function, destroy);
+            if let Some(destroy) = destroy {
+                (api.aggregate_function_set_destructor)(function, destroy);
+            }
             (api.aggregate_function_set_special_handling)(function);
             (api.aggregate_function_set_extra_info)(function, leak(info), drop_box::<F>);
             let added = (api.add_aggregate_function_to_set)(self.set, function);
@@ -246,7 +262,8 @@ struct Driver {
     update: crate::api::Update,
     combine: crate::api::Combine,
     finalize: crate::api::Finalize,
-    destroy: crate::api::Destroy,
+    /// Where states hold nothing but themselves there is nothing to destroy.
+    destroy: Option<crate::api::Destroy>,
 }
 
 unsafe extern "C" fn size_of_state<S>(_: Pointer) -> u64 {
@@ -259,6 +276,10 @@ unsafe extern "C" fn init_state<S: Default>(_: Pointer, state: Pointer) {
     on_init(state);
     // SAFETY: DuckDB gives memory of the size that was asked for.
     unsafe { state.cast::<S>().write(S::default()) };
+}
+
+const fn destroy_of<S: Default>() -> Option<crate::api::Destroy> {
+    if std::mem::needs_drop::<S>() { Some(destroy_states::<S>) } else { None }
 }
 
 unsafe extern "C" fn destroy_states<S: Default>(states: *mut Pointer, count: u64) {
@@ -467,7 +488,7 @@ const fn slots<V: FromVector, K: Versions>() -> Driver {
         update: update_slots::<V, K>,
         combine: combine_slots::<V, K>,
         finalize: finalize_slots::<V, K>,
-        destroy: destroy_states::<Slot<V, K>>,
+        destroy: destroy_of::<Slot<V, K>>(),
     }
 }
 
@@ -541,6 +562,124 @@ unsafe extern "C" fn finalize_slots<V: FromVector, K: Versions>(
     });
 }
 
+// States that are counts.
+
+fn counts_driver(ty: &Type) -> Option<Driver> {
+    Some(match ty {
+        Type::Int { bits: 8, signed: true } => counts::<i8>(),
+        Type::Int { bits: 16, signed: true } => counts::<i16>(),
+        Type::Int { bits: 32, signed: true } => counts::<i32>(),
+        Type::Int { bits: 64, signed: true } => counts::<i64>(),
+        Type::Int { bits: 8, .. } => counts::<u8>(),
+        Type::Int { bits: 16, .. } => counts::<u16>(),
+        Type::Int { bits: 32, .. } => counts::<u32>(),
+        _ => return None,
+    })
+}
+
+const fn counts<T: Copy + Into<i64>>() -> Driver {
+    Driver {
+        size: size_of_state::<Counts>,
+        init: init_state::<Counts>,
+        update: update_counts::<T>,
+        combine: combine_counts,
+        finalize: finalize_counts,
+        destroy: destroy_of::<Counts>(),
+    }
+}
+
+unsafe extern "C" fn update_counts<T: Copy + Into<i64>>(call: Pointer, chunk: Pointer, states: *mut Pointer) {
+    // SAFETY: DuckDB passes a chunk of integers and texts, and a state for each row (but see `sorted`).
+    guard(call, || unsafe {
+        let (vectors, rows) = vectors(chunk)?;
+        let (counts, origins) = (vectors[0].slice::<T>(rows), &vectors[1]);
+        let step = stride(states);
+        for i in 0..rows {
+            if vectors[0].is_valid(i) {
+                let origin = origins.is_valid(i).then(|| SmallBytes::get(origins.data(), i));
+                state::<Counts>(states, i * step).offer(origin, counts[i].into())?;
+            }
+        }
+        Ok(())
+    });
+}
+
+unsafe extern "C" fn combine_counts(call: Pointer, sources: *mut Pointer, targets: *mut Pointer, count: u64) {
+    // SAFETY: as in `combine_slots`.
+    guard(call, || unsafe {
+        for i in 0..count as usize {
+            state::<Counts>(targets, i).join(state::<Counts>(sources, i));
+        }
+        Ok(())
+    });
+}
+
+unsafe extern "C" fn finalize_counts(call: Pointer, states: *mut Pointer, out: Pointer, count: u64, offset: u64) {
+    // SAFETY: as in `finalize_slots`.
+    guard(call, || unsafe {
+        let ty = info::<Function>(call).result.as_ref().unwrap_or(&Type::INT64);
+        for i in 0..count as usize {
+            let sum = state::<Counts>(states, i).sum().map_or(Value::Null, Value::Int);
+            put_value(out, i + offset as usize, &sum.fit(ty)?, ty)?;
+        }
+        Ok(())
+    });
+}
+
+// States that are sets.
+
+const COLLECTED: Driver = Driver {
+    size: size_of_state::<Collected>,
+    init: init_state::<Collected>,
+    update: update_collected,
+    combine: combine_collected,
+    finalize: finalize_collected,
+    destroy: destroy_of::<Collected>(),
+};
+
+unsafe extern "C" fn update_collected(call: Pointer, chunk: Pointer, states: *mut Pointer) {
+    // SAFETY: DuckDB passes a chunk of the overload's type and a state for each row (but see `sorted`).
+    guard(call, || unsafe {
+        let (vectors, rows) = vectors(chunk)?;
+        let vector = &vectors[0];
+        let step = stride(states);
+        let text = vector.ty == Type::Text && vector.is_plain();
+        for i in 0..rows {
+            if !vector.is_valid(i) {
+                continue;
+            }
+            let collected = state::<Collected>(states, i * step);
+            match text {
+                true => collected.offer_text(&String::from_utf8_lossy(SmallBytes::get(vector.data(), i))),
+                false => collected.offer(&vector.value(i)),
+            }
+        }
+        Ok(())
+    });
+}
+
+unsafe extern "C" fn combine_collected(call: Pointer, sources: *mut Pointer, targets: *mut Pointer, count: u64) {
+    // SAFETY: as in `combine_slots`.
+    guard(call, || unsafe {
+        for i in 0..count as usize {
+            state::<Collected>(targets, i).join(state::<Collected>(sources, i));
+        }
+        Ok(())
+    });
+}
+
+unsafe extern "C" fn finalize_collected(call: Pointer, states: *mut Pointer, out: Pointer, count: u64, offset: u64) {
+    // SAFETY: as in `finalize_slots`.
+    guard(call, || unsafe {
+        let ty = info::<Function>(call).result.as_ref().unwrap_or(&Type::Null);
+        for i in 0..count as usize {
+            let list = state::<Collected>(states, i).list().unwrap_or(Value::Null);
+            put_value(out, i + offset as usize, &list, ty)?;
+        }
+        Ok(())
+    });
+}
+
 // States that are objects.
 
 const OBJECT: Driver = Driver {
@@ -549,7 +688,7 @@ const OBJECT: Driver = Driver {
     update: update_objects,
     combine: combine_objects,
     finalize: finalize_objects,
-    destroy: destroy_states::<Object>,
+    destroy: destroy_of::<Object>(),
 };
 
 /// The state of any strategy, once a row gave its configuration.
@@ -701,7 +840,7 @@ fn merges(connection: &Connection) -> Result<(), String> {
         update: update_joined,
         combine: combine_joined,
         finalize: finalize_joined,
-        destroy: destroy_states::<Joined>,
+        destroy: destroy_of::<Joined>(),
     };
     set.add(std::slice::from_ref(&blob), &blob, (), &driver)?;
     set.register(connection)

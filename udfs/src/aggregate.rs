@@ -6,7 +6,7 @@ use crate::batch::{Bits, Column, OwnedColumn};
 use crate::catalog::Spec;
 use crate::codec::{self, Reader, Writer};
 use crate::error::{Error, Result};
-use crate::fast::best::Order;
+use crate::fast::slot::Shape;
 use crate::partial::{Partial, Single};
 use crate::types::Type;
 use crate::value::Value;
@@ -184,8 +184,8 @@ pub trait Strategy: Debug + Send + Sync + Sized + 'static {
         false
     }
 
-    /// The order of candidates, where the state is just the strongest (value, version) that was seen.
-    fn order(&self) -> Option<Order> {
+    /// What the state is, where it is simple enough for a host to keep it in a slot of its own memory.
+    fn shape(&self) -> Option<Shape> {
         None
     }
 
@@ -215,8 +215,8 @@ pub trait Aggregate: Debug + Send + Sync {
     /// The state of one group by itself.
     fn partial(&self) -> Box<dyn Partial>;
 
-    /// As [`Strategy::order`]: then a [`crate::slot::Slot`] is a state.
-    fn order(&self) -> Option<Order>;
+    /// As [`Strategy::shape`].
+    fn shape(&self) -> Option<Shape>;
 }
 
 /// Partial states of many groups, in the order of their group numbers.
@@ -290,8 +290,8 @@ impl<S: Strategy> Aggregate for Bound<S> {
         Box::new(Single::new(self.strategy.clone()))
     }
 
-    fn order(&self) -> Option<Order> {
-        self.strategy.order()
+    fn shape(&self) -> Option<Shape> {
+        self.strategy.shape()
     }
 
     fn plain_groups(&self) -> Box<dyn Groups> {

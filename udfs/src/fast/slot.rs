@@ -1,9 +1,23 @@
 //! Scattered states: one small slot a group in memory that the host owns and finds by pointer, with the same order as the columnar
 //! store in [`super::best`].
 
-use super::best::{WITH_VALUE, WITH_VERSION};
-use crate::value::canonical;
+use super::best::{Order, WITH_VALUE, WITH_VERSION};
+use crate::error::Result;
+use crate::lattice::origins;
+use crate::lattice::set::ValueSet;
+use crate::value::{Value, canonical};
 use std::cmp::Ordering;
+
+/// What the state of a strategy is, where a slot can hold it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shape {
+    /// The strongest candidate, a value with its version: a [`Slot`].
+    Strongest(Order),
+    /// For each origin the greatest value; the result is their sum: [`Counts`] for integers and origins that are text.
+    GreatestPerOrigin,
+    /// Every distinct value; the result is their sorted list: a [`Collected`].
+    Collected,
+}
 
 /// What a slot holds.
 pub trait Held: Default {
@@ -322,5 +336,85 @@ impl<V: Held, K: Key> Slot<V, K> {
     #[inline]
     pub fn value(&self) -> Option<V::Seen<'_>> {
         (self.class > 0).then(|| self.value.seen())
+    }
+}
+
+/// For each origin the greatest count.
+///
+/// ```
+/// use mergeql_udfs::slot::Counts;
+/// let mut counts = Counts::default();
+/// counts.offer(Some(b"a"), 3)?;
+/// counts.offer(Some(b"a"), 5)?;
+/// counts.offer(Some(b"b"), 4)?;
+/// assert_eq!(counts.sum(), Some(9));
+/// # Ok::<(), mergeql_udfs::Error>(())
+/// ```
+#[derive(Debug, Clone, Default)]
+pub struct Counts(Vec<(SmallBytes, i64)>);
+
+impl Counts {
+    /// Sees what an origin counted.
+    ///
+    /// # Errors
+    /// `invalid_argument` for a negative count, or where nobody counted.
+    #[inline]
+    pub fn offer(&mut self, origin: Option<&[u8]>, count: i64) -> Result<()> {
+        let Some(origin) = origin else { return origins::origin(&Value::Null).map(drop) };
+        if count < 0 {
+            return origins::grown(&Value::Int(count.into())).map(drop);
+        }
+        self.keep(origin, count);
+        Ok(())
+    }
+
+    #[inline]
+    fn keep(&mut self, origin: &[u8], count: i64) {
+        match self.0.binary_search_by(|(known, _)| known.seen().cmp(origin)) {
+            Ok(at) => self.0[at].1 = self.0[at].1.max(count),
+            Err(at) => {
+                let mut name = SmallBytes::default();
+                name.set(origin);
+                self.0.insert(at, (name, count));
+            }
+        }
+    }
+
+    /// Joins another state.
+    pub fn join(&mut self, other: &Counts) {
+        other.0.iter().for_each(|(origin, count)| self.keep(origin.seen(), *count));
+    }
+
+    /// The sum over origins, once something was counted.
+    pub fn sum(&self) -> Option<i128> {
+        (!self.0.is_empty()).then(|| self.0.iter().map(|(_, count)| i128::from(*count)).sum())
+    }
+}
+
+/// Every distinct value.
+#[derive(Debug, Clone, Default)]
+pub struct Collected(ValueSet);
+
+impl Collected {
+    /// Sees a value; NULL is none.
+    pub fn offer(&mut self, value: &Value) {
+        if !value.is_null() {
+            self.0.insert(value);
+        }
+    }
+
+    /// Sees a text.
+    pub fn offer_text(&mut self, text: &str) {
+        self.0.insert_text(text);
+    }
+
+    /// Joins another state.
+    pub fn join(&mut self, other: &Collected) {
+        self.0.union(&other.0);
+    }
+
+    /// The sorted list, once something was seen.
+    pub fn list(&self) -> Option<Value> {
+        (self.0.values().len() > 0).then(|| self.0.to_list())
     }
 }

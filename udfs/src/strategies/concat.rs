@@ -4,6 +4,7 @@ use crate::aggregate::{Call, State, Strategy};
 use crate::catalog::{Arg, ArgKind, Entry, Input, Spec};
 use crate::codec::{Reader, Writer};
 use crate::error::{Error, Result};
+use crate::fast::slot::Shape;
 use crate::lattice::set::{ValueSet, join_texts, separator};
 use crate::types::Type;
 use crate::value::Value;
@@ -105,6 +106,10 @@ impl Strategy for GrowOnlySet {
 
     fn result_type(&self) -> Type {
         Type::List(Box::new(self.ty.clone()))
+    }
+
+    fn shape(&self) -> Option<Shape> {
+        Some(Shape::Collected)
     }
 
     fn empty(&self) -> Distinct {

@@ -4,6 +4,7 @@ use crate::aggregate::{Call, State, Strategy};
 use crate::catalog::{Arg, ArgKind, Entry, Input, Spec};
 use crate::codec::{Reader, Writer};
 use crate::error::{Error, Result};
+use crate::fast::slot::Shape;
 use crate::lattice::origins::{self, Origins, check_number, grown, origin, sum, sum_type};
 use crate::types::Type;
 use crate::value::Value;
@@ -58,6 +59,10 @@ impl Strategy for Counter {
 
     fn result_type(&self) -> Type {
         sum_type(&self.ty)
+    }
+
+    fn shape(&self) -> Option<Shape> {
+        Some(Shape::GreatestPerOrigin)
     }
 
     fn empty(&self) -> Grown {

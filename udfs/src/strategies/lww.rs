@@ -4,7 +4,9 @@ use crate::aggregate::{Call, Groups, State, Strategy};
 use crate::catalog::{Arg, ArgKind, Entry, Input, Spec};
 use crate::codec::{Reader, Writer};
 use crate::error::Result;
-use crate::fast::{self, best::Order};
+use crate::fast::best::Order;
+use crate::fast::slot::Shape;
+use crate::fast;
 use crate::lattice::best::{Best, Candidate, Ranking, nan_last};
 use crate::lattice::version::VersionOrder;
 use crate::types::Type;
@@ -133,15 +135,16 @@ impl<const OLDEST: bool> Strategy for Register<OLDEST> {
         state.best.as_ref().map(|best| std::iter::once(best.value.clone()).chain(best.rank.iter().cloned()).collect())
     }
 
-    fn order(&self) -> Option<Order> {
+    fn shape(&self) -> Option<Shape> {
         let versions = &self.ranking.versions;
         let simple = !self.ranking.respect_nulls && (self.inputs.len() <= 2 || versions.descending.is_empty());
-        simple.then(|| Order { least: false, flip_version: versions.flips(0) })
+        simple.then(|| Shape::Strongest(Order { least: false, flip_version: versions.flips(0) }))
     }
 
     fn fast(&self) -> Option<Box<dyn Groups>> {
+        let Some(Shape::Strongest(order)) = self.shape() else { return None };
         let (empty, mine) = (self.empty(), self.empty());
-        fast::best::groups(&self.inputs, self.order()?, move |row| {
+        fast::best::groups(&self.inputs, order, move |row| {
             let mut state = empty.clone();
             state.best = Some(Candidate { value: row[0].clone(), rank: VersionOrder::parts(&row[1..]) });
             crate::aggregate::encode::<Self>(&state)

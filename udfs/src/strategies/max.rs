@@ -4,7 +4,9 @@ use crate::aggregate::{Call, Groups, Strategy};
 use crate::catalog::{Entry, Input, Spec};
 use crate::codec::{Reader, Writer};
 use crate::error::{Error, Result};
-use crate::fast::{self, best::Order};
+use crate::fast::best::Order;
+use crate::fast::slot::Shape;
+use crate::fast;
 use crate::lattice::best::{Best, Candidate, Ranking, nan_last};
 use crate::types::Type;
 use crate::value::Value;
@@ -106,12 +108,13 @@ impl<const LEAST: bool> Strategy for Extreme<LEAST> {
         state.best.as_ref().map(|best| vec![best.value.clone()])
     }
 
-    fn order(&self) -> Option<Order> {
-        Some(Order { least: LEAST, flip_version: false })
+    fn shape(&self) -> Option<Shape> {
+        Some(Shape::Strongest(Order { least: LEAST, flip_version: false }))
     }
 
     fn fast(&self) -> Option<Box<dyn Groups>> {
-        fast::best::groups(std::slice::from_ref(&self.ty), self.order()?, |row| {
+        let Some(Shape::Strongest(order)) = self.shape() else { return None };
+        fast::best::groups(std::slice::from_ref(&self.ty), order, |row| {
             let best = Some(Candidate { value: row[0].clone(), rank: Vec::new() });
             crate::aggregate::encode::<Self>(&Best { ranking: ByValue, best })
         }, |bytes| Ok(crate::aggregate::decode::<Self>(bytes)?.best.map(|b| vec![b.value]).unwrap_or_default()))
