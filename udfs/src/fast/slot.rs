@@ -6,6 +6,7 @@ use crate::error::Result;
 use crate::lattice::origins;
 use crate::lattice::set::ValueSet;
 use crate::value::{Value, canonical};
+use smallvec::SmallVec;
 use std::cmp::Ordering;
 
 /// What the state of a strategy is, where a slot can hold it.
@@ -339,7 +340,10 @@ impl<V: Held, K: Key> Slot<V, K> {
     }
 }
 
-/// For each origin the greatest count.
+/// So many origins are looked at one by one.
+const FEW: usize = 8;
+
+/// For each origin the greatest count, sorted by origin.
 ///
 /// ```
 /// use mergeql_udfs::slot::Counts;
@@ -351,7 +355,7 @@ impl<V: Held, K: Key> Slot<V, K> {
 /// # Ok::<(), mergeql_udfs::Error>(())
 /// ```
 #[derive(Debug, Clone, Default)]
-pub struct Counts(Vec<(SmallBytes, i64)>);
+pub struct Counts(SmallVec<[(SmallBytes, i64); 3]>);
 
 impl Counts {
     /// Sees what an origin counted.
@@ -370,6 +374,12 @@ impl Counts {
 
     #[inline]
     fn keep(&mut self, origin: &[u8], count: i64) {
+        // Few origins are found fastest by looking at each.
+        let near = self.0.len().min(FEW);
+        if let Some((_, known)) = self.0[..near].iter_mut().find(|(known, _)| known.seen() == origin) {
+            *known = count.max(*known);
+            return;
+        }
         match self.0.binary_search_by(|(known, _)| known.seen().cmp(origin)) {
             Ok(at) => self.0[at].1 = self.0[at].1.max(count),
             Err(at) => {
