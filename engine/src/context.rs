@@ -3,7 +3,7 @@
 use crate::error::{MergeError, Result};
 use crate::sources::{Format, ReadOptions, Resolved};
 use crate::store::{Manifest, Store};
-use crate::{aggregates, custom, explain, scalars, sinks};
+use crate::{aggregates, custom, explain, merges, scalars, sinks};
 use arrow::array::{RecordBatch, UInt64Array};
 use arrow::datatypes::{DataType, Field, Schema};
 use datafusion::catalog::TableProvider;
@@ -109,7 +109,7 @@ impl MergeContext {
             }
         };
         let session = SessionContext::new_with_config_rt(session_config, runtime);
-        aggregates::all().into_iter().chain(aggregates::merges()).for_each(|f| session.register_udaf(f));
+        aggregates::all().into_iter().chain(merges::all()).for_each(|f| session.register_udaf(f));
         scalars::all().into_iter().for_each(|f| session.register_udf(f));
         let store = config.db.as_deref().map(Store::open).transpose()?;
         let shared = Shared { store, memory: Mutex::new(Memory::default()) };

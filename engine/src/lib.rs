@@ -10,6 +10,7 @@ mod custom;
 mod error;
 mod explain;
 mod into;
+mod merges;
 mod scalars;
 pub mod sinks;
 pub mod sources;

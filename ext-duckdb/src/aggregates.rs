@@ -194,12 +194,17 @@ fn bind_some(entry: &Entry, ty: &Type, inputs: usize) -> Option<Arc<dyn Aggregat
     }
     let arg = spec.args.iter().find(|a| matches!(a.kind, ArgKind::Literals | ArgKind::Sources))?;
     let sample = match ty {
+        _ if arg.kind == ArgKind::Sources => Value::text("a"),
         Type::Text => Value::text("a"),
         Type::Boolean => Value::Bool(true),
+        Type::Date => Value::Date(0),
+        Type::Timestamp { zone, .. } => Value::Timestamp { nanos: 0, zoned: zone.is_some() },
+        Type::Time(_) => Value::Time(0),
+        Type::Uuid => Value::Uuid([0; 16]),
         ty if ty.is_number() => Value::Int(1).fit(ty).ok()?,
         _ => return None,
     };
-    let samples = if arg.kind == ArgKind::Sources { vec![Value::text("a")] } else { vec![sample] };
+    let samples = vec![sample];
     entry.bind(&call.with_arg(arg.name, Value::List(samples))).ok()
 }
 
@@ -739,9 +744,6 @@ unsafe extern "C" fn update_objects(call: Pointer, chunk: Pointer, states: *mut 
         let (vectors, rows) = vectors(chunk)?;
         let first = usize::from(function.configured);
         let inputs = &vectors[first..first + function.inputs];
-        if function.result.is_none() {
-            return Err(no_overload(function, &inputs[0].ty).into());
-        }
         let settings: Vec<&Vector> = vectors[..first].iter().chain(&vectors[first + function.inputs..]).collect();
         let scratch: Vec<Scratch<'_>> = inputs.iter().map(|v| v.scratch(rows)).collect();
         let columns: Vec<Column<'_>> = inputs.iter().zip(&scratch).map(|(v, s)| v.column(s, rows)).collect();
@@ -751,7 +753,12 @@ unsafe extern "C" fn update_objects(call: Pointer, chunk: Pointer, states: *mut 
         for i in 0..rows {
             let same = bound.as_ref().is_some_and(|b| settings.iter().zip(&*b.literals).all(|(v, known)| v.value(i) == *known));
             if !same {
-                bound = Some(function.bind(inputs, settings.iter().map(|v| v.value(i)).collect())?);
+                let new = function.bind(inputs, settings.iter().map(|v| v.value(i)).collect())?;
+                let result = new.aggregate.result_type();
+                if !function.state && function.result.as_ref() != Some(&result) {
+                    return Err(no_overload(function, &result).into());
+                }
+                bound = Some(new);
             }
             let Some(bound) = &bound else { continue };
             let object = state::<Object>(states, i * step);
@@ -780,8 +787,14 @@ fn no_overload(function: &Function, ty: &Type) -> Error {
     let state = function.name.replacen("_with", "_state_with", 1);
     let state = if function.configured { state } else { format!("{}_state", function.name) };
     let name = mergeql_lang::lower::duckdb_type_name(ty);
-    Error::new(mergeql_udfs::Code::Unsupported, format!("DuckDB's interface lets `{}` not return {name}", function.name))
-        .with_help(format!("CAST(crdt_value_text({state}(...)) AS {name}) gives the same; MERGE does so by itself"))
+    Error::new(mergeql_udfs::Code::Unsupported, format!("DuckDB's interface lets `{}` not return {name}", function.name)).with_help(
+        match ty {
+            Type::List(_) | Type::Struct(_) | Type::Map(..) => {
+                format!("CAST(CAST(mergeql_json({state}(...)) AS JSON) AS {name}) gives the same; MERGE does so by itself")
+            }
+            _ => format!("CAST(crdt_value_text({state}(...)) AS {name}) gives the same; MERGE does so by itself"),
+        },
+    )
 }
 
 unsafe extern "C" fn combine_objects(call: Pointer, sources: *mut Pointer, targets: *mut Pointer, count: u64) {

@@ -6,7 +6,8 @@ use crate::statements;
 use crate::vectors::{Vector, put_bytes, put_value};
 use mergeql_lang::lower::duckdb_type;
 use mergeql_udfs::functions::{self, Function};
-use mergeql_udfs::{Type, Value, catalog};
+use mergeql_udfs::value::order_key::rank_key;
+use mergeql_udfs::{Error, Order, Type, Value, catalog};
 
 /// Registers every scalar function, and the table of strategies.
 pub fn register(connection: &Connection) -> Result<(), String> {
@@ -18,6 +19,9 @@ pub fn register(connection: &Connection) -> Result<(), String> {
             run: |a| a[0].clone().widen(&Type::Float64),
         },
         Function { name: "mergeql_widens", arguments: 2..=2, returns: Type::Boolean, run: widens },
+        Function { name: "mergeql_rank", arguments: 2..=usize::MAX, returns: Type::Bytes, run: rank },
+        Function { name: "mergeql_json", arguments: 1..=1, returns: Type::Text, run: json },
+        Function { name: "mergeql_query", arguments: 1..=1, returns: Type::Text, run: statements::query },
         Function { name: "mergeql_sql", arguments: 1..=1, returns: Type::Text, run: statements::sql },
         Function { name: "mergeql_schema", arguments: 1..=usize::MAX, returns: Type::Text, run: statements::schema },
         Function { name: "mergeql_bound", arguments: 1..=1, returns: Type::Text, run: statements::bound },
@@ -41,7 +45,58 @@ pub fn register(connection: &Connection) -> Result<(), String> {
         // A value is canonical as soon as it is one.
         add_set(connection, "mergeql_canonical", vec![overload], &ty, || Row { run: |a| Ok(a[0].clone()), returns: ty.clone() })?;
     }
+    for (ty, run) in [(Type::INT64, divide_integers as fn(&[Value]) -> _), (Type::Float64, divide_floats)] {
+        let overload = Overload { parameters: vec![LogicalType::of(&ty), LogicalType::of(&ty)], rest: None };
+        add_set(connection, "mergeql_divide", vec![overload], &ty, || Row { run, returns: ty.clone() })?;
+    }
     strategies(connection)
+}
+
+/// `mergeql_rank(order, value, version, ...)`: a candidate as bytes, the greatest of which wins.
+fn rank(arguments: &[Value]) -> mergeql_udfs::Result<Value> {
+    let words = match &arguments[0] {
+        Value::Text(words) => &**words,
+        _ => "",
+    };
+    let order = Order { least: words.contains("least"), flip_version: words.contains("oldest") };
+    Ok(rank_key(order, &arguments[1], &arguments[2..]).map_or(Value::Null, |key| Value::Bytes(key.into())))
+}
+
+/// `mergeql_json(state)`: the value of a state as JSON that DuckDB casts to its type without loss.
+fn json(arguments: &[Value]) -> mergeql_udfs::Result<Value> {
+    let value = functions::value_of(&arguments[0])?;
+    Ok(if value.is_null() { value } else { Value::text(as_duckdb_reads(value).to_json()) })
+}
+
+/// Texts where JSON has no such value, or where DuckDB would read a number through a double.
+fn as_duckdb_reads(value: Value) -> Value {
+    match value {
+        Value::List(items) => Value::List(items.into_iter().map(as_duckdb_reads).collect()),
+        Value::Struct(fields) => Value::Struct(fields.into_iter().map(|(name, v)| (name, as_duckdb_reads(v))).collect()),
+        Value::Map(entries) => Value::Map(entries.into_iter().map(|(k, v)| (as_duckdb_reads(k), as_duckdb_reads(v))).collect()),
+        Value::Bytes(bytes) => Value::text(bytes.iter().map(|b| format!("\\x{b:02X}")).collect::<String>()),
+        Value::Interval { months, days, nanos } => {
+            Value::text(format!("{months} months {days} days {} microseconds", nanos / 1000))
+        }
+        Value::Decimal { .. } => Value::text(value.to_string()),
+        other => other,
+    }
+}
+
+/// Division as the language has it: integers are divided as integers, towards zero.
+fn divide_integers(arguments: &[Value]) -> mergeql_udfs::Result<Value> {
+    match (&arguments[0], &arguments[1]) {
+        (Value::Int(_), Value::Int(0)) => Err(Error::invalid_argument("division by zero")),
+        (Value::Int(a), Value::Int(b)) => Value::Int(a / b).fit(&Type::INT64),
+        _ => Ok(Value::Null),
+    }
+}
+
+fn divide_floats(arguments: &[Value]) -> mergeql_udfs::Result<Value> {
+    match (&arguments[0], &arguments[1]) {
+        (Value::Float(a), Value::Float(b)) => Ok(Value::float(a / b)),
+        _ => Ok(Value::Null),
+    }
 }
 
 /// Whether a nested value comes into a wider type as it is: true, or the error that says why not.

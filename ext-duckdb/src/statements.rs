@@ -10,7 +10,7 @@
 #![allow(unsafe_code)]
 
 use crate::api::{Connection, Pointer, duckdb, text};
-use mergeql_lang::ast::{Explain, Merge, Name, Piece, Relation as Written, Source, Statement, StrategyBody};
+use mergeql_lang::ast::{Explain, Merge, Name, Piece, Relation as Written, Returning, Source, Statement, StrategyBody};
 use mergeql_lang::lower::{DuckDb, Lowering, duckdb_columns, duckdb_type_name, quote, text as literal};
 use mergeql_lang::plan::{Plan, Relation, SourceColumn};
 use mergeql_lang::{Diagnostic, Span, UserStrategies, bind, check_fit, check_strategy, find_strategy, parse};
@@ -28,7 +28,7 @@ type Result<T, E = Box<Diagnostic>> = std::result::Result<T, E>;
 pub unsafe fn register(database: Pointer, connection: &Connection) -> Result<(), String> {
     // In memory, so that nothing lands in the user's file and a database that is read only does as well.
     connection.run("ATTACH IF NOT EXISTS ':memory:' AS mergeql (READ_WRITE)")?;
-    connection.run("CREATE OR REPLACE MACRO mergeql.main.merge(statement) AS TABLE FROM query(mergeql_sql(statement))")?;
+    connection.run("CREATE OR REPLACE MACRO mergeql.main.merge(statement) AS TABLE FROM query(mergeql_query(statement))")?;
     // SAFETY: the callback needs no data.
     unsafe { (duckdb().add_replacement_scan)(database, replace, std::ptr::null_mut(), None) };
     Ok(())
@@ -46,7 +46,7 @@ unsafe extern "C" fn replace(info: Pointer, name: *const c_char, _: Pointer) {
         }
         crate::api::guarded(
             || {
-                let sql = statement_sql(&name)?;
+                let sql = query_sql(&name)?;
                 (api.replacement_scan_set_function_name)(info, c"query".as_ptr());
                 let mut value = (api.create_varchar_length)(sql.as_ptr().cast(), sql.len() as u64);
                 (api.replacement_scan_add_parameter)(info, value);
@@ -118,6 +118,34 @@ fn drop_strategy(if_exists: bool, name: &Name) -> Result<String> {
     }
     let found = user.remove(&name.value).is_some();
     Ok(format!("SELECT {} AS strategies", u8::from(found)))
+}
+
+/// `mergeql_query(statement)`: as [`sql`], for statements that are read like a table.
+///
+/// # Errors
+/// The diagnostics of the language, and `unsupported` for a statement that writes.
+pub fn query(arguments: &[Value]) -> std::result::Result<Value, Error> {
+    match text_argument(arguments)? {
+        Some(statement) => query_sql(statement).map(Value::text).map_err(shown),
+        None => Err(Error::invalid_argument("the statement is NULL: it must be known before the query runs")),
+    }
+}
+
+fn query_sql(statement: &str) -> Result<String> {
+    let writes = match parse(statement)? {
+        Statement::Merge { explain: Explain::No, merge } => merge.into.is_some(),
+        Statement::MergeInto { explain, .. } => explain == Explain::No,
+        Statement::Sql(_) => {
+            let first = statement.split_whitespace().next().unwrap_or_default().to_ascii_uppercase();
+            !matches!(first.as_str(), "SELECT" | "FROM" | "WITH" | "VALUES") && !first.starts_with('(')
+        }
+        _ => false,
+    };
+    if writes {
+        return Err(Diagnostic::new(Code::Unsupported, "a table function cannot write")
+            .help("run the statement that SELECT mergeql_sql('...') gives"));
+    }
+    statement_sql(statement)
 }
 
 thread_local! {
@@ -210,6 +238,11 @@ fn from(source: &Written, merge: &Merge) -> Result<String> {
             }
             if let Some(Value::Text(delimiter)) = option("delimiter") {
                 arguments.push(format!("delim = {}", literal(delimiter)));
+            }
+            let ending = name.value.rsplit('.').next().unwrap_or_default().to_ascii_lowercase();
+            if matches!(format.as_deref(), Some("csv" | "tsv")) || format.is_none() && matches!(ending.as_str(), "csv" | "tsv") {
+                // Empty text in quotes is text.
+                arguments.push("allow_quoted_nulls = false".to_owned());
             }
             let function = match format.as_deref() {
                 None if arguments.len() == 1 => return Ok(path),
@@ -311,6 +344,10 @@ fn with_target(target: &Written, merge: &Merge) -> Merge {
 /// What is known of a source, once its row type is.
 fn relation(source: &Written, merge: &Merge, row: &str, spellings: &mut Vec<String>) -> Result<Relation> {
     let columns = duckdb_columns(row).map_err(Box::<Diagnostic>::from)?;
+    if let Some(column) = columns.iter().find(|c| c.name.to_ascii_lowercase().starts_with("__mergeql_")) {
+        return Err(Diagnostic::new(Code::Unsupported, format!("the column `{}` has a name that is reserved", column.name))
+            .help("give it another name in a source query"));
+    }
     let mut sql = from(source, merge)?;
     let casts: Vec<String> = columns
         .iter()
@@ -352,6 +389,19 @@ fn bind_to(merge: &Merge, types: &[String], target: bool, explain: Explain) -> R
     bind(merge, relations, target, &strategies(), explain)
 }
 
+/// The way out that there is in DuckDB.
+fn way_out(mut error: Box<Diagnostic>) -> Box<Diagnostic> {
+    error.help = Some(match error.code {
+        Code::NeedsState => {
+            "keep states in columns: crdt_x_state(v) in a table, crdt_merge(state) when reading; or CREATE OR REPLACE \
+                             the table from a MERGE of everything"
+                .to_owned()
+        }
+        _ => "add the column first (ALTER TABLE ... ADD COLUMN), or leave it out in a source query".to_owned(),
+    });
+    error
+}
+
 fn bound_sql(statement: &str, types: &[String]) -> Result<String> {
     let (plan, explain, key_rows) = match parse(statement)? {
         Statement::Merge { explain, merge } => (bind_to(&merge, types, false, explain)?, explain, None),
@@ -360,10 +410,14 @@ fn bound_sql(statement: &str, types: &[String]) -> Result<String> {
                 return Err(Diagnostic::new(Code::Unsupported, "MERGE INTO needs a table"));
             };
             let name = table(parts);
-            bind_to(&merge, types.get(1..).unwrap_or_default(), true, explain)?.check_strategies(&name)?;
+            if merge.returning != Returning::Rows {
+                return Err(Diagnostic::new(Code::Unsupported, "DuckDB's MERGE INTO gives no conflicts back")
+                    .help("ask for them first: MERGE target, sources ON ... RETURNING CONFLICTS"));
+            }
+            bind_to(&merge, types.get(1..).unwrap_or_default(), true, explain)?.check_strategies(&name).map_err(way_out)?;
             let plan = bind_to(&with_target(&target, &merge), types, true, explain)?;
             let columns: Vec<String> = plan.sources[0].relation.columns.iter().map(|c| c.name.clone()).collect();
-            plan.check_target(&name, &columns)?;
+            plan.check_target(&name, &columns).map_err(way_out)?;
             for (column, merged) in plan.result_columns() {
                 if let Some(theirs) = plan.sources[0].relation.columns.iter().find(|c| c.name == *column) {
                     check_fit(column, &theirs.ty, merged)?;

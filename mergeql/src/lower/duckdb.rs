@@ -3,7 +3,11 @@
 
 use super::{Dialect, list, quote, text};
 use crate::plan::Fold;
-use mergeql_udfs::{Code, Error, Type, Unit};
+use mergeql_udfs::{Code, Error, Order, Type, Unit};
+use sqlparser::ast::{BinaryOperator, Expr, Ident, visit_expressions_mut};
+use sqlparser::dialect::GenericDialect;
+use sqlparser::parser::Parser;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 /// DuckDB, from 1.3 to 2.0.
@@ -20,6 +24,17 @@ impl DuckDb {
             Type::Time(unit) => *unit == Unit::Microsecond,
             _ => true,
         }
+    }
+}
+
+/// The type with text in place of bytes.
+fn with_text_for_bytes(ty: &Type) -> Type {
+    match ty {
+        Type::Bytes => Type::Text,
+        Type::List(element) => Type::List(Box::new(with_text_for_bytes(element))),
+        Type::Struct(fields) => Type::Struct(fields.iter().map(|(name, ty)| (name.clone(), with_text_for_bytes(ty))).collect()),
+        Type::Map(key, value) => Type::Map(Box::new(with_text_for_bytes(key)), Box::new(with_text_for_bytes(value))),
+        other => other.clone(),
     }
 }
 
@@ -84,7 +99,8 @@ pub fn duckdb_columns(row: &str) -> Result<Vec<DuckDbColumn>, Error> {
     let mut columns = Vec::new();
     while !reader.take(")") {
         reader.cast = false;
-        let (name, ty) = (reader.word(), reader.ty()?);
+        let name = reader.word();
+        let ty = reader.ty().map_err(|e| Error { message: format!("`{name}`: {}", e.message), ..e })?;
         columns.push(DuckDbColumn { name, ty, cast: reader.cast });
         reader.take(",");
         if reader.rest.is_empty() {
@@ -181,7 +197,11 @@ impl<'a> TypeName<'a> {
             "UBIGINT" => int(64, false),
             "FLOAT" => Type::Float32,
             "DOUBLE" => Type::Float64,
-            "VARCHAR" | "JSON" => Type::Text,
+            "VARCHAR" => Type::Text,
+            "JSON" => {
+                self.cast = true;
+                Type::Text
+            }
             "ENUM" => {
                 self.cast = true;
                 self.expect("(")?;
@@ -196,6 +216,7 @@ impl<'a> TypeName<'a> {
             "BLOB" => Type::Bytes,
             "DATE" => Type::Date,
             "TIME" if !self.take("WITH TIME ZONE") => Type::Time(Unit::Microsecond),
+            "TIME" => return Err(self.unknown("TIME WITH TIME ZONE")),
             "TIME_NS" => Type::Time(Unit::Nanosecond),
             "TIMESTAMP" if self.take("WITH TIME ZONE") => Type::Timestamp { unit: Unit::Microsecond, zone: Some(Arc::from("UTC")) },
             "TIMESTAMP" => timestamp(Unit::Microsecond),
@@ -275,9 +296,38 @@ impl Dialect for DuckDb {
         }
         let name = duckdb_type_name(result);
         Some(match result {
-            Type::List(_) | Type::Struct(_) | Type::Map(..) => format!("CAST(CAST(crdt_value({state}) AS JSON) AS {name})"),
+            Type::List(_) | Type::Struct(_) | Type::Map(..) => {
+                // A JSON text becomes a BLOB as it is, escapes and all; a VARCHAR's escapes are read.
+                let text = with_text_for_bytes(result);
+                let value = format!("CAST(CAST(mergeql_json({state}) AS JSON) AS {})", duckdb_type_name(&text));
+                if text == *result { value } else { format!("CAST({value} AS {name})") }
+            }
             _ => format!("CAST(crdt_value_text({state}) AS {name})"),
         })
+    }
+
+    fn strongest(&self, order: Order, ty: &Type, value: &str, versions: &[String]) -> Option<String> {
+        if DuckDb::is_native(ty) {
+            return None;
+        }
+        let words: Vec<&str> =
+            [("least", order.least), ("oldest", order.flip_version)].into_iter().filter(|(_, is)| *is).map(|(w, _)| w).collect();
+        let inputs = list(std::iter::once(value.to_owned()).chain(versions.iter().cloned()));
+        Some(format!("arg_max({value}, mergeql_rank({}, {inputs}))", text(&words.join(" "))))
+    }
+
+    /// `/` between integers is integer division on every host.
+    fn expression(&self, expr: &Expr) -> String {
+        let mut expr = expr.clone();
+        let _ = visit_expressions_mut(&mut expr, |e| {
+            if let Expr::BinaryOp { left, op: BinaryOperator::Divide, right } = e {
+                let divided = format!("mergeql_divide({left}, {right})");
+                // An identifier without quotes is printed as it is.
+                *e = Expr::Identifier(Ident::new(divided));
+            }
+            ControlFlow::<()>::Continue(())
+        });
+        expr.to_string()
     }
 
     fn contributions(&self, contribution: &str, condition: &str) -> String {
@@ -286,6 +336,8 @@ impl Dialect for DuckDb {
 
     fn folded(&self, fold: &Fold, values: &str) -> String {
         let Fold { left, right, step, .. } = fold;
+        let parsed = Parser::new(&GenericDialect {}).try_with_sql(step).and_then(|mut parser| parser.parse_expr());
+        let step = parsed.map_or_else(|_| step.clone(), |expr| self.expression(&expr));
         format!("list_reduce({values}, lambda {}, {}: {step})", quote(left), quote(right))
     }
 }

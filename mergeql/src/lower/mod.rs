@@ -9,8 +9,11 @@ pub use duckdb::{DuckDb, DuckDbColumn, duckdb_columns, duckdb_type, duckdb_type_
 
 use crate::ast::Returning;
 use crate::plan::{Cell, Column, Fold, Input, Plan};
+use mergeql_udfs::Order;
 use mergeql_udfs::catalog::ArgKind;
+use mergeql_udfs::slot::Shape;
 use mergeql_udfs::{Type, Value};
+use sqlparser::ast::Expr;
 use std::fmt::Write;
 
 /// What differs between hosts.
@@ -30,6 +33,11 @@ pub trait Dialect: Sync {
     /// An expression that sorts in R2 order; `None` where the host's own order is that.
     fn order_key(&self, expr: &str, ty: Option<&Type>) -> Option<String>;
 
+    /// A user's expression, where the host means something else by the same words.
+    fn expression(&self, expr: &Expr) -> String {
+        expr.to_string()
+    }
+
     /// Whether the host's optimizer may lose rows of a query with OFFSET inside another; then rows are numbered instead.
     fn loses_offsets(&self) -> bool {
         false
@@ -37,6 +45,12 @@ pub trait Dialect: Sync {
 
     /// The value of a state aggregate in the type of its column, where the host's aggregates cannot give this type themselves.
     fn typed(&self, _state: &str, _input: &Type, _result: &Type) -> Option<String> {
+        None
+    }
+
+    /// The strongest candidate in this order, where the host's aggregates cannot give this type themselves: its own `arg_max` over our
+    /// order of candidates.
+    fn strongest(&self, _order: Order, _ty: &Type, _value: &str, _versions: &[String]) -> Option<String> {
         None
     }
 
@@ -170,7 +184,7 @@ impl Lowering<'_> {
                     columns.iter().map(|c| (c.name.as_str(), format!("r.{}", quote(&c.name)))).collect();
                 self.dialect.record(&fields)
             }
-            Input::Expr(expr, _) => format!("({expr})"),
+            Input::Expr(expr, _) => format!("({})", self.dialect.expression(expr)),
         }
     }
 
@@ -212,6 +226,15 @@ impl Lowering<'_> {
             None => (cell.call.value_type(), cell.ty.clone()),
             Some(_) => (cell.ty.clone(), Type::List(Box::new(cell.ty.clone()))),
         };
+        if let (None, Ok(Some(Shape::Strongest(order)))) = (&cell.fold, cell.entry.bind(&cell.call).map(|a| a.shape())) {
+            let inputs: Vec<String> = cell.inputs.iter().map(|i| self.input(i)).collect();
+            if let Some(mut sql) = self.dialect.strongest(order, &input, &inputs[0], &inputs[1..]) {
+                if let Some(presence) = self.presence(cell) {
+                    let _ = write!(sql, " FILTER (WHERE {presence})");
+                }
+                return Some(sql);
+            }
+        }
         let sql = self.dialect.typed(&self.aggregate(cell, true), &input, &result)?;
         Some(match &cell.fold {
             Some(fold) => self.dialect.folded(fold, &sql),
@@ -366,7 +389,7 @@ impl Lowering<'_> {
     }
 
     fn filter(&self) -> String {
-        let filter = self.plan.filter.as_ref().map(|f| format!("({f})"));
+        let filter = self.plan.filter.as_ref().map(|f| format!("({})", self.dialect.expression(f)));
         let parts: Vec<String> = self.alive().into_iter().chain(filter).collect();
         if parts.is_empty() { String::new() } else { format!(" WHERE {}", parts.join(" AND ")) }
     }
@@ -464,7 +487,7 @@ impl Lowering<'_> {
         let mut seen: Vec<&str> = Vec::new();
         for order in &plan.order {
             let ty = order.column.as_deref().and_then(|name| self.type_of(name));
-            let expr = order.expr.to_string();
+            let expr = self.dialect.expression(&order.expr);
             let key = self.dialect.order_key(&expr, ty).unwrap_or(expr);
             let nulls = if order.nulls_first { "FIRST" } else { "LAST" };
             parts.push(format!("{key} {} NULLS {nulls}", if order.descending { "DESC" } else { "ASC" }));

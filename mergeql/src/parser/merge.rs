@@ -27,6 +27,9 @@ impl Parser<'_> {
         } else {
             vec![self.name("a key column")?]
         };
+        if matches!(self.peek().token, Token::Period | Token::Eq) {
+            return Err(self.unexpected("a clause or the end").help("ON takes the names of key columns, not a condition: ON id"));
+        }
         if self.peek().token == Token::Comma {
             return Err(self.unexpected("a clause or the end").help("several key columns stand in parentheses: ON (id, region)"));
         }

@@ -4,12 +4,43 @@
 //! need not compare.
 
 use super::Value;
+use crate::fast::best::Order;
 
 /// The key of a value.
 pub fn order_key(value: &Value) -> Vec<u8> {
     let mut out = Vec::new();
     push(&mut out, value);
     out
+}
+
+/// A candidate as bytes: the greatest is the one that wins in this order. `None` for NULL, which is no candidate.
+///
+/// ```
+/// use mergeql_udfs::{Order, Value, value::order_key::rank_key};
+/// let newest = Order { least: false, flip_version: false };
+/// let key = |v: i128, ts: i128| rank_key(newest, &Value::Int(v), &[Value::Int(ts)]);
+/// assert!(key(1, 2) > key(9, 1) && key(9, 2) > key(1, 2));
+/// ```
+pub fn rank_key(order: Order, value: &Value, versions: &[Value]) -> Option<Vec<u8>> {
+    if value.is_null() {
+        return None;
+    }
+    let mut out = vec![u8::from(!value.is_nan())];
+    let turn = |bytes: &mut [u8]| bytes.iter_mut().for_each(|b| *b = !*b);
+    for version in versions {
+        let start = out.len();
+        push(&mut out, if version.is_nan() { &Value::Null } else { version });
+        // No version is the weakest, either way.
+        if order.flip_version && out[start] != 0 {
+            turn(&mut out[start..]);
+        }
+    }
+    let start = out.len();
+    push(&mut out, value);
+    if order.least {
+        turn(&mut out[start..]);
+    }
+    Some(out)
 }
 
 /// An `f64` as an integer of the same order; NaN lowest.
