@@ -1,0 +1,95 @@
+//! States that are counts by origin, or sets of values.
+
+use super::Function;
+use super::driver::{Driver, Kept, States, kept};
+use super::slots::FromVector;
+use crate::vectors::Vector;
+use mergeql_udfs::slot::{Collected, Counts, SmallBytes};
+use mergeql_udfs::{Error, Type, Value};
+use std::marker::PhantomData;
+
+/// The driver of counts in integers of this type.
+pub(super) fn counts_driver(ty: &Type) -> Option<Driver> {
+    Some(match ty {
+        Type::Int { bits: 8, signed: true } => kept::<CountsOf<i8>>(),
+        Type::Int { bits: 16, signed: true } => kept::<CountsOf<i16>>(),
+        Type::Int { bits: 32, signed: true } => kept::<CountsOf<i32>>(),
+        Type::Int { bits: 64, signed: true } => kept::<CountsOf<i64>>(),
+        Type::Int { bits: 8, .. } => kept::<CountsOf<u8>>(),
+        Type::Int { bits: 16, .. } => kept::<CountsOf<u16>>(),
+        Type::Int { bits: 32, .. } => kept::<CountsOf<u32>>(),
+        _ => return None,
+    })
+}
+
+/// Counts that come as `T`.
+struct CountsOf<T>(Counts, PhantomData<T>);
+
+impl<T> Default for CountsOf<T> {
+    fn default() -> Self {
+        CountsOf(Counts::default(), PhantomData)
+    }
+}
+
+impl<T: Copy + Into<i64>> Kept for CountsOf<T> {
+    type Info = Function;
+
+    fn result(function: &Function) -> &Type {
+        function.result.as_ref().unwrap_or(&Type::INT64)
+    }
+
+    fn update(_: &Function, vectors: &[Vector], rows: usize, states: &mut States<Self>) -> Result<(), Error> {
+        let [counts, origins, ..] = vectors else { return Ok(()) };
+        // SAFETY: the overload's arguments are integers `T` and texts.
+        let values = unsafe { counts.slice::<T>(rows) };
+        for (i, value) in values.iter().enumerate() {
+            if counts.is_valid(i) {
+                // SAFETY: as above, and there is a row `i`.
+                let origin = origins.is_valid(i).then(|| unsafe { SmallBytes::get(origins.data(), i) });
+                states.at(i).0.offer(origin, (*value).into())?;
+            }
+        }
+        Ok(())
+    }
+
+    fn join(&mut self, other: &Self, _: &Function) -> Result<(), Error> {
+        self.0.join(&other.0);
+        Ok(())
+    }
+
+    fn finish(&self, function: &Function) -> Result<Value, Error> {
+        self.0.sum().map_or(Value::Null, Value::Int).fit(Self::result(function))
+    }
+}
+
+impl Kept for Collected {
+    type Info = Function;
+
+    fn result(function: &Function) -> &Type {
+        function.result.as_ref().unwrap_or(&Type::Null)
+    }
+
+    fn update(_: &Function, vectors: &[Vector], rows: usize, states: &mut States<Self>) -> Result<(), Error> {
+        let vector = &vectors[0];
+        let text = vector.ty == Type::Text && vector.is_plain();
+        for i in (0..rows).filter(|i| vector.is_valid(*i)) {
+            if text {
+                // SAFETY: the vector is of texts and has a row `i`.
+                let bytes = unsafe { SmallBytes::get(vector.data(), i) };
+                states.at(i).offer_text(&String::from_utf8_lossy(bytes));
+            } else {
+                states.at(i).offer(&vector.value(i));
+            }
+        }
+        Ok(())
+    }
+
+    fn join(&mut self, other: &Self, _: &Function) -> Result<(), Error> {
+        Collected::join(self, other);
+        Ok(())
+    }
+
+    fn finish(&self, _: &Function) -> Result<Value, Error> {
+        Ok(self.list().unwrap_or(Value::Null))
+    }
+}

@@ -1,0 +1,133 @@
+//! States of any strategy, boxed: made with the configuration of their first row, because DuckDB combines into fresh ones.
+
+use super::Function;
+use super::driver::{Kept, States};
+use crate::vectors::{Scratch, Vector};
+use mergeql_udfs::catalog::ArgKind;
+use mergeql_udfs::{Aggregate, Call, Column, Error, Partial, Type, Value};
+use std::sync::Arc;
+
+/// The state of any strategy, once a row gave its configuration.
+#[derive(Default)]
+pub(super) struct Object(Option<Box<Configured>>);
+
+struct Configured {
+    literals: Arc<[Value]>,
+    partial: Box<dyn Partial>,
+}
+
+/// The strategy as the literal arguments of a row configure it.
+struct Bound {
+    literals: Arc<[Value]>,
+    aggregate: Arc<dyn Aggregate>,
+}
+
+impl Function {
+    fn bind(&self, inputs: &[Vector], literals: Vec<Value>) -> Result<Bound, Error> {
+        let mut call = Call::new(inputs.iter().map(|v| v.ty.clone()).collect());
+        let mut rest = literals.iter();
+        if self.configured {
+            match rest.next() {
+                Some(Value::Text(text)) => call.args = Call::args_from_json(text)?,
+                _ => return Err(Error::invalid_argument("the configuration is NULL")),
+            }
+        }
+        for arg in self.entry.spec().args {
+            match arg.kind {
+                ArgKind::Text | ArgKind::Choice(_) => {
+                    if let Some(value) = rest.next() {
+                        call.args.push((arg.name.to_owned(), value.clone()));
+                    }
+                }
+                ArgKind::Literals | ArgKind::Sources if rest.len() > 0 => {
+                    call.args.push((arg.name.to_owned(), Value::List(rest.by_ref().cloned().collect())));
+                }
+                _ => {}
+            }
+        }
+        Ok(Bound { aggregate: self.entry.bind(&call)?, literals: literals.into() })
+    }
+}
+
+/// Configuration arrives with each row; within a group it must be one.
+fn check_same(function: &Function, a: &Arc<[Value]>, b: &Arc<[Value]>) -> Result<(), Error> {
+    if Arc::ptr_eq(a, b) || a == b {
+        return Ok(());
+    }
+    Err(Error::invalid_argument(format!("the arguments that configure `{}` differ within a group", function.name))
+        .with_help("they are literals, the same for every row"))
+}
+
+fn no_overload(function: &Function, ty: &Type) -> Error {
+    let state = function.name.replacen("_with", "_state_with", 1);
+    let state = if function.configured { state } else { format!("{}_state", function.name) };
+    let name = mergeql_lang::lower::duckdb_type_name(ty);
+    Error::new(mergeql_udfs::Code::Unsupported, format!("DuckDB's interface lets `{}` not return {name}", function.name)).with_help(
+        match ty {
+            Type::List(_) | Type::Struct(_) | Type::Map(..) => {
+                format!("CAST(CAST(mergeql_json({state}(...)) AS JSON) AS {name}) gives the same; MERGE does so by itself")
+            }
+            _ => format!("CAST(crdt_value_text({state}(...)) AS {name}) gives the same; MERGE does so by itself"),
+        },
+    )
+}
+
+impl Kept for Object {
+    type Info = Function;
+
+    fn result(function: &Function) -> &Type {
+        function.result.as_ref().unwrap_or(&Type::Text)
+    }
+
+    fn update(function: &Function, vectors: &[Vector], rows: usize, states: &mut States<Self>) -> Result<(), Error> {
+        let first = usize::from(function.configured);
+        let inputs = &vectors[first..first + function.inputs];
+        let settings: Vec<&Vector> = vectors[..first].iter().chain(&vectors[first + function.inputs..]).collect();
+        let scratch: Vec<Scratch<'_>> = inputs.iter().map(|v| v.scratch(rows)).collect();
+        let columns: Vec<Column<'_>> = inputs.iter().zip(&scratch).map(|(v, s)| v.column(s, rows)).collect();
+        let mut bound: Option<Bound> = None;
+        let mut row = Vec::with_capacity(columns.len());
+        for i in 0..rows {
+            let same = bound.as_ref().is_some_and(|b| settings.iter().zip(&*b.literals).all(|(v, known)| v.value(i) == *known));
+            if !same {
+                let new = function.bind(inputs, settings.iter().map(|v| v.value(i)).collect())?;
+                let result = new.aggregate.result_type();
+                if !function.state && function.result.as_ref() != Some(&result) {
+                    return Err(no_overload(function, &result));
+                }
+                bound = Some(new);
+            }
+            let Some(bound) = &bound else { continue };
+            let object = states.at(i).0.get_or_insert_with(|| {
+                Box::new(Configured { literals: bound.literals.clone(), partial: bound.aggregate.partial() })
+            });
+            check_same(function, &object.literals, &bound.literals)?;
+            row.clear();
+            row.extend(columns.iter().map(|c| c.value(i)));
+            object.partial.update(&row)?;
+        }
+        Ok(())
+    }
+
+    fn join(&mut self, other: &Self, function: &Function) -> Result<(), Error> {
+        let Some(source) = &other.0 else { return Ok(()) };
+        match &mut self.0 {
+            Some(target) => {
+                check_same(function, &target.literals, &source.literals)?;
+                target.partial.join(&*source.partial)
+            }
+            empty => {
+                *empty = Some(Box::new(Configured { literals: source.literals.clone(), partial: source.partial.copy() }));
+                Ok(())
+            }
+        }
+    }
+
+    fn finish(&self, function: &Function) -> Result<Value, Error> {
+        match &self.0 {
+            None => Ok(Value::Null),
+            Some(object) if function.state => Ok(object.partial.encode().map_or(Value::Null, |b| Value::Bytes(b.into()))),
+            Some(object) => object.partial.value(),
+        }
+    }
+}
