@@ -168,12 +168,29 @@ pub unsafe fn load(info: Pointer, access: &Access) -> Result<(), String> {
     // SAFETY: as the caller promises.
     let table = unsafe { (access.get_api)(info, c"v1.2.0".as_ptr()) };
     if table.is_null() {
-        return Err("this DuckDB has no C interface v1.2.0: MergeQL needs DuckDB 1.3 or newer".to_owned());
+        return Err(TOO_OLD.to_owned());
     }
     // SAFETY: a table of v1.2.0 has these slots.
     let read = unsafe { Api::read(table) }.ok_or("a function of DuckDB's C interface is missing")?;
     API.get_or_init(|| read);
-    Ok(())
+    if serves(library_version()) { Ok(()) } else { Err(TOO_OLD.to_owned()) }
+}
+
+const TOO_OLD: &str = "MergeQL needs DuckDB 1.5 or newer";
+
+fn library_version() -> &'static str {
+    // SAFETY: a static text of DuckDB's.
+    unsafe { CStr::from_ptr((duckdb().library_version)()) }.to_str().unwrap_or_default()
+}
+
+/// DuckDB before 1.5 calls aggregates of the C interface wrongly in windows over whole partitions: it passes one state for all rows,
+/// where one pointer a row is promised. Versions of other forms are builds from source, and new.
+fn serves(version: &str) -> bool {
+    let mut parts = version.strip_prefix('v').unwrap_or_default().split('.').map_while(|p| p.parse::<u32>().ok());
+    match (parts.next(), parts.next()) {
+        (Some(major), Some(minor)) => (major, minor) >= (1, 5),
+        _ => true,
+    }
 }
 
 /// A C text; NULs end nothing, they become the replacement character.
@@ -184,8 +201,7 @@ pub fn text(s: &str) -> CString {
 /// Whether this DuckDB is of the 1.x line.
 pub fn is_version_1() -> bool {
     static IS: OnceLock<bool> = OnceLock::new();
-    // SAFETY: a static text of DuckDB's.
-    *IS.get_or_init(|| unsafe { CStr::from_ptr((duckdb().library_version)()) }.to_bytes().starts_with(b"v1."))
+    *IS.get_or_init(|| library_version().starts_with("v1."))
 }
 
 /// What a callback fails with, as DuckDB shows it.
@@ -450,4 +466,14 @@ pub fn leak<T>(value: T) -> Pointer {
 pub unsafe extern "C" fn drop_box<T>(pointer: Pointer) {
     // SAFETY: as the caller promises.
     drop(unsafe { Box::from_raw(pointer.cast::<T>()) });
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn duckdb_before_1_5_is_refused() {
+        for (version, serves) in [("v1.3.2", false), ("v1.4.5", false), ("v1.5.0", true), ("v2.0.0", true), ("9a3f21c", true)] {
+            assert_eq!(super::serves(version), serves, "{version}");
+        }
+    }
 }

@@ -30,25 +30,20 @@ pub fn register(connection: &Connection) -> Result<(), String> {
         let name = function.name;
         let (least, most) = (*function.arguments.start(), *function.arguments.end());
         let any = || LogicalType::of_id(id::ANY);
-        let overloads: Vec<Overload> = match most {
-            usize::MAX => vec![Overload { parameters: Vec::new(), rest: Some(any()) }],
-            most => (least..=most).map(|n| Overload { parameters: (0..n).map(|_| any()).collect(), rest: None }).collect(),
+        let row = || Row { run: function.run, returns: function.returns.clone() };
+        let overloads = match most {
+            usize::MAX => vec![Overload { parameters: Vec::new(), rest: Some(any()), row: row() }],
+            most => {
+                (least..=most).map(|n| Overload { parameters: (0..n).map(|_| any()).collect(), rest: None, row: row() }).collect()
+            }
         };
-        add_set(connection, name, overloads, &function.returns.clone(), || Row {
-            run: function.run,
-            returns: function.returns.clone(),
-        })?;
+        add_set(connection, name, overloads)?;
     }
-    // Keys keep their type: canonical zeros and NaNs come in every type that holds floats.
-    for ty in [Type::Float32, Type::Float64, Type::List(Box::new(Type::Float32)), Type::List(Box::new(Type::Float64))] {
-        let overload = Overload { parameters: vec![LogicalType::of(&ty)], rest: None };
-        // A value is canonical as soon as it is one.
-        add_set(connection, "mergeql_canonical", vec![overload], &ty, || Row { run: |a| Ok(a[0].clone()), returns: ty.clone() })?;
-    }
-    for (ty, run) in [(Type::INT64, divide_integers as fn(&[Value]) -> _), (Type::Float64, divide_floats)] {
-        let overload = Overload { parameters: vec![LogicalType::of(&ty), LogicalType::of(&ty)], rest: None };
-        add_set(connection, "mergeql_divide", vec![overload], &ty, || Row { run, returns: ty.clone() })?;
-    }
+    // Keys keep their type: canonical zeros and NaNs come in every type that holds floats. A value is canonical as soon as it is one.
+    let canonical = [Type::Float32, Type::Float64, Type::List(Box::new(Type::Float32)), Type::List(Box::new(Type::Float64))];
+    add_set(connection, "mergeql_canonical", canonical.map(|ty| Overload::over(1, ty, |a| Ok(a[0].clone()))).into())?;
+    let divide = [Overload::over(2, Type::INT64, divide_integers), Overload::over(2, Type::Float64, divide_floats)];
+    add_set(connection, "mergeql_divide", divide.into())?;
     strategies(connection)
 }
 
@@ -110,6 +105,14 @@ fn widens(arguments: &[Value]) -> mergeql_udfs::Result<Value> {
 struct Overload {
     parameters: Vec<LogicalType>,
     rest: Option<LogicalType>,
+    row: Row,
+}
+
+impl Overload {
+    /// From `n` arguments of a type to one of the same.
+    fn over(n: usize, ty: Type, run: fn(&[Value]) -> mergeql_udfs::Result<Value>) -> Overload {
+        Overload { parameters: (0..n).map(|_| LogicalType::of(&ty)).collect(), rest: None, row: Row { run, returns: ty } }
+    }
 }
 
 /// What a call needs.
@@ -118,28 +121,22 @@ struct Row {
     returns: Type,
 }
 
-fn add_set(
-    connection: &Connection,
-    name: &str,
-    overloads: Vec<Overload>,
-    returns: &Type,
-    info: impl Fn() -> Row,
-) -> Result<(), String> {
+/// Registers all functions of a name at once.
+fn add_set(connection: &Connection, name: &str, overloads: Vec<Overload>) -> Result<(), String> {
     let api = duckdb();
-    let result = LogicalType::of(returns);
-    // SAFETY: DuckDB copies names and types, and owns each `info`.
+    // SAFETY: DuckDB copies names and types, and owns each row.
     unsafe {
         let mut set = (api.create_scalar_function_set)(text(name).as_ptr());
-        for overload in overloads {
+        for Overload { parameters, rest, row } in overloads {
             let mut function = (api.create_scalar_function)();
             (api.scalar_function_set_name)(function, text(name).as_ptr());
-            overload.parameters.iter().for_each(|p| (api.scalar_function_add_parameter)(function, p.0));
-            if let Some(rest) = &overload.rest {
+            parameters.iter().for_each(|p| (api.scalar_function_add_parameter)(function, p.0));
+            if let Some(rest) = &rest {
                 (api.scalar_function_set_varargs)(function, rest.0);
             }
-            (api.scalar_function_set_return_type)(function, result.0);
+            (api.scalar_function_set_return_type)(function, LogicalType::of(&row.returns).0);
             (api.scalar_function_set_special_handling)(function);
-            (api.scalar_function_set_extra_info)(function, leak(info()), drop_box::<Row>);
+            (api.scalar_function_set_extra_info)(function, leak(row), drop_box::<Row>);
             (api.scalar_function_set_function)(function, run);
             (api.add_scalar_function_to_set)(set, function);
             (api.destroy_scalar_function)(&mut function);

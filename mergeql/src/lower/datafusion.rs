@@ -83,15 +83,4 @@ impl Dialect for DataFusion {
     fn record(&self, fields: &[(&str, String)]) -> String {
         format!("named_struct({})", list(fields.iter().map(|(name, expr)| format!("{}, {expr}", text(name)))))
     }
-
-    fn canonical(&self, expr: &str) -> String {
-        format!("mergeql_canonical({expr})")
-    }
-
-    fn order_key(&self, expr: &str, ty: Option<&Type>) -> Option<String> {
-        match ty {
-            Some(ty) if ty.is_scalar() && !matches!(ty, Type::Float32 | Type::Float64 | Type::Interval) => None,
-            _ => Some(format!("mergeql_order_key({expr})")),
-        }
-    }
 }

@@ -10,7 +10,7 @@ use sqlparser::parser::Parser;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-/// DuckDB, from 1.3 to 2.0.
+/// DuckDB 1.5 and 2.0.
 #[derive(Debug, Clone, Copy)]
 pub struct DuckDb;
 
@@ -277,17 +277,6 @@ impl Dialect for DuckDb {
 
     fn record(&self, fields: &[(&str, String)]) -> String {
         format!("{{{}}}", list(fields.iter().map(|(name, expr)| format!("{}: {expr}", text(name)))))
-    }
-
-    fn canonical(&self, expr: &str) -> String {
-        format!("mergeql_canonical({expr})")
-    }
-
-    fn order_key(&self, expr: &str, ty: Option<&Type>) -> Option<String> {
-        match ty {
-            Some(ty) if ty.is_scalar() && !matches!(ty, Type::Float32 | Type::Float64 | Type::Interval) => None,
-            _ => Some(format!("mergeql_order_key({expr})")),
-        }
     }
 
     fn typed(&self, state: &str, input: &Type, result: &Type) -> Option<String> {

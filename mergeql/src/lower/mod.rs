@@ -28,10 +28,17 @@ pub trait Dialect: Sync {
     fn record(&self, fields: &[(&str, String)]) -> String;
 
     /// A key expression with canonical zeros and NaNs.
-    fn canonical(&self, expr: &str) -> String;
+    fn canonical(&self, expr: &str) -> String {
+        format!("mergeql_canonical({expr})")
+    }
 
     /// An expression that sorts in R2 order; `None` where the host's own order is that.
-    fn order_key(&self, expr: &str, ty: Option<&Type>) -> Option<String>;
+    fn order_key(&self, expr: &str, ty: Option<&Type>) -> Option<String> {
+        match ty {
+            Some(ty) if ty.is_scalar() && !matches!(ty, Type::Float32 | Type::Float64 | Type::Interval) => None,
+            _ => Some(format!("mergeql_order_key({expr})")),
+        }
+    }
 
     /// A user's expression, where the host means something else by the same words.
     fn expression(&self, expr: &Expr) -> String {
