@@ -65,10 +65,8 @@ impl Hash for CrdtAggregate {
 impl CrdtAggregate {
     /// Which arguments are input columns.
     fn inputs(&self, arguments: usize) -> std::ops::Range<usize> {
-        let first = usize::from(self.configured);
-        let spec = self.entry.spec();
-        let fixed = spec.inputs.iter().filter(|i| **i != Input::Versions).count();
-        if spec.versioned() { first..arguments } else { first..(first + fixed).min(arguments) }
+        let first = usize::from(self.configured).min(arguments);
+        first..first + self.entry.spec().inputs_among(arguments - first)
     }
 
     fn call(&self, types: &[DataType]) -> Result<Call> {
@@ -93,7 +91,6 @@ impl CrdtAggregate {
 
     fn bind(&self, args: &AccumulatorArgs<'_>) -> Result<Bound> {
         let types: Vec<DataType> = args.expr_fields.iter().map(|f| f.data_type().clone()).collect();
-        let mut call = self.call(&types)?;
         let range = self.inputs(types.len());
         let literal = |i: usize| -> Result<Value> {
             match args.exprs[i].downcast_ref::<Literal>() {
@@ -104,33 +101,9 @@ impl CrdtAggregate {
                 )),
             }
         };
-        if self.configured {
-            let text = match literal(0)? {
-                Value::Text(text) => text,
-                other => return Err(external(Error::invalid_argument(format!("the configuration is JSON text, not {other}")))),
-            };
-            call.args = Call::args_from_json(&text).map_err(external)?;
-        }
-        let mut rest = range.end;
-        for arg in self.entry.spec().args {
-            match arg.kind {
-                _ if rest >= types.len() => break,
-                ArgKind::Text | ArgKind::Choice(_) => {
-                    call.args.push((arg.name.to_owned(), literal(rest)?));
-                    rest += 1;
-                }
-                ArgKind::Literals | ArgKind::Sources => {
-                    let list = (rest..types.len()).map(literal).collect::<Result<Vec<_>>>()?;
-                    call.args.push((arg.name.to_owned(), Value::List(list)));
-                    rest = types.len();
-                }
-                ArgKind::Column(..) | ArgKind::RespectNulls => {}
-            }
-        }
-        if rest < types.len() {
-            let message = format!("`{}` takes fewer arguments than {}", self.name, types.len());
-            return Err(external(Error::invalid_argument(message).with_help(format!("usage: crdt_{}", self.entry.spec().usage()))));
-        }
+        let positions = (0..range.start).chain(range.end..types.len());
+        let literals = positions.map(literal).collect::<Result<Vec<_>>>()?;
+        let call = self.call(&types)?.with_literals(self.entry.spec(), self.configured, &literals).map_err(external)?;
         let aggregate = self.entry.bind(&call).map_err(external)?;
         let rows = self.rows(&types)?;
         let input_types = types[range.clone()].to_vec();

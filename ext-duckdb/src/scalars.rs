@@ -14,17 +14,60 @@ pub fn register(connection: &Connection) -> Result<(), String> {
     let own = [
         Function {
             name: "mergeql_exact_double",
+            title: "an integer as a double that holds it exactly",
             arguments: 1..=1,
             returns: Type::Float64,
             run: |a| a[0].clone().widen(&Type::Float64),
         },
-        Function { name: "mergeql_widens", arguments: 2..=2, returns: Type::Boolean, run: widens },
-        Function { name: "mergeql_rank", arguments: 2..=usize::MAX, returns: Type::Bytes, run: rank },
-        Function { name: "mergeql_json", arguments: 1..=1, returns: Type::Text, run: json },
-        Function { name: "mergeql_query", arguments: 1..=1, returns: Type::Text, run: statements::query },
-        Function { name: "mergeql_sql", arguments: 1..=1, returns: Type::Text, run: statements::sql },
-        Function { name: "mergeql_schema", arguments: 1..=usize::MAX, returns: Type::Text, run: statements::schema },
-        Function { name: "mergeql_bound", arguments: 1..=1, returns: Type::Text, run: statements::bound },
+        Function {
+            name: "mergeql_widens",
+            title: "whether a nested value comes into a wider type as it is",
+            arguments: 2..=2,
+            returns: Type::Boolean,
+            run: widens,
+        },
+        Function {
+            name: "mergeql_rank",
+            title: "a candidate as bytes, the greatest of which wins",
+            arguments: 2..=usize::MAX,
+            returns: Type::Bytes,
+            run: rank,
+        },
+        Function {
+            name: "mergeql_json",
+            title: "the value of a state as JSON that DuckDB casts without loss",
+            arguments: 1..=1,
+            returns: Type::Text,
+            run: json,
+        },
+        Function {
+            name: "mergeql_query",
+            title: "the SQL of a statement that is read like a table",
+            arguments: 1..=1,
+            returns: Type::Text,
+            run: statements::query,
+        },
+        Function {
+            name: "mergeql_sql",
+            title: "the plain SQL that a statement stands for",
+            arguments: 1..=1,
+            returns: Type::Text,
+            run: statements::sql,
+        },
+        Function {
+            name: "mergeql_schema",
+            title: "keeps the schemas of a statement's sources",
+            arguments: 1..=usize::MAX,
+            returns: Type::Text,
+            run: statements::schema,
+        },
+        Function {
+            name: "mergeql_bound",
+            title: "the SQL of a statement whose schemas are known",
+            arguments: 1..=1,
+            returns: Type::Text,
+            run: statements::bound,
+        },
     ];
     for function in functions::all().into_iter().chain(own) {
         let name = function.name;

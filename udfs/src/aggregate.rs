@@ -3,7 +3,7 @@
 //! `Strategy` is monomorphic and row-wise; [`Aggregate`] and [`Groups`] are object-safe and batch-wise: one dynamic call a batch.
 
 use crate::batch::{Bits, Column, OwnedColumn};
-use crate::catalog::Spec;
+use crate::catalog::{ArgKind, Spec};
 use crate::codec::{self, Reader, Writer};
 use crate::error::{Error, Result};
 use crate::fast::slot::Shape;
@@ -39,6 +39,39 @@ impl Call {
     pub fn with_arg(mut self, name: &str, value: Value) -> Call {
         self.args.push((name.to_owned(), value));
         self
+    }
+
+    /// The same call configured by literal arguments, as a host passes them: with `json` the first is the JSON of [`Call::to_json`], all
+    /// others are those of [`Spec::args`] in order.
+    ///
+    /// # Errors
+    /// `invalid_argument` for a configuration that is no JSON object.
+    pub fn with_literals(mut self, spec: &Spec, json: bool, literals: &[Value]) -> Result<Call> {
+        let mut rest = literals.iter();
+        if json {
+            match rest.next() {
+                Some(Value::Text(text)) => self.args = Call::args_from_json(text)?,
+                _ => return Err(Error::invalid_argument("the configuration is NULL")),
+            }
+        }
+        for arg in spec.args {
+            match arg.kind {
+                ArgKind::Text | ArgKind::Choice(_) => {
+                    if let Some(value) = rest.next() {
+                        self.args.push((arg.name.to_owned(), value.clone()));
+                    }
+                }
+                ArgKind::Literals | ArgKind::Sources if rest.len() > 0 => {
+                    self.args.push((arg.name.to_owned(), Value::List(rest.by_ref().cloned().collect())));
+                }
+                _ => {}
+            }
+        }
+        if rest.len() > 0 {
+            return Err(Error::invalid_argument(format!("`{}` takes fewer arguments", spec.name))
+                .with_help(format!("usage: crdt_{}", spec.usage())));
+        }
+        Ok(self)
     }
 
     /// The argument of this name.

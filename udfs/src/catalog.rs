@@ -96,6 +96,13 @@ impl Spec {
         self.inputs.contains(&Input::Origin)
     }
 
+    /// How many of `arguments` of its aggregate are input columns; the rest are literals that configure it. Behind a version no argument
+    /// can be told from one more part of it.
+    pub fn inputs_among(&self, arguments: usize) -> usize {
+        let fixed = self.inputs.iter().filter(|i| **i != Input::Versions).count();
+        if self.versioned() { arguments } else { fixed.min(arguments) }
+    }
+
     /// How it is written in a STRATEGY clause: `union(separator)`.
     pub fn usage(&self) -> String {
         let args: Vec<String> = self

@@ -20,6 +20,8 @@ pub struct Function {
     pub arguments: RangeInclusive<usize>,
     /// The type of its result.
     pub returns: Type,
+    /// One line for people.
+    pub title: &'static str,
     /// What it does; arguments may be NULL.
     pub run: fn(&[Value]) -> Result<Value>,
 }
@@ -54,26 +56,26 @@ pub fn value_of(state: &Value) -> Result<Value> {
 
 /// Every scalar function that a host registers.
 pub fn all() -> Vec<Function> {
-    let f = |name, arguments, returns, run| Function { name, arguments, returns, run };
+    let f = |name, title, arguments, returns, run| Function { name, title, arguments, returns, run };
     vec![
-        f("crdt_join", 2..=2, Type::Bytes, |a| {
+        f("crdt_join", "the join of two states", 2..=2, Type::Bytes, |a| {
             Ok(match (state(&a[0])?, state(&a[1])?) {
                 (Some(a), Some(b)) => bytes(catalog::join(a, b)?),
                 (Some(one), None) | (None, Some(one)) => bytes(catalog::open(one)?.encode()),
                 (None, None) => Value::Null,
             })
         }),
-        f("crdt_value", 1..=1, Type::Text, |a| {
+        f("crdt_value", "the resolved value of a state, as JSON", 1..=1, Type::Text, |a| {
             with_value(a, |v| Ok(if v.is_null() { Value::Null } else { Value::text(v.to_json()) }))
         }),
-        f("crdt_value_bigint", 1..=1, Type::INT64, |a| {
+        f("crdt_value_bigint", "the value of a state that is an integer", 1..=1, Type::INT64, |a| {
             with_value(a, |v| match v.to_worth() {
                 v @ (Value::Int(_) | Value::Null) => v.fit(&Type::INT64),
                 Value::Bool(b) => Ok(Value::Int(b.into())),
                 other => Err(not_a(&other, "an integer")),
             })
         }),
-        f("crdt_value_double", 1..=1, Type::Float64, |a| {
+        f("crdt_value_double", "the value of a state that is a number", 1..=1, Type::Float64, |a| {
             with_value(a, |v| match &v {
                 Value::Null | Value::Float(_) => Ok(v),
                 Value::Int(i) => Ok(Value::float(*i as f64)),
@@ -85,37 +87,43 @@ pub fn all() -> Vec<Function> {
                 other => Err(not_a(other, "a number")),
             })
         }),
-        f("crdt_value_text", 1..=1, Type::Text, |a| {
+        f("crdt_value_text", "the value of a state as canonical text", 1..=1, Type::Text, |a| {
             with_value(a, |v| Ok(if v.is_null() { v } else { Value::text(v.to_string()) }))
         }),
-        f("crdt_value_boolean", 1..=1, Type::Boolean, |a| {
+        f("crdt_value_boolean", "the value of a state that is a boolean", 1..=1, Type::Boolean, |a| {
             with_value(a, |v| match v {
                 Value::Null | Value::Bool(_) => Ok(v),
                 other => Err(not_a(&other, "a boolean")),
             })
         }),
-        f("crdt_value_timestamp", 1..=1, Type::Timestamp { unit: Unit::Microsecond, zone: None }, |a| {
-            with_value(a, |v| match v {
-                Value::Null => Ok(v),
-                Value::Timestamp { nanos, .. } => Ok(Value::Timestamp { nanos, zoned: false }),
-                Value::Date(days) => Ok(Value::Timestamp { nanos: i128::from(days) * 86_400_000_000_000, zoned: false }),
-                other => Err(not_a(&other, "a timestamp")),
-            })
-        }),
-        f("crdt_value_list", 1..=1, list_of(Type::Text), |a| {
+        f(
+            "crdt_value_timestamp",
+            "the value of a state that is a timestamp",
+            1..=1,
+            Type::Timestamp { unit: Unit::Microsecond, zone: None },
+            |a| {
+                with_value(a, |v| match v {
+                    Value::Null => Ok(v),
+                    Value::Timestamp { nanos, .. } => Ok(Value::Timestamp { nanos, zoned: false }),
+                    Value::Date(days) => Ok(Value::Timestamp { nanos: i128::from(days) * 86_400_000_000_000, zoned: false }),
+                    other => Err(not_a(&other, "a timestamp")),
+                })
+            },
+        ),
+        f("crdt_value_list", "the value of a state that is a list, its elements as text", 1..=1, list_of(Type::Text), |a| {
             with_value(a, |v| match v {
                 Value::Null => Ok(v),
                 Value::List(items) => Ok(Value::List(items.iter().map(text_of).collect())),
                 other => Err(not_a(&other, "a list")),
             })
         }),
-        f("crdt_type", 1..=1, Type::Text, |a| {
+        f("crdt_type", "the name of the type of a state", 1..=1, Type::Text, |a| {
             Ok(match state(&a[0])? {
                 None => Value::Null,
                 Some(bytes) => Value::text(catalog::open(bytes)?.spec().name),
             })
         }),
-        f("crdt_info", 1..=1, Type::Text, |a| {
+        f("crdt_info", "everything in a state, as JSON", 1..=1, Type::Text, |a| {
             let Some(bytes) = state(&a[0])? else { return Ok(Value::Null) };
             let opened = catalog::open(bytes)?;
             let info = vec![
@@ -126,38 +134,42 @@ pub fn all() -> Vec<Function> {
             ];
             Ok(Value::text(Value::record(info).to_json()))
         }),
-        f("crdt_leq", 2..=2, Type::Boolean, |a| {
+        f("crdt_leq", "whether the second state knows all that the first does", 2..=2, Type::Boolean, |a| {
             let Some(order) = compare(a)? else { return Ok(Value::Null) };
             Ok(Value::Bool(matches!(order, Comparison::Before | Comparison::Equal)))
         }),
-        f("crdt_compare", 2..=2, Type::Text, |a| Ok(compare(a)?.map_or(Value::Null, |order| Value::text(order.as_str())))),
-        f("crdt_delta", 2..=2, Type::Bytes, |a| {
+        f("crdt_compare", "how two states lie in the lattice: before, after, equal or concurrent", 2..=2, Type::Text, |a| {
+            Ok(compare(a)?.map_or(Value::Null, |order| Value::text(order.as_str())))
+        }),
+        f("crdt_delta", "a small state that adds to the second what the first does", 2..=2, Type::Bytes, |a| {
             Ok(match (state(&a[0])?, state(&a[1])?) {
                 (Some(state), Some(since)) => bytes(catalog::open(state)?.delta(since)?),
                 (Some(state), None) => bytes(catalog::open(state)?.encode()),
                 (None, _) => Value::Null,
             })
         }),
-        f("crdt_compress", 1..=1, Type::Bytes, |a| {
+        f("crdt_compress", "the state with a compressed body, for storage", 1..=1, Type::Bytes, |a| {
             Ok(match state(&a[0])? {
                 None => Value::Null,
                 Some(state) => bytes(catalog::compress(state)?),
             })
         }),
-        f("mergeql_version", 0..=0, Type::Text, |_| Ok(Value::text(env!("CARGO_PKG_VERSION")))),
-        f("mergeql_order_key", 1..=1, Type::Bytes, |a| Ok(if a[0].is_null() { Value::Null } else { bytes(order_key(&a[0])) })),
-        f("mergeql_text", 1..=usize::MAX, Type::Text, |a| {
+        f("mergeql_version", "the version of MergeQL", 0..=0, Type::Text, |_| Ok(Value::text(env!("CARGO_PKG_VERSION")))),
+        f("mergeql_order_key", "bytes that sort as the value does (R2)", 1..=1, Type::Bytes, |a| {
+            Ok(if a[0].is_null() { Value::Null } else { bytes(order_key(&a[0])) })
+        }),
+        f("mergeql_text", "the canonical text of values", 1..=usize::MAX, Type::Text, |a| {
             let parts: Vec<String> = a.iter().map(Value::to_string).collect();
             Ok(if a.iter().all(Value::is_null) { Value::Null } else { Value::text(parts.join(", ")) })
         }),
-        f("mergeql_gset_of", 1..=1, Type::Bytes, |a| {
+        f("mergeql_gset_of", "the state of a set of one value", 1..=1, Type::Bytes, |a| {
             let gset = catalog::find("gset").expect("invariant: gset is built in").bind(&Call::new(vec![Type::Null]))?;
             let mut groups = gset.plain_groups();
             groups.update(&[Column::of_values(&a[..1])], &[0], None, 1)?;
             Ok(groups.states(1)?.value(0))
         }),
-        f("mergeql_cells", 1..=usize::MAX, cells_type(), cells),
-        f("mergeql_pack", 2..=usize::MAX, Type::Bytes, |a| {
+        f("mergeql_cells", "who won and who lost, for each cell of a row", 1..=usize::MAX, cells_type(), cells),
+        f("mergeql_pack", "the states of a row as one value", 2..=usize::MAX, Type::Bytes, |a| {
             let mut columns = Vec::new();
             for pair in a.chunks(2) {
                 if let [Value::Text(name), Value::Bytes(state)] = pair {
@@ -166,7 +178,7 @@ pub fn all() -> Vec<Function> {
             }
             Ok(bytes(codec::pack(columns)))
         }),
-        f("mergeql_unpack", 2..=2, Type::Bytes, |a| {
+        f("mergeql_unpack", "the state of a column, out of those of its row", 2..=2, Type::Bytes, |a| {
             let (Value::Bytes(packed), Value::Text(column)) = (&a[0], &a[1]) else {
                 return Err(Error::new(Code::NeedsState, "a row of this table has no state")
                     .with_help("rows written by hand are taken in with mergeql_adopt('table')"));

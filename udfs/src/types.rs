@@ -47,7 +47,7 @@ pub enum Type {
     Float32,
     /// `DOUBLE PRECISION`
     Float64,
-    /// `DECIMAL(precision, scale)`, up to 38 digits.
+    /// `DECIMAL(precision, scale)`, up to 38 digits; of precision 0 ([`Type::NUMERIC`]) each value has a scale of its own.
     Decimal {
         /// Digits in all.
         precision: u8,
@@ -84,6 +84,8 @@ pub enum Type {
 impl Type {
     /// `BIGINT`
     pub const INT64: Type = Type::Int { bits: 64, signed: true };
+    /// `NUMERIC` without precision and scale.
+    pub const NUMERIC: Type = Type::Decimal { precision: 0, scale: 0 };
     /// `UBIGINT`
     pub const UINT64: Type = Type::Int { bits: 64, signed: false };
 
@@ -121,6 +123,7 @@ impl Type {
     /// ```
     /// use mergeql_udfs::Type;
     /// assert_eq!(Type::widen(&Type::INT64, &Type::UINT64).unwrap(), Type::Decimal { precision: 20, scale: 0 });
+    /// assert_eq!(Type::widen(&Type::NUMERIC, &Type::INT64).unwrap(), Type::NUMERIC);
     /// assert!(Type::widen(&Type::Text, &Type::INT64).is_err());
     /// ```
     pub fn widen(a: &Type, b: &Type) -> Result<Type> {
@@ -138,6 +141,8 @@ impl Type {
             },
             (Float32, Float64) | (Float64, Float32) => Float64,
             (Int { .. }, Float32 | Float64) | (Float32 | Float64, Int { .. }) => Float64,
+            (Decimal { precision: 0, .. }, Decimal { .. } | Int { .. })
+            | (Decimal { .. } | Int { .. }, Decimal { precision: 0, .. }) => Type::NUMERIC,
             (Decimal { precision: p, scale: s }, Decimal { precision: q, scale: t }) => {
                 widen_decimal(i32::from(*p), i32::from(*s), i32::from(*q), i32::from(*t)).ok_or_else(mismatch)?
             }
@@ -211,6 +216,7 @@ impl fmt::Display for Type {
             }
             Type::Float32 => f.write_str("REAL"),
             Type::Float64 => f.write_str("DOUBLE"),
+            Type::Decimal { precision: 0, .. } => f.write_str("NUMERIC"),
             Type::Decimal { precision, scale } => write!(f, "DECIMAL({precision}, {scale})"),
             Type::Text => f.write_str("TEXT"),
             Type::Bytes => f.write_str("BLOB"),

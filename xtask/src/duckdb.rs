@@ -97,7 +97,8 @@ pub fn test() -> Outcome {
     )
 }
 
-fn run_with(program: &str, arguments: &[&str], environment: &[(&str, &str)]) -> Outcome {
+/// Runs a command in the root with these variables.
+pub fn run_with(program: &str, arguments: &[&str], environment: &[(&str, &str)]) -> Outcome {
     let status = std::process::Command::new(program)
         .args(arguments)
         .envs(environment.iter().copied())

@@ -8,6 +8,7 @@ mod bench;
 mod docs;
 mod duckdb;
 mod new_strategy;
+mod postgres;
 
 const USAGE: &str = "cargo xtask COMMAND
 
@@ -17,6 +18,8 @@ const USAGE: &str = "cargo xtask COMMAND
   new-strategy  show that a new strategy is one new file: add one to a copy of the project and find it everywhere
   duckdb        build the DuckDB extension and say how to load it
   test-duckdb   the tests in DuckDB alone
+  postgres      build the Postgres extension and say how to install it (with --install: do so)
+  test-postgres the tests in Postgres alone
   bench merge [ROWS ...]   the merge beside DuckDB, Polars and DataFusion, default 1000000 10000000 rows
   bench duckdb [ROWS]      our aggregates in DuckDB beside its own, default 10000000 rows";
 
@@ -51,6 +54,7 @@ fn lint() -> Outcome {
 fn test() -> Outcome {
     run("cargo", &["test"])?;
     duckdb::test()?;
+    postgres::test()?;
     docs::check(&root())?;
     new_strategy::check(&root())
 }
@@ -65,6 +69,9 @@ fn main() -> ExitCode {
         ["docs", "--check"] => docs::check(&root()),
         ["duckdb"] => duckdb::build(),
         ["test-duckdb"] => duckdb::test(),
+        ["postgres"] => postgres::build(false),
+        ["postgres", "--install"] => postgres::build(true),
+        ["test-postgres"] => postgres::test(),
         ["new-strategy"] => new_strategy::check(&root()),
         ["bench", "merge", rows @ ..] => bench::merge(&root(), rows),
         ["bench", "duckdb", rows @ ..] => duckdb::bench(rows.first().copied()),

@@ -3,7 +3,6 @@
 use super::Function;
 use super::driver::{Kept, States};
 use crate::vectors::{Scratch, Vector};
-use mergeql_udfs::catalog::ArgKind;
 use mergeql_udfs::{Aggregate, Call, Column, Error, Partial, Type, Value};
 use std::sync::Arc;
 
@@ -24,27 +23,8 @@ struct Bound {
 
 impl Function {
     fn bind(&self, inputs: &[Vector], literals: Vec<Value>) -> Result<Bound, Error> {
-        let mut call = Call::new(inputs.iter().map(|v| v.ty.clone()).collect());
-        let mut rest = literals.iter();
-        if self.configured {
-            match rest.next() {
-                Some(Value::Text(text)) => call.args = Call::args_from_json(text)?,
-                _ => return Err(Error::invalid_argument("the configuration is NULL")),
-            }
-        }
-        for arg in self.entry.spec().args {
-            match arg.kind {
-                ArgKind::Text | ArgKind::Choice(_) => {
-                    if let Some(value) = rest.next() {
-                        call.args.push((arg.name.to_owned(), value.clone()));
-                    }
-                }
-                ArgKind::Literals | ArgKind::Sources if rest.len() > 0 => {
-                    call.args.push((arg.name.to_owned(), Value::List(rest.by_ref().cloned().collect())));
-                }
-                _ => {}
-            }
-        }
+        let call = Call::new(inputs.iter().map(|v| v.ty.clone()).collect());
+        let call = call.with_literals(self.entry.spec(), self.configured, &literals)?;
         Ok(Bound { aggregate: self.entry.bind(&call)?, literals: literals.into() })
     }
 }

@@ -1,13 +1,10 @@
 //! DuckDB's SQL. Its C interface has no aggregates that return the type of their argument, so those of the types listed here exist one
 //! by one, and every other type goes through the state and comes back by a cast.
 
-use super::{Dialect, list, quote, text};
+use super::{Dialect, divided, list, quote, step, text};
 use crate::plan::Fold;
 use mergeql_udfs::{Code, Error, Order, Type, Unit};
-use sqlparser::ast::{BinaryOperator, Expr, Ident, visit_expressions_mut};
-use sqlparser::dialect::GenericDialect;
-use sqlparser::parser::Parser;
-use std::ops::ControlFlow;
+use sqlparser::ast::Expr;
 use std::sync::Arc;
 
 /// DuckDB 1.5 and 2.0.
@@ -305,29 +302,17 @@ impl Dialect for DuckDb {
         Some(format!("arg_max({value}, mergeql_rank({}, {inputs}))", text(&words.join(" "))))
     }
 
-    /// `/` between integers is integer division on every host.
     fn expression(&self, expr: &Expr) -> String {
-        let mut expr = expr.clone();
-        let _ = visit_expressions_mut(&mut expr, |e| {
-            if let Expr::BinaryOp { left, op: BinaryOperator::Divide, right } = e {
-                let divided = format!("mergeql_divide({left}, {right})");
-                // An identifier without quotes is printed as it is.
-                *e = Expr::Identifier(Ident::new(divided));
-            }
-            ControlFlow::<()>::Continue(())
-        });
-        expr.to_string()
+        divided(expr, "mergeql_divide")
     }
 
     fn contributions(&self, contribution: &str, condition: &str) -> String {
         format!("crdt_gset_state({contribution}) FILTER (WHERE {condition})")
     }
 
-    fn folded(&self, fold: &Fold, values: &str) -> String {
-        let Fold { left, right, step, .. } = fold;
-        let parsed = Parser::new(&GenericDialect {}).try_with_sql(step).and_then(|mut parser| parser.parse_expr());
-        let step = parsed.map_or_else(|_| step.clone(), |expr| self.expression(&expr));
-        format!("list_reduce({values}, lambda {}, {}: {step})", quote(left), quote(right))
+    fn folded(&self, fold: &Fold, values: &str, _: &Type) -> String {
+        let (left, right) = (quote(&fold.left), quote(&fold.right));
+        format!("list_reduce({values}, lambda {left}, {right}: {})", step(fold, self))
     }
 }
 

@@ -3,9 +3,11 @@
 
 mod datafusion;
 mod duckdb;
+mod postgres;
 
 pub use datafusion::DataFusion;
 pub use duckdb::{DuckDb, DuckDbColumn, duckdb_columns, duckdb_type, duckdb_type_name};
+pub use postgres::{Postgres, postgres_type_name};
 
 use crate::ast::Returning;
 use crate::plan::{Cell, Column, Fold, Input, Plan};
@@ -13,8 +15,11 @@ use mergeql_udfs::Order;
 use mergeql_udfs::catalog::ArgKind;
 use mergeql_udfs::slot::Shape;
 use mergeql_udfs::{Type, Value};
-use sqlparser::ast::Expr;
+use sqlparser::ast::{BinaryOperator, Expr, Ident, visit_expressions_mut};
+use sqlparser::dialect::GenericDialect;
+use sqlparser::parser::Parser;
 use std::fmt::Write;
+use std::ops::ControlFlow;
 
 /// What differs between hosts.
 pub trait Dialect: Sync {
@@ -27,16 +32,22 @@ pub trait Dialect: Sync {
     /// A struct of named expressions.
     fn record(&self, fields: &[(&str, String)]) -> String;
 
-    /// A key expression with canonical zeros and NaNs.
-    fn canonical(&self, expr: &str) -> String {
-        format!("mergeql_canonical({expr})")
+    /// One of our functions, where its name alone does not find it.
+    fn function(&self, name: &str) -> String {
+        name.to_owned()
+    }
+
+    /// A key expression such that equal keys (R5) are one group, and shown as one: canonical zeros and NaNs. `None` where they are
+    /// already.
+    fn key(&self, expr: &str, ty: &Type) -> Option<String> {
+        ty.has_float().then(|| format!("{}({expr})", self.function("mergeql_canonical")))
     }
 
     /// An expression that sorts in R2 order; `None` where the host's own order is that.
     fn order_key(&self, expr: &str, ty: Option<&Type>) -> Option<String> {
         match ty {
             Some(ty) if ty.is_scalar() && !matches!(ty, Type::Float32 | Type::Float64 | Type::Interval) => None,
-            _ => Some(format!("mergeql_order_key({expr})")),
+            _ => Some(format!("{}({expr})", self.function("mergeql_order_key"))),
         }
     }
 
@@ -66,8 +77,28 @@ pub trait Dialect: Sync {
         format!("crdt_gset({contribution}) FILTER (WHERE {condition})")
     }
 
-    /// The distinct values that a user-defined fold goes over, folded.
-    fn folded(&self, fold: &Fold, values: &str) -> String {
+    /// A resolved value as the rows of a merge have it.
+    fn resolved(&self, value: String, _ty: &Type) -> String {
+        value
+    }
+
+    /// How many arguments a function takes at most.
+    fn most_arguments(&self) -> usize {
+        usize::MAX
+    }
+
+    /// A row for each element of the lists that these calls of `mergeql_cells` give.
+    fn unnested(&self, calls: &[String]) -> String {
+        format!("unnest({})", calls.join(""))
+    }
+
+    /// A field of a struct that `mergeql_cells` gives.
+    fn cell_field(&self, cell: &str, field: &str) -> String {
+        format!("{cell}['{field}']")
+    }
+
+    /// The distinct values, of this type, that a user-defined fold goes over, folded.
+    fn folded(&self, fold: &Fold, values: &str, _ty: &Type) -> String {
         format!("{}({values})", quote(&fold.function()))
     }
 }
@@ -107,6 +138,26 @@ pub struct Lowering<'a> {
     pub plan: &'a Plan,
     /// The host.
     pub dialect: &'a dyn Dialect,
+}
+
+/// An expression with every division as a call of this function: `/` between integers is integer division, and between floats never
+/// an error, on every host.
+fn divided(expr: &Expr, function: &str) -> String {
+    let mut expr = expr.clone();
+    let _ = visit_expressions_mut(&mut expr, |e| {
+        if let Expr::BinaryOp { left, op: BinaryOperator::Divide, right } = e {
+            // An identifier without quotes is printed as it is.
+            *e = Expr::Identifier(Ident::new(format!("{function}({left}, {right})")));
+        }
+        ControlFlow::<()>::Continue(())
+    });
+    expr.to_string()
+}
+
+/// The step of a fold, which is kept as text.
+fn step(fold: &Fold, dialect: &dyn Dialect) -> String {
+    let parsed = Parser::new(&GenericDialect {}).try_with_sql(&fold.step).and_then(|mut parser| parser.parse_expr());
+    parsed.map_or_else(|_| fold.step.clone(), |expr| dialect.expression(&expr))
 }
 
 /// Writes a list with commas.
@@ -149,8 +200,8 @@ impl Lowering<'_> {
                         self.dialect.cast(&name, &theirs.ty, &column.ty).unwrap_or(name)
                     }
                 };
-                if i < plan.key && column.ty.has_float() {
-                    expr = self.dialect.canonical(&expr);
+                if i < plan.key {
+                    expr = self.dialect.key(&expr, &column.ty).unwrap_or(expr);
                 }
                 items.push(format!("{expr} AS {}", quote(&column.name)));
             }
@@ -214,17 +265,18 @@ impl Lowering<'_> {
                     other => inputs.push(literal(other)),
                 }
             }
-            format!("crdt_{}{suffix}({})", spec.name, inputs.join(", "))
+            format!("{}({})", self.dialect.function(&format!("crdt_{}{suffix}", spec.name)), inputs.join(", "))
         } else {
             inputs.insert(0, text(&cell.call.to_json()));
-            format!("crdt_{}{suffix}_with({})", spec.name, inputs.join(", "))
+            format!("{}({})", self.dialect.function(&format!("crdt_{}{suffix}_with", spec.name)), inputs.join(", "))
         };
         if let Some(presence) = self.presence(cell) {
             let _ = write!(sql, " FILTER (WHERE {presence})");
         }
         match &cell.fold {
-            Some(fold) if !state => self.dialect.folded(fold, &sql),
-            _ => sql,
+            _ if state => sql,
+            Some(fold) => self.dialect.resolved(self.dialect.folded(fold, &sql, &cell.ty), &cell.ty),
+            None => self.dialect.resolved(sql, &cell.ty),
         }
     }
 
@@ -244,7 +296,7 @@ impl Lowering<'_> {
         }
         let sql = self.dialect.typed(&self.aggregate(cell, true), &input, &result)?;
         Some(match &cell.fold {
-            Some(fold) => self.dialect.folded(fold, &sql),
+            Some(fold) => self.dialect.folded(fold, &sql, &cell.ty),
             None => sql,
         })
     }
@@ -405,7 +457,7 @@ impl Lowering<'_> {
     fn cells(&self, mode: &str) -> String {
         let plan = self.plan;
         let mut items: Vec<(String, String)> = Vec::new();
-        let mut arguments = vec![text(mode)];
+        let mut arguments = Vec::new();
         for (i, cell) in plan.cells.iter().enumerate() {
             let value = match cell.column {
                 Some(column) => self.input(&Input::Column(column)),
@@ -417,7 +469,7 @@ impl Lowering<'_> {
             let first = spec.inputs.iter().position(|i| *i == mergeql_udfs::catalog::Input::Versions);
             let version = match first {
                 Some(at) if cell.inputs.len() > at => {
-                    format!("mergeql_text({})", list(cell.inputs[at..].iter().map(|i| self.input(i))))
+                    format!("{}({})", self.dialect.function("mergeql_text"), list(cell.inputs[at..].iter().map(|i| self.input(i))))
                 }
                 _ => self.dialect.null(&Type::Text),
             };
@@ -445,14 +497,20 @@ impl Lowering<'_> {
         if let Some(delete) = &plan.delete {
             items.push((self.aggregate(delete, false), DELETED.to_owned()));
         }
+        // Five arguments a column, behind the mode.
+        let most = (self.dialect.most_arguments() - 1) / 5 * 5;
+        let function = self.dialect.function("mergeql_cells");
+        let call = |some: &[String]| format!("{function}({})", list(std::iter::once(text(mode)).chain(some.iter().cloned())));
+        let calls: Vec<String> = if arguments.is_empty() { vec![call(&[])] } else { arguments.chunks(most).map(call).collect() };
         let keys: Vec<String> = plan.key_columns().iter().map(|c| quote(&c.name)).collect();
         let fields = ["column_name", "value", "strategy", "winner_sources", "losers"];
-        let outputs = list(keys.iter().cloned().chain(fields.iter().map(|f| format!("c.__mergeql_cell['{f}'] AS {f}"))));
+        let field = |f: &&str| format!("{} AS {f}", self.dialect.cell_field("c.__mergeql_cell", f));
+        let outputs = list(keys.iter().cloned().chain(fields.iter().map(field)));
         let columns = list(keys.iter().cloned().chain(fields.iter().map(|f| (*f).to_owned())));
         let query = format!(
-            "SELECT {columns} FROM (SELECT {outputs} FROM (SELECT {}, unnest(mergeql_cells({})) AS __mergeql_cell FROM ({}) AS m{}) AS c) AS m",
+            "SELECT {columns} FROM (SELECT {outputs} FROM (SELECT {}, {} AS __mergeql_cell FROM ({}) AS m{}) AS c) AS m",
             list(keys.iter().map(|k| format!("m.{k} AS {k}"))),
-            list(arguments),
+            self.dialect.unnested(&calls),
             self.grouped(&items, 0),
             self.filter(),
         );

@@ -328,8 +328,7 @@ impl<V: Held, K: Key> Slot<V, K> {
     #[inline]
     pub fn join<const LEAST: bool>(&mut self, other: &Self) {
         if other.class > 0 {
-            let present = other.class.wrapping_sub(1) & WITH_VERSION != 0;
-            self.challenge::<LEAST>(other.value.seen(), other.key.seen(present), other.class);
+            self.challenge::<LEAST>(other.value.seen(), other.key(), other.class);
         }
     }
 
@@ -337,6 +336,15 @@ impl<V: Held, K: Key> Slot<V, K> {
     #[inline]
     pub fn value(&self) -> Option<V::Seen<'_>> {
         (self.class > 0).then(|| self.value.seen())
+    }
+
+    /// The version of the value.
+    pub fn key(&self) -> K::Seen<'_> {
+        self.key.seen(self.has_version())
+    }
+
+    fn has_version(&self) -> bool {
+        self.class > 0 && (self.class - 1) & WITH_VERSION != 0
     }
 }
 

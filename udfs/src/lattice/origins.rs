@@ -156,6 +156,7 @@ pub fn sum_type(ty: &Type) -> Type {
         Type::Int { bits: 128, .. } => Type::Decimal { precision: 38, scale: 0 },
         Type::Int { signed: false, .. } => Type::UINT64,
         Type::Float32 | Type::Float64 => Type::Float64,
+        Type::Decimal { precision: 0, .. } => Type::NUMERIC,
         Type::Decimal { scale, .. } => Type::Decimal { precision: 38, scale: (*scale).max(0) },
         _ => Type::INT64,
     }
@@ -164,6 +165,7 @@ pub fn sum_type(ty: &Type) -> Type {
 /// The type of a mean.
 pub fn mean_type(ty: &Type) -> Type {
     match ty {
+        Type::Decimal { precision: 0, .. } => Type::NUMERIC,
         Type::Decimal { scale, .. } => Type::Decimal { precision: 38, scale: mean_scale((*scale).max(0) as u8) as i8 },
         _ => Type::Float64,
     }

@@ -1,0 +1,269 @@
+//! How Postgres calls us, and how it hears of errors.
+#![allow(unsafe_code)]
+
+use mergeql_lang::Diagnostic;
+use mergeql_udfs::{Code, Error};
+use pgrx::pg_sys;
+use std::ffi::{CString, c_char, c_int};
+
+/// What a call came to: a value, or `None` for NULL.
+pub type Outcome = Result<Option<pg_sys::Datum>, Failure>;
+
+/// An error, and the statement that it is about.
+#[derive(Debug)]
+pub struct Failure {
+    diagnostic: Box<Diagnostic>,
+    statement: Option<String>,
+}
+
+impl Failure {
+    /// The same error, knowing the statement that it is in.
+    pub fn known(self, statement: &str) -> Failure {
+        Failure { diagnostic: self.diagnostic.in_text(statement), statement: Some(statement.to_owned()) }
+    }
+
+    /// The same error, about a column.
+    pub fn about(mut self, column: &str) -> Failure {
+        self.diagnostic.message = format!("`{column}`: {}", self.diagnostic.message);
+        self.diagnostic = self.diagnostic.about(column);
+        self
+    }
+}
+
+impl From<Box<Diagnostic>> for Failure {
+    fn from(diagnostic: Box<Diagnostic>) -> Failure {
+        Failure { diagnostic, statement: None }
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Failure {
+        Box::<Diagnostic>::from(error).into()
+    }
+}
+
+/// The arguments of a call.
+#[derive(Clone, Copy)]
+pub struct Call(pub pg_sys::FunctionCallInfo);
+
+impl Call {
+    /// How many arguments there are.
+    pub fn len(self) -> usize {
+        // SAFETY: Postgres passes a live call.
+        unsafe { (*self.0).nargs as usize }
+    }
+
+    /// None?
+    pub fn is_empty(self) -> bool {
+        self.len() == 0
+    }
+
+    /// Argument `i`; `None` if it is NULL.
+    #[inline]
+    pub fn arg(self, i: usize) -> Option<pg_sys::Datum> {
+        // SAFETY: callers ask for arguments that the function is declared with.
+        let arg = unsafe { *(*self.0).args.as_ptr().add(i) };
+        (!arg.isnull).then_some(arg.value)
+    }
+
+    /// The type of argument `i`, resolved for this place in the query.
+    pub fn arg_type(self, i: usize) -> pg_sys::Oid {
+        // SAFETY: as above.
+        unsafe { pg_sys::get_fn_expr_argtype((*self.0).flinfo, i as c_int) }
+    }
+
+    /// The name of the function that is called.
+    pub fn name(self) -> String {
+        // SAFETY: the function exists, for it is called.
+        unsafe {
+            let name = pg_sys::get_func_name((*(*self.0).flinfo).fn_oid);
+            if name.is_null() { String::new() } else { std::ffi::CStr::from_ptr(name).to_string_lossy().into_owned() }
+        }
+    }
+
+    /// Text argument `i`.
+    ///
+    /// # Errors
+    /// `invalid_argument` if it is NULL.
+    pub fn text(self, i: usize) -> Result<String, Failure> {
+        match self.arg(i) {
+            // SAFETY: the script declares the argument as text.
+            Some(datum) => Ok(String::from_utf8_lossy(unsafe { crate::datums::varlena(datum) }).into_owned()),
+            None => Err(Diagnostic::new(Code::InvalidArgument, "the statement is NULL").into()),
+        }
+    }
+
+    /// What is kept for this place in the query, made at its first call and dropped with it.
+    ///
+    /// # Errors
+    /// What making it fails with.
+    pub fn kept<T>(self, make: impl FnOnce() -> Result<T, Failure>) -> Result<&'static mut T, Failure> {
+        // SAFETY: `fn_extra` is ours; the box lives as long as the memory that the function information lies in.
+        unsafe {
+            let info = &mut *(*self.0).flinfo;
+            if info.fn_extra.is_null() {
+                // What is learned of types lives as long as the place.
+                let before = pg_sys::MemoryContextSwitchTo(info.fn_mcxt);
+                let made = make();
+                pg_sys::MemoryContextSwitchTo(before);
+                info.fn_extra = owned_by(info.fn_mcxt, made?).cast();
+            }
+            Ok(&mut *info.fn_extra.cast())
+        }
+    }
+
+    fn answer(self, datum: Option<pg_sys::Datum>) -> pg_sys::Datum {
+        // SAFETY: the call is live.
+        unsafe { (*self.0).isnull = datum.is_none() };
+        datum.unwrap_or(pg_sys::Datum::from(0))
+    }
+}
+
+/// Runs a function: its errors become Postgres' own.
+#[inline]
+pub fn answer(call: pg_sys::FunctionCallInfo, run: impl FnOnce(Call) -> Outcome) -> pg_sys::Datum {
+    let call = Call(call);
+    match run(call) {
+        Ok(datum) => call.answer(datum),
+        Err(failure) => raise(failure),
+    }
+}
+
+/// Declares functions that Postgres calls by these names.
+#[macro_export]
+macro_rules! functions {
+    ($($(#[$doc:meta])* $name:ident, $info:ident => $run:expr;)*) => {$(
+        #[doc(hidden)]
+        #[unsafe(no_mangle)]
+        pub extern "C" fn $info() -> &'static pgrx::pg_sys::Pg_finfo_record {
+            const RECORD: pgrx::pg_sys::Pg_finfo_record = pgrx::pg_sys::Pg_finfo_record { api_version: 1 };
+            &RECORD
+        }
+
+        $(#[$doc])*
+        ///
+        /// # Safety
+        /// Postgres calls it.
+        #[unsafe(no_mangle)]
+        #[pgrx::pg_guard]
+        pub unsafe extern "C-unwind" fn $name(call: pgrx::pg_sys::FunctionCallInfo) -> pgrx::pg_sys::Datum {
+            $crate::entry::answer(call, $run)
+        }
+    )*};
+}
+
+/// Memory of a context, with a value in it that is dropped before the context's memory is given back.
+///
+/// # Safety
+/// `context` is a live memory context.
+pub unsafe fn owned_by<T>(context: pg_sys::MemoryContext, value: T) -> *mut T {
+    #[repr(C)]
+    struct Owned<T> {
+        value: T,
+        callback: pg_sys::MemoryContextCallback,
+    }
+
+    unsafe extern "C-unwind" fn drop_value<T>(value: *mut std::ffi::c_void) {
+        // SAFETY: Postgres calls this once, while the memory is still there. A panic while dropping must not cross into it.
+        let drop = std::panic::AssertUnwindSafe(|| unsafe { value.cast::<T>().drop_in_place() });
+        std::panic::catch_unwind(drop).ok();
+    }
+
+    // SAFETY: the memory is fresh and large enough; Postgres aligns it to eight bytes, which suffices for what we keep.
+    unsafe {
+        const { assert!(align_of::<T>() <= 8, "Postgres aligns memory to eight bytes") };
+        let owned: *mut Owned<T> = pg_sys::MemoryContextAlloc(context, size_of::<Owned<T>>()).cast();
+        (&raw mut (*owned).value).write(value);
+        if std::mem::needs_drop::<T>() {
+            let callback = &raw mut (*owned).callback;
+            callback.write(pg_sys::MemoryContextCallback {
+                func: Some(drop_value::<T>),
+                arg: owned.cast(),
+                next: std::ptr::null_mut(),
+            });
+            pg_sys::MemoryContextRegisterResetCallback(context, callback);
+        }
+        owned.cast()
+    }
+}
+
+/// The SQLSTATE of a code: Postgres' own where it has one for the case.
+fn sqlstate(code: Code) -> &'static [u8; 5] {
+    match code {
+        Code::Syntax => b"42601",
+        Code::UnknownSource => b"42P01",
+        Code::UnknownColumn => b"42703",
+        Code::UnknownStrategy => b"42883",
+        Code::DuplicateColumn => b"42701",
+        Code::DuplicateSource => b"42712",
+        Code::TypeMismatch => b"42804",
+        Code::NotAState | Code::CorruptState => b"22P03",
+        Code::LimitExceeded => b"54000",
+        Code::Unsupported | Code::NeedsState | Code::UnverifiedStrategy => b"0A000",
+        Code::Io => b"58030",
+        _ => b"22023",
+    }
+}
+
+/// Postgres packs five characters into an integer, six bits each.
+fn packed(state: &[u8; 5]) -> c_int {
+    state.iter().enumerate().fold(0, |packed, (i, c)| packed | (c_int::from(c - b'0') & 0x3f) << (6 * i))
+}
+
+fn c_text(text: &str) -> CString {
+    CString::new(text.replace('\0', "\u{fffd}")).unwrap_or_default()
+}
+
+/// Tells Postgres of an error: SQLSTATE, message with our code, where in the statement, a hint.
+pub fn raise(failure: impl Into<Failure>) -> ! {
+    let Failure { diagnostic, statement } = failure.into();
+    let message = c_text(&format!("error[{}]: {}", diagnostic.code, diagnostic.message));
+    let place = diagnostic.span.map(|span| {
+        let label = diagnostic.label.as_deref().map_or(String::new(), |l| format!(" {l}"));
+        let (before, width) = (span.column.saturating_sub(1) as usize, span.end.saturating_sub(span.column).max(1) as usize);
+        let (space, carets) = (" ".repeat(before), "^".repeat(width));
+        format!("line {}, column {}\n{}\n{space}{carets}{label}", span.line, span.column, diagnostic.line)
+    });
+    let detail = place.or_else(|| diagnostic.label.clone()).map(|d| c_text(&d));
+    let hint = diagnostic.help.as_ref().or(diagnostic.label.as_ref()).map(|h| c_text(h));
+    let position = diagnostic.span.zip(statement).map(|(span, text)| {
+        let lines = text.split('\n').take(span.line.saturating_sub(1) as usize);
+        let before: usize = lines.map(|line| line.chars().count() + 1).sum();
+        (c_text(&text), before + span.column as usize)
+    });
+    report(packed(sqlstate(diagnostic.code)), &message, detail.as_ref(), hint.as_ref(), position)
+}
+
+fn report(code: c_int, message: &CString, detail: Option<&CString>, hint: Option<&CString>, place: Option<(CString, usize)>) -> ! {
+    unsafe extern "C-unwind" {
+        fn errstart(level: c_int, domain: *const c_char) -> bool;
+        fn errcode(code: c_int) -> c_int;
+        fn errmsg_internal(format: *const c_char, ...) -> c_int;
+        fn errdetail_internal(format: *const c_char, ...) -> c_int;
+        fn errhint(format: *const c_char, ...) -> c_int;
+        fn errfinish(file: *const c_char, line: c_int, function: *const c_char);
+    }
+    let raise = || {
+        // SAFETY: Postgres copies every text; it jumps out of `errfinish`, which the guard around this turns into a panic. Nothing in
+        // here has a destructor.
+        unsafe {
+            errstart(pg_sys::elog::PgLogLevel::ERROR as c_int, std::ptr::null());
+            errcode(code);
+            errmsg_internal(c"%s".as_ptr(), message.as_ptr());
+            if let Some(detail) = detail {
+                errdetail_internal(c"%s".as_ptr(), detail.as_ptr());
+            }
+            if let Some(hint) = hint {
+                errhint(c"%s".as_ptr(), hint.as_ptr());
+            }
+            if let Some((text, at)) = &place {
+                pg_sys::internalerrposition(*at as c_int);
+                pg_sys::internalerrquery(text.as_ptr());
+            }
+            errfinish(c"mergeql".as_ptr(), 0, std::ptr::null());
+        }
+    };
+    // SAFETY: see above.
+    unsafe { pg_sys::ffi::pg_guard_ffi_boundary(raise) };
+    unreachable!("an error was raised")
+}

@@ -1,0 +1,195 @@
+//! Statements that run in the caller's transaction, with the caller's rights.
+#![allow(unsafe_code)]
+
+use crate::datums::{attribute, bytes};
+use crate::entry::Failure;
+use mergeql_lang::Diagnostic;
+use mergeql_udfs::Code;
+use pgrx::pg_sys::{self, Datum, Oid};
+use std::ffi::{CStr, CString, c_int};
+
+/// A connection to the executor. An error of Postgres' ends the statement, and Postgres takes the connection back itself.
+pub struct Spi(());
+
+/// A column of a query.
+#[derive(Debug, Clone)]
+pub struct Column {
+    /// Its name.
+    pub name: String,
+    /// Its type.
+    pub oid: Oid,
+    /// The modifier of its type; -1 without one.
+    pub typmod: i32,
+}
+
+/// A prepared query.
+pub struct Query {
+    plan: pg_sys::SPIPlanPtr,
+    description: pg_sys::TupleDesc,
+}
+
+fn c_text(text: &str) -> Result<CString, Failure> {
+    CString::new(text).map_err(|_| Diagnostic::new(Code::Syntax, "a statement has no NUL characters").into())
+}
+
+fn failed(what: &str, code: c_int) -> Failure {
+    // SAFETY: a static text.
+    let why = unsafe { CStr::from_ptr(pg_sys::SPI_result_code_string(code)) }.to_string_lossy();
+    Diagnostic::new(Code::Unsupported, format!("{what}: {why}")).into()
+}
+
+impl Spi {
+    /// Connects, runs, and disconnects.
+    ///
+    /// # Errors
+    /// Those of `run`.
+    pub fn connect<T>(run: impl FnOnce(&Spi) -> Result<T, Failure>) -> Result<T, Failure> {
+        // SAFETY: connections nest, and each is finished.
+        unsafe {
+            match pg_sys::SPI_connect() {
+                code if code < 0 => Err(failed("no connection to the executor", code)),
+                _ => {
+                    let result = run(&Spi(()));
+                    pg_sys::SPI_finish();
+                    result
+                }
+            }
+        }
+    }
+
+    /// The rows of a query, each value as text.
+    ///
+    /// # Errors
+    /// What Postgres says, as its own error.
+    pub fn texts(&self, sql: &str, arguments: &[&str]) -> Result<Vec<Vec<Option<String>>>, Failure> {
+        let sql = c_text(sql)?;
+        let mut types = vec![pg_sys::TEXTOID; arguments.len()];
+        let mut values: Vec<Datum> = arguments.iter().map(|a| bytes(a.as_bytes())).collect();
+        // SAFETY: as many types as values; the tuple table lives until the next statement.
+        unsafe {
+            let n = arguments.len() as c_int;
+            let (types, values) = (types.as_mut_ptr(), values.as_mut_ptr());
+            let code = pg_sys::SPI_execute_with_args(sql.as_ptr(), n, types, values, std::ptr::null(), false, 0);
+            if code < 0 {
+                return Err(failed("the statement did not run", code));
+            }
+            let table = pg_sys::SPI_tuptable;
+            if table.is_null() {
+                return Ok(Vec::new());
+            }
+            let description = (*table).tupdesc;
+            let value = |row: usize, column: c_int| {
+                let text = pg_sys::SPI_getvalue(*(*table).vals.add(row), description, column + 1);
+                (!text.is_null()).then(|| CStr::from_ptr(text).to_string_lossy().into_owned())
+            };
+            let row = |row: usize| (0..(*description).natts).map(|column| value(row, column)).collect();
+            let rows = (0..pg_sys::SPI_processed as usize).map(row).collect();
+            pg_sys::SPI_freetuptable(table);
+            Ok(rows)
+        }
+    }
+
+    /// Prepares one query that gives rows.
+    ///
+    /// # Errors
+    /// What Postgres says, as its own error; `unsupported` for a text of several statements, or one that gives no rows.
+    pub fn prepare(&self, sql: &str) -> Result<Query, Failure> {
+        let plan = self.prepare_one(sql)?;
+        // SAFETY: the plan is live, and has one source.
+        unsafe {
+            let sources = pg_sys::SPI_plan_get_plan_sources(plan);
+            let source: *mut pg_sys::CachedPlanSource = (*(*sources).elements).ptr_value.cast();
+            let description = (*source).resultDesc;
+            if description.is_null() {
+                return Err(Diagnostic::new(Code::Unsupported, "the statement gives no rows").into());
+            }
+            Ok(Query { plan, description })
+        }
+    }
+
+    fn prepare_one(&self, sql: &str) -> Result<pg_sys::SPIPlanPtr, Failure> {
+        let sql = c_text(sql)?;
+        // SAFETY: Postgres copies the text.
+        unsafe {
+            let plan = pg_sys::SPI_prepare(sql.as_ptr(), 0, std::ptr::null_mut());
+            if plan.is_null() {
+                return Err(failed("the statement cannot be prepared", pg_sys::SPI_result));
+            }
+            let sources = pg_sys::SPI_plan_get_plan_sources(plan);
+            if sources.is_null() || (*sources).length != 1 {
+                return Err(Diagnostic::new(Code::Syntax, "this is more than one statement").into());
+            }
+            Ok(plan)
+        }
+    }
+
+    /// Runs one statement; gives back how many rows it changed.
+    ///
+    /// # Errors
+    /// What Postgres says, as its own error; `syntax` for a text of several statements.
+    pub fn run(&self, sql: &str) -> Result<u64, Failure> {
+        let plan = self.prepare_one(sql)?;
+        // SAFETY: the plan takes no arguments.
+        unsafe {
+            let code = pg_sys::SPI_execute_plan(plan, std::ptr::null_mut(), std::ptr::null(), false, 0);
+            if code < 0 { Err(failed("the statement did not run", code)) } else { Ok(pg_sys::SPI_processed) }
+        }
+    }
+}
+
+impl Query {
+    /// Its columns.
+    pub fn columns(&self) -> Vec<Column> {
+        // SAFETY: the description lives as long as the plan.
+        unsafe { columns(self.description) }
+    }
+
+    /// Passes each row on.
+    ///
+    /// # Errors
+    /// What Postgres says, as its own error.
+    pub fn each(&self, mut row: impl FnMut(pg_sys::HeapTuple)) -> Result<(), Failure> {
+        /// Rows that are held at a time.
+        const BATCH: i64 = 1000;
+        // SAFETY: the plan takes no arguments; rows are passed on while they live.
+        unsafe {
+            if !pg_sys::SPI_is_cursor_plan(self.plan) {
+                return Err(Diagnostic::new(Code::Unsupported, "the statement is no query").into());
+            }
+            let portal = pg_sys::SPI_cursor_open(std::ptr::null(), self.plan, std::ptr::null_mut(), std::ptr::null(), false);
+            loop {
+                pg_sys::SPI_cursor_fetch(portal, true, BATCH as _);
+                let (table, n) = (pg_sys::SPI_tuptable, pg_sys::SPI_processed as usize);
+                (0..n).for_each(|i| row(*(*table).vals.add(i)));
+                pg_sys::SPI_freetuptable(table);
+                if n == 0 {
+                    break;
+                }
+            }
+            pg_sys::SPI_cursor_close(portal);
+        }
+        Ok(())
+    }
+}
+
+/// The columns of a description.
+///
+/// # Safety
+/// The description is live.
+pub unsafe fn columns(description: pg_sys::TupleDesc) -> Vec<Column> {
+    // SAFETY: as the caller promises.
+    unsafe {
+        let column = |i: usize| {
+            let a = attribute(description, i);
+            let name = CStr::from_ptr((*a).attname.data.as_ptr()).to_string_lossy().into_owned();
+            (!(*a).attisdropped).then_some(Column { name, oid: (*a).atttypid, typmod: (*a).atttypmod })
+        };
+        (0..(*description).natts as usize).filter_map(column).collect()
+    }
+}
+
+/// The name of a type in SQL.
+pub fn type_name(oid: Oid, typmod: i32) -> String {
+    // SAFETY: OIDs come from Postgres.
+    unsafe { CStr::from_ptr(pg_sys::format_type_with_typemod(oid, typmod)) }.to_string_lossy().into_owned()
+}

@@ -1,0 +1,606 @@
+//! From a MergeQL statement to Postgres' SQL, and the functions that run it: in the caller's transaction, with the caller's rights and
+//! search path.
+#![allow(unsafe_code)]
+
+use crate::datums::{Form, PgType, bytes};
+use crate::entry::{Call, Failure, Outcome};
+use crate::spi::{self, Column, Spi, type_name};
+use mergeql_lang::ast::{Explain, Merge, Name, Piece, Relation as Written, Returning, Source, Statement, StrategyBody};
+use mergeql_lang::diagnostic::nearest;
+use mergeql_lang::lower::{Lowering, Postgres, quote, text as literal};
+use mergeql_lang::plan::{Plan, Relation, SourceColumn};
+use mergeql_lang::{Diagnostic, Span, UserStrategies, bind, check_fit, check_strategy, find_strategy, parse};
+use mergeql_udfs::{Code, Type};
+use pgrx::pg_sys;
+use std::ffi::CStr;
+
+/// A connection, and where the extension lives.
+struct Session<'a> {
+    spi: &'a Spi,
+    dialect: Postgres,
+}
+
+/// A source, and what Postgres calls the types of its columns.
+struct Described {
+    relation: Relation,
+    columns: Vec<Column>,
+    /// The table, where it is one: its schema and name.
+    table: Option<(String, String)>,
+}
+
+/// A statement in Postgres' SQL.
+enum Lowered {
+    /// It gives rows.
+    Query(String),
+    /// It is run.
+    Command(String),
+}
+
+impl Lowered {
+    fn sql(self) -> String {
+        match self {
+            Lowered::Query(sql) | Lowered::Command(sql) => sql,
+        }
+    }
+}
+
+/// The schema that the function which is called lives in.
+fn schema(call: Call) -> String {
+    // SAFETY: the function exists, and so does its schema.
+    unsafe {
+        let name = pg_sys::get_namespace_name(pg_sys::get_func_namespace((*(*call.0).flinfo).fn_oid));
+        CStr::from_ptr(name).to_string_lossy().into_owned()
+    }
+}
+
+/// Runs with a session; errors know the statement.
+fn with_session<T>(call: Call, statement: &str, run: impl FnOnce(&Session<'_>) -> Result<T, Failure>) -> Result<T, Failure> {
+    let dialect = Postgres { schema: schema(call) };
+    Spi::connect(|spi| run(&Session { spi, dialect })).map_err(|failure| failure.known(statement))
+}
+
+/// A name as Postgres knows it: without quotes it is in small letters.
+fn plain(name: &Name) -> String {
+    if name.quoted { name.value.clone() } else { name.value.to_lowercase() }
+}
+
+fn table(parts: &[Name]) -> String {
+    parts.iter().map(|p| quote(&plain(p))).collect::<Vec<_>>().join(".")
+}
+
+impl Session<'_> {
+    fn own(&self, name: &str) -> String {
+        format!("{}.{name}", quote(&self.dialect.schema))
+    }
+
+    /// Strategies that users defined in this database.
+    fn strategies(&self) -> Result<UserStrategies, Failure> {
+        let mut user = UserStrategies::new();
+        for row in self.spi.texts(&format!("SELECT definition FROM {}", self.own("mergeql_user_strategies")), &[])? {
+            let [Some(definition)] = row.as_slice() else { continue };
+            if let Statement::CreateStrategy { name, body, .. } = parse(definition)? {
+                user.insert(name.value, body);
+            }
+        }
+        Ok(user)
+    }
+
+    fn lower(&self, statement: &str) -> Result<Lowered, Failure> {
+        Ok(match parse(statement)? {
+            Statement::Merge { explain: Explain::No, merge } if merge.into.is_some() => Lowered::Command(self.create(&merge)?),
+            Statement::Merge { explain, merge } => Lowered::Query(self.query(&merge, explain)?),
+            Statement::MergeInto { explain: Explain::No, target, merge } => Lowered::Command(self.merge_into(&target, &merge)?),
+            Statement::MergeInto { explain, target, merge } => {
+                let (plan, _) = self.bind_target(&target, &merge, explain)?;
+                Lowered::Query(self.explained(&plan, explain)?)
+            }
+            Statement::Sql(pieces) => {
+                let first = statement.split_whitespace().next().unwrap_or_default().to_ascii_uppercase();
+                let sql = self.pieces(&pieces)?;
+                let reads = matches!(first.as_str(), "SELECT" | "WITH" | "VALUES" | "TABLE") || first.starts_with('(');
+                if reads { Lowered::Query(sql) } else { Lowered::Command(sql) }
+            }
+            Statement::ShowStrategies => Lowered::Query(format!("SELECT * FROM {}()", self.own("mergeql_strategies"))),
+            Statement::CreateStrategy { or_replace, name, body, .. } => {
+                Lowered::Command(self.create_strategy(statement, or_replace, &name, &body)?)
+            }
+            Statement::DropStrategy { if_exists, name } => {
+                match find_strategy(&self.strategies()?, &name) {
+                    Err(error) if error.code != Code::UnknownStrategy || !if_exists => return Err(error.into()),
+                    _ => {}
+                }
+                let name = literal(&name.value);
+                Lowered::Command(format!("DELETE FROM {} WHERE name = {name}", self.own("mergeql_user_strategies")))
+            }
+            Statement::Verify { name, .. } => {
+                return Err(Diagnostic::at(Code::Unsupported, name.span, "Postgres cannot evaluate a strategy here to verify it")
+                    .help("verify it in the mergeql program")
+                    .into());
+            }
+        })
+    }
+
+    fn create_strategy(&self, statement: &str, or_replace: bool, name: &Name, body: &StrategyBody) -> Result<String, Failure> {
+        check_strategy(&self.strategies()?, or_replace, name, body)?;
+        if matches!(body, StrategyBody::Fold { compact: true, .. }) {
+            let message = "Postgres cannot verify a fold, so it cannot be COMPACT";
+            return Err(Diagnostic::at(Code::UnverifiedStrategy, name.span, message)
+                .help("leave COMPACT out: a fold over the set of values is lawful for any expression")
+                .into());
+        }
+        Ok(format!(
+            "INSERT INTO {} (name, definition) VALUES ({}, {}) ON CONFLICT (name) DO UPDATE SET definition = EXCLUDED.definition",
+            self.own("mergeql_user_strategies"),
+            literal(&name.value),
+            literal(statement.trim().trim_end_matches(';')),
+        ))
+    }
+
+    /// SQL with every merge in it lowered.
+    fn pieces(&self, pieces: &[Piece]) -> Result<String, Failure> {
+        let mut sql = String::new();
+        for piece in pieces {
+            match piece {
+                Piece::Text(text) => sql.push_str(text),
+                Piece::Merge(merge) => sql.push_str(&self.query(merge, Explain::No)?),
+            }
+        }
+        Ok(sql)
+    }
+
+    // Sources.
+
+    /// The schema and name of the table or view that a name means here.
+    fn find(&self, name: &str) -> Result<Option<(String, String)>, Failure> {
+        let sql = "SELECT n.nspname, c.relname FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+                   WHERE c.oid = pg_catalog.to_regclass($1)";
+        let rows = self.spi.texts(sql, &[name])?;
+        Ok(rows.into_iter().next().and_then(|row| match <[Option<String>; 2]>::try_from(row) {
+            Ok([Some(schema), Some(name)]) => Some((schema, name)),
+            _ => None,
+        }))
+    }
+
+    fn unknown(&self, shown: &str, span: Span) -> Result<Failure, Failure> {
+        let sql = "SELECT relname FROM pg_catalog.pg_class \
+                   WHERE relkind IN ('r', 'p', 'v', 'm', 'f') AND pg_catalog.pg_table_is_visible(oid) \
+                   AND relnamespace <> 'pg_catalog'::pg_catalog.regnamespace";
+        let names: Vec<String> = self.spi.texts(sql, &[])?.into_iter().flatten().flatten().collect();
+        let mut diagnostic = Diagnostic::at(Code::UnknownSource, span, format!("there is no table or view `{shown}`"));
+        if let Some(name) = nearest(shown, names.iter().map(String::as_str)) {
+            diagnostic = diagnostic.label(format!("did you mean `{name}`?"));
+        }
+        Ok(diagnostic.into())
+    }
+
+    fn describe(&self, source: &Written) -> Result<Described, Failure> {
+        let (sql, found) = match source {
+            Written::Table(parts) => {
+                let name = table(parts);
+                let shown = parts.iter().map(|p| p.value.as_str()).collect::<Vec<_>>().join(".");
+                let span = parts.first().map(|p| p.span).unwrap_or_default();
+                match self.find(&name)? {
+                    Some(found) => (name, Some(found)),
+                    None => return Err(self.unknown(&shown, span)?),
+                }
+            }
+            Written::Text(name) => match self.find(&quote(&name.value))? {
+                Some(found) => (quote(&name.value), Some(found)),
+                None if name.value.contains(['.', '/']) => {
+                    return Err(Diagnostic::at(Code::Unsupported, name.span, "Postgres reads no files here")
+                        .help("COPY it into a table, or make it a foreign table (file_fdw)")
+                        .into());
+                }
+                None => return Err(self.unknown(&name.value, name.span)?),
+            },
+            Written::Query(pieces) => (format!("({})", self.pieces(pieces)?), None),
+        };
+        let columns = self.spi.prepare(&format!("SELECT * FROM {sql} AS s"))?.columns();
+        let not_null = match &found {
+            Some((schema, name)) => {
+                let sql = "SELECT a.attname FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_class c ON c.oid = a.attrelid \
+                           JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+                           WHERE n.nspname = $1 AND c.relname = $2 AND a.attnum > 0 AND a.attnotnull";
+                self.spi.texts(sql, &[schema, name])?.into_iter().flatten().flatten().collect()
+            }
+            None => Vec::new(),
+        };
+        let reserved = |c: &&Column| c.name.starts_with("__mergeql_");
+        if let Some(column) = columns.iter().find(reserved) {
+            return Err(Diagnostic::new(Code::Unsupported, format!("the column `{}` has a name that is reserved", column.name))
+                .help("give it another name in a source query")
+                .into());
+        }
+        let column = |c: &Column| {
+            let ty = PgType::of(c.oid, c.typmod).map_err(|f| f.about(&c.name))?.ty;
+            Ok(SourceColumn { name: c.name.clone(), ty, nullable: !not_null.contains(&c.name) })
+        };
+        let relation = Relation {
+            sql,
+            origin: found.as_ref().map(|(schema, name)| format!("{schema}.{name}")),
+            columns: columns.iter().map(column).collect::<Result<_, Failure>>()?,
+            rows: None,
+        };
+        Ok(Described { relation, columns, table: found })
+    }
+
+    // Queries.
+
+    fn query(&self, merge: &Merge, explain: Explain) -> Result<String, Failure> {
+        let described = merge.sources.iter().map(|s| self.describe(&s.relation)).collect::<Result<Vec<_>, _>>()?;
+        let relations = described.iter().map(|d| d.relation.clone()).collect();
+        let plan = bind(merge, relations, false, &self.strategies()?, explain)?;
+        if explain != Explain::No {
+            return self.explained(&plan, explain);
+        }
+        if plan.keeps_state() {
+            return Err(no_states().into());
+        }
+        Ok(self.typed(&plan, &described, &Lowering { plan: &plan, dialect: &self.dialect }.query()))
+    }
+
+    /// Columns that the merge took as text (`jsonb`, enums, `char(n)`) in the one type that all their sources have.
+    fn typed(&self, plan: &Plan, described: &[Described], query: &str) -> String {
+        if plan.returning != Returning::Rows {
+            return query.to_owned();
+        }
+        let theirs = |column: usize| {
+            let mut types = plan.sources.iter().filter_map(|source| {
+                let at = source.columns[column]?;
+                let column = described.iter().find(|d| d.relation == source.relation)?.columns.get(at)?;
+                let ty = PgType::of(column.oid, column.typmod).ok()?;
+                matches!(ty.form, Form::Printed | Form::Padded)
+                    .then(|| type_name(column.oid, column.typmod))
+                    .or(Some(String::new()))
+            });
+            let first = types.next()?;
+            (!first.is_empty() && types.all(|t| t == first)).then_some(first)
+        };
+        let keys = (0..plan.key).map(|i| (plan.columns[i].name.as_str(), theirs(i)));
+        let kept = |c: &mergeql_lang::plan::Cell| c.ty == Type::Text && c.call.value_type() == Type::Text;
+        let cells = plan.cells.iter().map(|c| (c.name.as_str(), c.column.filter(|_| kept(c)).and_then(theirs)));
+        let columns: Vec<(&str, Option<String>)> = keys.chain(cells).collect();
+        if columns.iter().all(|(_, ty)| ty.is_none()) {
+            return query.to_owned();
+        }
+        let column = |(name, ty): &(&str, Option<String>)| match ty {
+            Some(ty) => format!("CAST({0} AS {ty}) AS {0}", quote(name)),
+            None => quote(name),
+        };
+        format!("SELECT {} FROM ({query}) AS m", columns.iter().map(column).collect::<Vec<_>>().join(", "))
+    }
+
+    /// The plan as rows of (item, detail): what is merged how, then Postgres' own plan.
+    fn explained(&self, plan: &Plan, explain: Explain) -> Result<String, Failure> {
+        let query = Lowering { plan, dialect: &self.dialect }.query();
+        let mut lines = plan.describe(|_| None);
+        lines.push(("sql".to_owned(), query.clone()));
+        let analyze = if explain == Explain::Analyze { "(ANALYZE) " } else { "" };
+        for row in self.spi.texts(&format!("EXPLAIN {analyze}{query}"), &[])? {
+            lines.push(("plan".to_owned(), row.into_iter().flatten().collect()));
+        }
+        let rows: Vec<String> = lines.iter().map(|(item, detail)| format!("({}, {})", literal(item), literal(detail))).collect();
+        Ok(format!("SELECT * FROM (VALUES {}) AS t(item, detail)", rows.join(", ")))
+    }
+
+    // Writing.
+
+    /// `MERGE ... INTO table`
+    fn create(&self, merge: &Merge) -> Result<String, Failure> {
+        let Some(into) = &merge.into else { return self.query(merge, Explain::No) };
+        let Written::Table(parts) = &into.target else {
+            return Err(Diagnostic::at(Code::Unsupported, into.span, "Postgres writes no files here")
+                .help("COPY (SELECT * FROM mergeql('MERGE ...') AS t(...)) TO 'file'")
+                .into());
+        };
+        if into.or_replace {
+            return Err(Diagnostic::at(Code::Unsupported, into.span, "Postgres replaces no table by one statement")
+                .help("DROP TABLE it first, in the same transaction, or MERGE INTO it")
+                .into());
+        }
+        let exists = if into.if_not_exists { "IF NOT EXISTS " } else { "" };
+        Ok(format!("CREATE TABLE {exists}{} AS {}", table(parts), self.query(merge, Explain::No)?))
+    }
+
+    fn bind_target(&self, target: &Written, merge: &Merge, explain: Explain) -> Result<(Plan, Vec<Described>), Failure> {
+        let into = self.describe(target)?;
+        let Some((_, shown)) = &into.table else {
+            return Err(Diagnostic::new(Code::Unsupported, "MERGE INTO needs a table").into());
+        };
+        if merge.returning != Returning::Rows {
+            return Err(Diagnostic::new(Code::Unsupported, "MERGE INTO gives no conflicts back here")
+                .help("ask for them first: MERGE target, sources ON ... RETURNING CONFLICTS")
+                .into());
+        }
+        let user = self.strategies()?;
+        let mut described = merge.sources.iter().map(|s| self.describe(&s.relation)).collect::<Result<Vec<_>, _>>()?;
+        let relations = |described: &[Described]| described.iter().map(|d| d.relation.clone()).collect::<Vec<_>>();
+        bind(merge, relations(&described), true, &user, explain)?.check_strategies(shown).map_err(way_out)?;
+        let shown = shown.clone();
+        described.insert(0, into);
+        let mut with = merge.clone();
+        with.sources.insert(0, Source { relation: target.clone(), alias: None, span: Span::default() });
+        let plan = bind(&with, relations(&described), true, &user, explain)?;
+        let columns: Vec<String> = described[0].relation.columns.iter().map(|c| c.name.clone()).collect();
+        plan.check_target(&shown, &columns).map_err(way_out)?;
+        for (column, merged) in plan.result_columns() {
+            if let Some(theirs) = described[0].relation.columns.iter().find(|c| c.name == *column) {
+                check_fit(column, &theirs.ty, merged)?;
+            }
+        }
+        if plan.extends() && plan.columns.iter().any(|c| !columns.contains(&c.name)) {
+            return Err(Diagnostic::new(Code::Unsupported, "MERGE INTO adds no columns here")
+                .help("add them first: ALTER TABLE ... ADD COLUMN")
+                .into());
+        }
+        if plan.keeps_state() {
+            return Err(no_states().into());
+        }
+        Ok((plan, described))
+    }
+
+    /// `MERGE INTO target USING ...` as one statement: rows of the target whose keys the sources have are merged with them; what changed
+    /// is updated, what is new inserted.
+    fn merge_into(&self, target: &Written, merge: &Merge) -> Result<String, Failure> {
+        let (mut plan, described) = self.bind_target(target, merge, Explain::No)?;
+        let into = &described[0];
+        let name = into.relation.sql.clone();
+        let collations = self.collations(into)?;
+        let collated = |column: &str, expr: String| match collations.iter().find(|(name, _)| name == column) {
+            Some((_, collation)) => format!("{expr} COLLATE {collation}"),
+            None => expr,
+        };
+        // The type and the text that a column's values are compared as.
+        let keys: Vec<String> = plan.key_columns().iter().map(|c| c.name.clone()).collect();
+        let same = |with: &str| {
+            let equal = |k: &String| format!("t.{0} = {1}", quote(k), collated(k, format!("{with}.{}", quote(k))));
+            keys.iter().map(equal).collect::<Vec<_>>().join(" AND ")
+        };
+        let list = |names: &[String]| names.iter().map(|n| quote(n)).collect::<Vec<_>>().join(", ");
+        let mut key_sets = Vec::new();
+        for source in &plan.sources[1..] {
+            let column = |(i, key): (usize, &String)| {
+                let at = source.columns[i].map(|at| quote(&source.relation.columns[at].name));
+                format!("{} AS {}", at.map_or("NULL".to_owned(), |c| format!("s.{c}")), quote(key))
+            };
+            let columns: Vec<String> = keys.iter().enumerate().map(column).collect();
+            key_sets.push(format!("SELECT {} FROM {} AS s", columns.join(", "), source.relation.sql));
+        }
+        // Where the target is its own only source there is nothing to restrict.
+        if !key_sets.is_empty() {
+            plan.sources[0].relation.sql =
+                format!("(SELECT t.* FROM {name} AS t JOIN ({}) AS k ON {})", key_sets.join(" UNION "), same("k"));
+        }
+        let query = self.typed(&plan, &described, &Lowering { plan: &plan, dialect: &self.dialect }.query());
+        let columns: Vec<String> = plan.result_columns().map(|(name, _)| name.to_owned()).collect();
+        let others: Vec<&String> = columns.iter().filter(|c| !keys.contains(c)).collect();
+        let fits = |c: &String| {
+            let ty = into.columns.iter().find(|theirs| theirs.name == *c).map(|theirs| type_name(theirs.oid, theirs.typmod));
+            ty.map_or_else(|| format!("m.{}", quote(c)), |ty| format!("CAST(m.{} AS {ty})", quote(c)))
+        };
+        let null = keys.iter().map(|k| format!("m.{} IS NULL", quote(k))).collect::<Vec<_>>().join(" OR ");
+        let values = |names: &[String]| names.iter().map(fits).collect::<Vec<_>>().join(", ");
+        let all = list(&columns);
+        // Rows without a key match nothing: those that the table has already are left out, or each run would add them again.
+        let as_text = |names: &[String], of: &str| {
+            let text = |n: &String| format!("CAST({of}.{} AS text) COLLATE \"C\"", quote(n));
+            names.iter().map(text).collect::<Vec<_>>().join(", ")
+        };
+        let insert = format!(
+            "INSERT INTO {name} ({all}) SELECT {} FROM m WHERE CASE WHEN {null} THEN NOT EXISTS \
+             (SELECT FROM {name} AS t WHERE ROW({}) IS NOT DISTINCT FROM ROW({})) ELSE NOT EXISTS (SELECT FROM {name} AS t WHERE {}) END \
+             RETURNING 1",
+            values(&columns),
+            as_text(&columns, "t"),
+            as_text(&columns, "m"),
+            same("m"),
+        );
+        let update = if others.is_empty() {
+            "SELECT 1 WHERE false".to_owned()
+        } else {
+            let set: Vec<String> = others.iter().map(|c| format!("{} = {}", quote(c), fits(c))).collect();
+            let changed: Vec<String> = others
+                .iter()
+                .map(|c| {
+                    let text = into.columns.iter().any(|t| t.name == **c && !is_comparable(t));
+                    let side = |of: &str, value: String| match (text, of) {
+                        (true, _) => format!("CAST({value} AS text) COLLATE \"C\""),
+                        _ => value,
+                    };
+                    format!("{} IS DISTINCT FROM {}", side("t", format!("t.{}", quote(c))), side("m", fits(c)))
+                })
+                .collect();
+            format!(
+                "UPDATE {name} AS t SET {} FROM m WHERE {} AND ({}) RETURNING 1",
+                set.join(", "),
+                same("m"),
+                changed.join(" OR ")
+            )
+        };
+        Ok(format!(
+            "WITH m AS MATERIALIZED ({query}), updated AS ({update}), inserted AS ({insert}) \
+             SELECT (SELECT count(*) FROM updated) + (SELECT count(*) FROM inserted) AS rows"
+        ))
+    }
+
+    /// The collation that each text column of a table has, so that its indexes are used; byte order where collations would take
+    /// different texts for equal.
+    fn collations(&self, into: &Described) -> Result<Vec<(String, String)>, Failure> {
+        let Some((schema, name)) = &into.table else { return Ok(Vec::new()) };
+        let sql = "SELECT a.attname, n.nspname, l.collname, l.collisdeterministic FROM pg_catalog.pg_attribute a \
+                   JOIN pg_catalog.pg_class c ON c.oid = a.attrelid JOIN pg_catalog.pg_namespace s ON s.oid = c.relnamespace \
+                   JOIN pg_catalog.pg_collation l ON l.oid = a.attcollation JOIN pg_catalog.pg_namespace n ON n.oid = l.collnamespace \
+                   WHERE s.nspname = $1 AND c.relname = $2 AND a.attnum > 0 AND NOT a.attisdropped";
+        let collation = |row: Vec<Option<String>>| match <[Option<String>; 4]>::try_from(row) {
+            Ok([Some(column), Some(schema), Some(name), Some(deterministic)]) => {
+                let collation =
+                    if deterministic == "t" { format!("{}.{}", quote(&schema), quote(&name)) } else { "\"C\"".to_owned() };
+                Some((column, collation))
+            }
+            _ => None,
+        };
+        Ok(self.spi.texts(sql, &[schema, name])?.into_iter().filter_map(collation).collect())
+    }
+}
+
+/// Whether two values of a column can be compared as they are: texts must not go by a collation, and JSON has no equality.
+fn is_comparable(column: &Column) -> bool {
+    PgType::of(column.oid, column.typmod)
+        .is_ok_and(|ty| !matches!(ty.form, Form::Text | Form::Padded | Form::Printed | Form::Array(_)))
+}
+
+fn no_states() -> Box<Diagnostic> {
+    Diagnostic::new(Code::Unsupported, "Postgres keeps no states in tables by itself yet")
+        .help("keep them in columns: crdt_x_state(v) in a table, crdt_merge(state) and crdt_value(state) when reading")
+}
+
+/// The way out that there is in Postgres.
+fn way_out(mut error: Box<Diagnostic>) -> Box<Diagnostic> {
+    error.help = Some(match error.code {
+        Code::NeedsState => {
+            "keep states in columns of type crdt: crdt_x_state(v) in a table, crdt_merge(state) when reading; or make the table anew \
+             from a MERGE of everything"
+                .to_owned()
+        }
+        _ => "add the column first (ALTER TABLE ... ADD COLUMN), or leave it out in a source query".to_owned(),
+    });
+    error
+}
+
+// What users call.
+
+fn sql(call: Call) -> Outcome {
+    let statement = call.text(0)?;
+    let sql = with_session(call, &statement, |session| session.lower(&statement).map(Lowered::sql))?;
+    Ok(Some(bytes(sql.as_bytes())))
+}
+
+/// How the columns of a merge become those that the caller asks for.
+#[derive(Clone, Copy, PartialEq)]
+enum Shape {
+    /// `AS t(a int, ...)`: by position.
+    Listed,
+    /// `NULL::rowtype`: by name.
+    Row,
+    /// Each row as JSON.
+    Json,
+}
+
+fn rows(call: Call, shape: Shape) -> Outcome {
+    let statement = call.text(usize::from(shape == Shape::Row))?;
+    // SAFETY: Postgres passes what it expects of a function that returns a set.
+    unsafe {
+        let info: *mut pg_sys::ReturnSetInfo = (*call.0).resultinfo.cast();
+        let can = |mode: u32| (*info).allowedModes as u32 & mode != 0;
+        if info.is_null() || (*info).expectedDesc.is_null() || !can(pg_sys::SetFunctionReturnMode::SFRM_Materialize) {
+            return Err(Diagnostic::new(Code::Unsupported, "rows are asked for in FROM")
+                .help("SELECT * FROM mergeql('MERGE ...') AS t(id int, ...)")
+                .into());
+        }
+        let expected = spi::columns((*info).expectedDesc);
+        let memory = (*(*info).econtext).ecxt_per_query_memory;
+        let before = pg_sys::MemoryContextSwitchTo(memory);
+        let random = can(pg_sys::SetFunctionReturnMode::SFRM_Materialize_Random);
+        let store = pg_sys::tuplestore_begin_heap(random, false, pg_sys::work_mem);
+        let description = pg_sys::CreateTupleDescCopy((*info).expectedDesc);
+        pg_sys::MemoryContextSwitchTo(before);
+        with_session(call, &statement, |session| {
+            let Lowered::Query(sql) = session.lower(&statement)? else {
+                return Err(Diagnostic::new(Code::Unsupported, "a function in FROM cannot write")
+                    .help("CALL mergeql_into('...')")
+                    .into());
+            };
+            let sql = match shape {
+                Shape::Json => format!("SELECT pg_catalog.to_jsonb(m) FROM ({sql}) AS m"),
+                _ => {
+                    let found = session.spi.prepare(&sql)?.columns();
+                    format!("SELECT {} FROM ({sql}) AS m", cast(&found, &expected, shape)?)
+                }
+            };
+            session.spi.prepare(&sql)?.each(|tuple| pg_sys::tuplestore_puttuple(store, tuple))
+        })?;
+        (*info).returnMode = pg_sys::SetFunctionReturnMode::SFRM_Materialize;
+        (*info).setResult = store;
+        (*info).setDesc = description;
+        Ok(None)
+    }
+}
+
+/// The columns of a merge, cast to those that are expected.
+fn cast(found: &[Column], expected: &[Column], shape: Shape) -> Result<String, Failure> {
+    let shown: Vec<String> = found.iter().map(|c| format!("{} {}", quote(&c.name), type_name(c.oid, c.typmod))).collect();
+    let help = format!("its columns are ({})", shown.join(", "));
+    if shape == Shape::Listed && found.len() != expected.len() {
+        let message = format!("the statement has {} columns, and {} are listed", found.len(), expected.len());
+        return Err(Diagnostic::new(Code::TypeMismatch, message).help(help).into());
+    }
+    if let (Shape::Row, Some(column)) = (shape, found.iter().find(|c| !expected.iter().any(|e| e.name == c.name))) {
+        let message = format!("the row type has no column `{}`", column.name);
+        return Err(Diagnostic::new(Code::UnknownColumn, message).help(help).into());
+    }
+    let one = |(i, e): (usize, &Column)| {
+        let from = if shape == Shape::Listed { found.get(i) } else { found.iter().find(|c| c.name == e.name) };
+        let expr = from.map_or("NULL".to_owned(), |c| format!("m.{}", quote(&c.name)));
+        format!("CAST({expr} AS {}) AS {}", type_name(e.oid, e.typmod), quote(&e.name))
+    };
+    Ok(expected.iter().enumerate().map(one).collect::<Vec<_>>().join(", "))
+}
+
+/// `CALL mergeql_into(statement)`: runs a statement that writes. Sessions that merge into one table wait for each other, and then see
+/// what the other wrote.
+fn into(call: Call) -> Outcome {
+    let statement = call.text(0)?;
+    with_session(call, &statement, |session| {
+        if let Statement::MergeInto { target: Written::Table(parts), explain: Explain::No, .. } = parse(&statement)? {
+            // An unknown table is told in our words.
+            session.describe(&Written::Table(parts.clone()))?;
+            session.spi.run(&format!("LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE", table(&parts)))?;
+        }
+        match session.lower(&statement)? {
+            Lowered::Command(sql) => session.spi.run(&sql).map(drop),
+            Lowered::Query(_) => {
+                Err(Diagnostic::new(Code::Unsupported, "this statement writes nothing").help("SELECT * FROM mergeql('...')").into())
+            }
+        }
+    })?;
+    Ok(None)
+}
+
+/// `CALL mergeql_create(kind, name, statement)`
+fn create(call: Call) -> Outcome {
+    let (kind, name, statement) = (call.text(0)?, call.text(1)?, call.text(2)?);
+    let kind = match kind.to_ascii_lowercase().split_whitespace().collect::<Vec<_>>().as_slice() {
+        ["view"] => "VIEW",
+        ["materialized", "view"] => "MATERIALIZED VIEW",
+        ["table"] => "TABLE",
+        _ => {
+            return Err(Diagnostic::new(Code::InvalidArgument, format!("`{kind}` cannot be made of a merge"))
+                .help("'view', 'materialized view' or 'table'")
+                .into());
+        }
+    };
+    with_session(call, &statement, |session| {
+        let parts = session.spi.texts("SELECT pg_catalog.unnest(pg_catalog.parse_ident($1))", &[&name])?;
+        let parts: Vec<String> = parts.into_iter().flatten().flatten().map(|p| quote(&p)).collect();
+        let Lowered::Query(sql) = session.lower(&statement)? else {
+            return Err(Diagnostic::new(Code::Unsupported, "this statement gives no rows").into());
+        };
+        session.spi.run(&format!("CREATE {kind} {} AS {sql}", parts.join("."))).map(drop)
+    })?;
+    Ok(None)
+}
+
+crate::functions! {
+    /// `mergeql_sql(statement)`: the plain SQL that a statement stands for.
+    mergeql_statement_sql, pg_finfo_mergeql_statement_sql => sql;
+    /// `mergeql(statement)`: its rows, in columns that the caller lists.
+    mergeql_statement_rows, pg_finfo_mergeql_statement_rows => |call| rows(call, Shape::Listed);
+    /// `mergeql(NULL::rowtype, statement)`: its rows in that type.
+    mergeql_statement_typed, pg_finfo_mergeql_statement_typed => |call| rows(call, Shape::Row);
+    /// `mergeql_json(statement)`: its rows as JSON.
+    mergeql_statement_json, pg_finfo_mergeql_statement_json => |call| rows(call, Shape::Json);
+    /// `CALL mergeql_into(statement)`
+    mergeql_statement_into, pg_finfo_mergeql_statement_into => into;
+    /// `CALL mergeql_create(kind, name, statement)`
+    mergeql_statement_create, pg_finfo_mergeql_statement_create => create;
+}

@@ -1,0 +1,319 @@
+//! `cargo xtask postgres`: the extension's library, control file and script, made from the catalogue; and the cluster that tests and
+//! benchmarks run in.
+
+use crate::duckdb::{python, run_with};
+use crate::{Outcome, root, target};
+use mergeql_udfs::catalog::{self, Entry, Input};
+use mergeql_udfs::{Call, Type, Value, functions};
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// The versions that can be upgraded from.
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// The types of Postgres whose aggregates may give another type than they take.
+const TYPES: [(&str, Type); 7] = [
+    ("boolean", Type::Boolean),
+    ("smallint", Type::Int { bits: 16, signed: true }),
+    ("integer", Type::Int { bits: 32, signed: true }),
+    ("bigint", Type::INT64),
+    ("real", Type::Float32),
+    ("double precision", Type::Float64),
+    ("numeric", Type::NUMERIC),
+];
+
+fn sql_type(ty: &Type) -> &'static str {
+    match ty {
+        Type::Boolean => "boolean",
+        Type::Int { bits: 16, .. } => "smallint",
+        Type::Int { bits: 32, .. } => "integer",
+        Type::Int { bits: 64, .. } => "bigint",
+        Type::Int { .. } | Type::Decimal { .. } => "numeric",
+        Type::Float32 => "real",
+        Type::Float64 => "double precision",
+        Type::Bytes => "bytea",
+        Type::Timestamp { .. } => "timestamp",
+        Type::List(element) if **element == Type::Text => "text[]",
+        Type::List(_) => "json",
+        _ => "text",
+    }
+}
+
+/// What an aggregate gives for what it takes.
+#[derive(Clone, PartialEq)]
+enum Given {
+    /// The type of its first argument.
+    Same,
+    /// An array of it.
+    Array,
+    /// Always this type.
+    One(&'static str),
+    /// For each of these types another.
+    Each(Vec<(&'static str, &'static str)>),
+}
+
+/// The strategy over a type, with a configuration that only stands for one where it needs some.
+fn results(entry: &Entry) -> Given {
+    let spec = entry.spec();
+    let list = Type::List(Box::new(Type::Text));
+    let mut found: Vec<(Option<&'static str>, Type, Type)> = Vec::new();
+    let probes =
+        TYPES.iter().map(|(name, ty)| (Some(*name), ty.clone())).chain([(None, Type::Text), (None, Type::Date), (None, list)]);
+    for (name, ty) in probes {
+        let input = |i: &Input| match i {
+            Input::Value | Input::Increments | Input::Decrements => ty.clone(),
+            Input::Origin => Type::Text,
+            Input::Versions => Type::INT64,
+        };
+        let call = Call::new(spec.inputs.iter().map(input).collect());
+        let sample = if ty.is_number() { Value::Int(1) } else { Value::text("a") };
+        let configured = |arg: &catalog::Arg| entry.bind(&call.clone().with_arg(arg.name, Value::List(vec![sample.clone()]))).ok();
+        if let Some(bound) = entry.bind(&call).ok().or_else(|| spec.args.iter().find_map(configured)) {
+            found.push((name, ty, bound.result_type()));
+        }
+    }
+    if found.iter().all(|(_, ty, result)| ty == result) {
+        return Given::Same;
+    }
+    if found.iter().all(|(_, ty, result)| *result == Type::List(Box::new(ty.clone()))) {
+        return Given::Array;
+    }
+    let (_, _, first) = &found[0];
+    if found.iter().all(|(_, _, result)| result == first) {
+        return Given::One(sql_type(first));
+    }
+    Given::Each(found.iter().filter_map(|(name, _, result)| Some(((*name)?, sql_type(result)))).collect())
+}
+
+fn text(value: &str) -> String {
+    format!("'{}'", value.replace('\'', "''"))
+}
+
+/// Every strategy as aggregates.
+fn aggregates(out: &mut String) {
+    let mut line = |text: String| {
+        out.push_str(&text);
+        out.push('\n');
+    };
+    let c = |symbol: &str| format!("AS 'MODULE_PATHNAME', '{symbol}' LANGUAGE C PARALLEL SAFE;");
+    for rest in ["", ", VARIADIC \"any\""] {
+        for (name, given) in [("same", "anyelement"), ("array", "anyarray")] {
+            line(format!("CREATE FUNCTION _crdt_{name}(internal, anyelement{rest}) RETURNS {given} {}", c("mergeql_finish")));
+            line(format!("CREATE FUNCTION _crdt_{name}(internal, text, anyelement{rest}) RETURNS {given} {}", c("mergeql_finish")));
+        }
+    }
+    for name in ["text", "bigint", "double precision", "numeric"] {
+        line(format!("CREATE FUNCTION _crdt_{}(internal) RETURNS {name} {}", name.replace(' ', "_"), c("mergeql_finish")));
+    }
+    for entry in catalog::all() {
+        let spec = entry.spec();
+        let fixed = spec.inputs.iter().filter(|i| **i != Input::Versions).count();
+        let more = spec.versioned()
+            || spec.args.iter().any(|a| !matches!(a.kind, catalog::ArgKind::Column(..) | catalog::ArgKind::RespectNulls));
+        line(format!("\n-- {}: {}", spec.name, spec.title));
+        for configured in [false, true] {
+            let (suffix, json) = if configured { ("_with", "text, ") } else { ("", "") };
+            let update = format!("_crdt_{}{suffix}_update", spec.name);
+            let mut rests = Vec::new();
+            if fixed == 1 {
+                rests.push("");
+            }
+            if fixed > 1 || (more && !configured) || spec.versioned() {
+                rests.push(", VARIADIC \"any\"");
+            }
+            for rest in rests {
+                line(format!(
+                    "CREATE FUNCTION {update}(internal, {json}anyelement{rest}) RETURNS internal {}",
+                    c("mergeql_update")
+                ));
+                let steps = format!(
+                    "SFUNC = {update}, STYPE = internal, SSPACE = 128, COMBINEFUNC = _crdt_combine, SERIALFUNC = _crdt_encoded, \
+                     DESERIALFUNC = _crdt_sent, PARALLEL = SAFE"
+                );
+                let overloads: Vec<(&str, String)> = match results(entry) {
+                    Given::Same => vec![("anyelement", "FINALFUNC = _crdt_same, FINALFUNC_EXTRA".to_owned())],
+                    Given::Array => vec![("anyelement", "FINALFUNC = _crdt_array, FINALFUNC_EXTRA".to_owned())],
+                    Given::One(ty) => vec![("anyelement", format!("FINALFUNC = _crdt_{ty}"))],
+                    Given::Each(types) => {
+                        types.iter().map(|(ty, result)| (*ty, format!("FINALFUNC = _crdt_{}", result.replace(' ', "_")))).collect()
+                    }
+                };
+                for base in std::iter::once(&spec.name).chain(spec.aliases) {
+                    for (ty, last) in &overloads {
+                        let signature = format!("crdt_{base}{suffix}({json}{ty}{rest})");
+                        line(format!("CREATE AGGREGATE {signature} ({steps}, {last});"));
+                        line(format!("COMMENT ON AGGREGATE {signature} IS {};", text(spec.title)));
+                    }
+                    let signature = format!("crdt_{base}_state{suffix}({json}anyelement{rest})");
+                    line(format!("CREATE AGGREGATE {signature} ({steps}, FINALFUNC = _crdt_state);"));
+                    line(format!("COMMENT ON AGGREGATE {signature} IS {};", text(&format!("the state of {}", spec.title))));
+                }
+            }
+        }
+    }
+}
+
+/// Every scalar function of the core.
+fn scalars(out: &mut String) {
+    for function in functions::all() {
+        let result = match function.name {
+            // Functions over states give states.
+            name if name.starts_with("crdt_") && function.returns == Type::Bytes => "crdt",
+            "mergeql_gset_of" => "crdt",
+            _ => sql_type(&function.returns),
+        };
+        let signatures: Vec<String> = match (*function.arguments.start(), *function.arguments.end()) {
+            (_, usize::MAX) => vec!["VARIADIC \"any\"".to_owned()],
+            // The operator || is over states.
+            (2, 2) if function.name == "crdt_join" => vec!["crdt, crdt".to_owned(), "bytea, bytea".to_owned()],
+            (least, most) => (least..=most).map(|n| vec!["\"any\""; n].join(", ")).collect(),
+        };
+        for signature in signatures {
+            let name = function.name;
+            let _ = writeln!(
+                out,
+                "CREATE FUNCTION {name}({signature}) RETURNS {result} AS 'MODULE_PATHNAME', 'mergeql_scalar' LANGUAGE C IMMUTABLE PARALLEL SAFE;\n\
+                 COMMENT ON FUNCTION {name}({signature}) IS {};",
+                text(function.title)
+            );
+        }
+    }
+}
+
+/// `mergeql_strategies()`, as in every host.
+fn strategies(out: &mut String) {
+    let row = |entry: &Entry| {
+        let spec = entry.spec();
+        let laws = catalog::LAWS.join(", ");
+        let cells = [spec.name, &spec.aliases.join(", "), &spec.usage(), spec.takes, &laws, spec.since, spec.title];
+        format!("({})", cells.map(text).join(", "))
+    };
+    let rows: Vec<String> = catalog::all().iter().map(row).collect();
+    let _ = writeln!(
+        out,
+        "CREATE FUNCTION mergeql_strategies() RETURNS TABLE (name text, aliases text, usage text, takes text, laws text, since text, \
+         description text) LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $rows$\nSELECT * FROM (VALUES\n{}\n) AS t \
+         (name, aliases, usage, takes, laws, since, description) ORDER BY 1\n$rows$;\n\
+         COMMENT ON FUNCTION mergeql_strategies() IS 'the strategies of the catalogue';",
+        rows.join(",\n")
+    );
+}
+
+/// The script that CREATE EXTENSION runs.
+pub fn script() -> Result<String, String> {
+    let part = |name: &str| {
+        let file = root().join("ext-postgres/sql").join(name);
+        std::fs::read_to_string(&file).map_err(|e| format!("{}: {e}", file.display()))
+    };
+    let mut out = "\\echo Use \"CREATE EXTENSION mergeql\" to load this file. \\quit\n\n".to_owned();
+    out.push_str(&part("types.sql")?);
+    out.push_str("\n-- The catalogue.\n\n");
+    aggregates(&mut out);
+    out.push('\n');
+    scalars(&mut out);
+    strategies(&mut out);
+    out.push('\n');
+    out.push_str(&part("statements.sql")?);
+    Ok(out)
+}
+
+fn control() -> String {
+    format!(
+        "comment = 'MergeQL: conflict-free merging as a SQL statement'\ndefault_version = '{VERSION}'\n\
+         module_pathname = '$libdir/mergeql'\nrelocatable = true\ntrusted = true\n"
+    )
+}
+
+/// Where a Postgres is.
+fn pg_config() -> Result<PathBuf, String> {
+    if let Ok(path) = std::env::var("PG_CONFIG") {
+        return Ok(path.into());
+    }
+    let debian = (13..=18).rev().map(|major| PathBuf::from(format!("/usr/lib/postgresql/{major}/bin/pg_config")));
+    debian
+        .into_iter()
+        .find(|p| p.exists())
+        .or_else(|| Some("pg_config".into()))
+        .ok_or_else(|| "no Postgres is installed".to_owned())
+}
+
+fn ask(pg_config: &Path, what: &str) -> Result<String, String> {
+    let output = Command::new(pg_config).arg(what).output().map_err(|e| {
+        format!(
+            "{}: {e}; install a Postgres with its headers (postgresql-server-dev-15), or name its pg_config in PG_CONFIG",
+            pg_config.display()
+        )
+    })?;
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+/// Builds the library and writes the extension's files; gives back the folder.
+pub fn extension(release: bool) -> Result<PathBuf, String> {
+    let pg_config = pg_config()?;
+    let version = ask(&pg_config, "--version")?;
+    let major: String = version.chars().skip_while(|c| !c.is_ascii_digit()).take_while(char::is_ascii_digit).collect();
+    let feature = format!("pg{major}");
+    let mut arguments = vec!["build", "-p", "mergeql-postgres", "--no-default-features", "--features", &feature];
+    if release {
+        arguments.push("--release");
+    }
+    run_with("cargo", &arguments, &[("PGRX_PG_CONFIG_PATH", &pg_config.display().to_string())])?;
+    let profile = target()?.join(if release { "release" } else { "debug" });
+    let folder = profile.join(format!("mergeql-postgres-{major}"));
+    let library = profile.join(format!("{}mergeql_postgres{}", std::env::consts::DLL_PREFIX, std::env::consts::DLL_SUFFIX));
+    let io = |e: std::io::Error| format!("{}: {e}", folder.display());
+    std::fs::create_dir_all(&folder).map_err(io)?;
+    std::fs::copy(&library, folder.join(format!("mergeql{}", std::env::consts::DLL_SUFFIX))).map_err(io)?;
+    std::fs::write(folder.join("mergeql.control"), control()).map_err(io)?;
+    std::fs::write(folder.join(format!("mergeql--{VERSION}.sql")), script()?).map_err(io)?;
+    Ok(folder)
+}
+
+/// Copies the extension to where Postgres looks for it.
+pub fn install(folder: &Path) -> Outcome {
+    let pg_config = pg_config()?;
+    let (libraries, shared) = (ask(&pg_config, "--pkglibdir")?, ask(&pg_config, "--sharedir")?);
+    for entry in std::fs::read_dir(folder).map_err(|e| e.to_string())? {
+        let file = entry.map_err(|e| e.to_string())?.path();
+        let name = file.file_name().unwrap_or_default();
+        let into = match file.extension().and_then(|e| e.to_str()) {
+            Some("sql" | "control") => Path::new(&shared).join("extension").join(name),
+            _ => Path::new(&libraries).join(name),
+        };
+        // Not in place: a backend may have the old one loaded.
+        let fresh = into.with_extension("new");
+        let copied = std::fs::copy(&file, &fresh).and_then(|_| std::fs::rename(&fresh, &into));
+        copied.map_err(|e| format!("{}: {e}", into.display()))?;
+    }
+    Ok(())
+}
+
+/// `cargo xtask postgres [--install]`
+pub fn build(installed: bool) -> Outcome {
+    let folder = extension(true)?;
+    if installed {
+        install(&folder)?;
+        println!("CREATE EXTENSION mergeql;");
+        return Ok(());
+    }
+    let pg_config = pg_config()?;
+    let (libraries, shared) = (ask(&pg_config, "--pkglibdir")?, ask(&pg_config, "--sharedir")?);
+    let folder = folder.display();
+    println!("{folder}\n\ncp {folder}/mergeql.so {libraries}/\ncp {folder}/mergeql.control {folder}/*.sql {shared}/extension/\n");
+    println!("then, in a database: CREATE EXTENSION mergeql;");
+    Ok(())
+}
+
+/// The tests in a Postgres of their own.
+pub fn test() -> Outcome {
+    let folder = extension(false)?;
+    install(&folder)?;
+    let bin = ask(&pg_config()?, "--bindir")?;
+    let python = python("postgres-driver", &["psycopg[binary]==3.2.3"])?.display().to_string();
+    run_with(
+        "cargo",
+        &["test", "-p", "mergeql-host-tests", "--test", "postgres"],
+        &[("MERGEQL_POSTGRES_BIN", &bin), ("MERGEQL_POSTGRES_PYTHON", &python)],
+    )
+}
