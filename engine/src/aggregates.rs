@@ -8,7 +8,7 @@ use datafusion::common::{Result, ScalarValue};
 use datafusion::logical_expr::function::{AccumulatorArgs, StateFieldsArgs};
 use datafusion::logical_expr::{Accumulator, AggregateUDF, AggregateUDFImpl, EmitTo, GroupsAccumulator, Signature, Volatility};
 use datafusion::physical_expr::expressions::Literal;
-use mergeql_udfs::catalog::{self, ArgKind, Entry, Input};
+use mergeql_udfs::catalog::{self, Entry};
 use mergeql_udfs::{Aggregate, Bits, Call, Column, Error, Groups, Value};
 use std::fmt::Debug;
 use std::hash::{Hash, Hasher};

@@ -1,7 +1,10 @@
 //! Databases as processes that run one statement after another.
 
+use mergeql_udfs::catalog::Entry;
+use mergeql_udfs::laws::{Machine, Store, rows_of};
+use mergeql_udfs::{Call, Type, Value};
 use serde_json::{Value as Json, json};
-use sqllogictest::{AsyncDB, DBOutput, DefaultColumnType};
+use sqllogictest::{AsyncDB, DBOutput, DefaultColumnType, MakeConnection, Record, Runner, TestError};
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
@@ -55,6 +58,14 @@ impl Host {
         self.ask(&json!({ "sql": sql, "plain": true })).map(drop)
     }
 
+    /// Runs a statement of the host's own, as it is.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub fn raw(&mut self, sql: &str) -> Result<(), HostError> {
+        self.ask(&json!({ "sql": sql, "plain": true, "raw": true })).map(drop)
+    }
+
     /// Runs a query; each value is its canonical text, or `None` for NULL.
     ///
     /// # Errors
@@ -101,4 +112,70 @@ impl AsyncDB for Host {
     }
 
     async fn shutdown(&mut self) {}
+}
+
+/// Runs every record of a file, past failures; each has its line.
+///
+/// # Panics
+/// If the file cannot be read.
+pub async fn each_record<D, M>(runner: &mut Runner<D, M>, file: &std::path::Path) -> Vec<(u32, Result<(), TestError>)>
+where
+    D: AsyncDB<ColumnType = DefaultColumnType>,
+    M: MakeConnection<Conn = D>,
+{
+    let records = sqllogictest::parse_file(file).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
+    let mut outcomes = Vec::new();
+    for record in records {
+        let line = match &record {
+            Record::Statement { loc, .. } | Record::Query { loc, .. } => loc.line(),
+            _ => 0,
+        };
+        outcomes.push((line, runner.run_async(record).await.map(drop)));
+    }
+    outcomes
+}
+
+/// One value, as text.
+///
+/// # Panics
+/// If the query fails.
+pub fn one(host: &mut Host, sql: &str) -> String {
+    let rows = host.query(sql).unwrap_or_else(|e| panic!("{sql}: {e}")).unwrap_or_default();
+    rows.first().and_then(|r| r.first().cloned().flatten()).unwrap_or_else(|| "NULL".to_owned())
+}
+
+/// The rows that a call is tried with, and the state that the core makes of them.
+pub struct Sample {
+    /// Each row as a list of SQL values.
+    pub rows: Vec<String>,
+    /// The canonical text of the state bytes.
+    pub state: String,
+}
+
+/// The sample of a call, as far as every host's SQL can say it; `type_name` is the host's.
+///
+/// # Panics
+/// If the core does not take its own sample.
+pub fn sample(entry: &Entry, call: &Call, type_name: impl Fn(&Type) -> String) -> Option<Sample> {
+    let cell = |(v, ty): (&Value, &Type)| {
+        let name = type_name(ty);
+        Some(match v {
+            Value::Null => format!("CAST(NULL AS {name})"),
+            Value::Int(v) => format!("CAST({v} AS {name})"),
+            Value::Bool(v) => v.to_string(),
+            Value::Float(v) => format!("CAST('{v}' AS {name})"),
+            Value::Text(t) if !t.contains('\0') => format!("CAST('{}' AS {name})", t.replace('\'', "''")),
+            _ => return None,
+        })
+    };
+    let said = |row: &Vec<Value>| row.iter().zip(&call.inputs).map(cell).collect::<Option<Vec<_>>>().map(|c| c.join(", "));
+    let (rows, values): (Vec<String>, Vec<Vec<Value>>) =
+        rows_of(entry, call).into_iter().filter_map(|row| Some((said(&row)?, row))).unzip();
+    if rows.len() < 3 {
+        return None;
+    }
+    let store = Store::new(entry.bind(call).expect("a sample call binds"), true);
+    let state = store.run(&values, &[]).expect("a sample is taken").0;
+    let state = state.map_or("NULL".to_owned(), |bytes| Value::Bytes(bytes.into()).to_string());
+    Some(Sample { rows, state })
 }

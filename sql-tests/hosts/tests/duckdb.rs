@@ -2,11 +2,11 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use mergeql::{Config, MergeContext};
-use mergeql_host_tests::Host;
+use mergeql_host_tests::{Host, Sample, each_record, one, sample};
+use mergeql_lang::lower::duckdb_type_name;
 use mergeql_sql_tests::cases;
 use mergeql_sql_tests::pages::blocks;
-use mergeql_udfs::laws::{Machine, Store, rows_of};
-use mergeql_udfs::{Call, Type, Value, catalog};
+use mergeql_udfs::catalog;
 use sqllogictest::Runner;
 
 /// What `cargo xtask test` prepared: the Python interpreters that have DuckDB, and the extension.
@@ -45,24 +45,6 @@ async fn every_slt_file_passes() {
         }
     }
     assert!(failures.is_empty(), "{} failures\n{}", failures.len(), failures.join("\n\n"));
-}
-
-/// Runs every record of a file, past failures.
-async fn each_record<D, M>(runner: &mut Runner<D, M>, file: &std::path::Path) -> Vec<(u32, Result<(), sqllogictest::TestError>)>
-where
-    D: sqllogictest::AsyncDB<ColumnType = sqllogictest::DefaultColumnType>,
-    M: sqllogictest::MakeConnection<Conn = D>,
-{
-    let records = sqllogictest::parse_file(file).unwrap();
-    let mut outcomes = Vec::new();
-    for record in records {
-        let line = match &record {
-            sqllogictest::Record::Statement { loc, .. } | sqllogictest::Record::Query { loc, .. } => loc.line(),
-            _ => 0,
-        };
-        outcomes.push((line, runner.run_async(record).await.map(drop)));
-    }
-    outcomes
 }
 
 /// The cases with expected answers, their sources as Parquet files, their answers read back from one.
@@ -125,30 +107,6 @@ async fn every_case_gives_its_rows() {
     assert!(failures.is_empty(), "{} failures\n{}", failures.len(), failures.join("\n\n"));
 }
 
-/// One value, as text.
-fn one(host: &mut Host, sql: &str) -> String {
-    let rows = host.query(sql).unwrap_or_else(|e| panic!("{sql}: {e}")).unwrap_or_default();
-    rows.first().and_then(|r| r.first().cloned().flatten()).unwrap_or_else(|| "NULL".to_owned())
-}
-
-/// The rows that a sample call is tried with, as SQL that every host reads.
-fn sample_rows(entry: &catalog::Entry, call: &Call) -> Option<Vec<String>> {
-    let cell = |(v, ty): (&Value, &Type)| {
-        let name = mergeql_lang::lower::duckdb_type_name(ty);
-        Some(match v {
-            Value::Null => format!("CAST(NULL AS {name})"),
-            Value::Int(v) => format!("CAST({v} AS {name})"),
-            Value::Bool(v) => v.to_string(),
-            Value::Float(v) => format!("CAST('{v}' AS {name})"),
-            Value::Text(t) if !t.contains('\0') => format!("'{}'", t.replace('\'', "''")),
-            _ => return None,
-        })
-    };
-    let row = |row: Vec<Value>| row.iter().zip(&call.inputs).map(cell).collect::<Option<Vec<_>>>().map(|c| c.join(", "));
-    let rows: Vec<String> = rows_of(entry, call).into_iter().filter_map(row).collect();
-    (rows.len() >= 3).then_some(rows)
-}
-
 /// For every strategy: shuffled and repeated rows, with one thread and with many, give the state bytes that the core gives; states
 /// made in parts join to them; `crdt_x` is the value of `crdt_x_state`.
 #[test]
@@ -159,7 +117,7 @@ fn every_aggregate_keeps_the_laws_and_the_bytes() {
             let mut host = start(&python, threads);
             for entry in catalog::all() {
                 for call in (entry.spec().samples)() {
-                    let Some(rows) = sample_rows(entry, &call) else { continue };
+                    let Some(Sample { rows, state: expected }) = sample(entry, &call, duckdb_type_name) else { continue };
                     let name = entry.spec().name;
                     let columns: Vec<String> = (0..call.inputs.len()).map(|i| format!("c{i}")).collect();
                     let columns = columns.join(", ");
@@ -171,13 +129,6 @@ fn every_aggregate_keeps_the_laws_and_the_bytes() {
                     .unwrap();
                     let with = call.to_json().replace('\'', "''");
                     let state = format!("crdt_{name}_state_with('{with}', {columns})");
-                    let expected = {
-                        let store = Store::new(entry.bind(&call).unwrap(), true);
-                        let rows = rows_of(entry, &call);
-                        // Only the rows that SQL could say.
-                        let rows: Vec<_> = rows.into_iter().filter(|r| sayable(r)).collect();
-                        store.run(&rows, &[]).unwrap().0.map_or("NULL".to_owned(), |b| Value::Bytes(b.into()).to_string())
-                    };
                     for from in ["rows", "(SELECT * FROM (FROM rows UNION ALL FROM rows) ORDER BY random())"] {
                         assert_eq!(one(&mut host, &format!("SELECT {state} FROM {from}")), expected, "{name} {call:?} from {from}");
                     }
@@ -193,14 +144,6 @@ fn every_aggregate_keeps_the_laws_and_the_bytes() {
         }
     }
     assert!(checked >= 40, "only {checked} calls were checked");
-}
-
-fn sayable(row: &[Value]) -> bool {
-    row.iter().all(|v| match v {
-        Value::Text(t) => !t.contains('\0'),
-        Value::Null | Value::Int(_) | Value::Bool(_) | Value::Float(_) => true,
-        _ => false,
-    })
 }
 
 /// Grouping sets, FILTER, DISTINCT, ORDER BY inside an aggregate, window frames: an answer of ours beside DuckDB's own.
