@@ -378,7 +378,8 @@ impl Session<'_> {
             let ty = into.columns.iter().find(|theirs| theirs.name == *c).map(|theirs| type_name(theirs.oid, theirs.typmod));
             ty.map_or_else(|| format!("m.{}", quote(c)), |ty| format!("CAST(m.{} AS {ty})", quote(c)))
         };
-        let null = keys.iter().map(|k| format!("m.{} IS NULL", quote(k))).collect::<Vec<_>>().join(" OR ");
+        let null_in = |of: &str| keys.iter().map(|k| format!("{of}.{} IS NULL", quote(k))).collect::<Vec<_>>().join(" OR ");
+        let null = null_in("m");
         let values = |names: &[String]| names.iter().map(fits).collect::<Vec<_>>().join(", ");
         let all = list(&columns);
         // Rows without a key match nothing: those that the table has already are left out, or each run would add them again.
@@ -386,15 +387,19 @@ impl Session<'_> {
             let text = |n: &String| format!("CAST({of}.{} AS text) COLLATE \"C\"", quote(n));
             names.iter().map(text).collect::<Vec<_>>().join(", ")
         };
-        let insert = format!(
-            "INSERT INTO {name} ({all}) SELECT {} FROM m WHERE CASE WHEN {null} THEN NOT EXISTS \
-             (SELECT FROM {name} AS t WHERE ROW({}) IS NOT DISTINCT FROM ROW({})) ELSE NOT EXISTS (SELECT FROM {name} AS t WHERE {}) END \
-             RETURNING 1",
-            values(&columns),
-            as_text(&columns, "t"),
-            as_text(&columns, "m"),
-            same("m"),
-        );
+        let unknown = format!("SELECT {} FROM m WHERE NOT EXISTS (SELECT FROM {name} AS t WHERE {})", values(&columns), same("m"));
+        let insert = if plan.nullable_key() {
+            format!(
+                "INSERT INTO {name} ({all}) {unknown} AND NOT ({null}) UNION ALL SELECT {} FROM m WHERE ({null}) AND NOT EXISTS \
+                 (SELECT FROM {name} AS t WHERE ({}) AND ROW({}) IS NOT DISTINCT FROM ROW({})) RETURNING 1",
+                values(&columns),
+                null_in("t"),
+                as_text(&columns, "t"),
+                as_text(&columns, "m"),
+            )
+        } else {
+            format!("INSERT INTO {name} ({all}) {unknown} RETURNING 1")
+        };
         let update = if others.is_empty() {
             "SELECT 1 WHERE false".to_owned()
         } else {

@@ -422,3 +422,339 @@ fn random_bytes_never_crash_the_backend() {
     }
     assert_eq!(one(&mut host, "SELECT crdt_value(s) FROM good"), "\"a,b,c\"");
 }
+
+const NYC: &str = "CREATE TABLE nyc (id int, salary int, tags text, updated_at timestamp); \
+     INSERT INTO nyc VALUES (1, 90, 'x,y', '2024-01-01'), (2, 70, 'z', '2024-02-01')";
+
+/// In the caller's transaction, from every kind of source, to every kind of place.
+#[test]
+fn statements_see_what_their_caller_sees() {
+    let mut host = cluster().host();
+    let mut run = |sql: &str| host.raw(sql).unwrap_or_else(|e| panic!("{sql}: {e}"));
+    run(NYC);
+    run("BEGIN");
+    run("CREATE TEMP TABLE london (id bigint, salary int, tags text, updated_at timestamp, extra jsonb)");
+    run("INSERT INTO london VALUES (1, 95, 'w', '2024-03-01', '{\"new\": 1}')");
+    let merge = "MERGE nyc, london, (SELECT 3 AS id, 1 AS salary) AS late ON id \
+                 STRATEGY salary = max, tags = union, * = lww VERSION BY updated_at";
+    let columns = "t(id int, salary int, tags text, updated_at timestamp, extra jsonb)";
+    run(&format!("CREATE TABLE made AS SELECT * FROM mergeql('{merge}') AS {columns}"));
+    run(&format!("CALL mergeql_create('view', 'a_view', '{merge}')"));
+    run(&format!("CALL mergeql_create('table', '\"a table\"', '{merge}')"));
+    run(&format!("CALL mergeql_into('{merge} INTO written')"));
+    for table in ["made", "a_view", "\"a table\"", "written"] {
+        let rows = "string_agg(concat_ws('|', id, salary, tags, extra), ' ' ORDER BY id)";
+        let sql = format!("SELECT {rows} FROM {table}");
+        assert_eq!(one(&mut host, &sql), "1|95|w,x,y|{\"new\": 1} 2|70|z 3|1", "{table}");
+    }
+    let json = format!("SELECT string_agg(j->>'salary', ',' ORDER BY j->>'id') FROM mergeql_json('{merge}') AS j");
+    assert_eq!(one(&mut host, &json), "95,70,1");
+    let into = "MERGE INTO nyc USING (SELECT id, salary, tags FROM london) AS l ON id STRATEGY salary = max, tags = union";
+    for _ in 0..2 {
+        host.raw(&format!("CALL mergeql_into('{into}')")).unwrap();
+        let rows = "SELECT string_agg(concat_ws('|', id, salary, tags), ' ' ORDER BY id) FROM nyc";
+        assert_eq!(one(&mut host, rows), "1|95|w,x,y 2|70|z");
+    }
+    host.raw("ROLLBACK").unwrap();
+    assert_eq!(one(&mut host, "SELECT sum(salary) FROM nyc"), "160");
+}
+
+/// Names as Postgres has them: quoted, in schemas, along the search path.
+#[test]
+fn names_mean_what_they_mean_to_postgres() {
+    let mut host = cluster().host();
+    host.raw("CREATE SCHEMA \"My Schema\"; CREATE TABLE \"My Schema\".\"T 1\" AS SELECT 1 AS \"Id\", 5 AS \"a \"\"b\"").unwrap();
+    assert_eq!(one(&mut host, "SELECT \"a \"\"b\" FROM (MERGE \"My Schema\".\"T 1\" ON \"Id\") AS m"), "5");
+    host.raw("SET search_path = \"My Schema\"").unwrap();
+    let sql = "SELECT x FROM public.mergeql('MERGE \"T 1\" ON \"Id\"') AS t(id int, x int)";
+    assert_eq!(one_raw(&mut host, "public", sql), "5");
+    host.raw("SET search_path = public; CREATE TABLE MiXed AS SELECT 1 AS ID, 2 AS v").unwrap();
+    assert_eq!(one(&mut host, "SELECT v FROM (MERGE mixed, MIXED ON Id STRATEGY V = max) AS m"), "2");
+}
+
+/// A target's rows are looked up by key where it has an index on it.
+#[test]
+fn merge_into_follows_the_batch() {
+    let mut host = cluster().host();
+    host.raw(
+        "CREATE TABLE big AS SELECT i AS id, 'n' || i AS k, 1 AS v FROM generate_series(1, 100000) AS i; \
+         CREATE UNIQUE INDEX ON big (k); ANALYZE big",
+    )
+    .unwrap();
+    let into = "MERGE INTO big USING (SELECT ''n7'' AS k, 9 AS v, 0 AS id) AS s ON k STRATEGY * = max";
+    let sql = one(&mut host, &format!("SELECT mergeql_sql('{into}')"));
+    let plan = explain(&mut host, &sql);
+    let scans = plan.lines().filter(|line| line.contains("Seq Scan on big")).count();
+    assert!(plan.contains("using big_k_idx") && scans == 0, "{plan}");
+    host.raw(&format!("CALL mergeql_into('{into}')")).unwrap();
+    assert_eq!(one(&mut host, "SELECT sum(v) FROM big"), "100008");
+}
+
+/// One value of a query that is not MergeQL's, from an extension in this schema.
+fn one_raw(host: &mut Host, schema: &str, sql: &str) -> String {
+    let answer = format!("SELECT {schema}.mergeql_text(a) AS a FROM ({sql}) AS q(a)");
+    host.raw(&format!("DROP TABLE IF EXISTS pg_temp.answer; CREATE TEMP TABLE answer AS {answer}")).unwrap();
+    let error = host.raw("DO $$ BEGIN RAISE EXCEPTION '%', (SELECT a FROM pg_temp.answer); END $$").unwrap_err();
+    error.0.lines().next().unwrap().to_owned()
+}
+
+/// Wide tables: a function of Postgres takes a hundred arguments.
+#[test]
+fn wide_tables_merge() {
+    let mut host = cluster().host();
+    let columns: Vec<String> = (0..120).map(|i| format!("i + {i} AS c{i}")).collect();
+    host.raw(&format!("CREATE TABLE wide AS SELECT i % 10 AS id, {} FROM generate_series(1, 20) AS i", columns.join(", ")))
+        .unwrap();
+    assert_eq!(one(&mut host, "SELECT sum(c119) FROM (MERGE wide ON id VERSION BY c0, ROW) AS m"), "1345");
+    assert_eq!(one(&mut host, "SELECT count(*) FROM (MERGE wide ON id RETURNING CONFLICTS) AS m"), "1200");
+}
+
+/// The caller's rights and no others; one statement and no other.
+#[test]
+fn a_statement_runs_nothing_but_itself() {
+    let mut host = cluster().host();
+    host.raw(NYC).unwrap();
+    host.raw(
+        "CREATE ROLE reader; CREATE TABLE secret (id int, v int); CREATE TABLE rows (id int, who text, v int); \
+         INSERT INTO rows VALUES (1, 'reader', 5), (1, 'other', 9); ALTER TABLE rows ENABLE ROW LEVEL SECURITY; \
+         CREATE POLICY own ON rows USING (who = current_user); GRANT SELECT ON nyc, rows TO reader; SET ROLE reader",
+    )
+    .unwrap();
+    assert_eq!(one(&mut host, "SELECT v FROM (MERGE rows ON id STRATEGY v = max) AS m"), "5");
+    let refused = host.query("SELECT * FROM mergeql('MERGE secret ON id') AS t(id int, v int)").unwrap_err();
+    assert!(refused.0.contains("permission denied for table secret"), "{refused}");
+    let refused = host.query("MERGE INTO nyc USING (SELECT 1 AS id, 1 AS salary) AS s ON id STRATEGY * = max").unwrap_err();
+    assert!(refused.0.contains("permission denied"), "{refused}");
+    host.raw("RESET ROLE; CREATE TABLE victim (id int)").unwrap();
+    for statement in [
+        "MERGE nyc ON id; DROP TABLE victim",
+        "MERGE nyc, (SELECT 1 AS id); DROP TABLE victim; --) AS s ON id",
+        "MERGE (SELECT 1 AS id) AS s ON id WHERE id = 1); DROP TABLE victim; --",
+        "MERGE (SELECT 1 AS id, E'\\'' AS v) AS s ON id; DROP TABLE victim; --'",
+        "MERGE (SELECT 1 AS id, 'x\\' AS v) AS s ON id WHERE v = '; DROP TABLE victim; --'",
+        "MERGE nyc AS \"x\"\"; DROP TABLE victim; --\" ON id RETURNING CONFLICTS",
+        "MERGE (DELETE FROM nyc RETURNING *) AS s ON id",
+        "MERGE (WITH d AS (DELETE FROM nyc RETURNING *) SELECT * FROM d) AS s ON id",
+        "MERGE (SELECT 1 AS \"id\"\"; DROP TABLE victim; --\") AS s ON \"id\"\"; DROP TABLE victim; --\"",
+        "MERGE nyc ON id STRATEGY tags = concat('''); DROP TABLE victim; --')",
+        "MERGE (SELECT 1 AS id /* ) */ ) AS s ON id /* '; DROP TABLE victim; -- */",
+        "MERGE (SELECT 1 AS id, $a$ ) AS s ON id; DROP TABLE victim; --$a$ AS v) AS s ON id",
+        "DROP TABLE victim",
+        "CREATE TABLE victim AS MERGE nyc ON id",
+    ] {
+        for strings in ["on", "off"] {
+            host.raw(&format!("SET standard_conforming_strings = {strings}")).unwrap();
+            let quoted = format!("$statement${statement}$statement$");
+            for call in [
+                format!("SELECT count(*) FROM mergeql_json({quoted}) AS j"),
+                format!("CALL mergeql_create('view', 'made', {quoted})"),
+                format!("CALL mergeql_create('table', 'made; DROP TABLE victim', {quoted})"),
+            ] {
+                host.raw(&call).ok();
+                host.raw("DROP VIEW IF EXISTS made").unwrap();
+                assert_eq!(one_raw(&mut host, "public", "SELECT to_regclass('victim') IS NOT NULL"), "true", "{call}");
+                assert_eq!(one_raw(&mut host, "public", "SELECT count(*) FROM nyc"), "2", "{call}");
+            }
+        }
+    }
+}
+
+/// Errors are Postgres' own: SQLSTATE, DETAIL with the place, HINT.
+#[test]
+fn errors_say_what_and_where() {
+    let mut host = cluster().host();
+    host.raw(NYC).unwrap();
+    for (statement, state, says) in [
+        ("MERGE nyc ON id STRATEGY salery = max", "42703", "line 1, column 26"),
+        ("MERGE nyk ON id", "42P01", "did you mean `nyc`?"),
+        ("MERGE nyc ON id STRATEGY salary = maxx", "42883", "did you mean `max`?"),
+        ("MERGE nyc, (SELECT 1 AS id, true AS salary) AS s ON id", "42804", "type_mismatch"),
+        ("MERGE nyc ON", "42601", "syntax"),
+        ("MERGE 'nyc.csv' ON id", "0A000", "COPY"),
+    ] {
+        let error = host.query(&format!("SELECT * FROM mergeql($${statement}$$) AS t(a int)")).unwrap_err();
+        assert!(error.0.contains(says), "{statement}: {error}");
+        host.raw(&format!(
+            "CREATE OR REPLACE FUNCTION state_of() RETURNS text LANGUAGE plpgsql AS $f$ \
+             BEGIN PERFORM mergeql_sql($${statement}$$); RETURN 'none'; EXCEPTION WHEN OTHERS THEN RETURN SQLSTATE; END $f$"
+        ))
+        .unwrap();
+        assert_eq!(one(&mut host, "SELECT state_of()"), state, "{statement}");
+    }
+    let error = host.query("SELECT * FROM mergeql('MERGE nyc ON id') AS t(id int, salary int)").unwrap_err();
+    assert!(error.0.contains("4 columns, and 2 are listed") && error.0.contains("\"tags\" text"), "{error}");
+    for (sql, says) in [
+        ("SELECT crdt_union(tags, tags) FROM nyc", "differ between rows"),
+        ("SELECT crdt_max(point(1, 2))", "cannot be merged"),
+        ("SELECT crdt_max(ARRAY[[1, 2], [3, 4]])", "more than one dimension"),
+        ("SELECT crdt_max(x) FROM (SELECT 1e50::numeric AS x) AS t", "more than 38 digits"),
+    ] {
+        let error = host.query(sql).unwrap_err();
+        assert!(error.0.contains(says), "{sql}: {error}");
+    }
+}
+
+/// Sessions that merge into one table at once end in the join of all.
+#[test]
+fn concurrent_merges_end_in_the_join_of_all() {
+    let database = cluster().database();
+    let mut host = cluster().host_of(&database);
+    host.raw(
+        "CREATE TABLE target (id int PRIMARY KEY, v int, tags text NOT NULL); CREATE TABLE batches (batch int, id int, v int, tags text); \
+         INSERT INTO batches SELECT b, i % 50, abs(hashint4(b * 1000 + i)) % 10000, chr(97 + (b * 7 + i) % 26) \
+         FROM generate_series(0, 79) AS b, generate_series(1, 30) AS i",
+    )
+    .unwrap();
+    std::thread::scope(|scope| {
+        for session in 0..4 {
+            let database = &database;
+            scope.spawn(move || {
+                let mut host = cluster().host_of(database);
+                for batch in 0..20 {
+                    let batch = session * 20 + (batch * 7 + session) % 20;
+                    let into = format!(
+                        "MERGE INTO target USING (SELECT id, v, tags FROM batches WHERE batch = {batch}) AS b ON id \
+                         STRATEGY v = max, tags = union"
+                    );
+                    // Replays change nothing.
+                    for _ in 0..2 {
+                        host.query(&into).unwrap_or_else(|e| panic!("{e}"));
+                    }
+                }
+            });
+        }
+    });
+    let expected = "SELECT * FROM (MERGE (SELECT id, v, tags FROM batches) AS b ON id STRATEGY v = max, tags = union) AS m";
+    assert_eq!(one(&mut host, &format!("SELECT count(*) FROM ({expected} EXCEPT SELECT * FROM target) AS d")), "0");
+    assert_eq!(one(&mut host, "SELECT count(*) FROM target"), "30");
+    // Where the isolation level demands it, the loser is told to try again.
+    host.raw("BEGIN ISOLATION LEVEL REPEATABLE READ").unwrap();
+    host.raw("SELECT count(*) FROM target").unwrap();
+    cluster().host_of(&database).raw("UPDATE target SET v = v + 1").unwrap();
+    let into = "MERGE INTO target USING (SELECT 1 AS id, 1000000 AS v, 'x' AS tags) AS b ON id STRATEGY v = max, tags = union";
+    let refused = host.query(into).unwrap_err();
+    assert!(refused.0.contains("could not serialize access"), "{refused}");
+}
+
+/// A backend that is killed, and a server that is: the table is the old one or the new one.
+#[test]
+fn a_crash_leaves_the_old_state_or_the_new() {
+    let cluster = Cluster::start();
+    let database = cluster.database();
+    let mut host = cluster.host_of(&database);
+    host.raw(
+        "CREATE TABLE target AS SELECT i AS id, 0 AS v FROM generate_series(1, 200000) AS i; CREATE UNIQUE INDEX ON target (id)",
+    )
+    .unwrap();
+    for round in 1..=4 {
+        let source = format!("(SELECT i AS id, {round} AS v FROM generate_series(1, 200000) AS i) AS s");
+        let into = format!("MERGE INTO target USING {source} ON id STRATEGY v = max");
+        let mut writer = cluster.host_of(&database);
+        writer.raw("SET application_name = 'writer'").unwrap();
+        let busy = "SELECT pid FROM pg_stat_activity WHERE application_name = 'writer' AND state = 'active'";
+        std::thread::scope(|scope| {
+            let merge = scope.spawn(move || writer.query(&into).is_ok());
+            let pid = loop {
+                let rows = host.query(busy).unwrap().unwrap();
+                if let Some(pid) = rows.first().and_then(|row| row[0].clone()) {
+                    break pid;
+                }
+                assert!(!merge.is_finished(), "the merge was over before it could be disturbed");
+            };
+            std::thread::sleep(std::time::Duration::from_millis(150 * round));
+            match round % 2 {
+                0 => cluster.crash(),
+                _ => shell(&format!("kill -9 {pid}")),
+            }
+            assert!(!merge.join().unwrap(), "the merge of round {round} was over before it was disturbed");
+        });
+        match round % 2 {
+            0 => cluster.up(),
+            // The server restarts by itself.
+            _ => while cluster.host_of(&database).raw("SELECT 1").is_err() {},
+        }
+        host = cluster.host_of(&database);
+        let values = one(&mut host, "SELECT count(DISTINCT v) FROM target");
+        assert_eq!((values.as_str(), one(&mut host, "SELECT count(*) FROM target").as_str()), ("1", "200000"), "round {round}");
+    }
+}
+
+/// What an aggregate took is given back: a million of them leave the backend as large as a few do.
+#[test]
+fn memory_is_given_back() {
+    let mut host = cluster().host();
+    host.raw(
+        "SET jit = off; CREATE TABLE t AS SELECT i % 10 AS k, i AS v, repeat('text ', 10) || i AS s FROM generate_series(1, 30) AS i; \
+         CREATE FUNCTION resident() RETURNS bigint LANGUAGE sql AS $$ SELECT split_part(line, ' ', 2)::bigint * 4096 \
+         FROM pg_read_file('/proc/self/statm') AS line $$",
+    )
+    .unwrap();
+    let mut after = |n: u32| -> i64 {
+        let three = "crdt_lww(s, v) || crdt_union(s) || crdt_value(crdt_gset_state(v))";
+        let each = format!("SELECT (SELECT {three} FROM t WHERE k = i % 10) AS x FROM generate_series(1, {n}) AS i");
+        one(&mut host, &format!("SELECT count(x) FROM ({each}) AS q"));
+        one(&mut host, "SELECT resident()").parse().unwrap()
+    };
+    let (few, many) = (after(2_000), after(334_000));
+    assert!(many - few < 8 << 20, "{few} bytes after a few, {many} after a million aggregates");
+}
+
+/// In a schema of its own, moved, dumped and restored, dropped.
+#[test]
+fn the_extension_moves_and_goes() {
+    let database = cluster().database();
+    let mut host = cluster().host_of(&database);
+    host.raw(NYC).unwrap();
+    host.query("CREATE STRATEGY total AS FOLD (a, b) -> a + b").unwrap();
+    host.raw("CREATE TABLE kept AS SELECT crdt_union_state(tags) AS s FROM nyc").unwrap();
+    host.raw("CALL mergeql_create('view', 'v', 'MERGE nyc ON id STRATEGY salary = total')").unwrap();
+    host.raw("CREATE SCHEMA merging; ALTER EXTENSION mergeql SET SCHEMA merging").unwrap();
+    assert_eq!(one_raw(&mut host, "merging", "SELECT sum(salary) FROM v"), "160");
+    let columns = "t(id int, salary int, tags text, u timestamp)";
+    let sql = format!("SELECT sum(salary) FROM merging.mergeql('MERGE nyc ON id STRATEGY salary = total') AS {columns}");
+    assert_eq!(one_raw(&mut host, "merging", &sql), "160");
+    let folder = cluster().folder.display();
+    shell(&format!(
+        "{0} -h {folder} -U postgres -f {folder}/dump.sql {database}; {1} -h {folder} -U postgres -T template0 {database}_copy; \
+         {2} -h {folder} -U postgres -q -v ON_ERROR_STOP=1 -d {database}_copy -f {folder}/dump.sql > /dev/null",
+        program("pg_dump"),
+        program("createdb"),
+        program("psql"),
+    ));
+    let mut copy = cluster().host_of(&format!("{database}_copy"));
+    for (sql, answer) in [
+        ("SELECT merging.crdt_value_text(s) FROM kept", "x,y,z"),
+        ("SELECT sum(salary) FROM v", "160"),
+        ("SELECT name FROM merging.mergeql_user_strategies", "total"),
+    ] {
+        assert_eq!(one_raw(&mut copy, "merging", sql), answer);
+    }
+    host.raw("DROP EXTENSION mergeql CASCADE; CREATE SCHEMA other; CREATE EXTENSION mergeql SCHEMA other").unwrap();
+    let sql = format!("SELECT salary FROM other.mergeql('MERGE nyc ON id WHERE id = 2') AS {columns}");
+    assert_eq!(one_raw(&mut host, "other", &sql), "70");
+}
+
+/// States as text, as bytes, in operators, as keys.
+#[test]
+fn states_are_values_of_postgres() {
+    let mut host = cluster().host();
+    let rows = "(VALUES (1, 1), (1, 2), (2, 2), (3, 1), (3, 2)) AS t(g, v)";
+    host.raw(&format!("CREATE TABLE s AS SELECT g, crdt_gset_state(v) AS s FROM {rows} GROUP BY g")).unwrap();
+    let both = "(SELECT crdt_max_state(g) AS x FROM s UNION ALL SELECT bytea(crdt_max_state(9))::crdt) AS q";
+    for (sql, answer) in [
+        ("SELECT crdt_value(a.s || b.s) FROM s AS a, s AS b WHERE a.g = 2 AND b.g = 3", "[1,2]"),
+        ("SELECT count(DISTINCT s::text) FROM s", "2"),
+        ("SELECT count(*) FROM (SELECT s FROM s GROUP BY s) AS d", "2"),
+        ("SELECT count(*) FROM s AS a JOIN s AS b USING (s)", "5"),
+        ("SELECT string_agg(a.g || ' in ' || b.g, ', ' ORDER BY a.g, b.g) FROM s AS a, s AS b WHERE a.s < b.s", "2 in 1, 2 in 3"),
+        ("SELECT bool_and(s::text::crdt = s AND s::bytea::crdt = s AND s::bytea::text::crdt = s) FROM s", "true"),
+        ("SELECT (s::text::json)->>'value' FROM s WHERE g = 2", "[2]"),
+        ("SELECT crdt_compress(s) = s FROM s WHERE g = 1", "true"),
+        (&format!("SELECT crdt_value_bigint(crdt_merge(x)) FROM {both}"), "9"),
+    ] {
+        assert_eq!(one(&mut host, sql), answer, "{sql}");
+    }
+    for text in ["x", "{}", "\\x00", "{\"state\": \"\\\\xzz\"}"] {
+        assert!(host.query(&format!("SELECT '{text}'::crdt")).is_err(), "{text}");
+    }
+}
