@@ -21,7 +21,8 @@ const USAGE: &str = "cargo xtask COMMAND
   postgres      build the Postgres extension and say how to install it (with --install: do so)
   test-postgres the tests in Postgres alone
   bench merge [ROWS ...]   the merge beside DuckDB, Polars and DataFusion, default 1000000 10000000 rows
-  bench duckdb [ROWS]      our aggregates in DuckDB beside its own, default 10000000 rows";
+  bench duckdb [ROWS]      our aggregates in DuckDB beside its own, default 10000000 rows
+  bench postgres [ROWS]    our aggregates in Postgres beside its own, default 10000000 rows";
 
 /// What a chore ends in.
 type Outcome = Result<(), String>;
@@ -48,7 +49,8 @@ fn run(program: &str, arguments: &[&str]) -> Outcome {
 
 fn lint() -> Outcome {
     run("cargo", &["fmt", "--all", "--check"])?;
-    run("cargo", &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"])
+    let (name, path) = postgres::environment()?;
+    duckdb::run_with("cargo", &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"], &[(name, &path)])
 }
 
 fn test() -> Outcome {
@@ -74,6 +76,7 @@ fn main() -> ExitCode {
         ["test-postgres"] => postgres::test(),
         ["new-strategy"] => new_strategy::check(&root()),
         ["bench", "merge", rows @ ..] => bench::merge(&root(), rows),
+        ["bench", "postgres", rows @ ..] => postgres::bench(rows.first().copied()),
         ["bench", "duckdb", rows @ ..] => duckdb::bench(rows.first().copied()),
         _ => Err(USAGE.to_owned()),
     };

@@ -98,7 +98,7 @@ pub fn check(root: &Path) -> Outcome {
         .map_err(fail)?;
     std::fs::create_dir_all(&copy).map_err(fail)?;
     for part in
-        ["Cargo.toml", "Cargo.lock", "README.md", ".cargo", "udfs", "mergeql", "engine", "ext-duckdb", "sql-tests", "xtask", "docs"]
+        ["Cargo.toml", "Cargo.lock", "README.md", ".cargo", "udfs", "mergeql", "engine", "ext-duckdb", "ext-postgres", "sql-tests", "xtask", "docs"]
     {
         let done = Command::new("cp").arg("-r").arg(root.join(part)).arg(&copy).status().map_err(fail)?;
         if !done.success() {

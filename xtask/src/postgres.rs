@@ -2,7 +2,7 @@
 //! benchmarks run in.
 
 use crate::duckdb::{python, run_with};
-use crate::{Outcome, root, target};
+use crate::{Outcome, root, run, target};
 use mergeql_udfs::catalog::{self, Entry, Input};
 use mergeql_udfs::{Call, Type, Value, functions};
 use std::fmt::Write;
@@ -258,7 +258,8 @@ pub fn extension(release: bool) -> Result<PathBuf, String> {
     if release {
         arguments.push("--release");
     }
-    run_with("cargo", &arguments, &[("PGRX_PG_CONFIG_PATH", &pg_config.display().to_string())])?;
+    let (name, path) = environment()?;
+    run_with("cargo", &arguments, &[(name, &path)])?;
     let profile = target()?.join(if release { "release" } else { "debug" });
     let folder = profile.join(format!("mergeql-postgres-{major}"));
     let library = profile.join(format!("{}mergeql_postgres{}", std::env::consts::DLL_PREFIX, std::env::consts::DLL_SUFFIX));
@@ -310,10 +311,28 @@ pub fn test() -> Outcome {
     let folder = extension(false)?;
     install(&folder)?;
     let bin = ask(&pg_config()?, "--bindir")?;
-    let python = python("postgres-driver", &["psycopg[binary]==3.2.3"])?.display().to_string();
+    let python = driver()?;
     run_with(
         "cargo",
         &["test", "-p", "mergeql-host-tests", "--test", "postgres"],
         &[("MERGEQL_POSTGRES_BIN", &bin), ("MERGEQL_POSTGRES_PYTHON", &python)],
     )
+}
+
+/// `cargo xtask bench postgres [ROWS]`: our aggregates beside Postgres' own, in turn in one session.
+pub fn bench(rows: Option<&str>) -> Outcome {
+    install(&extension(true)?)?;
+    let bin = ask(&pg_config()?, "--bindir")?;
+    let script = "xtask/bench/postgres_aggregates.py";
+    run(&driver()?, &[script, &bin, rows.unwrap_or("10000000")])
+}
+
+/// A Python that talks to Postgres.
+fn driver() -> Result<String, String> {
+    Ok(python("postgres-driver", &["psycopg[binary]==3.2.3"])?.display().to_string())
+}
+
+/// The variable that tells the bindings which Postgres they are for.
+pub fn environment() -> Result<(&'static str, String), String> {
+    Ok(("PGRX_PG_CONFIG_PATH", pg_config()?.display().to_string()))
 }

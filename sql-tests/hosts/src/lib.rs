@@ -71,7 +71,19 @@ impl Host {
     /// # Errors
     /// What the database says.
     pub fn query(&mut self, sql: &str) -> Result<Option<Vec<Vec<Option<String>>>>, HostError> {
-        let answer = self.ask(&json!({ "sql": sql }))?;
+        self.rows(&json!({ "sql": sql }))
+    }
+
+    /// Runs a query of the host's own, as it is; each value is its canonical text.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub fn query_raw(&mut self, sql: &str) -> Result<Option<Vec<Vec<Option<String>>>>, HostError> {
+        self.rows(&json!({ "sql": sql, "raw": true }))
+    }
+
+    fn rows(&mut self, request: &Json) -> Result<Option<Vec<Vec<Option<String>>>>, HostError> {
+        let answer = self.ask(request)?;
         let cell = |v: &Json| v.as_str().map(str::to_owned);
         let row = |r: &Json| r.as_array().into_iter().flatten().map(cell).collect();
         Ok(answer["rows"].as_array().map(|rows| rows.iter().map(row).collect()))

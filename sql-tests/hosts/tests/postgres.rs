@@ -6,6 +6,7 @@ use mergeql::datafusion::arrow::array::RecordBatch;
 use mergeql_host_tests::{Host, HostError, Sample, each_record, one, sample};
 use mergeql_lang::lower::postgres_type_name;
 use mergeql_sql_tests::cases;
+use mergeql_sql_tests::pages::blocks;
 use mergeql_udfs::{Type, Value, catalog};
 use sqllogictest::Runner;
 use std::path::PathBuf;
@@ -756,5 +757,29 @@ fn states_are_values_of_postgres() {
     }
     for text in ["x", "{}", "\\x00", "{\"state\": \"\\\\xzz\"}"] {
         assert!(host.query(&format!("SELECT '{text}'::crdt")).is_err(), "{text}");
+    }
+}
+
+/// Every block of the Postgres page runs, and gives what the page says.
+#[test]
+fn the_page_says_what_comes_out() {
+    let mut host = cluster().host();
+    for block in blocks(include_str!("../../../docs/hosts/postgres.md")) {
+        if block.language != "sql" {
+            continue;
+        }
+        let Some(expected) = block.expected else {
+            host.raw(&block.code).unwrap_or_else(|e| panic!("{}: {e}", block.code));
+            continue;
+        };
+        let gives = match host.query_raw(&block.code) {
+            Ok(rows) => {
+                let cell = |c: Option<String>| c.unwrap_or_else(|| "NULL".to_owned());
+                let line = |row: Vec<Option<String>>| row.into_iter().map(cell).collect::<Vec<_>>().join(" | ") + "\n";
+                rows.into_iter().flatten().map(line).collect()
+            }
+            Err(e) => e.0.lines().next().unwrap().to_owned() + "\n",
+        };
+        assert_eq!(gives, expected, "{}", block.code);
     }
 }
