@@ -252,7 +252,8 @@ fn cells(args: &[Value]) -> Result<Value> {
         }
         let (mut winners, mut losers) = (Vec::new(), Vec::new());
         for contribution in contributions {
-            if *selects == Value::Bool(false) || field(contribution, "value") == value {
+            // Where there are no truth values false is zero.
+            if matches!(selects, Value::Bool(false) | Value::Int(0)) || field(contribution, "value") == value {
                 winners.push(field(contribution, "source").clone());
             } else {
                 losers.push(Value::record(vec![

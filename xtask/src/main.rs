@@ -9,6 +9,7 @@ mod docs;
 mod duckdb;
 mod new_strategy;
 mod postgres;
+mod sqlite;
 
 const USAGE: &str = "cargo xtask COMMAND
 
@@ -20,6 +21,8 @@ const USAGE: &str = "cargo xtask COMMAND
   test-duckdb   the tests in DuckDB alone
   postgres      build the Postgres extension and say how to install it (with --install: do so)
   test-postgres the tests in Postgres alone
+  sqlite        build the SQLite extension and say how to load it
+  test-sqlite   the tests in SQLite alone
   bench merge [ROWS ...]   the merge beside DuckDB, Polars and DataFusion, default 1000000 10000000 rows
   bench duckdb [ROWS]      our aggregates in DuckDB beside its own, default 10000000 rows
   bench postgres [ROWS]    our aggregates in Postgres beside its own, default 10000000 rows";
@@ -57,6 +60,7 @@ fn test() -> Outcome {
     run("cargo", &["test"])?;
     duckdb::test()?;
     postgres::test()?;
+    sqlite::test()?;
     docs::check(&root())?;
     new_strategy::check(&root())
 }
@@ -74,6 +78,8 @@ fn main() -> ExitCode {
         ["postgres"] => postgres::build(false),
         ["postgres", "--install"] => postgres::build(true),
         ["test-postgres"] => postgres::test(),
+        ["sqlite"] => sqlite::build(),
+        ["test-sqlite"] => sqlite::test(),
         ["new-strategy"] => new_strategy::check(&root()),
         ["bench", "merge", rows @ ..] => bench::merge(&root(), rows),
         ["bench", "postgres", rows @ ..] => postgres::bench(rows.first().copied()),

@@ -4,10 +4,12 @@
 mod datafusion;
 mod duckdb;
 mod postgres;
+mod sqlite;
 
 pub use datafusion::DataFusion;
 pub use duckdb::{DuckDb, DuckDbColumn, duckdb_columns, duckdb_type, duckdb_type_name};
 pub use postgres::{Postgres, postgres_type_name};
+pub use sqlite::{Sqlite, sqlite_type_name};
 
 use crate::ast::Returning;
 use crate::plan::{Cell, Column, Fold, Input, Plan};
@@ -87,9 +89,14 @@ pub trait Dialect: Sync {
         usize::MAX
     }
 
-    /// A row for each element of the lists that these calls of `mergeql_cells` give.
-    fn unnested(&self, calls: &[String]) -> String {
-        format!("unnest({})", calls.join(""))
+    /// A row for each element of the lists that these calls of `mergeql_cells` give: the keys, and `__mergeql_cell`. `merged` is a FROM
+    /// clause (and perhaps a WHERE clause) of rows called `m`, which keys and calls name.
+    fn unnested(&self, keys: &[String], calls: &[String], merged: &str) -> String {
+        format!(
+            "SELECT {}, unnest({}) AS __mergeql_cell FROM {merged}",
+            list(keys.iter().map(|k| format!("m.{k} AS {k}"))),
+            calls.join("")
+        )
     }
 
     /// A field of a struct that `mergeql_cells` gives.
@@ -507,13 +514,9 @@ impl Lowering<'_> {
         let field = |f: &&str| format!("{} AS {f}", self.dialect.cell_field("c.__mergeql_cell", f));
         let outputs = list(keys.iter().cloned().chain(fields.iter().map(field)));
         let columns = list(keys.iter().cloned().chain(fields.iter().map(|f| (*f).to_owned())));
-        let query = format!(
-            "SELECT {columns} FROM (SELECT {outputs} FROM (SELECT {}, {} AS __mergeql_cell FROM ({}) AS m{}) AS c) AS m",
-            list(keys.iter().map(|k| format!("m.{k} AS {k}"))),
-            self.dialect.unnested(&calls),
-            self.grouped(&items, 0),
-            self.filter(),
-        );
+        let merged = format!("({}) AS m{}", self.grouped(&items, 0), self.filter());
+        let unnested = self.dialect.unnested(&keys, &calls, &merged);
+        let query = format!("SELECT {columns} FROM (SELECT {outputs} FROM ({unnested}) AS c) AS m");
         self.ordered(&columns, &query)
     }
 

@@ -118,8 +118,9 @@ impl Dialect for Postgres {
         MOST_ARGUMENTS
     }
 
-    fn unnested(&self, calls: &[String]) -> String {
-        format!("json_array_elements(unnest(ARRAY[{}]))", calls.join(", "))
+    fn unnested(&self, keys: &[String], calls: &[String], merged: &str) -> String {
+        let keys = list(keys.iter().map(|k| format!("m.{k} AS {k}")));
+        format!("SELECT {keys}, json_array_elements(unnest(ARRAY[{}])) AS __mergeql_cell FROM {merged}", calls.join(", "))
     }
 
     fn cell_field(&self, cell: &str, field: &str) -> String {

@@ -164,14 +164,15 @@ pub struct Sample {
     pub state: String,
 }
 
-/// The sample of a call, as far as every host's SQL can say it; `type_name` is the host's.
+/// The sample of a call, as far as every host's SQL can say it; `type_name` is the host's, which `holds` values of some kinds.
 ///
 /// # Panics
 /// If the core does not take its own sample.
-pub fn sample(entry: &Entry, call: &Call, type_name: impl Fn(&Type) -> String) -> Option<Sample> {
+pub fn sample(entry: &Entry, call: &Call, type_name: impl Fn(&Type) -> String, holds: impl Fn(&Value) -> bool) -> Option<Sample> {
     let cell = |(v, ty): (&Value, &Type)| {
         let name = type_name(ty);
         Some(match v {
+            v if !holds(v) => return None,
             Value::Null => format!("CAST(NULL AS {name})"),
             Value::Int(v) => format!("CAST({v} AS {name})"),
             Value::Bool(v) => v.to_string(),

@@ -1,0 +1,131 @@
+//! The scalar functions: those of the core, and what the lowering needs here.
+
+use crate::aggregates::PURE;
+use crate::values::{Answer, arguments, class, plain, shown, value};
+use mergeql_udfs::functions;
+use mergeql_udfs::value::{from_json, order_key::order_key};
+use mergeql_udfs::{Code, Error, Type, Value};
+use rusqlite::Connection;
+use rusqlite::functions::{Context, FunctionFlags};
+use std::panic::{AssertUnwindSafe, RefUnwindSafe};
+
+type Run = fn(&[Value]) -> mergeql_udfs::Result<Value>;
+
+/// Functions of SQLite alone: name, number of arguments, what they do.
+const OWN: [(&str, i32, Run); 4] = [
+    ("mergeql_exact_double", 1, |a| a[0].clone().widen(&Type::Float64)),
+    ("mergeql_divide", 2, divide),
+    ("mergeql_json_key", 1, json_key),
+    ("mergeql_checked", 2, checked),
+];
+
+/// Registers every scalar function.
+///
+/// # Errors
+/// SQLite's.
+pub fn register(connection: &Connection) -> rusqlite::Result<()> {
+    for function in functions::all() {
+        let (least, most) = (*function.arguments.start(), *function.arguments.end());
+        let counts = if most == usize::MAX { vec![-1] } else { (least as i32..=most as i32).collect() };
+        for count in counts {
+            add(connection, function.name, count, function.run)?;
+        }
+    }
+    for (name, count, run) in OWN {
+        add(connection, name, count, run)?;
+    }
+    connection.create_scalar_function("mergeql_record", -1, PURE, |context| {
+        Ok(Answer::typed(&record(&arguments(context)?).map_err(shown)?))
+    })?;
+    // It runs SQL that it is given.
+    let direct = FunctionFlags::SQLITE_UTF8 | FunctionFlags::SQLITE_DIRECTONLY;
+    connection.create_scalar_function("mergeql_fold", 4, direct, fold)
+}
+
+fn add(connection: &Connection, name: &str, arguments_: i32, run: Run) -> rusqlite::Result<()> {
+    let run: AssertUnwindSafe<Run> = AssertUnwindSafe(run);
+    let call = move |context: &Context<'_>| Answer::of((run.0)(&arguments(context)?).map_err(shown)?);
+    assert_safe(&call);
+    connection.create_scalar_function(name, arguments_, PURE, call)
+}
+
+/// A function pointer can be called again after a panic.
+fn assert_safe(_: &impl RefUnwindSafe) {}
+
+/// Integers are divided as integers, towards zero; everything else as doubles, by zero without an error.
+fn divide(arguments: &[Value]) -> mergeql_udfs::Result<Value> {
+    let double = |v: &Value| match v {
+        Value::Int(v) => Some(*v as f64),
+        Value::Float(v) => Some(*v),
+        _ => None,
+    };
+    match (&arguments[0], &arguments[1]) {
+        (Value::Int(_), Value::Int(0)) => Err(Error::invalid_argument("division by zero")),
+        (Value::Int(a), Value::Int(b)) => Value::Int(a / b).fit(&Type::INT64),
+        (a, b) => Ok(double(a).zip(double(b)).map_or(Value::Null, |(a, b)| Value::float(a / b))),
+    }
+}
+
+/// Bytes that sort as the value does that a JSON text is.
+fn json_key(arguments: &[Value]) -> mergeql_udfs::Result<Value> {
+    match &arguments[0] {
+        Value::Text(text) => Ok(Value::Bytes(order_key(&from_json(text)?).into())),
+        Value::Null => Ok(Value::Null),
+        other => Ok(Value::Bytes(order_key(other).into())),
+    }
+}
+
+/// A merged value, which must be of its column's class.
+fn checked(arguments: &[Value]) -> mergeql_udfs::Result<Value> {
+    let (value, Value::Text(wanted)) = (&arguments[0], &arguments[1]) else { return Ok(arguments[0].clone()) };
+    let fits = match class(value) {
+        Type::Null => true,
+        Type::INT64 => matches!(&**wanted, "INTEGER" | "REAL"),
+        Type::Float64 => &**wanted == "REAL",
+        Type::Text => &**wanted == "TEXT",
+        _ => &**wanted == "BLOB",
+    };
+    if fits {
+        return Ok(value.clone());
+    }
+    Err(Error::type_mismatch(format!("a column of {wanted} holds the {} {value}", value.kind()))
+        .with_help("SQLite lets a column hold anything: CAST it in a source query, or declare the table STRICT"))
+}
+
+/// `mergeql_record(name, value, ...)`; a record in place of a name and a value brings all its fields.
+fn record(arguments: &[Value]) -> mergeql_udfs::Result<Value> {
+    let mut fields = Vec::new();
+    let mut rest = arguments.iter();
+    while let Some(first) = rest.next() {
+        match first {
+            Value::Struct(more) => fields.extend(more.iter().cloned()),
+            Value::Text(name) => fields.push((name.as_ref().into(), rest.next().cloned().unwrap_or(Value::Null))),
+            _ => return Err(Error::invalid_argument("mergeql_record takes names and values in turn")),
+        }
+    }
+    Ok(Value::record(fields))
+}
+
+/// `mergeql_fold(set, left, right, step)`: the values of a set, folded in R2 order by a step in SQL over two names.
+#[allow(unsafe_code)]
+fn fold(context: &Context<'_>) -> rusqlite::Result<Answer> {
+    let arguments = arguments(context)?;
+    let [state, Value::Text(left), Value::Text(right), Value::Text(step)] = arguments.as_slice() else {
+        return Answer::of(Value::Null);
+    };
+    let Value::List(values) = functions::value_of(state).map_err(shown)? else { return Answer::of(Value::Null) };
+    let mut values = values.into_iter();
+    let Some(mut folded) = values.next() else { return Answer::of(Value::Null) };
+    // SAFETY: the connection is used while the function runs, as SQLite allows.
+    let connection = unsafe { context.get_connection()? };
+    let mut statement = connection.prepare(&format!("SELECT {step} FROM (SELECT ?1 AS {left}, ?2 AS {right})"))?;
+    for next in values {
+        folded = statement.query_row([plain(folded)?, plain(next)?], |row| Ok(value(row.get_ref(0)?)))?;
+        if let Value::Float(v) = folded
+            && v.is_nan()
+        {
+            return Err(shown(Error::new(Code::InvalidArgument, "a fold that is no number")));
+        }
+    }
+    Answer::of(folded)
+}

@@ -1,0 +1,623 @@
+//! From a MergeQL statement to SQLite's SQL, on the connection that asks, in its transaction.
+#![allow(unsafe_code)]
+
+use crate::values::{Answer, shown};
+use mergeql_lang::ast::{Explain, Merge, Name, Piece, Relation as Written, Returning, Source, Statement, StrategyBody};
+use mergeql_lang::diagnostic::nearest;
+use mergeql_lang::lower::{Lowering, Sqlite, quote, text as literal};
+use mergeql_lang::plan::{Plan, Relation, SourceColumn};
+use mergeql_lang::{Diagnostic, Span, UserStrategies, bind, check_fit, check_strategy, find_strategy, parse};
+use mergeql_udfs::{Code, Type, Value};
+use rusqlite::functions::{Context, FunctionFlags};
+use rusqlite::{Connection, OptionalExtension, ffi};
+use std::ffi::{CStr, CString};
+
+/// What goes wrong: in our words, or in SQLite's.
+pub type Result<T> = rusqlite::Result<T>;
+
+/// The table that user-defined strategies are kept in.
+const STRATEGIES: &str = "_mergeql_strategies";
+
+/// Registers `mergeql_sql` and `mergeql_exec`: never called from a view or a trigger, for they run what they are given.
+///
+/// # Errors
+/// SQLite's.
+pub fn register(connection: &Connection) -> Result<()> {
+    let direct = FunctionFlags::SQLITE_UTF8 | FunctionFlags::SQLITE_DIRECTONLY;
+    connection.create_scalar_function("mergeql_sql", 1, direct, |context| {
+        let statement = text(context)?;
+        // SAFETY: the connection is used while the function runs, as SQLite allows.
+        let connection = unsafe { context.get_connection()? };
+        let sql = in_statement(&statement, Session::new(&connection).lower(&statement))?;
+        Answer::of(Value::text(sql.into_sql()))
+    })?;
+    connection.create_scalar_function("mergeql_exec", 1, direct, |context| {
+        let statement = text(context)?;
+        // SAFETY: as above.
+        let connection = unsafe { context.get_connection()? };
+        let changed = in_statement(&statement, Session::new(&connection).execute(&statement))?;
+        Answer::of(Value::Int(changed.into()))
+    })
+}
+
+fn text(context: &Context<'_>) -> Result<String> {
+    match context.get_raw(0) {
+        rusqlite::types::ValueRef::Text(text) => Ok(String::from_utf8_lossy(text).into_owned()),
+        _ => Err(shown(Diagnostic::new(Code::InvalidArgument, "a statement is a text"))),
+    }
+}
+
+/// Errors of ours know the statement that they are in.
+pub fn in_statement<T>(statement: &str, result: Result<T>) -> Result<T> {
+    result.map_err(|error| match error {
+        rusqlite::Error::UserFunctionError(inner) => match inner.downcast::<Diagnostic>() {
+            Ok(diagnostic) => shown(diagnostic.in_text(statement)),
+            Err(other) => rusqlite::Error::UserFunctionError(other),
+        },
+        other => other,
+    })
+}
+
+/// A statement in SQLite's SQL.
+pub enum Lowered {
+    /// It gives rows.
+    Query(String),
+    /// Statements that write, in order.
+    Script(Vec<String>),
+}
+
+impl Lowered {
+    fn into_sql(self) -> String {
+        match self {
+            Lowered::Query(sql) => sql,
+            Lowered::Script(statements) => statements.join(";\n"),
+        }
+    }
+}
+
+/// A connection that a statement is for.
+pub struct Session<'a> {
+    connection: &'a Connection,
+    /// Values that key columns are restricted to, as parameters: only rows of these keys are merged.
+    pinned: Vec<(String, usize)>,
+}
+
+/// What is known of a source.
+struct Described {
+    relation: Relation,
+    /// The table, where it is one: its database and name.
+    table: Option<(String, String)>,
+}
+
+fn table(parts: &[Name]) -> String {
+    parts.iter().map(|p| quote(&p.value)).collect::<Vec<_>>().join(".")
+}
+
+/// The affinity that a declared type gives a column (SQLite's documentation, "Datatypes in SQLite", 3.1), as far as it says what the
+/// values are; `None` where they may be anything.
+fn declared(declaration: &str) -> Option<Type> {
+    let upper = declaration.to_ascii_uppercase();
+    let has = |word: &str| upper.contains(word);
+    if has("BOOL") {
+        Some(Type::Boolean)
+    } else if has("INT") {
+        Some(Type::INT64)
+    } else if has("CHAR") || has("CLOB") || has("TEXT") {
+        Some(Type::Text)
+    } else if has("BLOB") {
+        Some(Type::Bytes)
+    } else if has("REAL") || has("FLOA") || has("DOUB") {
+        Some(Type::Float64)
+    } else {
+        None
+    }
+}
+
+impl<'a> Session<'a> {
+    /// A session of this connection.
+    pub fn new(connection: &'a Connection) -> Session<'a> {
+        Session { connection, pinned: Vec::new() }
+    }
+
+    /// The same, for rows whose key columns are equal to parameters.
+    pub fn pinned(connection: &'a Connection, pinned: Vec<(String, usize)>) -> Session<'a> {
+        Session { connection, pinned }
+    }
+
+    fn strategies(&self) -> Result<UserStrategies> {
+        let mut user = UserStrategies::new();
+        let sql = format!("SELECT name FROM sqlite_schema WHERE name = '{STRATEGIES}'");
+        if self.connection.query_row(&sql, [], |_| Ok(())).optional()?.is_none() {
+            return Ok(user);
+        }
+        let mut statement = self.connection.prepare(&format!("SELECT definition FROM main.{STRATEGIES}"))?;
+        let definitions = statement.query_map([], |row| row.get::<_, String>(0))?;
+        for definition in definitions {
+            if let Statement::CreateStrategy { name, body, .. } = parse(&definition?).map_err(shown)? {
+                user.insert(name.value, body);
+            }
+        }
+        Ok(user)
+    }
+
+    /// The SQL that a statement stands for.
+    ///
+    /// # Errors
+    /// The diagnostics of the language, and SQLite's own.
+    pub fn lower(&self, statement: &str) -> Result<Lowered> {
+        Ok(match parse(statement).map_err(shown)? {
+            Statement::Merge { explain: Explain::No, merge } if merge.into.is_some() => Lowered::Script(self.create(&merge)?),
+            Statement::Merge { explain, merge } => Lowered::Query(self.query(&merge, explain)?),
+            Statement::MergeInto { explain: Explain::No, target, merge } => Lowered::Script(self.merge_into(&target, &merge)?),
+            Statement::MergeInto { explain, target, merge } => {
+                let (plan, _) = self.bind_target(&target, &merge, explain)?;
+                Lowered::Query(self.explained(&plan)?)
+            }
+            Statement::Sql(pieces) => {
+                let first = statement.split_whitespace().next().unwrap_or_default().to_ascii_uppercase();
+                let sql = self.pieces(&pieces)?;
+                let reads = matches!(first.as_str(), "SELECT" | "WITH" | "VALUES") || first.starts_with('(');
+                if reads { Lowered::Query(sql) } else { Lowered::Script(vec![sql]) }
+            }
+            Statement::ShowStrategies => Lowered::Query("SELECT * FROM mergeql_strategies ORDER BY name".to_owned()),
+            Statement::CreateStrategy { or_replace, name, body, .. } => {
+                Lowered::Script(self.create_strategy(statement, or_replace, &name, &body)?)
+            }
+            Statement::DropStrategy { if_exists, name } => {
+                match find_strategy(&self.strategies()?, &name) {
+                    Err(error) if error.code == Code::UnknownStrategy && if_exists => return Ok(Lowered::Script(Vec::new())),
+                    Err(error) => return Err(shown(error)),
+                    Ok(_) => {}
+                }
+                Lowered::Script(vec![format!("DELETE FROM main.{STRATEGIES} WHERE name = {}", literal(&name.value))])
+            }
+            Statement::Verify { name, .. } => {
+                return Err(shown(
+                    Diagnostic::at(Code::Unsupported, name.span, "SQLite cannot evaluate a strategy here to verify it")
+                        .help("verify it in the mergeql program"),
+                ));
+            }
+        })
+    }
+
+    /// Runs a statement that writes; gives back how many rows it changed.
+    ///
+    /// # Errors
+    /// As [`Session::lower`]; then nothing was changed.
+    pub fn execute(&self, statement: &str) -> Result<u64> {
+        let Lowered::Script(statements) = self.lower(statement)? else {
+            return Err(shown(
+                Diagnostic::new(Code::Unsupported, "this statement writes nothing")
+                    .help("CREATE VIRTUAL TABLE temp.m USING mergeql('...'), and read that"),
+            ));
+        };
+        self.connection.execute_batch("SAVEPOINT mergeql")?;
+        let run = || -> Result<u64> {
+            let before = self.connection.total_changes();
+            statements.iter().try_for_each(|sql| self.connection.execute_batch(sql))?;
+            Ok(self.connection.total_changes() - before)
+        };
+        match run() {
+            Ok(changed) => {
+                self.connection.execute_batch("RELEASE mergeql")?;
+                Ok(changed)
+            }
+            Err(error) => {
+                self.connection.execute_batch("ROLLBACK TO mergeql; RELEASE mergeql").ok();
+                Err(error)
+            }
+        }
+    }
+
+    fn create_strategy(&self, statement: &str, or_replace: bool, name: &Name, body: &StrategyBody) -> Result<Vec<String>> {
+        check_strategy(&self.strategies()?, or_replace, name, body).map_err(shown)?;
+        if matches!(body, StrategyBody::Fold { compact: true, .. }) {
+            let message = "SQLite cannot verify a fold, so it cannot be COMPACT";
+            return Err(shown(
+                Diagnostic::at(Code::UnverifiedStrategy, name.span, message)
+                    .help("leave COMPACT out: a fold over the set of values is lawful for any expression"),
+            ));
+        }
+        Ok(vec![
+            format!("CREATE TABLE IF NOT EXISTS main.{STRATEGIES} (name TEXT PRIMARY KEY, definition TEXT NOT NULL)"),
+            format!(
+                "INSERT OR REPLACE INTO main.{STRATEGIES} (name, definition) VALUES ({}, {})",
+                literal(&name.value),
+                literal(statement.trim().trim_end_matches(';'))
+            ),
+        ])
+    }
+
+    fn pieces(&self, pieces: &[Piece]) -> Result<String> {
+        let mut sql = String::new();
+        for piece in pieces {
+            match piece {
+                Piece::Text(text) => sql.push_str(text),
+                Piece::Merge(merge) => sql.push_str(&self.query(merge, Explain::No)?),
+            }
+        }
+        Ok(sql)
+    }
+
+    // Sources.
+
+    /// The database and name of the table or view that a name means here.
+    fn find(&self, parts: &[String]) -> Result<Option<(String, String)>> {
+        let (database, name) = match parts {
+            [name] => (None, name),
+            [database, name] => (Some(database), name),
+            _ => return Ok(None),
+        };
+        let known = "SELECT schema, name FROM pragma_table_list WHERE name = ?1 COLLATE NOCASE AND (?2 IS NULL OR schema = ?2 COLLATE NOCASE)";
+        // An unqualified name is looked for in temp, then in main, then where it is attached.
+        let order = "ORDER BY CASE schema WHEN 'temp' THEN 0 WHEN 'main' THEN 1 ELSE 2 END LIMIT 1";
+        let row = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get(1)?));
+        self.connection.query_row(&format!("{known} {order}"), (name, database), row).optional()
+    }
+
+    fn unknown(&self, shown_name: &str, span: Span) -> Result<rusqlite::Error> {
+        let mut statement =
+            self.connection.prepare("SELECT name FROM pragma_table_list WHERE name NOT LIKE 'sqlite\\_%' ESCAPE '\\'")?;
+        let names: Vec<String> = statement.query_map([], |row| row.get(0))?.collect::<Result<_>>()?;
+        let mut diagnostic = Diagnostic::at(Code::UnknownSource, span, format!("there is no table or view `{shown_name}`"));
+        if let Some(name) = nearest(shown_name, names.iter().map(String::as_str)) {
+            diagnostic = diagnostic.label(format!("did you mean `{name}`?"));
+        }
+        Ok(shown(diagnostic))
+    }
+
+    fn describe(&self, source: &Written) -> Result<Described> {
+        let (mut sql, found) = match source {
+            Written::Table(parts) => {
+                let names: Vec<String> = parts.iter().map(|p| p.value.clone()).collect();
+                match self.find(&names)? {
+                    Some(found) => (table(parts), Some(found)),
+                    None => return Err(self.unknown(&names.join("."), parts.first().map(|p| p.span).unwrap_or_default())?),
+                }
+            }
+            Written::Text(name) => match self.find(std::slice::from_ref(&name.value))? {
+                Some(found) => (quote(&name.value), Some(found)),
+                None if name.value.contains(['.', '/']) => {
+                    return Err(shown(
+                        Diagnostic::at(Code::Unsupported, name.span, "SQLite reads no files here")
+                            .help("import it into a table: .import"),
+                    ));
+                }
+                None => return Err(self.unknown(&name.value, name.span)?),
+            },
+            Written::Query(pieces) => (format!("({})", self.pieces(pieces)?), None),
+        };
+        let statement = self.connection.prepare(&format!("SELECT * FROM {sql} AS s"))?;
+        let mut columns: Vec<(String, Option<Type>)> =
+            statement.columns().iter().map(|c| (c.name().to_owned(), c.decl_type().and_then(declared))).collect();
+        drop(statement);
+        if let Some((name, _)) = columns.iter().find(|(name, _)| name.to_ascii_lowercase().starts_with("__mergeql_")) {
+            return Err(shown(
+                Diagnostic::new(Code::Unsupported, format!("the column `{name}` has a name that is reserved"))
+                    .help("give it another name in a source query"),
+            ));
+        }
+        let mixed = self.seen_types(&sql, &mut columns)?;
+        let facts = columns.iter().map(|(name, _)| self.column_facts(&found, name)).collect::<Vec<_>>();
+        // Reals among whole numbers, and texts that a collation would take for equal, are brought to one form first.
+        let items: Vec<String> = columns
+            .iter()
+            .zip(&facts)
+            .map(|((name, ty), facts)| match ty {
+                Some(Type::Float64) if mixed.contains(name) => format!("mergeql_exact_double({0}) AS {0}", quote(name)),
+                Some(Type::Text) if facts.collated => format!("{0} || '' AS {0}", quote(name)),
+                _ => quote(name),
+            })
+            .collect();
+        if items.iter().any(|item| item.contains(" AS ")) {
+            sql = format!("(SELECT {} FROM {sql})", items.join(", "));
+        }
+        let columns: Vec<SourceColumn> = columns
+            .into_iter()
+            .zip(facts)
+            .map(|((name, ty), facts)| SourceColumn { name, ty: ty.unwrap_or(Type::Null), nullable: !facts.not_null })
+            .collect();
+        let origin =
+            found.as_ref().map(|(database, name)| if database == "main" { name.clone() } else { format!("{database}.{name}") });
+        Ok(Described { relation: Relation { sql, origin, columns, rows: None }, table: found })
+    }
+
+    /// The types of columns whose declaration does not say: those of their values. Gives back which hold whole numbers beside reals.
+    fn seen_types(&self, sql: &str, columns: &mut [(String, Option<Type>)]) -> Result<Vec<String>> {
+        let open: Vec<usize> = (0..columns.len()).filter(|i| columns[*i].1.is_none()).collect();
+        let mut mixed = Vec::new();
+        if open.is_empty() {
+            return Ok(mixed);
+        }
+        const CLASSES: [&str; 4] = ["integer", "real", "text", "blob"];
+        let has = |i: &usize| CLASSES.map(|class| format!("max(typeof({}) = '{class}')", quote(&columns[*i].0))).join(", ");
+        let items: Vec<String> = open.iter().map(has).collect();
+        let found: Vec<bool> = self.connection.query_row(&format!("SELECT {} FROM {sql} AS s", items.join(", ")), [], |row| {
+            (0..open.len() * CLASSES.len()).map(|i| Ok(row.get::<_, Option<bool>>(i)?.unwrap_or(false))).collect()
+        })?;
+        for (i, classes) in open.into_iter().zip(found.chunks(CLASSES.len())) {
+            let (name, ty) = &mut columns[i];
+            *ty = match classes {
+                [false, false, false, false] => None,
+                [true, false, false, false] => Some(Type::INT64),
+                [integers, true, false, false] => {
+                    if *integers {
+                        mixed.push(name.clone());
+                    }
+                    Some(Type::Float64)
+                }
+                [false, false, true, false] => Some(Type::Text),
+                [false, false, false, true] => Some(Type::Bytes),
+                _ => {
+                    let names: Vec<&str> = CLASSES.iter().zip(classes).filter(|(_, has)| **has).map(|(name, _)| *name).collect();
+                    return Err(shown(
+                        Diagnostic::new(Code::TypeMismatch, format!("the column `{name}` holds {}", names.join(" and ")))
+                            .help("CAST it in a source query"),
+                    ));
+                }
+            };
+        }
+        Ok(mixed)
+    }
+
+    fn column_facts(&self, found: &Option<(String, String)>, column: &str) -> Facts {
+        let unknown = Facts { not_null: false, collated: false };
+        let Some((database, table)) = found else { return unknown };
+        let (Ok(database), Ok(table), Ok(column)) = (c_text(database), c_text(table), c_text(column)) else { return unknown };
+        let (mut collation, mut not_null, mut key) = (std::ptr::null(), 0, 0);
+        // SAFETY: SQLite reads the names, and its texts live until the schema changes.
+        unsafe {
+            let code = ffi::sqlite3_table_column_metadata(
+                self.connection.handle(),
+                database.as_ptr(),
+                table.as_ptr(),
+                column.as_ptr(),
+                std::ptr::null_mut(),
+                &mut collation,
+                &mut not_null,
+                &mut key,
+                std::ptr::null_mut(),
+            );
+            if code != ffi::SQLITE_OK {
+                return unknown;
+            }
+            let collated = !collation.is_null() && !CStr::from_ptr(collation).to_bytes().eq_ignore_ascii_case(b"BINARY");
+            Facts { not_null: not_null != 0, collated }
+        }
+    }
+
+    // Queries.
+
+    fn query(&self, merge: &Merge, explain: Explain) -> Result<String> {
+        let plan = self.bind(merge, explain)?;
+        if explain != Explain::No {
+            return self.explained(&plan);
+        }
+        Ok(Lowering { plan: &plan, dialect: &Sqlite }.query())
+    }
+
+    fn bind(&self, merge: &Merge, explain: Explain) -> Result<Plan> {
+        let described = merge.sources.iter().map(|s| self.describe(&s.relation)).collect::<Result<Vec<_>>>()?;
+        let relations = described.into_iter().map(|d| d.relation).collect();
+        let mut plan = bind(merge, relations, false, &self.strategies()?, explain).map_err(shown)?;
+        if plan.keeps_state() {
+            return Err(shown(no_states()));
+        }
+        for source in &mut plan.sources {
+            let condition = |(name, parameter): &(String, usize)| {
+                let at = plan.columns[..plan.key].iter().position(|c| c.name == *name)?;
+                Some(match source.columns[at] {
+                    Some(at) => format!("{} = ?{parameter}", quote(&source.relation.columns[at].name)),
+                    None => "false".to_owned(),
+                })
+            };
+            let conditions: Vec<String> = self.pinned.iter().filter_map(condition).collect();
+            if !conditions.is_empty() {
+                source.relation.sql = format!("(SELECT * FROM {} WHERE {})", source.relation.sql, conditions.join(" AND "));
+            }
+        }
+        Ok(plan)
+    }
+
+    /// The columns of a statement's rows, their declared types, and how many of them are the key.
+    ///
+    /// # Errors
+    /// As [`Session::lower`].
+    pub fn columns(&self, statement: &str) -> Result<(Vec<(String, String)>, usize)> {
+        let typed = |plan: &Plan| {
+            plan.result_columns()
+                .map(|(name, ty)| (name.to_owned(), mergeql_lang::lower::sqlite_type_name(ty).to_owned()))
+                .collect()
+        };
+        if let Statement::Merge { explain: Explain::No, merge } = parse(statement).map_err(shown)?
+            && merge.into.is_none()
+        {
+            let plan = self.bind(&merge, Explain::No)?;
+            if plan.returning == Returning::Rows {
+                // With a LIMIT the rows of one key are not those of all.
+                let key = if plan.limit.is_none() && plan.offset.is_none() { plan.key } else { 0 };
+                return Ok((typed(&plan), key));
+            }
+        }
+        let statement = self.connection.prepare(&self.read(statement)?)?;
+        Ok((statement.columns().iter().map(|c| (c.name().to_owned(), c.decl_type().unwrap_or_default().to_owned())).collect(), 0))
+    }
+
+    /// The SQL of a statement that gives rows.
+    ///
+    /// # Errors
+    /// As [`Session::lower`].
+    pub fn read(&self, statement: &str) -> Result<String> {
+        match self.lower(statement)? {
+            Lowered::Query(sql) => Ok(sql),
+            Lowered::Script(_) => {
+                Err(shown(Diagnostic::new(Code::Unsupported, "a virtual table cannot write").help("SELECT mergeql_exec('...')")))
+            }
+        }
+    }
+
+    /// The plan as rows of (item, detail), then SQLite's own plan.
+    fn explained(&self, plan: &Plan) -> Result<String> {
+        let query = Lowering { plan, dialect: &Sqlite }.query();
+        let mut lines = plan.describe(|_| None);
+        lines.push(("sql".to_owned(), query.clone()));
+        let mut statement = self.connection.prepare(&format!("EXPLAIN QUERY PLAN {query}"))?;
+        let details = statement.query_map([], |row| row.get::<_, String>(3))?;
+        for detail in details {
+            lines.push(("plan".to_owned(), detail?));
+        }
+        let rows: Vec<String> = lines.iter().map(|(item, detail)| format!("({}, {})", literal(item), literal(detail))).collect();
+        Ok(format!("SELECT column1 AS item, column2 AS detail FROM (VALUES {})", rows.join(", ")))
+    }
+
+    // Writing.
+
+    /// `MERGE ... INTO table`
+    fn create(&self, merge: &Merge) -> Result<Vec<String>> {
+        let Some(into) = &merge.into else { return Ok(Vec::new()) };
+        let Written::Table(parts) = &into.target else {
+            return Err(shown(
+                Diagnostic::at(Code::Unsupported, into.span, "SQLite writes no files here")
+                    .help("write into a table, and .output that"),
+            ));
+        };
+        let name = table(parts);
+        let query = self.query(merge, Explain::No)?;
+        if !into.or_replace {
+            let exists = if into.if_not_exists { "IF NOT EXISTS " } else { "" };
+            return Ok(vec![format!("CREATE TABLE {exists}{name} AS {query}")]);
+        }
+        // The old table may be a source.
+        let fresh = quote("__mergeql_fresh");
+        Ok(vec![
+            format!("CREATE TEMP TABLE {fresh} AS {query}"),
+            format!("DROP TABLE IF EXISTS {name}"),
+            format!("CREATE TABLE {name} AS SELECT * FROM temp.{fresh}"),
+            format!("DROP TABLE temp.{fresh}"),
+        ])
+    }
+
+    fn bind_target(&self, target: &Written, merge: &Merge, explain: Explain) -> Result<(Plan, Described)> {
+        let into = self.describe(target)?;
+        let Some((_, name)) = into.table.clone() else {
+            return Err(shown(Diagnostic::new(Code::Unsupported, "MERGE INTO needs a table")));
+        };
+        if merge.returning != Returning::Rows {
+            return Err(shown(
+                Diagnostic::new(Code::Unsupported, "MERGE INTO gives no conflicts back here")
+                    .help("ask for them first: MERGE target, sources ON ... RETURNING CONFLICTS"),
+            ));
+        }
+        let user = self.strategies()?;
+        let described = merge.sources.iter().map(|s| self.describe(&s.relation)).collect::<Result<Vec<_>>>()?;
+        let mut relations: Vec<Relation> = described.into_iter().map(|d| d.relation).collect();
+        bind(merge, relations.clone(), true, &user, explain)
+            .map_err(shown)?
+            .check_strategies(&name)
+            .map_err(|e| shown(way_out(e)))?;
+        relations.insert(0, into.relation.clone());
+        let mut with = merge.clone();
+        with.sources.insert(0, Source { relation: target.clone(), alias: None, span: Span::default() });
+        let plan = bind(&with, relations, true, &user, explain).map_err(shown)?;
+        let columns: Vec<String> = into.relation.columns.iter().map(|c| c.name.clone()).collect();
+        plan.check_target(&name, &columns).map_err(|e| shown(way_out(e)))?;
+        for (column, merged) in plan.result_columns() {
+            if let Some(theirs) = into.relation.columns.iter().find(|c| c.name == *column && c.ty != Type::Null) {
+                check_fit(column, &theirs.ty, merged).map_err(shown)?;
+            }
+        }
+        if plan.extends() && plan.columns.iter().any(|c| !columns.contains(&c.name)) {
+            return Err(shown(
+                Diagnostic::new(Code::Unsupported, "MERGE INTO adds no columns here")
+                    .help("add them first: ALTER TABLE ... ADD COLUMN"),
+            ));
+        }
+        if plan.keeps_state() {
+            return Err(shown(no_states()));
+        }
+        Ok((plan, into))
+    }
+
+    /// `MERGE INTO target USING ...`: rows of the target whose keys the sources have are merged with them into a temporary table; what
+    /// changed is updated, what is new inserted.
+    fn merge_into(&self, target: &Written, merge: &Merge) -> Result<Vec<String>> {
+        let (mut plan, into) = self.bind_target(target, merge, Explain::No)?;
+        let name = match target {
+            Written::Table(parts) => table(parts),
+            _ => into.relation.sql.clone(),
+        };
+        let keys: Vec<String> = plan.key_columns().iter().map(|c| quote(&c.name)).collect();
+        let same = |a: &str, b: &str| keys.iter().map(|k| format!("{a}.{k} = {b}.{k}")).collect::<Vec<_>>().join(" AND ");
+        let mut key_sets = Vec::new();
+        for source in &plan.sources[1..] {
+            let column = |(i, key): (usize, &String)| {
+                let at = source.columns[i].map(|at| quote(&source.relation.columns[at].name));
+                format!("{} AS {key}", at.map_or("NULL".to_owned(), |c| format!("s.{c}")))
+            };
+            let columns: Vec<String> = keys.iter().enumerate().map(column).collect();
+            key_sets.push(format!("SELECT {} FROM {} AS s", columns.join(", "), source.relation.sql));
+        }
+        if !key_sets.is_empty() {
+            let rows = &plan.sources[0].relation.sql;
+            plan.sources[0].relation.sql =
+                format!("(SELECT t.* FROM ({}) AS k CROSS JOIN {rows} AS t ON {})", key_sets.join(" UNION "), same("t", "k"));
+        }
+        let query = Lowering { plan: &plan, dialect: &Sqlite }.query();
+        let columns: Vec<String> = plan.result_columns().map(|(name, _)| quote(name)).collect();
+        let others: Vec<&String> = columns.iter().filter(|c| !keys.contains(c)).collect();
+        let fresh = "temp.\"__mergeql_merged\"";
+        let null = keys.iter().map(|k| format!("m.{k} IS NULL")).collect::<Vec<_>>().join(" OR ");
+        let listed = columns.join(", ");
+        let mut script = vec![format!("CREATE TEMP TABLE \"__mergeql_merged\" AS {query}")];
+        if !others.is_empty() {
+            let set: Vec<String> = others.iter().map(|c| format!("{c} = m.{c}")).collect();
+            let changed: Vec<String> = others.iter().map(|c| format!("{name}.{c} IS NOT m.{c} COLLATE BINARY")).collect();
+            // UPDATE names its table without its database.
+            let bare = quote(&into.table.as_ref().map(|(_, t)| t.clone()).unwrap_or_default());
+            let changed = changed.join(" OR ").replace(&format!("{name}."), &format!("{bare}."));
+            script.push(format!(
+                "UPDATE {name} SET {} FROM {fresh} AS m WHERE {} AND ({changed})",
+                set.join(", "),
+                same("m", &bare)
+            ));
+        }
+        script.push(format!(
+            "INSERT INTO {name} ({listed}) SELECT {listed} FROM {fresh} AS m WHERE NOT ({null}) AND NOT EXISTS (SELECT 1 FROM {name} AS t WHERE {})",
+            same("t", "m")
+        ));
+        // Rows without a key match nothing: those that the table has already are left out, or each run would add them again.
+        script.push(format!(
+            "INSERT INTO {name} ({listed}) SELECT {listed} FROM {fresh} AS m WHERE {null} EXCEPT SELECT {listed} FROM {name}"
+        ));
+        script.push(format!("DROP TABLE {fresh}"));
+        Ok(script)
+    }
+}
+
+/// What a table knows of a column.
+struct Facts {
+    not_null: bool,
+    /// It is compared by something else than bytes.
+    collated: bool,
+}
+
+fn c_text(text: &str) -> std::result::Result<CString, std::ffi::NulError> {
+    CString::new(text)
+}
+
+fn no_states() -> Box<Diagnostic> {
+    Diagnostic::new(Code::Unsupported, "SQLite keeps no states in tables by itself")
+        .help("keep them in columns: crdt_x_state(v) in a table, crdt_merge(state) when reading; or make it a crdt_table")
+}
+
+/// The way out that there is in SQLite.
+fn way_out(mut error: Box<Diagnostic>) -> Box<Diagnostic> {
+    error.help = Some(match error.code {
+        Code::NeedsState => {
+            "keep states in columns: crdt_x_state(v) in a table, crdt_merge(state) when reading; or MERGE everything INTO OR REPLACE the table"
+                .to_owned()
+        }
+        _ => "add the column first (ALTER TABLE ... ADD COLUMN), or leave it out in a source query".to_owned(),
+    });
+    error
+}
