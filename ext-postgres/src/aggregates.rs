@@ -18,9 +18,11 @@ use std::sync::Arc;
 /// Adds a row to a group, which is made where it is null; gives the group back.
 pub type Update = unsafe fn(&mut Site, Call, *mut Head) -> Result<*mut Head, Failure>;
 
-/// What every group begins with.
+/// What every group begins with: how its state is read.
 #[repr(C)]
-pub struct Head {
+pub struct Head(&'static Reading);
+
+struct Reading {
     value: unsafe fn(*const Head, &PgType) -> Result<Option<Datum>, Failure>,
     encode: unsafe fn(*const Head) -> Result<Option<Vec<u8>>, Failure>,
     join: unsafe fn(*mut Head, &[u8]) -> Result<(), Failure>,
@@ -92,14 +94,28 @@ unsafe fn join_of<S: InGroup>(head: *mut Head, bytes: &[u8]) -> Result<(), Failu
 
 /// A group in the aggregate's memory.
 unsafe fn group<S: InGroup>(context: pg_sys::MemoryContext, site: *const Site, state: S) -> *mut Group<S> {
-    let head = Head { value: value_of::<S>, encode: encode_of::<S>, join: join_of::<S> };
+    let reading = &const { Reading { value: value_of::<S>, encode: encode_of::<S>, join: join_of::<S> } };
     // SAFETY: the context is the aggregate's.
-    unsafe { owned_by(context, Group { head, site, state }) }
+    unsafe { owned_by(context, Group { head: Head(reading), site, state }) }
 }
 
 /// The memory that states live in.
-fn state_memory(call: Call) -> Result<pg_sys::MemoryContext, Failure> {
+///
+/// # Errors
+/// `unsupported` outside of an aggregate.
+#[inline]
+pub fn state_memory(call: Call) -> Result<pg_sys::MemoryContext, Failure> {
     let mut context = std::ptr::null_mut();
+    // SAFETY: the node that calls says what it is; an aggregation keeps the context of its grouping set at hand.
+    unsafe {
+        let node = (*call.0).context;
+        if !node.is_null() && (*node).type_ == pg_sys::NodeTag::T_AggState {
+            let current = (*node.cast::<pg_sys::AggState>()).curaggcontext;
+            if !current.is_null() {
+                return Ok((*current).ecxt_per_tuple_memory);
+            }
+        }
+    }
     // SAFETY: the call is live.
     match unsafe { pg_sys::AggCheckCallContext(call.0, &mut context) } {
         0 => Err(Diagnostic::new(Code::Unsupported, "this function is a step of an aggregate, and not called by itself").into()),
@@ -239,7 +255,7 @@ fn finish(call: Call) -> Outcome {
     }
     let ty = result_type(call)?;
     // SAFETY: Postgres passes the group of an update or a combine.
-    unsafe { ((*head).value)(head, ty) }
+    unsafe { ((*head).0.value)(head, ty) }
 }
 
 fn encoded(call: Call) -> Outcome {
@@ -248,7 +264,7 @@ fn encoded(call: Call) -> Outcome {
         return Ok(None);
     }
     // SAFETY: as above.
-    Ok(unsafe { ((*head).encode)(head) }?.map(|state| bytes(&state)))
+    Ok(unsafe { ((*head).0.encode)(head) }?.map(|state| bytes(&state)))
 }
 
 /// Joins a state that was sent into a group.
@@ -259,7 +275,7 @@ fn combine(call: Call) -> Outcome {
     }
     // SAFETY: both are groups; the second is joined by its bytes, and not changed.
     unsafe {
-        match ((*from).encode)(from)? {
+        match ((*from).0.encode)(from)? {
             Some(sent) => join(call, into, &sent),
             None => Ok(state_datum(into)),
         }
@@ -275,7 +291,7 @@ unsafe fn join(call: Call, into: *mut Head, sent: &[u8]) -> Outcome {
             let opened = group(state_memory(call)?, std::ptr::null(), Opened(catalog::open(sent)?));
             return Ok(state_datum(opened.cast()));
         }
-        ((*into).join)(into, sent)?;
+        ((*into).0.join)(into, sent)?;
         Ok(state_datum(into))
     }
 }

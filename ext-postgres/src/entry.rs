@@ -157,12 +157,6 @@ macro_rules! functions {
 /// # Safety
 /// `context` is a live memory context.
 pub unsafe fn owned_by<T>(context: pg_sys::MemoryContext, value: T) -> *mut T {
-    #[repr(C)]
-    struct Owned<T> {
-        value: T,
-        callback: pg_sys::MemoryContextCallback,
-    }
-
     unsafe extern "C-unwind" fn drop_value<T>(value: *mut std::ffi::c_void) {
         // SAFETY: Postgres calls this once, while the memory is still there. A panic while dropping must not cross into it.
         let drop = std::panic::AssertUnwindSafe(|| unsafe { value.cast::<T>().drop_in_place() });
@@ -172,18 +166,19 @@ pub unsafe fn owned_by<T>(context: pg_sys::MemoryContext, value: T) -> *mut T {
     // SAFETY: the memory is fresh and large enough; Postgres aligns it to eight bytes, which suffices for what we keep.
     unsafe {
         const { assert!(align_of::<T>() <= 8, "Postgres aligns memory to eight bytes") };
-        let owned: *mut Owned<T> = pg_sys::MemoryContextAlloc(context, size_of::<Owned<T>>()).cast();
-        (&raw mut (*owned).value).write(value);
-        if std::mem::needs_drop::<T>() {
-            let callback = &raw mut (*owned).callback;
-            callback.write(pg_sys::MemoryContextCallback {
-                func: Some(drop_value::<T>),
-                arg: owned.cast(),
-                next: std::ptr::null_mut(),
-            });
-            pg_sys::MemoryContextRegisterResetCallback(context, callback);
+        if !std::mem::needs_drop::<T>() {
+            let owned: *mut T = pg_sys::MemoryContextAlloc(context, size_of::<T>()).cast();
+            owned.write(value);
+            return owned;
         }
-        owned.cast()
+        let owned: *mut (T, pg_sys::MemoryContextCallback) =
+            pg_sys::MemoryContextAlloc(context, size_of::<(T, pg_sys::MemoryContextCallback)>()).cast();
+        let (place, callback) = (&raw mut (*owned).0, &raw mut (*owned).1);
+        place.write(value);
+        let next = std::ptr::null_mut();
+        callback.write(pg_sys::MemoryContextCallback { func: Some(drop_value::<T>), arg: place.cast(), next });
+        pg_sys::MemoryContextRegisterResetCallback(context, callback);
+        place
     }
 }
 

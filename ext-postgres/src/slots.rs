@@ -1,16 +1,22 @@
 //! States of fixed size: the strongest value with its version, as it lies in the aggregate's memory.
 #![allow(unsafe_code)]
 
-use crate::aggregates::{Group, Head, Site};
+use crate::aggregates::{Group, Head, Site, state_memory};
 use crate::datums::{Form, PgType, bytes, varlena};
 use crate::entry::{Call, Failure};
-use mergeql_udfs::slot::{Held, Key, Slot, SmallBytes, Timed};
+use mergeql_udfs::slot::{Held, Key, Slot, Timed};
 use mergeql_udfs::value::order_key::{float_bits, float_from_bits};
 use mergeql_udfs::{Order, Value};
-use pgrx::pg_sys::Datum;
+use pgrx::pg_sys::{self, Datum};
+use std::cell::Cell;
+use std::cmp::Ordering;
+use std::ptr::NonNull;
 
 /// A value that a slot takes from a datum.
 pub trait InSlot: Held + 'static {
+    /// Whether values may lie in the aggregate's memory, outside of the slot.
+    const IN_MEMORY: bool = false;
+
     /// # Safety
     /// The datum is of a type with this layout.
     unsafe fn get<'a>(datum: Datum) -> Self::Seen<'a>;
@@ -42,9 +48,68 @@ by_value! {
     f64: |v| f64::from_bits(v as u64), |v: f64| v.to_bits() as usize;
 }
 
-impl InSlot for SmallBytes {
+/// Text or bytes: short ones stay inside the slot, longer ones in the aggregate's memory, which counts and frees them.
+#[derive(Default)]
+pub struct Bytes {
+    inline: [u8; INLINE],
+    length: u32,
+    long: Option<NonNull<u8>>,
+}
+
+const INLINE: usize = 20;
+
+impl Held for Bytes {
+    type Seen<'a> = &'a [u8];
+
     #[inline]
-    unsafe fn get<'a>(datum: Datum) -> &'a [u8] {
+    fn set(&mut self, seen: &[u8]) {
+        let before = self.length as usize;
+        self.length = seen.len() as u32;
+        if seen.len() <= INLINE {
+            self.inline[..seen.len()].copy_from_slice(seen);
+            return;
+        }
+        // SAFETY: memory of the aggregate, as long as before or fresh; Postgres refuses sizes beyond its limit.
+        unsafe {
+            let place = match self.long {
+                Some(place) if before >= seen.len() => place,
+                old => {
+                    if let Some(old) = old {
+                        pg_sys::pfree(old.as_ptr().cast());
+                    }
+                    let place = pg_sys::MemoryContextAlloc(MEMORY.get(), seen.len()).cast();
+                    *self.long.insert(NonNull::new_unchecked(place))
+                }
+            };
+            place.as_ptr().copy_from_nonoverlapping(seen.as_ptr(), seen.len());
+        }
+    }
+
+    #[inline]
+    fn seen(&self) -> &[u8] {
+        match self.long {
+            // SAFETY: so many bytes were written there.
+            Some(long) if self.length as usize > INLINE => unsafe { std::slice::from_raw_parts(long.as_ptr(), self.length as usize) },
+            _ => &self.inline[..self.length as usize],
+        }
+    }
+
+    #[inline]
+    fn compare(a: &[u8], b: &[u8]) -> Ordering {
+        a.cmp(b)
+    }
+}
+
+thread_local! {
+    /// The memory of the aggregate that is updated.
+    static MEMORY: Cell<pg_sys::MemoryContext> = const { Cell::new(std::ptr::null_mut()) };
+}
+
+impl InSlot for Bytes {
+    const IN_MEMORY: bool = true;
+
+    #[inline]
+    unsafe fn get<'a>(datum: Datum) -> Self::Seen<'a> {
         // SAFETY: texts and byteas are varlenas.
         unsafe { varlena(datum) }
     }
@@ -167,7 +232,7 @@ fn with_value<K: InKey, const LEAST: bool>(value: &PgType) -> Option<crate::aggr
         Form::Int8 | Form::Time | Form::Timestamp | Form::Instant => update::<i64, K, LEAST>,
         Form::Float4 => update::<f32, K, LEAST>,
         Form::Float8 => update::<f64, K, LEAST>,
-        Form::Text | Form::Bytes => update::<SmallBytes, K, LEAST>,
+        Form::Text | Form::Bytes => update::<Bytes, K, LEAST>,
         _ => return None,
     })
 }
@@ -180,6 +245,9 @@ unsafe fn update<V: InSlot, K: InKey, const LEAST: bool>(
     let Some(datum) = call.arg(site.first) else { return Ok(head) };
     // SAFETY: a state that this site made is a slot of these types; datums are of the site's types.
     unsafe {
+        if V::IN_MEMORY {
+            MEMORY.set(state_memory(call)?);
+        }
         let group = if head.is_null() { site.group(call, Slot::<V, K>::default())? } else { head.cast::<Group<Slot<V, K>>>() };
         (*group).state.offer::<LEAST>(V::get(datum), K::get(site, call));
         Ok(group.cast())

@@ -79,6 +79,12 @@ pub trait Dialect: Sync {
         format!("crdt_gset({contribution}) FILTER (WHERE {condition})")
     }
 
+    /// Whether rows are best sorted by key before they are grouped: where the host cannot foresee how many groups there are, and a merge
+    /// has nearly as many as rows.
+    fn sorts_groups(&self) -> bool {
+        false
+    }
+
     /// A resolved value as the rows of a merge have it.
     fn resolved(&self, value: String, _ty: &Type) -> String {
         value
@@ -322,8 +328,13 @@ impl Lowering<'_> {
         );
         let rows = self.rows();
         let by_key = list(keys.iter().cloned());
+        let sorted = if self.dialect.sorts_groups() {
+            format!("{rows} ORDER BY {}", list(plan.key_columns().iter().map(|c| quote(&c.name))))
+        } else {
+            rows.clone()
+        };
         if !plan.nullable_key() {
-            return format!("SELECT {outputs} FROM ({rows}) AS r GROUP BY {by_key}");
+            return format!("SELECT {outputs} FROM ({sorted}) AS r GROUP BY {by_key}");
         }
         let not_null = keys.iter().map(|k| format!("{k} IS NOT NULL")).collect::<Vec<_>>().join(" AND ");
         let null = keys.iter().map(|k| format!("{k} IS NULL")).collect::<Vec<_>>().join(" OR ");
@@ -334,7 +345,7 @@ impl Lowering<'_> {
         let (seen, hidden) = names.split_at(names.len() - unseen);
         let kept = list(seen.iter().cloned().chain(hidden.iter().map(|n| format!("max({n}) AS {n}"))));
         format!(
-            "SELECT {outputs} FROM ({rows}) AS r WHERE {not_null} GROUP BY {by_key} \
+            "SELECT {outputs} FROM ({sorted}) AS r WHERE {not_null} GROUP BY {by_key} \
              UNION ALL SELECT {kept} FROM (SELECT {outputs} FROM ({rows}) AS r WHERE {null} GROUP BY {}) AS n GROUP BY {}",
             list(all),
             list(seen.iter().cloned())

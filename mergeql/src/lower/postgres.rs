@@ -110,6 +110,10 @@ impl Dialect for Postgres {
         format!("{}({contribution}) FILTER (WHERE {condition})", self.function("crdt_gset_state"))
     }
 
+    fn sorts_groups(&self) -> bool {
+        true
+    }
+
     fn resolved(&self, value: String, ty: &Type) -> String {
         if *ty == Type::Text { format!("({value}) COLLATE \"C\"") } else { value }
     }
