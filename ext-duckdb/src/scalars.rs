@@ -14,6 +14,7 @@ pub fn register(connection: &Connection) -> Result<(), String> {
     let own = [
         Function {
             name: "mergeql_exact_double",
+            gives_state: false,
             title: "an integer as a double that holds it exactly",
             arguments: 1..=1,
             returns: Type::Float64,
@@ -21,6 +22,7 @@ pub fn register(connection: &Connection) -> Result<(), String> {
         },
         Function {
             name: "mergeql_widens",
+            gives_state: false,
             title: "whether a nested value comes into a wider type as it is",
             arguments: 2..=2,
             returns: Type::Boolean,
@@ -28,6 +30,7 @@ pub fn register(connection: &Connection) -> Result<(), String> {
         },
         Function {
             name: "mergeql_rank",
+            gives_state: false,
             title: "a candidate as bytes, the greatest of which wins",
             arguments: 2..=usize::MAX,
             returns: Type::Bytes,
@@ -35,6 +38,7 @@ pub fn register(connection: &Connection) -> Result<(), String> {
         },
         Function {
             name: "mergeql_json",
+            gives_state: false,
             title: "the value of a state as JSON that DuckDB casts without loss",
             arguments: 1..=1,
             returns: Type::Text,
@@ -42,6 +46,7 @@ pub fn register(connection: &Connection) -> Result<(), String> {
         },
         Function {
             name: "mergeql_query",
+            gives_state: false,
             title: "the SQL of a statement that is read like a table",
             arguments: 1..=1,
             returns: Type::Text,
@@ -49,6 +54,7 @@ pub fn register(connection: &Connection) -> Result<(), String> {
         },
         Function {
             name: "mergeql_sql",
+            gives_state: false,
             title: "the plain SQL that a statement stands for",
             arguments: 1..=1,
             returns: Type::Text,
@@ -56,6 +62,7 @@ pub fn register(connection: &Connection) -> Result<(), String> {
         },
         Function {
             name: "mergeql_schema",
+            gives_state: false,
             title: "keeps the schemas of a statement's sources",
             arguments: 1..=usize::MAX,
             returns: Type::Text,
@@ -63,6 +70,7 @@ pub fn register(connection: &Connection) -> Result<(), String> {
         },
         Function {
             name: "mergeql_bound",
+            gives_state: false,
             title: "the SQL of a statement whose schemas are known",
             arguments: 1..=1,
             returns: Type::Text,

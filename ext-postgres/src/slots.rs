@@ -89,7 +89,9 @@ impl Held for Bytes {
     fn seen(&self) -> &[u8] {
         match self.long {
             // SAFETY: so many bytes were written there.
-            Some(long) if self.length as usize > INLINE => unsafe { std::slice::from_raw_parts(long.as_ptr(), self.length as usize) },
+            Some(long) if self.length as usize > INLINE => unsafe {
+                std::slice::from_raw_parts(long.as_ptr(), self.length as usize)
+            },
             _ => &self.inline[..self.length as usize],
         }
     }

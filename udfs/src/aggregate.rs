@@ -103,6 +103,11 @@ impl Call {
         }
     }
 
+    /// Whether some flag of a list is true.
+    pub(crate) fn flagged(&self, name: &str) -> bool {
+        self.list(name).contains(&Value::Bool(true))
+    }
+
     /// The argument of this name as a list; absent is empty.
     pub fn list(&self, name: &str) -> &[Value] {
         match self.arg(name) {

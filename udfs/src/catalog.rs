@@ -3,6 +3,7 @@
 use crate::aggregate::{Aggregate, AnyState, Bound, Call, Strategy, open_body};
 use crate::codec;
 use crate::error::{Code, Error, Result};
+use crate::functions::Function;
 use crate::types::Type;
 use std::sync::{Arc, LazyLock};
 
@@ -127,12 +128,29 @@ pub struct Entry {
     spec: &'static Spec,
     bind: fn(&Call) -> Result<Arc<dyn Aggregate>>,
     open: fn(&[u8]) -> Result<Box<dyn AnyState>>,
+    functions: fn() -> Vec<Function>,
 }
 
 impl Entry {
     /// The entry of a strategy.
     pub(crate) fn of<S: Strategy>() -> Entry {
-        Entry { spec: const { &S::SPEC }, bind: |call| Ok(Arc::new(Bound::<S>::new(call)?)), open: open_body::<S> }
+        Entry {
+            spec: const { &S::SPEC },
+            bind: |call| Ok(Arc::new(Bound::<S>::new(call)?)),
+            open: open_body::<S>,
+            functions: Vec::new,
+        }
+    }
+
+    /// The same entry with scalar functions of its own: those that change a state.
+    pub(crate) fn with_functions(mut self, functions: fn() -> Vec<Function>) -> Entry {
+        self.functions = functions;
+        self
+    }
+
+    /// Its scalar functions.
+    pub fn functions(&self) -> Vec<Function> {
+        (self.functions)()
     }
 
     /// Its description.

@@ -20,10 +20,19 @@ pub struct Function {
     pub arguments: RangeInclusive<usize>,
     /// The type of its result.
     pub returns: Type,
+    /// Whether the result is a state, where hosts have a type for them.
+    pub gives_state: bool,
     /// One line for people.
     pub title: &'static str,
     /// What it does; arguments may be NULL.
     pub run: fn(&[Value]) -> Result<Value>,
+}
+
+impl Function {
+    /// A function of `n` arguments, the first a state, that gives a state.
+    pub(crate) fn state(name: &'static str, title: &'static str, n: usize, run: fn(&[Value]) -> Result<Value>) -> Function {
+        Function { name, arguments: n..=n, returns: Type::Bytes, gives_state: true, title, run }
+    }
 }
 
 fn list_of(ty: Type) -> Type {
@@ -56,7 +65,20 @@ pub fn value_of(state: &Value) -> Result<Value> {
 
 /// Every scalar function that a host registers.
 pub fn all() -> Vec<Function> {
-    let f = |name, title, arguments, returns, run| Function { name, title, arguments, returns, run };
+    let mut functions = of_every_state();
+    functions.extend(catalog::all().iter().flat_map(|entry| entry.functions()));
+    functions
+}
+
+fn of_every_state() -> Vec<Function> {
+    let f = |name: &'static str, title, arguments, returns, run| Function {
+        name,
+        title,
+        arguments,
+        gives_state: returns == Type::Bytes && (name.starts_with("crdt_") || name == "mergeql_gset_of"),
+        returns,
+        run,
+    };
     vec![
         f("crdt_join", "the join of two states", 2..=2, Type::Bytes, |a| {
             Ok(match (state(&a[0])?, state(&a[1])?) {

@@ -158,9 +158,7 @@ fn aggregates(out: &mut String) {
 fn scalars(out: &mut String) {
     for function in functions::all() {
         let result = match function.name {
-            // Functions over states give states.
-            name if name.starts_with("crdt_") && function.returns == Type::Bytes => "crdt",
-            "mergeql_gset_of" => "crdt",
+            _ if function.gives_state => "crdt",
             _ => sql_type(&function.returns),
         };
         let signatures: Vec<String> = match (*function.arguments.start(), *function.arguments.end()) {
