@@ -10,10 +10,12 @@
 //! | [`scalars`] | the scalar functions |
 //! | [`statements`] | from a MergeQL statement to SQLite's SQL |
 //! | [`table`] | `CREATE VIRTUAL TABLE ... USING mergeql(...)` |
+//! | [`replicas`] | `crdt_table`, and the feed of changes |
 //!
 //! No panic crosses into SQLite: `rusqlite` catches them at every callback.
 
 pub mod aggregates;
+pub mod replicas;
 pub mod scalars;
 pub mod slots;
 pub mod statements;
@@ -44,5 +46,6 @@ fn init(connection: Connection) -> rusqlite::Result<bool> {
     scalars::register(&connection)?;
     statements::register(&connection)?;
     table::register(&connection)?;
+    replicas::register(&connection)?;
     Ok(true)
 }

@@ -1,17 +1,18 @@
 //! `counter` and `pncounter`: what each origin counted, then the sum.
 
-use crate::aggregate::{Call, State, Strategy};
-use crate::catalog::{Arg, ArgKind, Entry, Input, Spec};
+use crate::aggregate::{Call, State, Strategy, decode, encode};
+use crate::catalog::{self, Arg, ArgKind, Entry, Input, Spec};
 use crate::codec::{Reader, Writer};
-use crate::error::{Error, Result};
+use crate::error::{Code, Error, Result};
 use crate::fast::slot::Shape;
-use crate::lattice::origins::{self, Origins, check_number, grown, origin, sum, sum_type};
+use crate::functions::Function;
+use crate::lattice::origins::{self, Origins, check_number, grown, number, origin, sum, sum_type};
 use crate::types::Type;
 use crate::value::Value;
 
 pub(crate) fn register(entries: &mut Vec<Entry>) {
     entries.push(Entry::of::<Counter>());
-    entries.push(Entry::of::<PnCounter>());
+    entries.push(Entry::of::<PnCounter>().with_functions(functions));
 }
 
 /// The origin argument of per-origin strategies.
@@ -189,7 +190,7 @@ impl Strategy for PnCounter {
         if self.states {
             return match &row[0] {
                 Value::Null => Ok(()),
-                Value::Bytes(bytes) => state.join(&crate::aggregate::decode::<Self>(bytes)?),
+                Value::Bytes(bytes) => state.join(&decode::<Self>(bytes)?),
                 other => Err(Error::type_mismatch(format!("`pncounter` joins states, not a {}", other.kind()))),
             };
         }
@@ -224,12 +225,6 @@ impl State for UpAndDown {
         if self.0.is_empty() {
             return Ok(Value::Null);
         }
-        let negated = |v: &Value| match v {
-            Value::Int(v) => Value::Int(-v),
-            Value::Decimal { unscaled, scale } => Value::Decimal { unscaled: -unscaled, scale: *scale },
-            Value::Float(v) => Value::float(-v),
-            other => other.clone(),
-        };
         let parts: Vec<Value> = self.0.values().flat_map(|(up, down)| [up.clone(), negated(down)]).collect();
         sum(parts.iter())
     }
@@ -264,5 +259,47 @@ impl State for UpAndDown {
             Value::record(vec![("increments".into(), up.clone()), ("decrements".into(), down.clone())])
         };
         Value::map(self.0.iter().map(|(o, e)| (o.clone(), pair(e))).collect())
+    }
+}
+
+fn functions() -> Vec<Function> {
+    let title = "the counter after an origin counted this much more, or less; no state is an empty `pncounter`";
+    vec![Function::state("counter_add", title, 3, |a| add(&a[0], &a[1], &a[2]))]
+}
+
+fn add(state: &Value, who: &Value, n: &Value) -> Result<Value> {
+    let (who, n) = (origin(who)?, number(n)?);
+    let more = |known: &Value, n: &Value| sum([known.clone(), n.clone()].iter());
+    let falls = *n < Value::Int(0);
+    let bytes = match state {
+        Value::Null => None,
+        Value::Bytes(bytes) => Some(bytes),
+        other => return Err(Error::new(Code::NotAState, format!("a {} is not a CRDT state", other.kind()))),
+    };
+    let grows_only = bytes.is_some_and(|b| catalog::open(b).is_ok_and(|s| s.spec().name == Counter::SPEC.name));
+    let state = match bytes {
+        Some(bytes) if grows_only => {
+            let mut counts = decode::<Counter>(bytes)?;
+            let known = counts.0.get(who).cloned().unwrap_or(Value::Int(0));
+            keep_greatest(&mut counts.0, who, &more(&known, grown(n)?)?);
+            encode::<Counter>(&counts)
+        }
+        _ => {
+            let mut counts = bytes.map_or(Ok(UpAndDown::default()), |b| decode::<PnCounter>(b))?;
+            let (up, down) = counts.0.get(who).cloned().unwrap_or((Value::Int(0), Value::Int(0)));
+            let entry = if falls { (up, more(&down, &negated(n))?) } else { (more(&up, n)?, down) };
+            keep_both(&mut counts.0, who, &entry);
+            encode::<PnCounter>(&counts)
+        }
+    };
+    Ok(Value::Bytes(state.into()))
+}
+
+fn negated(value: &Value) -> Value {
+    match value {
+        Value::Int(v) => Value::Int(-v),
+        Value::Decimal { unscaled, scale } => Value::Decimal { unscaled: -unscaled, scale: *scale },
+        Value::Float(v) => Value::float(-v),
+        other => other.clone(),
     }
 }

@@ -1,0 +1,241 @@
+//! From notes of writes to states of cells, and from states back to rows.
+
+use super::definition::{Definition, key_parts};
+use super::{Replica, Result, cell, next_change, site};
+use crate::values::{plain, value};
+use mergeql_lang::lower::quote;
+use mergeql_udfs::Value;
+use rusqlite::types::Value as Plain;
+use rusqlite::{Connection, OptionalExtension, params};
+use std::collections::BTreeMap;
+
+/// The state of a cell and its clock.
+fn known(connection: &Connection, table: &str, pk: &Plain, column: &str) -> Result<Option<(Vec<u8>, i64)>> {
+    let sql = "SELECT state, clock FROM main._mergeql_cells WHERE tbl = ?1 AND pk IS ?2 AND col = ?3";
+    connection.prepare_cached(sql)?.query_row(params![table, pk, column], |row| Ok((row.get(0)?, row.get(1)?))).optional()
+}
+
+/// Keeps a cell's state: `origin` knows all of it.
+fn keep(connection: &Connection, table: &str, pk: &Plain, column: &str, state: &[u8], clock: i64, origin: &str) -> Result<()> {
+    let seq = next_change(connection)?;
+    let sql = "INSERT INTO main._mergeql_cells VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) ON CONFLICT DO UPDATE SET \
+               state = excluded.state, clock = excluded.clock, seq = excluded.seq, origin = excluded.origin";
+    connection.prepare_cached(sql)?.execute(params![table, pk, column, state, clock, seq, origin])?;
+    Ok(())
+}
+
+/// What was noted of a row.
+#[derive(Default)]
+struct Noted {
+    /// Whether it was there last, and when that was so.
+    there: Option<(bool, i64)>,
+    /// When each column was written last, by its name.
+    columns: BTreeMap<String, i64>,
+}
+
+/// Makes states of all notes.
+///
+/// # Errors
+/// What a strategy refuses; then nothing is changed.
+pub(super) fn absorb(connection: &Connection, replica: &Replica) -> Result<()> {
+    if connection.prepare_cached("SELECT 1 FROM main._mergeql_log LIMIT 1")?.query_row([], |_| Ok(())).optional()?.is_none() {
+        return Ok(());
+    }
+    let origin = site(connection)?.unwrap_or_default();
+    let mut tables: BTreeMap<i64, Definition> = BTreeMap::new();
+    let mut statement = connection.prepare("SELECT id, name FROM main._mergeql_tables")?;
+    let names: Vec<(i64, String)> = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect::<Result<_>>()?;
+    for (id, name) in names {
+        if let Some((_, definition)) = Definition::known(connection, &name)? {
+            tables.insert(id, definition);
+        }
+    }
+    let mut noted: BTreeMap<(i64, Vec<u8>), (Plain, Noted)> = BTreeMap::new();
+    let mut statement = connection.prepare("SELECT clock, tbl, pk, columns FROM main._mergeql_log ORDER BY clock")?;
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        let (clock, table, pk, columns): (i64, i64, Plain, i64) = (row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?);
+        let Some(definition) = tables.get(&table) else { continue };
+        let mut writer = mergeql_udfs::codec::Writer::default();
+        writer.value(&value((&pk).into()));
+        let (_, note) = noted.entry((table, writer.as_bytes().to_vec())).or_insert_with(|| (pk, Noted::default()));
+        match columns {
+            0 => note.there = Some((false, clock)),
+            -1 => note.there = Some((true, clock)),
+            _ => {}
+        }
+        for column in definition.noted(columns) {
+            note.columns.insert(column.name.clone(), clock);
+        }
+    }
+    drop(rows);
+    for ((table, _), (pk, note)) in &noted {
+        let definition = &tables[table];
+        if let Some((there, clock)) = note.there {
+            let before = known(connection, &definition.table, pk, "")?;
+            // What was written here came after all that was applied here.
+            let clock = clock.max(before.as_ref().map_or(0, |(_, c)| c + 1));
+            let state = cell::existence(before.as_ref().map(|(s, _)| s.as_slice()), there, clock, &origin)?;
+            keep(connection, &definition.table, pk, "", &state, clock, &origin)?;
+        }
+        write_columns(connection, replica, definition, pk, &note.columns, &origin)?;
+    }
+    connection.execute("DELETE FROM main._mergeql_log", [])?;
+    Ok(())
+}
+
+fn write_columns(
+    connection: &Connection,
+    replica: &Replica,
+    definition: &Definition,
+    pk: &Plain,
+    clocks: &BTreeMap<String, i64>,
+    origin: &str,
+) -> Result<()> {
+    let columns: Vec<_> = definition.columns.iter().filter(|c| clocks.contains_key(&c.name)).collect();
+    if columns.is_empty() {
+        return Ok(());
+    }
+    let names: Vec<String> = columns.iter().map(|c| quote(&c.name)).collect();
+    let sql = format!("SELECT {} FROM main.{} WHERE {}", names.join(", "), quote(&definition.table), definition.where_key(1));
+    let parts = key_parts(pk, definition.key.len())?;
+    let row = |row: &rusqlite::Row<'_>| (0..columns.len()).map(|i| row.get::<_, Plain>(i)).collect::<Result<Vec<_>>>();
+    let Some(values) = connection.prepare_cached(&sql)?.query_row(rusqlite::params_from_iter(&parts), row).optional()? else {
+        return Ok(());
+    };
+    for (column, held) in columns.into_iter().zip(values) {
+        let before = known(connection, &definition.table, pk, &column.name)?;
+        let clock = clocks[&column.name].max(before.as_ref().map_or(0, |(_, c)| c + 1));
+        let state = before.as_ref().map(|(s, _)| s.as_slice());
+        let made = cell::written(column, state, &value((&held).into()), clock, origin)?;
+        if let Some(made) = &made {
+            keep(connection, &definition.table, pk, &column.name, made, clock, origin)?;
+        }
+        // The row shows what the state says: a maximum that was lowered is what it was.
+        if let Some(state) = made.as_deref().or(state) {
+            let says = plain(cell::value(state)?)?;
+            if says != held {
+                set(connection, replica, definition, &parts, &column.name, &says)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Sets one column of a row, and says whether the row is there.
+fn set(
+    connection: &Connection,
+    replica: &Replica,
+    definition: &Definition,
+    key: &[Plain],
+    column: &str,
+    to: &Plain,
+) -> Result<bool> {
+    let sql = format!("UPDATE main.{} SET {} = ?1 WHERE {}", quote(&definition.table), quote(column), definition.where_key(2));
+    let mut statement = connection.prepare_cached(&sql)?;
+    replica.quietly(|| Ok(statement.execute(rusqlite::params_from_iter(std::iter::once(to).chain(key)))? > 0))
+}
+
+/// Joins a state that came from elsewhere into a cell; gives back the row's table if it has to show something new.
+///
+/// # Errors
+/// `corrupt_state`, `type_mismatch` for a state of another strategy.
+pub(super) fn join(
+    connection: &Connection,
+    table: &str,
+    pk: &Plain,
+    column: &str,
+    state: &[u8],
+    clock: i64,
+    from: &str,
+) -> Result<Option<Vec<u8>>> {
+    let (joined, clock, origin) = match known(connection, table, pk, column)? {
+        None => (mergeql_udfs::catalog::open(state).map_err(crate::values::shown)?.encode(), clock, from.to_owned()),
+        Some((before, before_clock)) => {
+            let joined = mergeql_udfs::catalog::join(&before, state).map_err(crate::values::shown)?;
+            if joined == before {
+                return Ok(None);
+            }
+            // Whoever sent it does not know what was here before.
+            let origin = if joined == state { from.to_owned() } else { site(connection)?.unwrap_or_default() };
+            (joined, clock.max(before_clock), origin)
+        }
+    };
+    keep(connection, table, pk, column, &joined, clock, &origin)?;
+    Ok(Some(joined))
+}
+
+/// Lets a row show what a cell that changed says.
+///
+/// # Errors
+/// SQLite's.
+pub(super) fn show(
+    connection: &Connection,
+    replica: &Replica,
+    definition: &Definition,
+    pk: &Plain,
+    column: &str,
+    state: &[u8],
+) -> Result<()> {
+    if column.is_empty() {
+        return materialize(connection, replica, definition, pk);
+    }
+    if !definition.columns.iter().any(|c| c.name == column) {
+        return Ok(());
+    }
+    let parts = key_parts(pk, definition.key.len())?;
+    if set(connection, replica, definition, &parts, column, &plain(cell::value(state)?)?)? {
+        return Ok(());
+    }
+    materialize(connection, replica, definition, pk)
+}
+
+/// Makes a row what its cells say: there with all its columns, or not there. A row that cannot be there yet, because a column that must
+/// hold something has not come, waits for it.
+fn materialize(connection: &Connection, replica: &Replica, definition: &Definition, pk: &Plain) -> Result<()> {
+    let parts = key_parts(pk, definition.key.len())?;
+    let there = match known(connection, &definition.table, pk, "")? {
+        Some((state, _)) => cell::value(&state)? == Value::Bool(true),
+        None => return Ok(()),
+    };
+    let table = quote(&definition.table);
+    if !there {
+        let sql = format!("DELETE FROM main.{table} WHERE {}", definition.where_key(1));
+        let mut statement = connection.prepare_cached(&sql)?;
+        return replica.quietly(|| statement.execute(rusqlite::params_from_iter(&parts)).map(drop));
+    }
+    let mut names: Vec<String> = definition.key.iter().map(|k| quote(k)).collect();
+    let mut values = parts;
+    let sql = "SELECT col, state FROM main._mergeql_cells WHERE tbl = ?1 AND pk IS ?2";
+    let mut statement = connection.prepare_cached(sql)?;
+    let mut rows = statement.query(params![definition.table, pk])?;
+    while let Some(row) = rows.next()? {
+        let column: String = row.get(0)?;
+        if definition.columns.iter().any(|c| c.name == column) {
+            names.push(quote(&column));
+            values.push(plain(cell::value(&row.get::<_, Vec<u8>>(1)?)?)?);
+        }
+    }
+    drop(rows);
+    let places: Vec<String> = (1..=values.len()).map(|i| format!("?{i}")).collect();
+    let sets: Vec<String> = names[definition.key.len()..].iter().map(|n| format!("{n} = excluded.{n}")).collect();
+    let update = if sets.is_empty() { "NOTHING".to_owned() } else { format!("UPDATE SET {}", sets.join(", ")) };
+    let key = names[..definition.key.len()].join(", ");
+    let sql =
+        format!("INSERT INTO main.{table} ({}) VALUES ({}) ON CONFLICT ({key}) DO {update}", names.join(", "), places.join(", "));
+    let mut statement = connection.prepare_cached(&sql)?;
+    match replica.quietly(|| statement.execute(rusqlite::params_from_iter(&values))) {
+        Err(rusqlite::Error::SqliteFailure(e, _)) if e.code == rusqlite::ErrorCode::ConstraintViolation => Ok(()),
+        other => other.map(drop),
+    }
+}
+
+/// Makes every row of a table what its cells say.
+///
+/// # Errors
+/// SQLite's.
+pub(super) fn materialize_all(connection: &Connection, replica: &Replica, definition: &Definition) -> Result<()> {
+    let mut statement = connection.prepare("SELECT pk FROM main._mergeql_cells WHERE tbl = ?1 AND col = ''")?;
+    let keys: Vec<Plain> = statement.query_map([&definition.table], |row| row.get(0))?.collect::<Result<_>>()?;
+    keys.iter().try_for_each(|pk| materialize(connection, replica, definition, pk))
+}

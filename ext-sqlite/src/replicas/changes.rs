@@ -1,0 +1,229 @@
+//! `mergeql_changes`: reading gives what changed here, inserting applies what changed elsewhere.
+#![allow(unsafe_code)]
+
+use super::definition::Definition;
+use super::{Replica, Result, absorb, prepare, site};
+use crate::values::shown;
+use mergeql_lang::Diagnostic;
+use mergeql_udfs::Code;
+use rusqlite::types::{Value as Plain, ValueRef};
+use rusqlite::vtab::{
+    Context, CreateVTab, Filters, IndexConstraintOp, IndexInfo, Inserts, Module, UpdateVTab, Updates, VTab, VTabConnection,
+    VTabCursor, VTabKind,
+};
+use rusqlite::{Connection, ffi};
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::ffi::{CStr, c_int};
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+/// The columns of the feed, in the order of its schema.
+const SCHEMA: &CStr = c"CREATE TABLE changes(tbl TEXT, pk, col TEXT, state BLOB, clock INTEGER, seq INTEGER, origin TEXT)";
+const SEQ: c_int = 5;
+
+/// Registers the feed.
+pub(super) fn register(connection: &Connection, replica: Arc<Replica>) -> Result<()> {
+    const MODULE: Module<'_, Changes> = Module::update_module();
+    connection.create_module(c"mergeql_changes", &MODULE, Some(replica))
+}
+
+#[repr(C)]
+struct Changes {
+    /// SQLite's part; it must be the first.
+    base: ffi::sqlite3_vtab,
+    connection: Connection,
+    replica: Arc<Replica>,
+    /// Definitions of tables, as long as the schema is this one.
+    tables: HashMap<String, Option<Arc<Definition>>>,
+    schema: i64,
+}
+
+impl Changes {
+    fn definition(&mut self, table: &str) -> Result<Option<Arc<Definition>>> {
+        if let Some(known) = self.tables.get(table) {
+            return Ok(known.clone());
+        }
+        let found = Definition::known(&self.connection, table)?.map(|(_, definition)| Arc::new(definition));
+        self.tables.insert(table.to_owned(), found.clone());
+        Ok(found)
+    }
+}
+
+// SAFETY: SQLite's part is the first field.
+unsafe impl<'vtab> VTab<'vtab> for Changes {
+    type Aux = Arc<Replica>;
+    type Cursor = Feed<'vtab>;
+
+    fn connect(
+        database: &mut VTabConnection,
+        replica: Option<&Arc<Replica>>,
+        _: &[u8],
+        _: &[u8],
+        _: &[u8],
+        _: &[&[u8]],
+    ) -> Result<(Cow<'static, CStr>, Self)> {
+        // SAFETY: the connection outlives its virtual tables.
+        let connection = unsafe { Connection::from_handle(database.handle())? };
+        connection.set_prepared_statement_cache_capacity(64);
+        let replica = replica.cloned().unwrap_or_default();
+        let changes = Changes { base: ffi::sqlite3_vtab::default(), connection, replica, tables: HashMap::new(), schema: -1 };
+        Ok((Cow::Borrowed(SCHEMA), changes))
+    }
+
+    fn best_index(&self, info: &mut IndexInfo) -> Result<bool> {
+        let after = info.constraints().enumerate().find_map(|(i, c)| {
+            let bound = match c.operator() {
+                IndexConstraintOp::SQLITE_INDEX_CONSTRAINT_GT => ">",
+                IndexConstraintOp::SQLITE_INDEX_CONSTRAINT_GE => ">=",
+                _ => return None,
+            };
+            (c.column() == SEQ && c.is_usable()).then_some((i, bound))
+        });
+        if let Some((i, bound)) = after {
+            info.constraint_usage(i).set_argv_index(1);
+            info.set_idx_str(bound);
+        }
+        info.set_estimated_cost(if after.is_some() { 1000.0 } else { 1e6 });
+        Ok(true)
+    }
+
+    fn open(&'vtab mut self) -> Result<Feed<'vtab>> {
+        Ok(Feed { base: ffi::sqlite3_vtab_cursor::default(), changes: self, rows: Vec::new(), at: 0, of: PhantomData })
+    }
+}
+
+impl<'vtab> CreateVTab<'vtab> for Changes {
+    const KIND: VTabKind = VTabKind::Eponymous;
+}
+
+impl<'vtab> UpdateVTab<'vtab> for Changes {
+    fn delete(&mut self, _: ValueRef<'_>) -> Result<()> {
+        Err(shown(
+            Diagnostic::new(Code::Unsupported, "changes are read and applied, not deleted").help("crdt_compact() forgets old ones"),
+        ))
+    }
+
+    fn update(&mut self, _: &Updates<'_>) -> Result<()> {
+        Err(shown(Diagnostic::new(Code::Unsupported, "changes are read and applied, not edited")))
+    }
+
+    fn insert(&mut self, values: &Inserts<'_>) -> Result<i64> {
+        // The first two are row ids.
+        let column = |i: usize| values.get::<Plain>(i + 2);
+        let (table, pk, name): (String, Plain, String) = (values.get(2)?, column(1)?, values.get(4)?);
+        let (state, clock, origin): (Vec<u8>, i64, String) = (values.get(5)?, values.get(6)?, values.get(8)?);
+        let schema: i64 = self.connection.prepare_cached("PRAGMA main.schema_version")?.query_row([], |row| row.get(0))?;
+        if schema != self.schema {
+            prepare(&self.connection)?;
+            self.tables.clear();
+            self.schema = self.connection.query_row("PRAGMA main.schema_version", [], |row| row.get(0))?;
+        }
+        absorb::absorb(&self.connection, &self.replica)?;
+        let definition = self.definition(&table)?;
+        if let Some(definition) = &definition {
+            check(definition, &name, &state)?;
+        }
+        if let Some(joined) = absorb::join(&self.connection, &table, &pk, &name, &state, clock, &origin)?
+            && let Some(definition) = &definition
+        {
+            absorb::show(&self.connection, &self.replica, definition, &pk, &name, &joined)?;
+        }
+        Ok(0)
+    }
+}
+
+/// A state of a column must be one of its strategy.
+fn check(definition: &Definition, column: &str, state: &[u8]) -> Result<()> {
+    let wanted = match definition.columns.iter().find(|c| c.name == column) {
+        Some(column) => column.entry.spec().name,
+        None if column.is_empty() => "lww",
+        // A column that another replica has already.
+        None => return Ok(()),
+    };
+    let found = mergeql_udfs::catalog::open(state).map_err(shown)?.spec().name;
+    if found == wanted {
+        return Ok(());
+    }
+    let message =
+        format!("`{}.{column}` is replicated as `{wanted}` here, and as `{found}` where the change comes from", definition.table);
+    Err(shown(Diagnostic::new(Code::TypeMismatch, message).help("give the column one strategy everywhere: crdt_alter")))
+}
+
+/// What changed here.
+#[repr(C)]
+struct Feed<'vtab> {
+    /// SQLite's part; it must be the first.
+    base: ffi::sqlite3_vtab_cursor,
+    changes: *const Changes,
+    rows: Vec<[Plain; 7]>,
+    at: usize,
+    of: PhantomData<&'vtab Changes>,
+}
+
+/// Changes that are read at a time.
+const BATCH: usize = 1000;
+
+impl Feed<'_> {
+    /// The next changes, in the order of their numbers.
+    fn fetch(&mut self, bound: &str, after: Plain) -> Result<()> {
+        // SAFETY: a table outlives its cursors.
+        let connection = unsafe { &(*self.changes).connection };
+        let sql = format!(
+            "SELECT tbl, pk, col, state, clock, seq, origin FROM main._mergeql_cells WHERE seq {bound} ?1 ORDER BY seq LIMIT {BATCH}"
+        );
+        let mut statement = connection.prepare_cached(&sql)?;
+        let row = |row: &rusqlite::Row<'_>| {
+            let mut values = [const { Plain::Null }; 7];
+            for (i, value) in values.iter_mut().enumerate() {
+                *value = row.get(i)?;
+            }
+            Ok(values)
+        };
+        self.rows = statement.query_map([after], row)?.collect::<Result<_>>()?;
+        self.at = 0;
+        Ok(())
+    }
+}
+
+// SAFETY: SQLite's part is the first field.
+unsafe impl VTabCursor for Feed<'_> {
+    fn filter(&mut self, _: c_int, bound: Option<&str>, arguments: &Filters<'_>) -> Result<()> {
+        self.rows.clear();
+        // SAFETY: a table outlives its cursors.
+        let changes = unsafe { &*self.changes };
+        if site(&changes.connection)?.is_none() {
+            return Ok(());
+        }
+        absorb::absorb(&changes.connection, &changes.replica)?;
+        let after = if arguments.is_empty() { Plain::Integer(0) } else { arguments.get(0)? };
+        let bound = bound.filter(|b| !b.is_empty()).unwrap_or(">").to_owned();
+        self.fetch(&bound, after)
+    }
+
+    fn next(&mut self) -> Result<()> {
+        self.at += 1;
+        if self.at == BATCH
+            && let Some(last) = self.rows.last()
+        {
+            let after = last[SEQ as usize].clone();
+            return self.fetch(">", after);
+        }
+        Ok(())
+    }
+
+    fn eof(&self) -> bool {
+        self.at >= self.rows.len()
+    }
+
+    fn column(&self, context: &mut Context, i: c_int) -> Result<()> {
+        context.set_result(&self.rows[self.at][i as usize])
+    }
+
+    fn rowid(&self) -> Result<i64> {
+        match &self.rows[self.at][SEQ as usize] {
+            Plain::Integer(seq) => Ok(*seq),
+            _ => Ok(0),
+        }
+    }
+}

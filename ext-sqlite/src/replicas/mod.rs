@@ -1,0 +1,253 @@
+//! Replicated tables: an ordinary table whose every cell is a CRDT, and a feed of changes that any other replica applies, in any order,
+//! repeated or in parts.
+//!
+//! Triggers only note which columns of a row were written and when (`_mergeql_log`): that is all a write pays. The notes become states
+//! (`_mergeql_cells`) when changes are asked for, or before others are applied. A version is a hybrid logical clock (Kulkarni et al. 2014)
+//! and the replica's name; whether a row is there is a cell like any other, without a column.
+//!
+//! | table | what |
+//! |---|---|
+//! | `_mergeql_site` | this replica: its name, and how many cells it has changed |
+//! | `_mergeql_tables` | replicated tables, and the strategies of their columns |
+//! | `_mergeql_log` | writes that are not in the cells yet |
+//! | `_mergeql_cells` | the state of every cell, its greatest clock, when it changed here, and who knows all of it |
+//! | `_mergeql_peers` | how far each other replica has read |
+
+mod absorb;
+mod cell;
+mod changes;
+mod definition;
+
+use crate::values::{Answer, shown};
+use definition::Definition;
+use mergeql_lang::Diagnostic;
+use mergeql_lang::lower::quote;
+use mergeql_udfs::{Code, Value};
+use rusqlite::functions::{Context, FunctionFlags};
+use rusqlite::{Connection, OptionalExtension, params};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+type Result<T> = rusqlite::Result<T>;
+
+/// What a connection knows that no table holds.
+#[derive(Debug, Default)]
+pub(crate) struct Replica {
+    /// The last clock that was given out.
+    clock: AtomicI64,
+    /// Rows are being written that say nothing new.
+    applying: AtomicBool,
+}
+
+impl Replica {
+    /// A clock after all that were given out and after `known`: milliseconds since 1970 in 48 bits, then a counter of 16.
+    fn tick(&self, known: i64) -> i64 {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_millis() as i64) << 16;
+        let next = |last: i64| now.max(last.saturating_add(1)).max(known.saturating_add(1));
+        match self.clock.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |last| Some(next(last))) {
+            Ok(last) | Err(last) => next(last),
+        }
+    }
+
+    /// Runs while no trigger notes anything.
+    fn quietly<T>(&self, run: impl FnOnce() -> Result<T>) -> Result<T> {
+        let before = self.applying.swap(true, Ordering::Relaxed);
+        let result = run();
+        self.applying.store(before, Ordering::Relaxed);
+        result
+    }
+}
+
+/// Registers the functions and the change feed.
+///
+/// # Errors
+/// SQLite's.
+pub fn register(connection: &Connection) -> Result<()> {
+    let replica = Arc::new(Replica::default());
+    // Triggers call these two, of whatever schema.
+    let trigger = FunctionFlags::SQLITE_UTF8 | FunctionFlags::SQLITE_INNOCUOUS;
+    let own = replica.clone();
+    connection.create_scalar_function("mergeql_tracking", 0, trigger, move |_| Ok(!own.applying.load(Ordering::Relaxed)))?;
+    let own = replica.clone();
+    connection.create_scalar_function("mergeql_clock", 1, trigger, move |context| {
+        Ok(own.tick(context.get::<Option<i64>>(0)?.unwrap_or(0)))
+    })?;
+    let pure = crate::aggregates::PURE;
+    connection.create_scalar_function("mergeql_key", -1, pure, |context| {
+        Answer::of(definition::key(&crate::values::arguments(context)?))
+    })?;
+    let direct = FunctionFlags::SQLITE_UTF8 | FunctionFlags::SQLITE_DIRECTONLY;
+    let add = |name: &str, arguments: i32, run: fn(&Connection, &Replica, &[String]) -> Result<Value>| {
+        let own = replica.clone();
+        connection.create_scalar_function(name, arguments, direct, move |context| {
+            let texts = (0..context.len()).map(|i| text(context, i)).collect::<Result<Vec<_>>>()?;
+            #[allow(unsafe_code)]
+            // SAFETY: the connection is used while the function runs, as SQLite allows.
+            let connection = unsafe { context.get_connection()? };
+            Answer::of(atomically(&connection, || run(&connection, &own, &texts))?)
+        })
+    };
+    add("crdt_table", 2, |c, r, a| make_table(c, r, &a[0], &a[1]))?;
+    add("crdt_alter", 2, |c, r, a| alter(c, r, &a[0], &a[1], ""))?;
+    add("crdt_alter", 3, |c, r, a| alter(c, r, &a[0], &a[1], &a[2]))?;
+    add("crdt_origin", 0, |c, _, _| Ok(site(c)?.map_or(Value::Null, Value::text)))?;
+    add("crdt_acknowledge", 2, |c, _, a| acknowledge(c, &a[0], &a[1]))?;
+    add("crdt_compact", 0, |c, r, _| compact(c, r))?;
+    changes::register(connection, replica)
+}
+
+fn text(context: &Context<'_>, i: usize) -> Result<String> {
+    match crate::values::argument(context, i)? {
+        Value::Null => Err(shown(Diagnostic::new(Code::InvalidArgument, format!("argument {} is NULL", i + 1)))),
+        other => Ok(other.to_string()),
+    }
+}
+
+/// All of it or nothing.
+fn atomically<T>(connection: &Connection, run: impl FnOnce() -> Result<T>) -> Result<T> {
+    connection.execute_batch("SAVEPOINT mergeql_replica")?;
+    match run() {
+        Ok(done) => {
+            connection.execute_batch("RELEASE mergeql_replica")?;
+            Ok(done)
+        }
+        Err(error) => {
+            connection.execute_batch("ROLLBACK TO mergeql_replica; RELEASE mergeql_replica").ok();
+            Err(error)
+        }
+    }
+}
+
+/// The tables that replication needs.
+fn prepare(connection: &Connection) -> Result<()> {
+    if site(connection)?.is_some() {
+        return Ok(());
+    }
+    connection.execute_batch(
+        "CREATE TABLE main._mergeql_site (one INTEGER PRIMARY KEY CHECK (one = 1), origin TEXT NOT NULL, seq INTEGER NOT NULL);
+         CREATE TABLE main._mergeql_tables (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE COLLATE NOCASE, definition TEXT NOT NULL);
+         CREATE TABLE main._mergeql_log (clock INTEGER PRIMARY KEY, tbl INTEGER NOT NULL, pk, columns INTEGER NOT NULL);
+         CREATE TABLE main._mergeql_cells (tbl TEXT NOT NULL, pk NOT NULL, col TEXT NOT NULL, state BLOB NOT NULL, clock INTEGER NOT NULL,
+             seq INTEGER NOT NULL, origin TEXT NOT NULL, PRIMARY KEY (tbl, pk, col)) WITHOUT ROWID;
+         CREATE INDEX main._mergeql_cells_seq ON _mergeql_cells (seq);
+         CREATE TABLE main._mergeql_peers (origin TEXT PRIMARY KEY, seq INTEGER NOT NULL) WITHOUT ROWID;
+         INSERT INTO main._mergeql_site VALUES (1, lower(hex(randomblob(8))), 0);",
+    )
+}
+
+/// The name of this replica; `None` where nothing is replicated.
+fn site(connection: &Connection) -> Result<Option<String>> {
+    let known = "SELECT 1 FROM main.sqlite_schema WHERE type = 'table' AND name = '_mergeql_site'";
+    if connection.prepare_cached(known)?.query_row([], |_| Ok(())).optional()?.is_none() {
+        return Ok(None);
+    }
+    connection.prepare_cached("SELECT origin FROM main._mergeql_site")?.query_row([], |row| row.get(0)).optional()
+}
+
+/// The next number of a change here.
+fn next_change(connection: &Connection) -> Result<i64> {
+    connection.prepare_cached("UPDATE main._mergeql_site SET seq = seq + 1 RETURNING seq")?.query_row([], |row| row.get(0))
+}
+
+/// `crdt_table(table, 'column strategy, ...')`: makes a table a replicated one.
+fn make_table(connection: &Connection, replica: &Replica, table: &str, strategies: &str) -> Result<Value> {
+    prepare(connection)?;
+    let definition = Definition::read(connection, table, strategies)?;
+    let known =
+        connection.query_row("SELECT 1 FROM main._mergeql_tables WHERE name = ?1", [&definition.table], |_| Ok(())).optional()?;
+    if known.is_some() {
+        return Err(shown(
+            Diagnostic::new(Code::DuplicateSource, format!("`{table}` is replicated already"))
+                .help("change it with crdt_alter('table', 'ALTER TABLE ...', 'column strategy, ...')"),
+        ));
+    }
+    connection
+        .execute("INSERT INTO main._mergeql_tables (name, definition) VALUES (?1, ?2)", params![definition.table, strategies])?;
+    let id = connection.last_insert_rowid();
+    definition.add_triggers(connection, id)?;
+    // The rows that are there were written now.
+    let clock = replica.tick(0);
+    let key = definition.key_of("t");
+    let rows = connection.execute(
+        &format!(
+            "INSERT INTO main._mergeql_log SELECT {clock} + row_number() OVER (), {id}, {key}, -1 FROM main.{} AS t",
+            quote(&definition.table)
+        ),
+        [],
+    )?;
+    replica.tick(clock + rows as i64);
+    // What other replicas sent before the table was here.
+    absorb::absorb(connection, replica)?;
+    absorb::materialize_all(connection, replica, &definition)?;
+    Ok(Value::text(site(connection)?.unwrap_or_default()))
+}
+
+/// `crdt_alter(table, 'ALTER TABLE ...' [, 'column strategy, ...'])`: changes a replicated table, and which strategies its columns have.
+fn alter(connection: &Connection, replica: &Replica, table: &str, sql: &str, strategies: &str) -> Result<Value> {
+    if site(connection)?.is_some() {
+        absorb::absorb(connection, replica)?;
+    }
+    let (id, before) = Definition::known(connection, table)?.ok_or_else(|| {
+        shown(Diagnostic::new(Code::UnknownSource, format!("`{table}` is not replicated")).help("crdt_table makes it so"))
+    })?;
+    before.drop_triggers(connection)?;
+    if !sql.trim_start().to_ascii_uppercase().starts_with("ALTER TABLE") {
+        return Err(shown(Diagnostic::new(Code::InvalidArgument, "the second argument is an ALTER TABLE statement")));
+    }
+    replica.quietly(|| connection.execute_batch(sql))?;
+    let mut all = before.strategies;
+    for part in definition::split(strategies) {
+        let name = part.split_whitespace().next().unwrap_or_default().to_owned();
+        all.retain(|known| known.split_whitespace().next() != Some(name.as_str()));
+        all.push(part);
+    }
+    // Columns that are gone take their strategies with them.
+    let columns = definition::columns(connection, &before.table)?;
+    all.retain(|known| {
+        let name = known.split_whitespace().next().unwrap_or_default().trim_matches('"').to_owned();
+        columns.iter().any(|c| c.name.eq_ignore_ascii_case(&name))
+    });
+    let after = Definition::read(connection, &before.table, &all.join(", "))?;
+    connection.execute("UPDATE main._mergeql_tables SET definition = ?1 WHERE id = ?2", params![all.join(", "), id])?;
+    after.add_triggers(connection, id)?;
+    // Values of new columns may have come before them.
+    absorb::materialize_all(connection, replica, &after)?;
+    Ok(Value::Null)
+}
+
+/// `crdt_acknowledge(origin, seq)`: another replica has read the changes up to this number.
+fn acknowledge(connection: &Connection, origin: &str, seq: &str) -> Result<Value> {
+    prepare(connection)?;
+    let seq: i64 = seq.parse().map_err(|_| {
+        shown(Diagnostic::new(Code::InvalidArgument, "the second argument is the number of the last change that was read"))
+    })?;
+    connection.execute(
+        "INSERT INTO main._mergeql_peers VALUES (?1, ?2) ON CONFLICT (origin) DO UPDATE SET seq = max(seq, excluded.seq)",
+        params![origin, seq],
+    )?;
+    Ok(Value::Null)
+}
+
+/// `crdt_compact()`: forgets rows that were deleted, once every other replica that is known has read of it; gives back how many.
+fn compact(connection: &Connection, replica: &Replica) -> Result<Value> {
+    let Some(_) = site(connection)? else { return Ok(Value::Int(0)) };
+    absorb::absorb(connection, replica)?;
+    let seen: Option<i64> = connection.query_row("SELECT min(seq) FROM main._mergeql_peers", [], |row| row.get(0))?;
+    let Some(seen) = seen else { return Ok(Value::Int(0)) };
+    let sql = "SELECT tbl, pk, state FROM main._mergeql_cells AS c WHERE col = '' AND NOT EXISTS (\
+               SELECT 1 FROM main._mergeql_cells AS o WHERE o.tbl = c.tbl AND o.pk IS c.pk AND o.seq > ?1)";
+    let mut statement = connection.prepare(sql)?;
+    let mut rows = statement.query([seen])?;
+    let mut gone = Vec::new();
+    while let Some(row) = rows.next()? {
+        if cell::value(&row.get::<_, Vec<u8>>(2)?)? == Value::Bool(false) {
+            gone.push((row.get::<_, String>(0)?, row.get::<_, rusqlite::types::Value>(1)?));
+        }
+    }
+    drop(rows);
+    for (table, pk) in &gone {
+        connection.execute("DELETE FROM main._mergeql_cells WHERE tbl = ?1 AND pk IS ?2", params![table, pk])?;
+    }
+    Ok(Value::Int(gone.len() as i128))
+}
