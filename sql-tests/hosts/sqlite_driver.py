@@ -8,10 +8,18 @@ import json
 import re
 import sqlite3
 import sys
+from random import Random
 
-connection = sqlite3.connect(sys.argv[2] if len(sys.argv) > 2 else ":memory:", isolation_level=None)
-connection.enable_load_extension(True)
-connection.execute("SELECT load_extension(?, 'sqlite3_mergeql_init')", [sys.argv[1]])
+
+
+def connect(path):
+    opened = sqlite3.connect(path, isolation_level=None, timeout=30)
+    opened.enable_load_extension(True)
+    opened.execute("SELECT load_extension(?, 'sqlite3_mergeql_init')", [sys.argv[1]])
+    return opened
+
+
+connection = connect(sys.argv[2] if len(sys.argv) > 2 else ":memory:")
 
 
 def named(match):
@@ -28,7 +36,26 @@ def translated(sql):
     return re.sub(r"\bCAST\(([^()]+?) AS (BOOLEAN|DATE|TIMESTAMP)\)", r"\1", sql)
 
 
+def pull(request):
+    """Applies changes of another database: those after a number, some of them, in any order."""
+    other = connect(request["pull"])
+    own = connection.execute("SELECT crdt_origin()").fetchone()[0]
+    feed = "SELECT * FROM mergeql_changes WHERE origin <> ? AND seq > ? ORDER BY seq"
+    changes = other.execute(feed, [own, request["since"]]).fetchall()
+    other.close()
+    random = Random(request["seed"])
+    if request["some"]:
+        changes = random.sample(changes, random.randint(0, len(changes)))
+    random.shuffle(changes)
+    changes += random.sample(changes, len(changes) // 3)
+    connection.execute("BEGIN")
+    connection.executemany("INSERT INTO mergeql_changes VALUES (?, ?, ?, ?, ?, ?, ?)", changes)
+    connection.execute("COMMIT")
+
+
 def run(request):
+    if "pull" in request:
+        return pull(request)
     statement = request["sql"] if request.get("raw") else translated(request["sql"])
     if request.get("raw"):
         sql = statement
@@ -38,7 +65,8 @@ def run(request):
     else:
         sql = connection.execute("SELECT mergeql_sql(?)", [statement]).fetchone()[0].strip().rstrip(";")
     if request.get("plain") or not re.match(r"\(*\s*(SELECT|WITH|VALUES)\b", sql, re.I):
-        connection.executescript(sql) if request.get("raw") else connection.execute(sql).fetchall()
+        # A script begins by committing.
+        connection.executescript(sql) if ";" in sql.rstrip("; ") else connection.execute(sql).fetchall()
         return None
     names = [c[0] for c in connection.execute(f"SELECT * FROM ({sql}) LIMIT 0").description]
     listed = ", ".join(f"c{i}" for i in range(len(names)))
@@ -46,9 +74,21 @@ def run(request):
     return connection.execute(f"WITH q({listed}) AS ({sql}) SELECT {columns} FROM q").fetchall()
 
 
+def each(request):
+    """Runs a query for each row number; counts those that end in an error."""
+    refused = 0
+    for row in range(1, request["rows"] + 1):
+        try:
+            connection.execute(request["each"], [row]).fetchall()
+        except sqlite3.Error:
+            refused += 1
+    return refused
+
+
 for line in sys.stdin:
     try:
-        answer = {"rows": run(json.loads(line))}
+        request = json.loads(line)
+        answer = {"refused": each(request)} if "each" in request else {"rows": run(request)}
     except (sqlite3.Error, sqlite3.Warning) as error:
         answer = {"error": str(error)}
     print(json.dumps(answer), flush=True)

@@ -38,7 +38,16 @@ impl Host {
         Host { name, process, input, output }
     }
 
-    fn ask(&mut self, request: &Json) -> Result<Json, HostError> {
+    /// The process.
+    pub fn id(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// Asks the driver for something of its own.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub fn ask(&mut self, request: &Json) -> Result<Json, HostError> {
         let gone = |what: &str| HostError(format!("{} is gone: {what}", self.name));
         writeln!(self.input, "{request}").map_err(|e| gone(&e.to_string()))?;
         let mut line = String::new();

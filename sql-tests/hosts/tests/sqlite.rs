@@ -3,6 +3,7 @@
 
 use mergeql_host_tests::{Host, Sample, each_record, one, sample};
 use mergeql_lang::lower::sqlite_type_name;
+use mergeql_udfs::laws::Random;
 use mergeql_udfs::{Type, catalog};
 use sqllogictest::Runner;
 
@@ -72,4 +73,298 @@ fn every_aggregate_keeps_the_laws_and_the_bytes() {
         }
     }
     assert!(checked >= 10, "only {checked} calls were checked");
+}
+
+/// The result of a query that is not MergeQL's.
+fn raw(host: &mut Host, sql: &str) -> String {
+    let rows = host.query_raw(sql).unwrap_or_else(|e| panic!("{sql}: {e}")).unwrap_or_default();
+    rows.first().and_then(|r| r.first().cloned().flatten()).unwrap_or_else(|| "NULL".to_owned())
+}
+
+const ITEMS: &str = "CREATE TABLE items (region TEXT, id INTEGER, a, votes, tags TEXT, hi REAL, words TEXT, first, flag INTEGER, PRIMARY KEY (region, id))";
+const STRATEGIES: &str =
+    "SELECT crdt_table(''items'', ''votes pncounter, tags orset, hi max, words union, first fww, flag ewflag'')";
+
+/// A random write of a replica.
+fn random_write(random: &mut Random) -> String {
+    let key = |random: &mut Random| format!("region = 'r{}' AND id = {}", random.below(2), random.below(4));
+    let any = |random: &mut Random| {
+        ["NULL", "1", "-2.5", "'text'", "x'00ff'", "9007199254740993", "''", "1e300"][random.below(8)].to_owned()
+    };
+    let tags = |random: &mut Random| {
+        let some: Vec<&str> = ["\"x\"", "\"y\"", "3", "2.5"].into_iter().filter(|_| random.below(2) == 0).collect();
+        format!("'[{}]'", some.join(","))
+    };
+    match random.below(10) {
+        0 | 1 => format!(
+            "INSERT OR REPLACE INTO items VALUES ('r{}', {}, {}, {}, {}, {}.5, 'w{}', {}, {})",
+            random.below(2),
+            random.below(4),
+            any(random),
+            random.below(9),
+            tags(random),
+            random.below(9),
+            random.below(5),
+            any(random),
+            random.below(2)
+        ),
+        2 => format!("DELETE FROM items WHERE {}", key(random)),
+        // A row gets another key, unless there is one.
+        3 => format!("UPDATE OR IGNORE items SET id = {} WHERE {}", random.below(4), key(random)),
+        4 => format!("UPDATE items SET votes = votes + {} WHERE {}", random.below(9) as i64 - 4, key(random)),
+        5 => format!("UPDATE items SET tags = {} WHERE {}", tags(random), key(random)),
+        6 => format!("UPDATE items SET hi = {}, words = 'w{}' WHERE {}", random.below(9), random.below(5), key(random)),
+        7 => format!("UPDATE items SET a = {}, first = {} WHERE {}", any(random), any(random), key(random)),
+        8 => format!("UPDATE items SET flag = {}, votes = votes + 0.25 WHERE {}", random.below(2), key(random)),
+        _ => format!("UPDATE items SET a = {} WHERE {}", any(random), key(random)),
+    }
+}
+
+/// Replicas that write what they like and read from each other what they like, in any order, in parts, repeatedly: once all have read
+/// from all, their tables are equal.
+#[test]
+fn replicas_converge() {
+    for seed in 0..6 {
+        let mut random = Random(seed as u64);
+        let folder = tempfile::tempdir().unwrap();
+        let paths: Vec<String> = (0..2 + seed % 4).map(|i| folder.path().join(format!("{i}.db")).display().to_string()).collect();
+        let mut hosts: Vec<Host> = paths.iter().map(|p| start(Some(p))).collect();
+        for host in &mut hosts {
+            host.raw("PRAGMA journal_mode = WAL; PRAGMA synchronous = OFF").unwrap();
+            host.raw(ITEMS).unwrap();
+            assert_eq!(raw(host, &STRATEGIES.replace("''", "'")).len(), 16);
+        }
+        let pull = |hosts: &mut Vec<Host>, to: usize, from: usize, since: u64, some: bool, seed: usize| {
+            let request = serde_json::json!({ "pull": paths[from], "since": since, "some": some, "seed": seed });
+            hosts[to].ask(&request).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+        };
+        for step in 0..120 {
+            let at = random.below(hosts.len());
+            if random.below(4) > 0 {
+                let write = random_write(&mut random);
+                hosts[at].raw(&write).unwrap_or_else(|e| panic!("{write}: {e}"));
+            } else {
+                let from = (at + 1 + random.below(hosts.len() - 1)) % hosts.len();
+                pull(&mut hosts, at, from, 0, random.below(2) == 0, step);
+            }
+        }
+        for round in 0..2 {
+            for to in 0..hosts.len() {
+                for from in (0..hosts.len()).filter(|from| *from != to) {
+                    pull(&mut hosts, to, from, 0, false, round);
+                }
+            }
+        }
+        let all = "SELECT group_concat(row, '; ') FROM (SELECT mergeql_text(region, id, typeof(a), a, votes, tags, hi, words, first, flag) AS row \
+                   FROM items ORDER BY region, id)";
+        let tables: Vec<String> = hosts.iter_mut().map(|h| raw(h, all)).collect();
+        assert!(tables.windows(2).all(|w| w[0] == w[1]), "seed {seed}:\n{}", tables.join("\n"));
+        let states = "SELECT group_concat(s, ';') FROM (SELECT tbl || hex(pk) || col || hex(state) AS s FROM mergeql_changes ORDER BY tbl, pk, col)";
+        let states: Vec<String> = hosts.iter_mut().map(|h| raw(h, states)).collect();
+        assert!(states.windows(2).all(|w| w[0] == w[1]), "seed {seed}: states differ");
+    }
+}
+
+/// Two replicas by their files.
+fn replicas(folder: &std::path::Path, table: &str, strategies: &str) -> (Vec<Host>, Vec<String>) {
+    let paths: Vec<String> = (0..2).map(|i| folder.join(format!("{i}.db")).display().to_string()).collect();
+    let mut hosts: Vec<Host> = paths.iter().map(|p| start(Some(p))).collect();
+    for host in &mut hosts {
+        host.raw(table).unwrap();
+        raw(host, strategies);
+    }
+    (hosts, paths)
+}
+
+fn pull(host: &mut Host, path: &str, since: u64) -> Result<(), mergeql_host_tests::HostError> {
+    host.ask(&serde_json::json!({ "pull": path, "since": since, "some": false, "seed": 1 })).map(drop)
+}
+
+/// A concurrent history and its outcome, strategy by strategy.
+#[test]
+fn concurrent_histories_end_as_the_page_says() {
+    let folder = tempfile::tempdir().unwrap();
+    let table = "CREATE TABLE notes (id TEXT PRIMARY KEY, title TEXT, votes INTEGER, tags TEXT, best INTEGER)";
+    let (mut hosts, paths) = replicas(folder.path(), table, "SELECT crdt_table('notes', 'votes pncounter, tags orset, best max')");
+    hosts[0].raw("INSERT INTO notes VALUES ('n', 'first', 10, '[\"x\"]', 5)").unwrap();
+    pull(&mut hosts[1], &paths[0], 0).unwrap();
+    hosts[0].raw("UPDATE notes SET votes = votes + 3, tags = '[\"x\",\"z\"]', best = 9, title = 'left'").unwrap();
+    hosts[1].raw("UPDATE notes SET votes = votes - 1, tags = '[]', best = 7, title = 'right'").unwrap();
+    for _ in 0..2 {
+        pull(&mut hosts[0], &paths[1], 0).unwrap();
+        pull(&mut hosts[1], &paths[0], 0).unwrap();
+    }
+    for host in &mut hosts {
+        assert_eq!(raw(host, "SELECT mergeql_text(title, votes, tags, best) FROM notes"), "right, 12, [\"z\"], 9");
+    }
+    // A deletion wins over what was written before it, and a row that is written anew is there again.
+    hosts[0].raw("DELETE FROM notes").unwrap();
+    pull(&mut hosts[1], &paths[0], 0).unwrap();
+    assert_eq!(raw(&mut hosts[1], "SELECT count(*) FROM notes"), "0");
+    hosts[1].raw("INSERT INTO notes VALUES ('n', 'again', 12, '[]', 1)").unwrap();
+    pull(&mut hosts[0], &paths[1], 0).unwrap();
+    assert_eq!(raw(&mut hosts[0], "SELECT mergeql_text(title, votes, tags, best) FROM notes"), "again, 12, [], 9");
+    // A schema that changes on one side first: what comes waits for its column.
+    let alter = "SELECT crdt_alter('notes', 'ALTER TABLE notes ADD COLUMN stars INTEGER', 'stars pncounter')";
+    raw(&mut hosts[0], alter);
+    hosts[0].raw("UPDATE notes SET stars = 4").unwrap();
+    pull(&mut hosts[1], &paths[0], 0).unwrap();
+    raw(&mut hosts[1], alter);
+    assert_eq!(raw(&mut hosts[1], "SELECT stars FROM notes"), "4");
+    // Rows that are gone are forgotten once every peer has read of it.
+    hosts[0].raw("DELETE FROM notes").unwrap();
+    pull(&mut hosts[1], &paths[0], 0).unwrap();
+    assert_eq!(raw(&mut hosts[0], "SELECT crdt_compact()"), "0");
+    let last = raw(&mut hosts[0], "SELECT max(seq) FROM mergeql_changes");
+    let peer = raw(&mut hosts[1], "SELECT crdt_origin()");
+    raw(&mut hosts[0], &format!("SELECT crdt_acknowledge('{peer}', {last})"));
+    assert_eq!(raw(&mut hosts[0], "SELECT crdt_compact()"), "1");
+    assert_eq!(raw(&mut hosts[0], "SELECT count(*) FROM mergeql_changes"), "0");
+}
+
+/// What cannot be replicated, or is not a change, is refused.
+#[test]
+fn replication_refuses_what_it_cannot_keep() {
+    let mut host = start(None);
+    host.raw("CREATE TABLE bare (a, b); CREATE TABLE twice (id INTEGER PRIMARY KEY, mail TEXT UNIQUE); CREATE TABLE t (id INTEGER PRIMARY KEY, a, b)").unwrap();
+    for (sql, says) in [
+        ("SELECT crdt_table('nosuch', '')", "unknown_source"),
+        ("SELECT crdt_table('bare', '')", "no primary key"),
+        ("SELECT crdt_table('twice', '')", "UNIQUE"),
+        ("SELECT crdt_table('t', 'c lww')", "unknown_column"),
+        ("SELECT crdt_table('t', 'a lwww')", "did you mean `lww`"),
+        ("SELECT crdt_table('t', 'a lww, a max')", "two strategies"),
+        ("SELECT crdt_table('t', 'id max')", "is the key"),
+        ("SELECT crdt_table('t', 'a gauge')", "unsupported"),
+        ("SELECT crdt_alter('t', 'ALTER TABLE t ADD COLUMN c')", "not replicated"),
+    ] {
+        let error = host.query_raw(sql).unwrap_err();
+        assert!(error.0.contains(says), "{sql}: {error}");
+    }
+    assert_eq!(
+        raw(&mut host, "SELECT count(*) FROM sqlite_schema WHERE name LIKE '\\_mergeql%' ESCAPE '\\'"),
+        "0",
+        "nothing is left behind"
+    );
+    raw(&mut host, "SELECT crdt_table('t', 'a pncounter, b orset')");
+    for (values, says) in [
+        ("('t', 1, 'a', crdt_max_state(1), 1, 1, 'x')", "replicated as `pncounter`"),
+        ("('t', 1, 'a', x'00', 1, 1, 'x')", "not_a_state"),
+        ("('t', 1, 'a', x'4d5101', 1, 1, 'x')", "corrupt_state"),
+    ] {
+        let error = host.raw(&format!("INSERT INTO mergeql_changes SELECT * FROM (VALUES {values})")).unwrap_err();
+        assert!(error.0.contains(says), "{values}: {error}");
+    }
+    for sql in ["DELETE FROM mergeql_changes", "UPDATE mergeql_changes SET seq = 1"] {
+        host.raw("INSERT INTO t VALUES (1, 2, '[]')").ok();
+        assert!(host.raw(sql).is_err(), "{sql}");
+    }
+    host.raw("UPDATE t SET b = 'no list'").unwrap();
+    assert!(host.query_raw("SELECT * FROM mergeql_changes").unwrap_err().0.contains("JSON array"));
+}
+
+/// A process that is killed while it applies changes leaves all of them or none.
+#[test]
+fn a_crash_leaves_the_old_rows_or_the_new() {
+    let folder = tempfile::tempdir().unwrap();
+    let table = "CREATE TABLE t (id INTEGER PRIMARY KEY, v)";
+    let (mut hosts, paths) = replicas(folder.path(), table, "SELECT crdt_table('t', '')");
+    hosts[0].raw("WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 5000) INSERT INTO t SELECT i, 'v' || i FROM n").unwrap();
+    raw(&mut hosts[0], "SELECT count(*) FROM mergeql_changes");
+    for wait in [30, 300, 900] {
+        let mut victim = start(Some(&paths[1]));
+        let path = paths[0].clone();
+        let process = victim.id();
+        let applying = std::thread::spawn(move || pull(&mut victim, &path, 0).is_ok());
+        std::thread::sleep(std::time::Duration::from_millis(wait));
+        std::process::Command::new("kill").args(["-9", &process.to_string()]).status().unwrap();
+        applying.join().unwrap();
+        let mut host = start(Some(&paths[1]));
+        let count = raw(&mut host, "SELECT count(*) FROM t");
+        assert!(count == "0" || count == "5000", "{count}");
+        assert_eq!(raw(&mut host, "SELECT integrity_check FROM pragma_integrity_check"), "ok");
+    }
+    pull(&mut hosts[1], &paths[0], 0).unwrap();
+    assert_eq!(raw(&mut hosts[1], "SELECT count(*) FROM t"), "5000");
+}
+
+/// With every protection on, in views and triggers, beside other connections.
+#[test]
+fn it_works_where_schemas_are_not_trusted() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("t.db").display().to_string();
+    let mut host = start(Some(&path));
+    host.raw("PRAGMA journal_mode = WAL; PRAGMA trusted_schema = OFF; CREATE TABLE t (id INTEGER PRIMARY KEY, v TEXT, ts INTEGER)")
+        .unwrap();
+    raw(&mut host, "SELECT crdt_table('t', 'v lww')");
+    host.raw("CREATE VIEW newest AS SELECT crdt_lww(v, ts) AS v, crdt_value(crdt_max_state(ts)) AS ts FROM t; INSERT INTO t VALUES (1, 'a', 1), (2, 'b', 2)").unwrap();
+    assert_eq!(raw(&mut host, "SELECT mergeql_text(v, ts) FROM newest"), "b, 2");
+    let mut other = start(Some(&path));
+    other.raw("UPDATE t SET v = 'c' WHERE id = 1").unwrap();
+    assert_eq!(raw(&mut host, "SELECT crdt_value(state) FROM mergeql_changes WHERE pk = 1 AND col = 'v'"), "\"c\"");
+    // What runs statements is not for views and triggers.
+    host.raw("CREATE VIEW evil AS SELECT mergeql_exec('CREATE STRATEGY x AS max')").unwrap();
+    assert!(host.query_raw("SELECT * FROM evil").unwrap_err().0.contains("unsafe use"));
+}
+
+/// Every function that takes a state, given what is none.
+#[test]
+fn random_blobs_never_crash_the_process() {
+    let mut host = start(None);
+    host.raw(
+        "CREATE TABLE blobs (b); WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 10000) \
+         INSERT INTO blobs SELECT randomblob(1 + i % 30) FROM n; INSERT INTO blobs SELECT x'4d5101' || b FROM blobs; \
+         CREATE TABLE good AS SELECT crdt_union_state(v) AS s FROM (SELECT 'a,b' AS v UNION SELECT 'c')",
+    )
+    .unwrap();
+    for function in [
+        "crdt_value(b)",
+        "crdt_info(b)",
+        "crdt_type(b)",
+        "crdt_compress(b)",
+        "crdt_value_bigint(b)",
+        "crdt_join(b, (SELECT s FROM good))",
+        "crdt_compare(b, b)",
+        "crdt_delta((SELECT s FROM good), b)",
+        "orset_add(b, 1, 'a')",
+        "counter_add(b, 'a', 1)",
+        "flag_disable(b)",
+        "mergeql_unpack(b, 'a')",
+    ] {
+        let answer = host
+            .ask(&serde_json::json!({ "each": format!("SELECT {function} FROM blobs WHERE rowid = ?"), "rows": 20000 }))
+            .unwrap();
+        assert!(answer["refused"].as_u64().unwrap() >= 19_000, "{function}: {answer}");
+    }
+    assert_eq!(raw(&mut host, "SELECT crdt_value(s) FROM good"), "\"a,b,c\"");
+}
+
+/// A table that reads its merge anew each time, and only the rows that are asked for.
+#[test]
+fn virtual_tables_are_fresh_and_selective() {
+    let folder = tempfile::tempdir().unwrap();
+    let other = folder.path().join("other.db").display().to_string();
+    let mut host = start(None);
+    host.raw(&format!(
+        "ATTACH '{other}' AS far; CREATE TABLE far.london (id INTEGER PRIMARY KEY, v INTEGER); INSERT INTO far.london VALUES (1, 5), (2, 6); \
+         CREATE TABLE nyc (id INTEGER PRIMARY KEY, v INTEGER); INSERT INTO nyc VALUES (1, 9), (3, 3); \
+         CREATE VIRTUAL TABLE temp.m USING mergeql('MERGE nyc, far.london ON id STRATEGY v = max')"
+    ))
+    .unwrap();
+    assert_eq!(raw(&mut host, "SELECT group_concat(id || '=' || v) FROM (SELECT * FROM m ORDER BY id)"), "1=9,2=6,3=3");
+    host.raw("BEGIN").unwrap();
+    host.raw("INSERT INTO nyc VALUES (2, 8)").unwrap();
+    assert_eq!(raw(&mut host, "SELECT v FROM m WHERE id = 2"), "8");
+    host.raw("ROLLBACK").unwrap();
+    assert_eq!(raw(&mut host, "SELECT v FROM m WHERE id = 2"), "6");
+    assert_eq!(raw(&mut host, "SELECT name || ' ' || type FROM pragma_table_info('m') WHERE cid = 1"), "v INTEGER");
+    // Rows of other keys are not even looked at: theirs is a value that the merge would refuse.
+    host.raw("INSERT INTO nyc VALUES (7, 'not a number')").unwrap();
+    assert!(host.query_raw("SELECT * FROM m").unwrap_err().0.contains("type_mismatch"));
+    assert_eq!(raw(&mut host, "SELECT v FROM m WHERE id = 2"), "6");
+    assert_eq!(raw(&mut host, "SELECT count(*) FROM nyc JOIN m USING (id) WHERE nyc.id < 4"), "2");
+    // A table whose source is gone cannot be read, but dropped.
+    host.raw("DROP TABLE nyc").unwrap();
+    assert!(host.query_raw("SELECT * FROM m").unwrap_err().0.contains("unknown_source"));
+    host.raw("DROP TABLE m").unwrap();
 }
