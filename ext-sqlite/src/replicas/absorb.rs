@@ -1,13 +1,14 @@
 //! From notes of writes to states of cells, and from states back to rows.
 
 use super::definition::{Definition, key_parts};
-use super::{Replica, Result, cell, next_change, site};
+use super::{Numbers, Replica, Result, cell, site};
 use crate::values::{plain, value};
 use mergeql_lang::lower::quote;
 use mergeql_udfs::Value;
 use rusqlite::types::Value as Plain;
 use rusqlite::{Connection, OptionalExtension, params};
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
 
 /// The state of a cell and its clock.
 fn known(connection: &Connection, table: &str, pk: &Plain, column: &str) -> Result<Option<(Vec<u8>, i64)>> {
@@ -16,8 +17,18 @@ fn known(connection: &Connection, table: &str, pk: &Plain, column: &str) -> Resu
 }
 
 /// Keeps a cell's state: `origin` knows all of it.
-fn keep(connection: &Connection, table: &str, pk: &Plain, column: &str, state: &[u8], clock: i64, origin: &str) -> Result<()> {
-    let seq = next_change(connection)?;
+#[allow(clippy::too_many_arguments)] // the columns of a cell
+fn keep(
+    connection: &Connection,
+    numbers: &mut Numbers,
+    table: &str,
+    pk: &Plain,
+    column: &str,
+    state: &[u8],
+    clock: i64,
+    origin: &str,
+) -> Result<()> {
+    let seq = numbers.next(connection)?;
     let sql = "INSERT INTO main._mergeql_cells VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) ON CONFLICT DO UPDATE SET \
                state = excluded.state, clock = excluded.clock, seq = excluded.seq, origin = excluded.origin";
     connection.prepare_cached(sql)?.execute(params![table, pk, column, state, clock, seq, origin])?;
@@ -38,9 +49,11 @@ struct Noted {
 /// # Errors
 /// What a strategy refuses; then nothing is changed.
 pub(super) fn absorb(connection: &Connection, replica: &Replica) -> Result<()> {
+    replica.noted.store(false, Ordering::Relaxed);
     if connection.prepare_cached("SELECT 1 FROM main._mergeql_log LIMIT 1")?.query_row([], |_| Ok(())).optional()?.is_none() {
         return Ok(());
     }
+    let mut numbers = Numbers::default();
     let origin = site(connection)?.unwrap_or_default();
     let mut tables: BTreeMap<i64, Definition> = BTreeMap::new();
     let mut statement = connection.prepare("SELECT id, name FROM main._mergeql_tables")?;
@@ -51,10 +64,14 @@ pub(super) fn absorb(connection: &Connection, replica: &Replica) -> Result<()> {
         }
     }
     let mut noted: BTreeMap<(i64, Vec<u8>), (Plain, Noted)> = BTreeMap::new();
-    let mut statement = connection.prepare("SELECT clock, tbl, pk, columns FROM main._mergeql_log ORDER BY clock")?;
+    let mut statement = connection.prepare("SELECT clock, tbl, pk, columns FROM main._mergeql_log ORDER BY n")?;
     let mut rows = statement.query([])?;
+    // Clocks of several connections may disagree; the order of their writes does not.
+    let mut latest = 0;
     while let Some(row) = rows.next()? {
         let (clock, table, pk, columns): (i64, i64, Plain, i64) = (row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?);
+        latest = clock.max(latest);
+        let clock = latest;
         let Some(definition) = tables.get(&table) else { continue };
         let mut writer = mergeql_udfs::codec::Writer::default();
         writer.value(&value((&pk).into()));
@@ -76,17 +93,18 @@ pub(super) fn absorb(connection: &Connection, replica: &Replica) -> Result<()> {
             // What was written here came after all that was applied here.
             let clock = clock.max(before.as_ref().map_or(0, |(_, c)| c + 1));
             let state = cell::existence(before.as_ref().map(|(s, _)| s.as_slice()), there, clock, &origin)?;
-            keep(connection, &definition.table, pk, "", &state, clock, &origin)?;
+            keep(connection, &mut numbers, &definition.table, pk, "", &state, clock, &origin)?;
         }
-        write_columns(connection, replica, definition, pk, &note.columns, &origin)?;
+        write_columns(connection, replica, &mut numbers, definition, pk, &note.columns, &origin)?;
     }
     connection.execute("DELETE FROM main._mergeql_log", [])?;
-    Ok(())
+    numbers.keep(connection)
 }
 
 fn write_columns(
     connection: &Connection,
     replica: &Replica,
+    numbers: &mut Numbers,
     definition: &Definition,
     pk: &Plain,
     clocks: &BTreeMap<String, i64>,
@@ -109,7 +127,7 @@ fn write_columns(
         let state = before.as_ref().map(|(s, _)| s.as_slice());
         let made = cell::written(column, state, &value((&held).into()), clock, origin)?;
         if let Some(made) = &made {
-            keep(connection, &definition.table, pk, &column.name, made, clock, origin)?;
+            keep(connection, numbers, &definition.table, pk, &column.name, made, clock, origin)?;
         }
         // The row shows what the state says: a maximum that was lowered is what it was.
         if let Some(state) = made.as_deref().or(state) {
@@ -140,8 +158,10 @@ fn set(
 ///
 /// # Errors
 /// `corrupt_state`, `type_mismatch` for a state of another strategy.
+#[allow(clippy::too_many_arguments)] // the columns of a change
 pub(super) fn join(
     connection: &Connection,
+    numbers: &mut Numbers,
     table: &str,
     pk: &Plain,
     column: &str,
@@ -161,7 +181,7 @@ pub(super) fn join(
             (joined, clock.max(before_clock), origin)
         }
     };
-    keep(connection, table, pk, column, &joined, clock, &origin)?;
+    keep(connection, numbers, table, pk, column, &joined, clock, &origin)?;
     Ok(Some(joined))
 }
 

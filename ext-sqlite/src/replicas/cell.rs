@@ -7,6 +7,8 @@ use mergeql_udfs::catalog::{self, Input};
 use mergeql_udfs::functions;
 use mergeql_udfs::value::from_json;
 use mergeql_udfs::{Call, Error, Type, Value};
+use std::collections::HashMap;
+use std::sync::LazyLock;
 
 /// The value of a state.
 pub(super) fn value(state: &[u8]) -> Result<Value> {
@@ -34,9 +36,13 @@ fn update(entry: &catalog::Entry, call: &Call, known: Option<&[u8]>, row: &[Valu
     Ok(partial.encode().unwrap_or_default())
 }
 
-fn function(name: &str) -> Result<fn(&[Value]) -> mergeql_udfs::Result<Value>> {
-    let found = functions::all().into_iter().find(|f| f.name == name);
-    found.map(|f| f.run).ok_or_else(|| shown(Error::invalid_argument(format!("there is no function {name}"))))
+type Run = fn(&[Value]) -> mergeql_udfs::Result<Value>;
+
+/// A scalar function of the core.
+fn function(name: &str) -> Result<Run> {
+    static FUNCTIONS: LazyLock<HashMap<&str, Run>> =
+        LazyLock::new(|| functions::all().into_iter().map(|f| (f.name, f.run)).collect());
+    FUNCTIONS.get(name).copied().ok_or_else(|| shown(Error::invalid_argument(format!("there is no function {name}"))))
 }
 
 fn state(known: Option<&[u8]>) -> Value {

@@ -2,14 +2,14 @@
 #![allow(unsafe_code)]
 
 use super::definition::Definition;
-use super::{Replica, Result, absorb, prepare, site};
+use super::{Numbers, Replica, Result, absorb, atomically, prepare, site};
 use crate::values::shown;
 use mergeql_lang::Diagnostic;
 use mergeql_udfs::Code;
 use rusqlite::types::{Value as Plain, ValueRef};
 use rusqlite::vtab::{
-    Context, CreateVTab, Filters, IndexConstraintOp, IndexInfo, Inserts, Module, UpdateVTab, Updates, VTab, VTabConnection,
-    VTabCursor, VTabKind,
+    Context, CreateVTab, Filters, IndexConstraintOp, IndexInfo, Inserts, Module, TransactionVTab, UpdateVTab, Updates, VTab,
+    VTabConnection, VTabCursor, VTabKind,
 };
 use rusqlite::{Connection, ffi};
 use std::borrow::Cow;
@@ -17,6 +17,7 @@ use std::collections::HashMap;
 use std::ffi::{CStr, c_int};
 use std::marker::PhantomData;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// The columns of the feed, in the order of its schema.
 const SCHEMA: &CStr = c"CREATE TABLE changes(tbl TEXT, pk, col TEXT, state BLOB, clock INTEGER, seq INTEGER, origin TEXT)";
@@ -24,7 +25,7 @@ const SEQ: c_int = 5;
 
 /// Registers the feed.
 pub(super) fn register(connection: &Connection, replica: Arc<Replica>) -> Result<()> {
-    const MODULE: Module<'_, Changes> = Module::update_module();
+    const MODULE: Module<'_, Changes> = Module::update_module_with_tx();
     connection.create_module(c"mergeql_changes", &MODULE, Some(replica))
 }
 
@@ -34,9 +35,11 @@ struct Changes {
     base: ffi::sqlite3_vtab,
     connection: Connection,
     replica: Arc<Replica>,
-    /// Definitions of tables, as long as the schema is this one.
+    /// Definitions of tables, as they are in this transaction.
     tables: HashMap<String, Option<Arc<Definition>>>,
-    schema: i64,
+    numbers: Numbers,
+    /// No change was applied in this transaction yet.
+    fresh: bool,
 }
 
 impl Changes {
@@ -67,7 +70,14 @@ unsafe impl<'vtab> VTab<'vtab> for Changes {
         let connection = unsafe { Connection::from_handle(database.handle())? };
         connection.set_prepared_statement_cache_capacity(64);
         let replica = replica.cloned().unwrap_or_default();
-        let changes = Changes { base: ffi::sqlite3_vtab::default(), connection, replica, tables: HashMap::new(), schema: -1 };
+        let changes = Changes {
+            base: ffi::sqlite3_vtab::default(),
+            connection,
+            replica,
+            tables: HashMap::new(),
+            numbers: Numbers::default(),
+            fresh: true,
+        };
         Ok((Cow::Borrowed(SCHEMA), changes))
     }
 
@@ -113,23 +123,46 @@ impl<'vtab> UpdateVTab<'vtab> for Changes {
         let column = |i: usize| values.get::<Plain>(i + 2);
         let (table, pk, name): (String, Plain, String) = (values.get(2)?, column(1)?, values.get(4)?);
         let (state, clock, origin): (Vec<u8>, i64, String) = (values.get(5)?, values.get(6)?, values.get(8)?);
-        let schema: i64 = self.connection.prepare_cached("PRAGMA main.schema_version")?.query_row([], |row| row.get(0))?;
-        if schema != self.schema {
+        if std::mem::take(&mut self.fresh) {
             prepare(&self.connection)?;
             self.tables.clear();
-            self.schema = self.connection.query_row("PRAGMA main.schema_version", [], |row| row.get(0))?;
+            self.replica.noted.store(true, Ordering::Relaxed);
         }
-        absorb::absorb(&self.connection, &self.replica)?;
+        // What was written here comes before what is applied.
+        if self.replica.noted.load(Ordering::Relaxed) {
+            self.numbers.keep(&self.connection)?;
+            absorb::absorb(&self.connection, &self.replica)?;
+        }
         let definition = self.definition(&table)?;
         if let Some(definition) = &definition {
             check(definition, &name, &state)?;
         }
-        if let Some(joined) = absorb::join(&self.connection, &table, &pk, &name, &state, clock, &origin)?
+        if let Some(joined) = absorb::join(&self.connection, &mut self.numbers, &table, &pk, &name, &state, clock, &origin)?
             && let Some(definition) = &definition
         {
             absorb::show(&self.connection, &self.replica, definition, &pk, &name, &joined)?;
         }
         Ok(0)
+    }
+}
+
+impl<'vtab> TransactionVTab<'vtab> for Changes {
+    fn begin(&mut self) -> Result<()> {
+        (self.fresh, self.numbers) = (true, Numbers::default());
+        Ok(())
+    }
+
+    fn sync(&mut self) -> Result<()> {
+        self.numbers.keep(&self.connection)
+    }
+
+    fn commit(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    fn rollback(&mut self) -> Result<()> {
+        self.numbers = Numbers::default();
+        Ok(())
     }
 }
 
@@ -195,7 +228,8 @@ unsafe impl VTabCursor for Feed<'_> {
         if site(&changes.connection)?.is_none() {
             return Ok(());
         }
-        absorb::absorb(&changes.connection, &changes.replica)?;
+        // Within one transaction, or each write would be one.
+        atomically(&changes.connection, || absorb::absorb(&changes.connection, &changes.replica))?;
         let after = if arguments.is_empty() { Plain::Integer(0) } else { arguments.get(0)? };
         let bound = bound.filter(|b| !b.is_empty()).unwrap_or(">").to_owned();
         self.fetch(&bound, after)

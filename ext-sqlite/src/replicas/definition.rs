@@ -191,11 +191,8 @@ impl Definition {
     /// SQLite's.
     pub fn add_triggers(&self, connection: &Connection, id: i64) -> Result<()> {
         let table = quote(&self.table);
-        let note = |key: &str, columns: &str| {
-            format!(
-                "INSERT INTO _mergeql_log VALUES (mergeql_clock((SELECT max(clock) FROM _mergeql_log)), {id}, {key}, {columns});"
-            )
-        };
+        let note =
+            |key: &str, columns: &str| format!("INSERT INTO _mergeql_log VALUES (NULL, {id}, {key}, {columns}, mergeql_clock());");
         let same_key: Vec<String> = self.key.iter().map(|k| format!("NEW.{0} IS OLD.{0}", quote(k))).collect();
         let same_key = same_key.join(" AND ");
         let changed = |i: usize| {

@@ -38,13 +38,15 @@ pub(crate) struct Replica {
     clock: AtomicI64,
     /// Rows are being written that say nothing new.
     applying: AtomicBool,
+    /// Something was noted on this connection since notes were made states.
+    noted: AtomicBool,
 }
 
 impl Replica {
-    /// A clock after all that were given out and after `known`: milliseconds since 1970 in 48 bits, then a counter of 16.
-    fn tick(&self, known: i64) -> i64 {
+    /// A clock after all that were given out: milliseconds since 1970 in 48 bits, then a counter of 16.
+    fn tick(&self) -> i64 {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_millis() as i64) << 16;
-        let next = |last: i64| now.max(last.saturating_add(1)).max(known.saturating_add(1));
+        let next = |last: i64| now.max(last.saturating_add(1));
         match self.clock.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |last| Some(next(last))) {
             Ok(last) | Err(last) => next(last),
         }
@@ -70,8 +72,9 @@ pub fn register(connection: &Connection) -> Result<()> {
     let own = replica.clone();
     connection.create_scalar_function("mergeql_tracking", 0, trigger, move |_| Ok(!own.applying.load(Ordering::Relaxed)))?;
     let own = replica.clone();
-    connection.create_scalar_function("mergeql_clock", 1, trigger, move |context| {
-        Ok(own.tick(context.get::<Option<i64>>(0)?.unwrap_or(0)))
+    connection.create_scalar_function("mergeql_clock", 0, trigger, move |_| {
+        own.noted.store(true, Ordering::Relaxed);
+        Ok(own.tick())
     })?;
     let pure = crate::aggregates::PURE;
     connection.create_scalar_function("mergeql_key", -1, pure, |context| {
@@ -127,7 +130,7 @@ fn prepare(connection: &Connection) -> Result<()> {
     connection.execute_batch(
         "CREATE TABLE main._mergeql_site (one INTEGER PRIMARY KEY CHECK (one = 1), origin TEXT NOT NULL, seq INTEGER NOT NULL);
          CREATE TABLE main._mergeql_tables (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE COLLATE NOCASE, definition TEXT NOT NULL);
-         CREATE TABLE main._mergeql_log (clock INTEGER PRIMARY KEY, tbl INTEGER NOT NULL, pk, columns INTEGER NOT NULL);
+         CREATE TABLE main._mergeql_log (n INTEGER PRIMARY KEY, tbl INTEGER NOT NULL, pk, columns INTEGER NOT NULL, clock INTEGER NOT NULL);
          CREATE TABLE main._mergeql_cells (tbl TEXT NOT NULL, pk NOT NULL, col TEXT NOT NULL, state BLOB NOT NULL, clock INTEGER NOT NULL,
              seq INTEGER NOT NULL, origin TEXT NOT NULL, PRIMARY KEY (tbl, pk, col)) WITHOUT ROWID;
          CREATE INDEX main._mergeql_cells_seq ON _mergeql_cells (seq);
@@ -145,9 +148,26 @@ fn site(connection: &Connection) -> Result<Option<String>> {
     connection.prepare_cached("SELECT origin FROM main._mergeql_site")?.query_row([], |row| row.get(0)).optional()
 }
 
-/// The next number of a change here.
-fn next_change(connection: &Connection) -> Result<i64> {
-    connection.prepare_cached("UPDATE main._mergeql_site SET seq = seq + 1 RETURNING seq")?.query_row([], |row| row.get(0))
+/// The numbers of changes here: each change of a cell takes the next one.
+#[derive(Debug, Default)]
+struct Numbers(Option<i64>);
+
+impl Numbers {
+    fn next(&mut self, connection: &Connection) -> Result<i64> {
+        let last = match self.0 {
+            Some(last) => last,
+            None => connection.prepare_cached("SELECT seq FROM main._mergeql_site")?.query_row([], |row| row.get(0))?,
+        };
+        Ok(*self.0.insert(last + 1))
+    }
+
+    /// Keeps the last number that was taken.
+    fn keep(&mut self, connection: &Connection) -> Result<()> {
+        match self.0.take() {
+            Some(last) => connection.prepare_cached("UPDATE main._mergeql_site SET seq = ?1")?.execute([last]).map(drop),
+            None => Ok(()),
+        }
+    }
 }
 
 /// `crdt_table(table, 'column strategy, ...')`: makes a table a replicated one.
@@ -167,16 +187,11 @@ fn make_table(connection: &Connection, replica: &Replica, table: &str, strategie
     let id = connection.last_insert_rowid();
     definition.add_triggers(connection, id)?;
     // The rows that are there were written now.
-    let clock = replica.tick(0);
-    let key = definition.key_of("t");
-    let rows = connection.execute(
-        &format!(
-            "INSERT INTO main._mergeql_log SELECT {clock} + row_number() OVER (), {id}, {key}, -1 FROM main.{} AS t",
-            quote(&definition.table)
-        ),
+    let (clock, key) = (replica.tick(), definition.key_of("t"));
+    connection.execute(
+        &format!("INSERT INTO main._mergeql_log SELECT NULL, {id}, {key}, -1, {clock} FROM main.{} AS t", quote(&definition.table)),
         [],
     )?;
-    replica.tick(clock + rows as i64);
     // What other replicas sent before the table was here.
     absorb::absorb(connection, replica)?;
     absorb::materialize_all(connection, replica, &definition)?;
