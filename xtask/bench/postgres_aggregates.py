@@ -15,6 +15,7 @@ import psycopg
 
 programs, rows = sys.argv[1], int(sys.argv[2])
 groups = rows // 10
+few = 1000
 folder = tempfile.mkdtemp(prefix="mergeql-bench-pg")
 os.chmod(folder, 0o777)
 prefix = ["runuser", "-u", "postgres", "--"] if os.getuid() == 0 else []
@@ -45,7 +46,7 @@ def table(title, cases, connection, repeats=3):
 
 
 program("initdb", "-A", "trust", "-U", "postgres", "-E", "UTF8", "--locale=C.UTF-8")
-options = f"-k {folder} -c listen_addresses= -c shared_buffers=2GB -c work_mem=1GB -c fsync=off -c max_wal_size=8GB -c jit=off"
+options = f"-k {folder} -c listen_addresses= -c shared_buffers=2GB -c work_mem=256MB -c fsync=off -c max_wal_size=8GB -c jit=off"
 program("pg_ctl", "-o", options, "-w", "-l", f"{folder}/log", "start")
 try:
     connection = psycopg.connect(f"host={folder} user=postgres dbname=postgres", autocommit=True)
@@ -71,6 +72,15 @@ try:
     cases = [
         ("max", "SELECT k, crdt_max(v) FROM t GROUP BY k", "SELECT k, max(v) FROM t GROUP BY k"),
         ("max, one group", "SELECT crdt_max(v) FROM t", "SELECT max(v) FROM t"),
+        (f"max, {few} groups", f"SELECT k % {few}, crdt_max(v) FROM t GROUP BY 1", f"SELECT k % {few}, max(v) FROM t GROUP BY 1"),
+        (
+            f"lww(v, ts), {few} groups", f"SELECT k % {few}, crdt_lww(v, ts) FROM t GROUP BY 1",
+            f"SELECT DISTINCT ON (k % {few}) k % {few}, v FROM t ORDER BY k % {few}, ts DESC, v DESC",
+        ),
+        (
+            f"lww(v, ts), {few} groups", f"SELECT k % {few}, crdt_lww(v, ts) FROM t GROUP BY 1",
+            f"SELECT k % {few}, (array_agg(v ORDER BY ts DESC, v DESC))[1] FROM t GROUP BY 1",
+        ),
         ("lww(v, ts)", "SELECT k, crdt_lww(v, ts) FROM t GROUP BY k", "SELECT DISTINCT ON (k) k, v FROM t ORDER BY k, ts DESC, v DESC"),
         ("lww(v, ts)", "SELECT k, crdt_lww(v, ts) FROM t GROUP BY k", "SELECT k, (array_agg(v ORDER BY ts DESC, v DESC))[1] FROM t GROUP BY k"),
         ("lww(s, ts, node)", "SELECT k, crdt_lww(s, ts, node) FROM t GROUP BY k", 'SELECT DISTINCT ON (k) k, s FROM t ORDER BY k, ts DESC, node COLLATE "C" DESC, s COLLATE "C" DESC'),

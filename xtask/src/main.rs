@@ -21,11 +21,12 @@ const USAGE: &str = "cargo xtask COMMAND
   test-duckdb   the tests in DuckDB alone
   postgres      build the Postgres extension and say how to install it (with --install: do so)
   test-postgres the tests in Postgres alone
-  sqlite        build the SQLite extension and say how to load it
+  sqlite        build the SQLite extension and say how to load it (with --wheel: the Python package)
   test-sqlite   the tests in SQLite alone
   bench merge [ROWS ...]   the merge beside DuckDB, Polars and DataFusion, default 1000000 10000000 rows
   bench duckdb [ROWS]      our aggregates in DuckDB beside its own, default 10000000 rows
-  bench postgres [ROWS]    our aggregates in Postgres beside its own, default 10000000 rows";
+  bench postgres [ROWS]    our aggregates in Postgres beside its own, default 10000000 rows
+  bench sqlite [ROWS]      our aggregates and replicated tables in SQLite beside its own, default 1000000 rows";
 
 /// What a chore ends in.
 type Outcome = Result<(), String>;
@@ -79,10 +80,12 @@ fn main() -> ExitCode {
         ["postgres", "--install"] => postgres::build(true),
         ["test-postgres"] => postgres::test(),
         ["sqlite"] => sqlite::build(),
+        ["sqlite", "--wheel"] => sqlite::build_wheel(),
         ["test-sqlite"] => sqlite::test(),
         ["new-strategy"] => new_strategy::check(&root()),
         ["bench", "merge", rows @ ..] => bench::merge(&root(), rows),
         ["bench", "postgres", rows @ ..] => postgres::bench(rows.first().copied()),
+        ["bench", "sqlite", rows @ ..] => sqlite::bench(rows.first().copied()),
         ["bench", "duckdb", rows @ ..] => duckdb::bench(rows.first().copied()),
         _ => Err(USAGE.to_owned()),
     };

@@ -1,7 +1,7 @@
 //! `cargo xtask sqlite`: the extension as a file that SQLite loads.
 
 use crate::duckdb::run_with;
-use crate::{Outcome, run, target};
+use crate::{Outcome, root, run, target};
 use std::path::{Path, PathBuf};
 
 /// Builds the extension; gives back where it is. SQLite finds its entry by the file's name, without a number at its end.
@@ -34,6 +34,33 @@ pub fn build() -> Outcome {
     Ok(())
 }
 
+/// The wheel of the Python package; gives back where it is.
+fn wheel(extension: &Path) -> Result<PathBuf, String> {
+    let folder = extension.parent().unwrap_or(Path::new(".")).display().to_string();
+    let version = env!("CARGO_PKG_VERSION");
+    let output = std::process::Command::new(python()?)
+        .args(["ext-sqlite/python/wheel.py", &extension.display().to_string(), version, &folder])
+        .current_dir(root())
+        .output()
+        .map_err(|e| e.to_string())?;
+    if !output.status.success() {
+        return Err(String::from_utf8_lossy(&output.stderr).into_owned());
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).trim().into())
+}
+
+/// `cargo xtask sqlite --wheel`
+pub fn build_wheel() -> Outcome {
+    println!("{}", wheel(&extension(true)?)?.display());
+    Ok(())
+}
+
+/// `cargo xtask bench sqlite [ROWS]`: our aggregates and replicated tables beside SQLite's own, in turn in one process.
+pub fn bench(rows: Option<&str>) -> Outcome {
+    let file = extension(true)?.display().to_string();
+    run(python()?, &["xtask/bench/sqlite.py", &file, rows.unwrap_or("1000000")])
+}
+
 /// A Python whose SQLite loads extensions: Debian's does.
 fn python() -> Result<&'static str, String> {
     let loads = |python: &str| {
@@ -49,9 +76,15 @@ fn python() -> Result<&'static str, String> {
 /// The tests in SQLite.
 pub fn test() -> Outcome {
     let file: &Path = &extension(false)?;
+    let wheel = wheel(file)?.display().to_string();
+    // The package as a user has it: installed from its wheel, into an environment of the Python that loads extensions.
+    let environment = target()?.join("sqlite-package");
+    let (folder, installed) = (environment.display().to_string(), environment.join("bin/python").display().to_string());
+    run(python()?, &["-m", "venv", &folder])?;
+    run(&installed, &["-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-index", "--force-reinstall", &wheel])?;
     run_with(
         "cargo",
         &["test", "-p", "mergeql-host-tests", "--test", "sqlite"],
-        &[("MERGEQL_SQLITE_EXTENSION", &file.display().to_string()), ("MERGEQL_SQLITE_PYTHON", python()?)],
+        &[("MERGEQL_SQLITE_EXTENSION", &file.display().to_string()), ("MERGEQL_SQLITE_PYTHON", &installed)],
     )
 }

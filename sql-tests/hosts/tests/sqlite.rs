@@ -3,6 +3,7 @@
 
 use mergeql_host_tests::{Host, Sample, each_record, one, sample};
 use mergeql_lang::lower::sqlite_type_name;
+use mergeql_sql_tests::pages::blocks;
 use mergeql_udfs::laws::Random;
 use mergeql_udfs::{Type, catalog};
 use sqllogictest::Runner;
@@ -367,4 +368,42 @@ fn virtual_tables_are_fresh_and_selective() {
     host.raw("DROP TABLE nyc").unwrap();
     assert!(host.query_raw("SELECT * FROM m").unwrap_err().0.contains("unknown_source"));
     host.raw("DROP TABLE m").unwrap();
+}
+
+/// Every block of the SQLite page runs, and gives what the page says.
+#[test]
+fn the_page_says_what_comes_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let database = folder.path().join("page.db").display().to_string();
+    // The shell keeps a session's temporary tables: all blocks are one session, with marks between them.
+    let (mut script, mut said) = (String::new(), String::new());
+    let (mut python, mut printed) = (String::new(), String::new());
+    for block in blocks(include_str!("../../../docs/hosts/sqlite.md")) {
+        let expected = block.expected.unwrap_or_default();
+        match block.language.as_str() {
+            "sql" => {
+                script.push_str(&block.code.replace("mergeql0.so", &library()));
+                script.push_str(".print ----\n");
+                said.push_str(&format!("{expected}----\n"));
+            }
+            "python" => {
+                python.push_str(&block.code);
+                printed.push_str(&expected);
+            }
+            _ => {}
+        }
+    }
+    let mut shell = std::process::Command::new("sqlite3")
+        .arg(&database)
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .expect("the shell of SQLite is installed");
+    std::io::Write::write_all(&mut shell.stdin.take().unwrap(), script.as_bytes()).unwrap();
+    let output = shell.wait_with_output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), said);
+    let program = std::env::var("MERGEQL_SQLITE_PYTHON").unwrap();
+    let output = std::process::Command::new(program).args(["-c", &python]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(String::from_utf8_lossy(&output.stdout), printed);
 }
