@@ -10,10 +10,10 @@
 #![allow(unsafe_code)]
 
 use crate::api::{Connection, Pointer, duckdb, text};
-use mergeql_lang::ast::{Explain, Merge, Name, Piece, Relation as Written, Returning, Source, Statement, StrategyBody};
+use mergeql_lang::ast::{Explain, Merge, Name, Piece, Relation as Written, Source, Statement, StrategyBody};
 use mergeql_lang::lower::{DuckDb, Lowering, duckdb_columns, duckdb_type_name, quote, text as literal};
-use mergeql_lang::plan::{Plan, Relation, SourceColumn};
-use mergeql_lang::{Diagnostic, Span, UserStrategies, bind, check_fit, check_strategy, find_strategy, parse};
+use mergeql_lang::plan::{Relation, SourceColumn};
+use mergeql_lang::{Diagnostic, Span, UserStrategies, bind, bind_into, check_unverified, find_strategy, parse};
 use mergeql_udfs::{Code, Error, Value};
 use std::cell::RefCell;
 use std::ffi::{CStr, c_char};
@@ -96,15 +96,7 @@ fn create_strategy(or_replace: bool, name: &Name, body: StrategyBody) -> Result<
     let mut user = strategies();
     // DuckDB may evaluate a constant more than once.
     if user.get(&name.value) != Some(&body) {
-        check_strategy(&user, or_replace, name, &body)?;
-        if matches!(body, StrategyBody::Fold { compact: true, .. }) {
-            return Err(Diagnostic::at(
-                Code::UnverifiedStrategy,
-                name.span,
-                "DuckDB cannot verify a fold, so it cannot be COMPACT",
-            )
-            .help("leave COMPACT out: a fold over the set of values is lawful for any expression"));
-        }
+        check_unverified(&user, or_replace, name, &body, "DuckDB")?;
         user.insert(name.value.clone(), body);
     }
     Ok("SELECT 1 AS strategies".to_owned())
@@ -378,63 +370,30 @@ fn relation(source: &Written, merge: &Merge, row: &str, spellings: &mut Vec<Stri
     Ok(Relation { sql, origin, columns, rows: None })
 }
 
-fn bind_to(merge: &Merge, types: &[String], target: bool, explain: Explain) -> Result<Plan> {
+/// What is known of these sources, once their row types are.
+fn relations(sources: &[Source], merge: &Merge, types: &[String]) -> Result<Vec<Relation>> {
     let mut spellings = Vec::new();
-    let relations = merge
-        .sources
-        .iter()
-        .zip(types)
-        .map(|(source, row)| relation(&source.relation, merge, row, &mut spellings))
-        .collect::<Result<Vec<_>>>()?;
-    bind(merge, relations, target, &strategies(), explain)
-}
-
-/// The way out that there is in DuckDB.
-fn way_out(mut error: Box<Diagnostic>) -> Box<Diagnostic> {
-    error.help = Some(match error.code {
-        Code::NeedsState => {
-            "keep states in columns: crdt_x_state(v) in a table, crdt_merge(state) when reading; or CREATE OR REPLACE \
-                             the table from a MERGE of everything"
-                .to_owned()
-        }
-        _ => "add the column first (ALTER TABLE ... ADD COLUMN), or leave it out in a source query".to_owned(),
-    });
-    error
+    sources.iter().zip(types).map(|(source, row)| relation(&source.relation, merge, row, &mut spellings)).collect()
 }
 
 fn bound_sql(statement: &str, types: &[String]) -> Result<String> {
     let (plan, explain, key_rows) = match parse(statement)? {
-        Statement::Merge { explain, merge } => (bind_to(&merge, types, false, explain)?, explain, None),
+        Statement::Merge { explain, merge } => {
+            let plan = bind(&merge, relations(&merge.sources, &merge, types)?, false, &strategies(), explain)?;
+            plan.check_states()?;
+            (plan, explain, None)
+        }
         Statement::MergeInto { explain, target, merge } => {
             let Written::Table(parts) = &target else {
                 return Err(Diagnostic::new(Code::Unsupported, "MERGE INTO needs a table"));
             };
             let name = table(parts);
-            if merge.returning != Returning::Rows {
-                return Err(Diagnostic::new(Code::Unsupported, "DuckDB's MERGE INTO gives no conflicts back")
-                    .help("ask for them first: MERGE target, sources ON ... RETURNING CONFLICTS"));
-            }
-            bind_to(&merge, types.get(1..).unwrap_or_default(), true, explain)?.check_strategies(&name).map_err(way_out)?;
-            let plan = bind_to(&with_target(&target, &merge), types, true, explain)?;
-            let columns: Vec<String> = plan.sources[0].relation.columns.iter().map(|c| c.name.clone()).collect();
-            plan.check_target(&name, &columns).map_err(way_out)?;
-            for (column, merged) in plan.result_columns() {
-                if let Some(theirs) = plan.sources[0].relation.columns.iter().find(|c| c.name == *column) {
-                    check_fit(column, &theirs.ty, merged)?;
-                }
-            }
-            if plan.extends() && plan.columns.iter().any(|c| !columns.contains(&c.name)) {
-                return Err(Diagnostic::new(Code::Unsupported, "DuckDB's MERGE INTO adds no columns")
-                    .help("add them first: ALTER TABLE ... ADD COLUMN"));
-            }
+            let relations = relations(&with_target(&target, &merge).sources, &merge, types)?;
+            let plan = bind_into(&merge, &target, &name, relations, &strategies(), explain)?;
             (plan, explain, Some(name))
         }
         _ => return Err(Diagnostic::new(Code::Unsupported, "only MERGE stands for one query")),
     };
-    if plan.keeps_state() {
-        return Err(Diagnostic::new(Code::Unsupported, "DuckDB keeps no states in tables by itself")
-            .help("keep them in columns: crdt_x_state(v) in a table, crdt_merge(state) and crdt_value(state) when reading"));
-    }
     let query = Lowering { plan: &plan, dialect: &DuckDb }.query();
     if explain != Explain::No {
         let mut lines = plan.describe(|_| None);

@@ -5,13 +5,13 @@ use crate::datums::PgType;
 use crate::entry::{Call, Failure, Outcome};
 use mergeql_lang::Diagnostic;
 use mergeql_udfs::functions;
-use mergeql_udfs::{Code, Error, Type, Value};
+use mergeql_udfs::{Code, Type, Value};
 use pgrx::pg_sys;
 
 /// Functions of Postgres alone: `sql/mergeql.sql` declares them.
 const OWN: [(&str, fn(&[Value]) -> mergeql_udfs::Result<Value>); 4] = [
     ("mergeql_exact_double", exact_double),
-    ("mergeql_record", record),
+    ("mergeql_record", functions::record),
     ("mergeql_canonical", canonical),
     ("mergeql_divide", divide),
 ];
@@ -23,20 +23,6 @@ fn exact_double(arguments: &[Value]) -> mergeql_udfs::Result<Value> {
         Value::List(items) => Ok(Value::List(items.iter().map(double).collect::<mergeql_udfs::Result<_>>()?)),
         value => double(value),
     }
-}
-
-/// `mergeql_record(name, value, ...)`; a record in place of a name and a value brings all its fields.
-fn record(arguments: &[Value]) -> mergeql_udfs::Result<Value> {
-    let mut fields = Vec::new();
-    let mut rest = arguments.iter();
-    while let Some(first) = rest.next() {
-        match first {
-            Value::Struct(more) => fields.extend(more.iter().cloned()),
-            Value::Text(name) => fields.push((name.as_ref().into(), rest.next().cloned().unwrap_or(Value::Null))),
-            _ => return Err(Error::invalid_argument("mergeql_record takes names and values in turn")),
-        }
-    }
-    Ok(Value::record(fields))
 }
 
 /// A value is canonical as soon as it is one of ours.

@@ -5,11 +5,11 @@
 use crate::datums::{Form, PgType, bytes};
 use crate::entry::{Call, Failure, Outcome};
 use crate::spi::{self, Column, Spi, type_name};
-use mergeql_lang::ast::{Explain, Merge, Name, Piece, Relation as Written, Returning, Source, Statement, StrategyBody};
+use mergeql_lang::ast::{Explain, Merge, Name, Piece, Relation as Written, Returning, Statement, StrategyBody};
 use mergeql_lang::diagnostic::nearest;
 use mergeql_lang::lower::{Lowering, Postgres, quote, text as literal};
 use mergeql_lang::plan::{Plan, Relation, SourceColumn};
-use mergeql_lang::{Diagnostic, Span, UserStrategies, bind, check_fit, check_strategy, find_strategy, parse};
+use mergeql_lang::{Diagnostic, Span, UserStrategies, bind, bind_into, check_unverified, find_strategy, parse};
 use mergeql_udfs::{Code, Type};
 use pgrx::pg_sys;
 use std::ffi::CStr;
@@ -121,13 +121,7 @@ impl Session<'_> {
     }
 
     fn create_strategy(&self, statement: &str, or_replace: bool, name: &Name, body: &StrategyBody) -> Result<String, Failure> {
-        check_strategy(&self.strategies()?, or_replace, name, body)?;
-        if matches!(body, StrategyBody::Fold { compact: true, .. }) {
-            let message = "Postgres cannot verify a fold, so it cannot be COMPACT";
-            return Err(Diagnostic::at(Code::UnverifiedStrategy, name.span, message)
-                .help("leave COMPACT out: a fold over the set of values is lawful for any expression")
-                .into());
-        }
+        check_unverified(&self.strategies()?, or_replace, name, body, "Postgres")?;
         Ok(format!(
             "INSERT INTO {} (name, definition) VALUES ({}, {}) ON CONFLICT (name) DO UPDATE SET definition = EXCLUDED.definition",
             self.own("mergeql_user_strategies"),
@@ -233,9 +227,7 @@ impl Session<'_> {
         if explain != Explain::No {
             return self.explained(&plan, explain);
         }
-        if plan.keeps_state() {
-            return Err(no_states().into());
-        }
+        plan.check_states()?;
         Ok(self.typed(&plan, &described, &Lowering { plan: &plan, dialect: &self.dialect }.query()))
     }
 
@@ -304,38 +296,15 @@ impl Session<'_> {
 
     fn bind_target(&self, target: &Written, merge: &Merge, explain: Explain) -> Result<(Plan, Vec<Described>), Failure> {
         let into = self.describe(target)?;
-        let Some((_, shown)) = &into.table else {
+        let Some((_, shown)) = into.table.clone() else {
             return Err(Diagnostic::new(Code::Unsupported, "MERGE INTO needs a table").into());
         };
-        if merge.returning != Returning::Rows {
-            return Err(Diagnostic::new(Code::Unsupported, "MERGE INTO gives no conflicts back here")
-                .help("ask for them first: MERGE target, sources ON ... RETURNING CONFLICTS")
-                .into());
+        let mut described = vec![into];
+        for source in &merge.sources {
+            described.push(self.describe(&source.relation)?);
         }
-        let user = self.strategies()?;
-        let mut described = merge.sources.iter().map(|s| self.describe(&s.relation)).collect::<Result<Vec<_>, _>>()?;
-        let relations = |described: &[Described]| described.iter().map(|d| d.relation.clone()).collect::<Vec<_>>();
-        bind(merge, relations(&described), true, &user, explain)?.check_strategies(shown).map_err(way_out)?;
-        let shown = shown.clone();
-        described.insert(0, into);
-        let mut with = merge.clone();
-        with.sources.insert(0, Source { relation: target.clone(), alias: None, span: Span::default() });
-        let plan = bind(&with, relations(&described), true, &user, explain)?;
-        let columns: Vec<String> = described[0].relation.columns.iter().map(|c| c.name.clone()).collect();
-        plan.check_target(&shown, &columns).map_err(way_out)?;
-        for (column, merged) in plan.result_columns() {
-            if let Some(theirs) = described[0].relation.columns.iter().find(|c| c.name == *column) {
-                check_fit(column, &theirs.ty, merged)?;
-            }
-        }
-        if plan.extends() && plan.columns.iter().any(|c| !columns.contains(&c.name)) {
-            return Err(Diagnostic::new(Code::Unsupported, "MERGE INTO adds no columns here")
-                .help("add them first: ALTER TABLE ... ADD COLUMN")
-                .into());
-        }
-        if plan.keeps_state() {
-            return Err(no_states().into());
-        }
+        let relations = described.iter().map(|d| d.relation.clone()).collect();
+        let plan = bind_into(merge, target, &shown, relations, &self.strategies()?, explain)?;
         Ok((plan, described))
     }
 
@@ -452,24 +421,6 @@ impl Session<'_> {
 fn is_comparable(column: &Column) -> bool {
     PgType::of(column.oid, column.typmod)
         .is_ok_and(|ty| !matches!(ty.form, Form::Text | Form::Padded | Form::Printed | Form::Array(_)))
-}
-
-fn no_states() -> Box<Diagnostic> {
-    Diagnostic::new(Code::Unsupported, "Postgres keeps no states in tables by itself yet")
-        .help("keep them in columns: crdt_x_state(v) in a table, crdt_merge(state) and crdt_value(state) when reading")
-}
-
-/// The way out that there is in Postgres.
-fn way_out(mut error: Box<Diagnostic>) -> Box<Diagnostic> {
-    error.help = Some(match error.code {
-        Code::NeedsState => {
-            "keep states in columns of type crdt: crdt_x_state(v) in a table, crdt_merge(state) when reading; or make the table anew \
-             from a MERGE of everything"
-                .to_owned()
-        }
-        _ => "add the column first (ALTER TABLE ... ADD COLUMN), or leave it out in a source query".to_owned(),
-    });
-    error
 }
 
 // What users call.

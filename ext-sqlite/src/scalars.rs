@@ -35,7 +35,7 @@ pub fn register(connection: &Connection) -> rusqlite::Result<()> {
         add(connection, name, count, run)?;
     }
     connection.create_scalar_function("mergeql_record", -1, PURE, |context| {
-        Ok(Answer::typed(&record(&arguments(context)?).map_err(shown)?))
+        Ok(Answer::typed(&functions::record(&arguments(context)?).map_err(shown)?))
     })?;
     // It runs SQL that it is given.
     let direct = FunctionFlags::SQLITE_UTF8 | FunctionFlags::SQLITE_DIRECTONLY;
@@ -90,20 +90,6 @@ fn checked(arguments: &[Value]) -> mergeql_udfs::Result<Value> {
     }
     Err(Error::type_mismatch(format!("a column of {wanted} holds the {} {value}", value.kind()))
         .with_help("SQLite lets a column hold anything: CAST it in a source query, or declare the table STRICT"))
-}
-
-/// `mergeql_record(name, value, ...)`; a record in place of a name and a value brings all its fields.
-fn record(arguments: &[Value]) -> mergeql_udfs::Result<Value> {
-    let mut fields = Vec::new();
-    let mut rest = arguments.iter();
-    while let Some(first) = rest.next() {
-        match first {
-            Value::Struct(more) => fields.extend(more.iter().cloned()),
-            Value::Text(name) => fields.push((name.as_ref().into(), rest.next().cloned().unwrap_or(Value::Null))),
-            _ => return Err(Error::invalid_argument("mergeql_record takes names and values in turn")),
-        }
-    }
-    Ok(Value::record(fields))
 }
 
 /// `mergeql_fold(set, left, right, step)`: the values of a set, folded in R2 order by a step in SQL over two names.

@@ -2,11 +2,11 @@
 #![allow(unsafe_code)]
 
 use crate::values::{Answer, shown};
-use mergeql_lang::ast::{Explain, Merge, Name, Piece, Relation as Written, Returning, Source, Statement, StrategyBody};
+use mergeql_lang::ast::{Explain, Merge, Name, Piece, Relation as Written, Returning, Statement, StrategyBody};
 use mergeql_lang::diagnostic::nearest;
 use mergeql_lang::lower::{Lowering, Sqlite, quote, text as literal};
 use mergeql_lang::plan::{Plan, Relation, SourceColumn};
-use mergeql_lang::{Diagnostic, Span, UserStrategies, bind, check_fit, check_strategy, find_strategy, parse};
+use mergeql_lang::{Diagnostic, Span, UserStrategies, bind, bind_into, check_unverified, find_strategy, parse};
 use mergeql_udfs::{Code, Type, Value};
 use rusqlite::functions::{Context, FunctionFlags};
 use rusqlite::{Connection, OptionalExtension, ffi};
@@ -210,14 +210,7 @@ impl<'a> Session<'a> {
     }
 
     fn create_strategy(&self, statement: &str, or_replace: bool, name: &Name, body: &StrategyBody) -> Result<Vec<String>> {
-        check_strategy(&self.strategies()?, or_replace, name, body).map_err(shown)?;
-        if matches!(body, StrategyBody::Fold { compact: true, .. }) {
-            let message = "SQLite cannot verify a fold, so it cannot be COMPACT";
-            return Err(shown(
-                Diagnostic::at(Code::UnverifiedStrategy, name.span, message)
-                    .help("leave COMPACT out: a fold over the set of values is lawful for any expression"),
-            ));
-        }
+        check_unverified(&self.strategies()?, or_replace, name, body, "SQLite").map_err(shown)?;
         Ok(vec![
             format!("CREATE TABLE IF NOT EXISTS main.{STRATEGIES} (name TEXT PRIMARY KEY, definition TEXT NOT NULL)"),
             format!(
@@ -400,9 +393,7 @@ impl<'a> Session<'a> {
         let described = merge.sources.iter().map(|s| self.describe(&s.relation)).collect::<Result<Vec<_>>>()?;
         let relations = described.into_iter().map(|d| d.relation).collect();
         let mut plan = bind(merge, relations, false, &self.strategies()?, explain).map_err(shown)?;
-        if plan.keeps_state() {
-            return Err(shown(no_states()));
-        }
+        plan.check_states().map_err(shown)?;
         for source in &mut plan.sources {
             let condition = |(name, parameter): &(String, usize)| {
                 let at = plan.columns[..plan.key].iter().position(|c| c.name == *name)?;
@@ -502,39 +493,11 @@ impl<'a> Session<'a> {
         let Some((_, name)) = into.table.clone() else {
             return Err(shown(Diagnostic::new(Code::Unsupported, "MERGE INTO needs a table")));
         };
-        if merge.returning != Returning::Rows {
-            return Err(shown(
-                Diagnostic::new(Code::Unsupported, "MERGE INTO gives no conflicts back here")
-                    .help("ask for them first: MERGE target, sources ON ... RETURNING CONFLICTS"),
-            ));
+        let mut relations = vec![into.relation.clone()];
+        for source in &merge.sources {
+            relations.push(self.describe(&source.relation)?.relation);
         }
-        let user = self.strategies()?;
-        let described = merge.sources.iter().map(|s| self.describe(&s.relation)).collect::<Result<Vec<_>>>()?;
-        let mut relations: Vec<Relation> = described.into_iter().map(|d| d.relation).collect();
-        bind(merge, relations.clone(), true, &user, explain)
-            .map_err(shown)?
-            .check_strategies(&name)
-            .map_err(|e| shown(way_out(e)))?;
-        relations.insert(0, into.relation.clone());
-        let mut with = merge.clone();
-        with.sources.insert(0, Source { relation: target.clone(), alias: None, span: Span::default() });
-        let plan = bind(&with, relations, true, &user, explain).map_err(shown)?;
-        let columns: Vec<String> = into.relation.columns.iter().map(|c| c.name.clone()).collect();
-        plan.check_target(&name, &columns).map_err(|e| shown(way_out(e)))?;
-        for (column, merged) in plan.result_columns() {
-            if let Some(theirs) = into.relation.columns.iter().find(|c| c.name == *column && c.ty != Type::Null) {
-                check_fit(column, &theirs.ty, merged).map_err(shown)?;
-            }
-        }
-        if plan.extends() && plan.columns.iter().any(|c| !columns.contains(&c.name)) {
-            return Err(shown(
-                Diagnostic::new(Code::Unsupported, "MERGE INTO adds no columns here")
-                    .help("add them first: ALTER TABLE ... ADD COLUMN"),
-            ));
-        }
-        if plan.keeps_state() {
-            return Err(shown(no_states()));
-        }
+        let plan = bind_into(merge, target, &name, relations, &self.strategies()?, explain).map_err(shown)?;
         Ok((plan, into))
     }
 
@@ -603,21 +566,4 @@ struct Facts {
 
 fn c_text(text: &str) -> std::result::Result<CString, std::ffi::NulError> {
     CString::new(text)
-}
-
-fn no_states() -> Box<Diagnostic> {
-    Diagnostic::new(Code::Unsupported, "SQLite keeps no states in tables by itself")
-        .help("keep them in columns: crdt_x_state(v) in a table, crdt_merge(state) when reading; or make it a crdt_table")
-}
-
-/// The way out that there is in SQLite.
-fn way_out(mut error: Box<Diagnostic>) -> Box<Diagnostic> {
-    error.help = Some(match error.code {
-        Code::NeedsState => {
-            "keep states in columns: crdt_x_state(v) in a table, crdt_merge(state) when reading; or MERGE everything INTO OR REPLACE the table"
-                .to_owned()
-        }
-        _ => "add the column first (ALTER TABLE ... ADD COLUMN), or leave it out in a source query".to_owned(),
-    });
-    error
 }

@@ -18,5 +18,5 @@ pub use bind::{UserStrategies, bind};
 pub use diagnostic::{Diagnostic, Result, Span};
 pub use format::{format, merge_text, resolution};
 pub use parser::{is_incomplete, parse, split};
-pub use strategies::{check_strategy, find_strategy};
-pub use target::check_fit;
+pub use strategies::{check_strategy, check_unverified, find_strategy};
+pub use target::{bind_into, check_fit};

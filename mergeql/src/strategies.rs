@@ -7,6 +7,20 @@ use mergeql_udfs::{Code, catalog};
 use sqlparser::ast::{Expr, Query, Visit, Visitor};
 use std::ops::ControlFlow;
 
+/// As [`check_strategy`], where the host (`DuckDB` ...) cannot evaluate a fold to verify it.
+///
+/// # Errors
+/// As [`check_strategy`]; `unverified_strategy` for a fold that is to be COMPACT.
+pub fn check_unverified(user: &UserStrategies, or_replace: bool, name: &Name, body: &StrategyBody, host: &str) -> Result<()> {
+    check_strategy(user, or_replace, name, body)?;
+    if matches!(body, StrategyBody::Fold { compact: true, .. }) {
+        let message = format!("{host} cannot verify a fold, so it cannot be COMPACT");
+        return Err(Diagnostic::at(Code::UnverifiedStrategy, name.span, message)
+            .help("leave COMPACT out: a fold over the set of values is lawful for any expression"));
+    }
+    Ok(())
+}
+
 /// Checks a definition against those that are there: its name is free, it stands for something, its expression is over its own names.
 ///
 /// # Errors

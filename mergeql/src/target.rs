@@ -1,10 +1,77 @@
 //! What may be merged into: an ordinary table's rows take part like any others, so a merged value must say all that its state knew.
 
-use crate::diagnostic::{Diagnostic, Result};
-use crate::plan::{Cell, Plan};
+use crate::ast::{Explain, Merge, Relation as Written, Returning, Source};
+use crate::bind::{UserStrategies, bind};
+use crate::diagnostic::{Diagnostic, Result, Span};
+use crate::plan::{Cell, Plan, Relation};
 use mergeql_udfs::{Code, Type, Value};
 
+/// Binds `MERGE INTO` in a database that keeps no states in its tables: `relations` are the table (called `name` in messages) and the
+/// sources; its rows take part like any others, and merged values must fit into its columns.
+///
+/// # Errors
+/// Those of [`bind`]; `needs_state`, `unknown_column`, `type_mismatch`, `unsupported`.
+pub fn bind_into(
+    merge: &Merge,
+    target: &Written,
+    name: &str,
+    relations: Vec<Relation>,
+    user: &UserStrategies,
+    explain: Explain,
+) -> Result<Plan> {
+    if merge.returning != Returning::Rows {
+        return Err(Diagnostic::new(Code::Unsupported, "MERGE INTO gives no conflicts back here")
+            .help("ask for them first: MERGE target, sources ON ... RETURNING CONFLICTS"));
+    }
+    // Before the table's own types are looked at: values of such a strategy need not even have the column's type.
+    let sources = relations[1..].to_vec();
+    bind(merge, sources, true, user, explain)?.check_strategies(name).map_err(way_out)?;
+    let columns: Vec<String> = relations[0].columns.iter().map(|c| c.name.clone()).collect();
+    let types: Vec<Type> = relations[0].columns.iter().map(|c| c.ty.clone()).collect();
+    let mut with = merge.clone();
+    with.sources.insert(0, Source { relation: target.clone(), alias: None, span: Span::default() });
+    let plan = bind(&with, relations, true, user, explain)?;
+    plan.check_target(name, &columns).map_err(way_out)?;
+    for (column, merged) in plan.result_columns() {
+        let theirs = columns.iter().position(|c| c == column).map(|at| &types[at]);
+        if let Some(theirs) = theirs.filter(|ty| **ty != Type::Null) {
+            check_fit(column, theirs, merged)?;
+        }
+    }
+    if plan.extends() && plan.columns.iter().any(|c| !columns.contains(&c.name)) {
+        return Err(Diagnostic::new(Code::Unsupported, "MERGE INTO adds no columns here")
+            .help("add them first: ALTER TABLE ... ADD COLUMN"));
+    }
+    plan.check_states()?;
+    Ok(plan)
+}
+
+/// The way out where tables keep no states.
+fn way_out(mut error: Box<Diagnostic>) -> Box<Diagnostic> {
+    error.help = Some(match error.code {
+        Code::NeedsState => {
+            "keep states in columns: crdt_x_state(v) in a table, crdt_merge(state) when reading; or make the table anew from a MERGE of \
+             everything"
+                .to_owned()
+        }
+        _ => "add the column first (ALTER TABLE ... ADD COLUMN), or leave it out in a source query".to_owned(),
+    });
+    error
+}
+
 impl Plan {
+    /// Refuses `state = 'keep'` in a database that keeps no states in its tables.
+    ///
+    /// # Errors
+    /// `unsupported`.
+    pub fn check_states(&self) -> Result<()> {
+        if !self.keeps_state() {
+            return Ok(());
+        }
+        Err(Diagnostic::new(Code::Unsupported, "tables here keep no states by themselves")
+            .help("keep them in columns: crdt_x_state(v) in a table, crdt_merge(state) and crdt_value(state) when reading"))
+    }
+
     /// Whether the statement lets its target grow.
     pub fn extends(&self) -> bool {
         matches!(self.option("schema"), Some(Value::Text(t)) if &**t == "extend")

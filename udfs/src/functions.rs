@@ -63,6 +63,24 @@ pub fn value_of(state: &Value) -> Result<Value> {
     with_value(std::slice::from_ref(state), Ok)
 }
 
+/// Names and values in turn as one record; a record in place of a name and a value brings all its fields. For hosts without named
+/// structs.
+///
+/// # Errors
+/// `invalid_argument` for a name that is no text.
+pub fn record(arguments: &[Value]) -> Result<Value> {
+    let mut fields = Vec::new();
+    let mut rest = arguments.iter();
+    while let Some(first) = rest.next() {
+        match first {
+            Value::Struct(more) => fields.extend(more.iter().cloned()),
+            Value::Text(name) => fields.push((name.as_ref().into(), rest.next().cloned().unwrap_or(Value::Null))),
+            _ => return Err(Error::invalid_argument("a record is made of names and values in turn")),
+        }
+    }
+    Ok(Value::record(fields))
+}
+
 /// Every scalar function that a host registers.
 pub fn all() -> Vec<Function> {
     let mut functions = of_every_state();
