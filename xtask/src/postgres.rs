@@ -35,7 +35,7 @@ fn sql_type(ty: &Type) -> &'static str {
         Type::Bytes => "bytea",
         Type::Timestamp { .. } => "timestamp",
         Type::List(element) if **element == Type::Text => "text[]",
-        Type::List(_) => "json",
+        Type::List(_) | Type::Map(..) | Type::Struct(_) => "json",
         _ => "text",
     }
 }
@@ -80,7 +80,7 @@ fn results(entry: &Entry) -> Given {
         return Given::Array;
     }
     let (_, _, first) = &found[0];
-    if found.iter().all(|(_, _, result)| result == first) {
+    if found.iter().all(|(_, _, result)| sql_type(result) == sql_type(first)) {
         return Given::One(sql_type(first));
     }
     Given::Each(found.iter().filter_map(|(name, _, result)| Some(((*name)?, sql_type(result)))).collect())
@@ -103,7 +103,7 @@ fn aggregates(out: &mut String) {
             line(format!("CREATE FUNCTION _crdt_{name}(internal, text, anyelement{rest}) RETURNS {given} {}", c("mergeql_finish")));
         }
     }
-    for name in ["text", "bigint", "double precision", "numeric"] {
+    for name in ["text", "bigint", "double precision", "numeric", "json"] {
         line(format!("CREATE FUNCTION _crdt_{}(internal) RETURNS {name} {}", name.replace(' ', "_"), c("mergeql_finish")));
     }
     for entry in catalog::all() {

@@ -25,6 +25,20 @@ pub struct DotStore {
     live: Vec<(Value, Dots)>,
 }
 
+/// The dot of a row (value, origin, counter, ...); `None` for a row of nothing.
+///
+/// # Errors
+/// `invalid_argument` for an origin or a counter that is none.
+pub fn dot_of(row: &[Value]) -> Result<Option<(&Value, u64)>> {
+    let (origin, n) = match (&row[1], &row[2]) {
+        (Value::Null, Value::Null) if row[0].is_null() => return Ok(None),
+        (origin, Value::Int(n)) => (crate::lattice::origins::origin(origin)?, u64::try_from(*n).ok().filter(|n| *n > 0)),
+        (_, other) => return Err(Error::invalid_argument(format!("the counter of a dot is an integer, not {other}"))),
+    };
+    let n = n.ok_or_else(|| Error::invalid_argument(format!("the counter of a dot is above zero, not {}", row[2])))?;
+    Ok(Some((origin, n)))
+}
+
 fn contains(runs: &Runs, n: u64) -> bool {
     runs.binary_search_by(|(first, last)| {
         if *last < n {

@@ -5,7 +5,7 @@ use crate::catalog::{Entry, Input, Spec};
 use crate::codec::{Reader, Writer};
 use crate::error::{Code, Error, Result};
 use crate::functions::Function;
-use crate::lattice::dots::DotStore;
+use crate::lattice::dots::{DotStore, dot_of};
 use crate::types::Type;
 use crate::value::Value;
 
@@ -138,12 +138,7 @@ impl<const READ: u8> Strategy for Dotted<READ> {
     }
 
     fn update(&self, state: &mut Known<READ>, row: &[Value]) -> Result<()> {
-        let (origin, n) = match (&row[1], &row[2]) {
-            (Value::Null, Value::Null) if row[0].is_null() => return Ok(()),
-            (origin, Value::Int(n)) => (crate::lattice::origins::origin(origin)?, u64::try_from(*n).ok().filter(|n| *n > 0)),
-            (_, other) => return Err(Error::invalid_argument(format!("the counter of a dot is an integer, not {other}"))),
-        };
-        let n = n.ok_or_else(|| Error::invalid_argument(format!("the counter of a dot is above zero, not {}", row[2])))?;
+        let Some((origin, n)) = dot_of(row)? else { return Ok(()) };
         let held = match (READ, &row[0]) {
             (_, Value::Null) => None,
             (ENABLE, Value::Bool(flag)) => flag.then_some(&row[0]),
