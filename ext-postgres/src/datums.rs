@@ -14,6 +14,10 @@ use std::sync::Arc;
 const EPOCH_DAYS: i32 = 10_957;
 const EPOCH_MICROS: i64 = EPOCH_DAYS as i64 * 86_400_000_000;
 
+/// A field of a row; `None` for one that was dropped.
+type Field = (Arc<str>, Option<PgType>);
+type Fields = Vec<Field>;
+
 /// How a type's values are read and written.
 #[derive(Debug, Clone)]
 pub enum Form {
@@ -58,7 +62,7 @@ pub enum Form {
     /// An array of one dimension.
     Array(Box<PgType>),
     /// A row.
-    Row(Vec<(Arc<str>, Option<PgType>)>, pg_sys::TupleDesc),
+    Row(Fields, pg_sys::TupleDesc),
 }
 
 /// A type of Postgres that values of ours come in.
@@ -101,10 +105,10 @@ impl PgType {
         // SAFETY: Postgres looks types up by OID; OIDs come from it.
         unsafe {
             let base = pg_sys::getBaseTypeAndTypmod(oid, &mut typmod);
-            let (mut length, mut by_value, mut align) = (0, false, 0);
-            pg_sys::get_typlenbyvalalign(base, &mut length, &mut by_value, &mut align);
+            let (mut length, mut by_value, mut align) = (0, false, 0i8);
+            pg_sys::get_typlenbyvalalign(base, &mut length, &mut by_value, (&raw mut align).cast());
             let (ty, form) = known(base, typmod)?;
-            Ok(PgType { oid, base, ty, form, length, by_value, align: align as i8 })
+            Ok(PgType { oid, base, ty, form, length, by_value, align })
         }
     }
 
@@ -369,12 +373,12 @@ fn numeric_type(typmod: i32) -> Type {
     }
 }
 
-fn row_type(fields: &[(Arc<str>, Option<PgType>)]) -> Type {
+fn row_type(fields: &[Field]) -> Type {
     Type::Struct(fields.iter().filter_map(|(name, ty)| Some((name.clone(), ty.as_ref()?.ty.clone()))).collect())
 }
 
 /// The fields of a row; `None` for those that were dropped.
-unsafe fn fields(description: pg_sys::TupleDesc) -> Result<Vec<(Arc<str>, Option<PgType>)>, Failure> {
+unsafe fn fields(description: pg_sys::TupleDesc) -> Result<Fields, Failure> {
     // SAFETY: the caller passes a live description.
     unsafe {
         (0..(*description).natts as usize)
@@ -406,7 +410,7 @@ pub unsafe fn attribute(description: pg_sys::TupleDesc, i: usize) -> *const pg_s
     }
 }
 
-unsafe fn row(fields_: &[(Arc<str>, Option<PgType>)], description: pg_sys::TupleDesc, datum: Datum) -> Result<Value, Failure> {
+unsafe fn row(fields_: &[Field], description: pg_sys::TupleDesc, datum: Datum) -> Result<Value, Failure> {
     // SAFETY: the datum is a row; one of type `record` says itself what it is.
     unsafe {
         let header: pg_sys::HeapTupleHeader = pg_sys::pg_detoast_datum(datum.cast_mut_ptr()).cast();
@@ -434,11 +438,7 @@ unsafe fn row(fields_: &[(Arc<str>, Option<PgType>)], description: pg_sys::Tuple
     }
 }
 
-unsafe fn make_row(
-    fields: &[(Arc<str>, Option<PgType>)],
-    description: pg_sys::TupleDesc,
-    record: &[(Arc<str>, Value)],
-) -> Result<Datum, Failure> {
+unsafe fn make_row(fields: &[Field], description: pg_sys::TupleDesc, record: &[(Arc<str>, Value)]) -> Result<Datum, Failure> {
     if description.is_null() {
         return Err(Diagnostic::new(Code::Unsupported, "a row without a type cannot be given back")
             .help("CREATE TYPE for it")

@@ -8,8 +8,10 @@ use mergeql_udfs::functions;
 use mergeql_udfs::{Code, Type, Value};
 use pgrx::pg_sys;
 
+type Run = fn(&[Value]) -> mergeql_udfs::Result<Value>;
+
 /// Functions of Postgres alone: `sql/mergeql.sql` declares them.
-const OWN: [(&str, fn(&[Value]) -> mergeql_udfs::Result<Value>); 4] = [
+const OWN: [(&str, Run); 4] = [
     ("mergeql_exact_double", exact_double),
     ("mergeql_record", functions::record),
     ("mergeql_canonical", canonical),
@@ -40,7 +42,7 @@ fn divide(arguments: &[Value]) -> mergeql_udfs::Result<Value> {
 
 /// A place in a query where a scalar function is called.
 struct Site {
-    run: fn(&[Value]) -> mergeql_udfs::Result<Value>,
+    run: Run,
     arguments: Vec<PgType>,
     result: PgType,
 }

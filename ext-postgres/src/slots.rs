@@ -136,7 +136,7 @@ pub trait InKey: Key + 'static {
 
 impl InKey for () {
     #[inline]
-    unsafe fn get<'a>(_: &'a Site, _: Call) {}
+    unsafe fn get(_: &Site, _: Call) {}
     fn values((): (), _: &Site) -> Result<Vec<Value>, Failure> {
         Ok(Vec::new())
     }
@@ -144,7 +144,7 @@ impl InKey for () {
 
 impl InKey for u64 {
     #[inline]
-    unsafe fn get<'a>(site: &'a Site, call: Call) -> Option<u64> {
+    unsafe fn get(site: &Site, call: Call) -> Option<u64> {
         call.arg(site.first + 1).and_then(|datum| rank(&site.inputs[1].form, datum, site.order))
     }
     fn values(seen: Option<u64>, site: &Site) -> Result<Vec<Value>, Failure> {
@@ -154,7 +154,7 @@ impl InKey for u64 {
 
 impl<const OLDEST: bool> InKey for Timed<OLDEST> {
     #[inline]
-    unsafe fn get<'a>(site: &'a Site, call: Call) -> (Option<u64>, Option<&'a [u8]>) {
+    unsafe fn get(site: &Site, call: Call) -> (Option<u64>, Option<&[u8]>) {
         // SAFETY: the second part is a text where this kind of key is chosen.
         let node = call.arg(site.first + 2).map(|datum| unsafe { varlena(datum) });
         // SAFETY: as the caller promises.

@@ -105,7 +105,7 @@ fn text_value(part: Option<&[u8]>) -> Value {
 
 impl InKey for () {
     #[inline]
-    fn get<'a>(_: &'a Context<'_>, _: &Classes) -> Option<()> {
+    fn get(_: &Context<'_>, _: &Classes) -> Option<()> {
         Some(())
     }
     fn values((): (), _: &Classes) -> Vec<Value> {
@@ -115,7 +115,7 @@ impl InKey for () {
 
 impl InKey for u64 {
     #[inline]
-    fn get<'a>(context: &'a Context<'_>, classes: &Classes) -> Option<Option<u64>> {
+    fn get(context: &Context<'_>, classes: &Classes) -> Option<Option<u64>> {
         rank(context.get_raw(1), classes)
     }
     fn values(seen: Option<u64>, classes: &Classes) -> Vec<Value> {

@@ -213,7 +213,16 @@ pub fn script() -> Result<String, String> {
     strategies(&mut out);
     out.push('\n');
     out.push_str(&part("statements.sql")?);
+    let steps: Vec<String> = out.lines().filter_map(step).collect();
+    steps.iter().for_each(|comment| out.push_str(comment));
     Ok(out)
+}
+
+/// The comment on a function that is a step of aggregates.
+fn step(line: &str) -> Option<String> {
+    let function = line.strip_prefix("CREATE FUNCTION _crdt_")?;
+    let (signature, _) = function.split_once(") RETURNS")?;
+    Some(format!("COMMENT ON FUNCTION _crdt_{signature}) IS 'a step of the aggregates, not called by itself';\n"))
 }
 
 fn control() -> String {

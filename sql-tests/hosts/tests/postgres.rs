@@ -735,6 +735,18 @@ fn the_extension_moves_and_goes() {
     assert_eq!(one_raw(&mut host, "other", &sql), "70");
 }
 
+/// Whatever the extension brings says what it is.
+#[test]
+fn every_function_has_a_comment() {
+    let mut host = cluster().host();
+    let members = "SELECT p.oid::regprocedure::text AS name FROM pg_depend AS d JOIN pg_proc AS p ON p.oid = d.objid \
+                   JOIN pg_extension AS e ON e.oid = d.refobjid WHERE d.classid = 'pg_proc'::regclass AND e.extname = 'mergeql' AND d.deptype = 'e'";
+    let silent = format!("SELECT count(*), min(p.name) FROM ({members} AND obj_description(p.oid, 'pg_proc') IS NULL) AS p");
+    assert_eq!(host.query(&silent).unwrap().unwrap(), [[Some("0".to_owned()), None]]);
+    let all: u32 = one(&mut host, &format!("SELECT count(*) FROM ({members}) AS p")).parse().unwrap();
+    assert!(all > 200, "{all}");
+}
+
 /// States as text, as bytes, in operators, as keys.
 #[test]
 fn states_are_values_of_postgres() {
