@@ -36,8 +36,8 @@ CASES = [
         "FROM mergeql.merge('MERGE a, b ON id STRATEGY high = max, ts = max VERSION BY ts')",
         [
             "SELECT id, max(high), arg_max(v, ROW(ts, v)), arg_max(name, ROW(ts, name)), max(ts) FROM (FROM a UNION ALL FROM b) GROUP BY id",
-            "SELECT coalesce(a.id, b.id), greatest(a.high, b.high), CASE WHEN b.id IS NULL OR (a.ts, a.v) >= (b.ts, b.v) THEN a.v ELSE b.v END, "
-            "CASE WHEN b.id IS NULL OR (a.ts, a.name) >= (b.ts, b.name) THEN a.name ELSE b.name END, greatest(a.ts, b.ts) "
+            "SELECT coalesce(a.id, b.id), greatest(a.high, b.high), CASE WHEN a.id IS NULL THEN b.v WHEN b.id IS NULL OR (a.ts, a.v) >= (b.ts, b.v) THEN a.v ELSE b.v END, "
+            "CASE WHEN a.id IS NULL THEN b.name WHEN b.id IS NULL OR (a.ts, a.name) >= (b.ts, b.name) THEN a.name ELSE b.name END, greatest(a.ts, b.ts) "
             "FROM a FULL JOIN b ON a.id = b.id",
         ],
     ),
