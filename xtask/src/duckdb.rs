@@ -1,6 +1,6 @@
 //! `cargo xtask duckdb`: the extension as a file that DuckDB loads, and the interpreters with DuckDB that tests and benchmarks run it in.
 
-use crate::{Outcome, root, run, target};
+use crate::{Environment, Outcome, hosts, root, run, target};
 use std::path::{Path, PathBuf};
 
 /// The DuckDB releases that the tests run: the current one of each line that one binary serves.
@@ -84,17 +84,16 @@ pub fn python(name: &str, packages: &[&str]) -> Result<PathBuf, String> {
 }
 
 /// The tests in every release of DuckDB.
-pub fn test() -> Outcome {
+pub fn test() -> Result<Environment, String> {
     let extension = extension(false)?;
     let mut pythons = Vec::new();
     for release in RELEASES {
         pythons.push(python(&format!("duckdb-{release}"), &[&format!("duckdb=={release}")])?.display().to_string());
     }
-    run_with(
-        "cargo",
-        &["test", "-p", "mergeql-host-tests", "--test", "duckdb"],
-        &[("MERGEQL_DUCKDB_EXTENSION", &extension.display().to_string()), ("MERGEQL_DUCKDB_PYTHONS", &pythons.join(":"))],
-    )
+    let environment =
+        vec![("MERGEQL_DUCKDB_EXTENSION", extension.display().to_string()), ("MERGEQL_DUCKDB_PYTHONS", pythons.join(":"))];
+    hosts(&["duckdb"], &environment)?;
+    Ok(environment)
 }
 
 /// Runs a command in the root with these variables.

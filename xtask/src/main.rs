@@ -57,11 +57,23 @@ fn lint() -> Outcome {
     duckdb::run_with("cargo", &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"], &[(name, &path)])
 }
 
+/// Variables that tell the tests in other databases where those are.
+type Environment = Vec<(&'static str, String)>;
+
+/// Runs tests in other databases.
+fn hosts(tests: &[&str], environment: &Environment) -> Outcome {
+    let mut arguments = vec!["test", "-p", "mergeql-host-tests"];
+    tests.iter().for_each(|test| arguments.extend(["--test", test]));
+    let environment: Vec<(&str, &str)> = environment.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    duckdb::run_with("cargo", &arguments, &environment)
+}
+
 fn test() -> Outcome {
     run("cargo", &["test"])?;
-    duckdb::test()?;
-    postgres::test()?;
-    sqlite::test()?;
+    let mut environment = duckdb::test()?;
+    environment.extend(postgres::test()?);
+    environment.extend(sqlite::test()?);
+    hosts(&["exchange"], &environment)?;
     docs::check(&root())?;
     new_strategy::check(&root())
 }
@@ -75,13 +87,13 @@ fn main() -> ExitCode {
         ["docs"] => docs::write(&root()),
         ["docs", "--check"] => docs::check(&root()),
         ["duckdb"] => duckdb::build(),
-        ["test-duckdb"] => duckdb::test(),
+        ["test-duckdb"] => duckdb::test().map(drop),
         ["postgres"] => postgres::build(false),
         ["postgres", "--install"] => postgres::build(true),
-        ["test-postgres"] => postgres::test(),
+        ["test-postgres"] => postgres::test().map(drop),
         ["sqlite"] => sqlite::build(),
         ["sqlite", "--wheel"] => sqlite::build_wheel(),
-        ["test-sqlite"] => sqlite::test(),
+        ["test-sqlite"] => sqlite::test().map(drop),
         ["new-strategy"] => new_strategy::check(&root()),
         ["bench", "merge", rows @ ..] => bench::merge(&root(), rows),
         ["bench", "postgres", rows @ ..] => postgres::bench(rows.first().copied()),

@@ -2,7 +2,7 @@
 //! benchmarks run in.
 
 use crate::duckdb::{python, run_with};
-use crate::{Outcome, root, run, target};
+use crate::{Environment, Outcome, hosts, root, run, target};
 use mergeql_udfs::catalog::{self, Entry, Input};
 use mergeql_udfs::{Call, Type, Value, functions};
 use std::fmt::Write;
@@ -314,16 +314,12 @@ pub fn build(installed: bool) -> Outcome {
 }
 
 /// The tests in a Postgres of their own.
-pub fn test() -> Outcome {
+pub fn test() -> Result<Environment, String> {
     let folder = extension(false)?;
     install(&folder)?;
-    let bin = ask(&pg_config()?, "--bindir")?;
-    let python = driver()?;
-    run_with(
-        "cargo",
-        &["test", "-p", "mergeql-host-tests", "--test", "postgres"],
-        &[("MERGEQL_POSTGRES_BIN", &bin), ("MERGEQL_POSTGRES_PYTHON", &python)],
-    )
+    let environment = vec![("MERGEQL_POSTGRES_BIN", ask(&pg_config()?, "--bindir")?), ("MERGEQL_POSTGRES_PYTHON", driver()?)];
+    hosts(&["postgres"], &environment)?;
+    Ok(environment)
 }
 
 /// `cargo xtask bench postgres [ROWS]`: our aggregates beside Postgres' own, in turn in one session.

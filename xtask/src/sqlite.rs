@@ -1,7 +1,6 @@
 //! `cargo xtask sqlite`: the extension as a file that SQLite loads.
 
-use crate::duckdb::run_with;
-use crate::{Outcome, root, run, target};
+use crate::{Environment, Outcome, hosts, root, run, target};
 use std::path::{Path, PathBuf};
 
 /// Builds the extension; gives back where it is. SQLite finds its entry by the file's name, without a number at its end.
@@ -74,7 +73,7 @@ fn python() -> Result<&'static str, String> {
 }
 
 /// The tests in SQLite.
-pub fn test() -> Outcome {
+pub fn test() -> Result<Environment, String> {
     let file: &Path = &extension(false)?;
     let wheel = wheel(file)?.display().to_string();
     // The package as a user has it: installed from its wheel, into an environment of the Python that loads extensions.
@@ -82,9 +81,7 @@ pub fn test() -> Outcome {
     let (folder, installed) = (environment.display().to_string(), environment.join("bin/python").display().to_string());
     run(python()?, &["-m", "venv", &folder])?;
     run(&installed, &["-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-index", "--force-reinstall", &wheel])?;
-    run_with(
-        "cargo",
-        &["test", "-p", "mergeql-host-tests", "--test", "sqlite"],
-        &[("MERGEQL_SQLITE_EXTENSION", &file.display().to_string()), ("MERGEQL_SQLITE_PYTHON", &installed)],
-    )
+    let environment = vec![("MERGEQL_SQLITE_EXTENSION", file.display().to_string()), ("MERGEQL_SQLITE_PYTHON", installed)];
+    hosts(&["sqlite"], &environment)?;
+    Ok(environment)
 }

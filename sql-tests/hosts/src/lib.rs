@@ -1,5 +1,7 @@
 //! Databases as processes that run one statement after another.
 
+pub mod cluster;
+
 use mergeql_udfs::catalog::Entry;
 use mergeql_udfs::laws::{Machine, Store, rows_of};
 use mergeql_udfs::{Call, Type, Value};
@@ -169,6 +171,8 @@ pub fn one(host: &mut Host, sql: &str) -> String {
 pub struct Sample {
     /// Each row as a list of SQL values.
     pub rows: Vec<String>,
+    /// How many values a row has.
+    pub width: usize,
     /// The canonical text of the state bytes.
     pub state: String,
 }
@@ -199,5 +203,5 @@ pub fn sample(entry: &Entry, call: &Call, type_name: impl Fn(&Type) -> String, h
     let store = Store::new(entry.bind(call).expect("a sample call binds"), true);
     let state = store.run(&values, &[]).expect("a sample is taken").0;
     let state = state.map_or("NULL".to_owned(), |bytes| Value::Bytes(bytes.into()).to_string());
-    Some(Sample { rows, state })
+    Some(Sample { rows, width: call.inputs.len(), state })
 }

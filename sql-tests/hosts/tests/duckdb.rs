@@ -117,7 +117,9 @@ fn every_aggregate_keeps_the_laws_and_the_bytes() {
             let mut host = start(&python, threads);
             for entry in catalog::all() {
                 for call in (entry.spec().samples)() {
-                    let Some(Sample { rows, state: expected }) = sample(entry, &call, duckdb_type_name, |_| true) else { continue };
+                    let Some(Sample { rows, state: expected, .. }) = sample(entry, &call, duckdb_type_name, |_| true) else {
+                        continue;
+                    };
                     let name = entry.spec().name;
                     let columns: Vec<String> = (0..call.inputs.len()).map(|i| format!("c{i}")).collect();
                     let columns = columns.join(", ");

@@ -3,107 +3,14 @@
 
 use mergeql::columns::{logical, value_at};
 use mergeql::datafusion::arrow::array::RecordBatch;
+use mergeql_host_tests::cluster::{Cluster, program, shell};
 use mergeql_host_tests::{Host, HostError, Sample, each_record, one, sample};
 use mergeql_lang::lower::postgres_type_name;
 use mergeql_sql_tests::cases;
 use mergeql_sql_tests::pages::blocks;
 use mergeql_udfs::{Type, Value, catalog};
 use sqllogictest::Runner;
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, OnceLock};
-
-/// A cluster of its own in a temporary folder, on a private socket.
-struct Cluster {
-    folder: PathBuf,
-    /// A shell that stops the cluster and removes the folder when this process is gone, however it ends.
-    keeper: Child,
-}
-
-/// The programs of the Postgres that `cargo xtask test` found.
-fn program(name: &str) -> String {
-    format!(
-        "{}/{name}",
-        std::env::var("MERGEQL_POSTGRES_BIN").expect("run `cargo xtask test`: it finds Postgres and names it here")
-    )
-}
-
-/// A program as an unprivileged user: Postgres does not run as root.
-fn unprivileged(name: &str) -> String {
-    let root = Command::new("id").arg("-u").output().unwrap().stdout == b"0\n";
-    if root { format!("runuser -u postgres -- {}", program(name)) } else { program(name) }
-}
-
-fn shell(script: &str) {
-    let output = Command::new("sh").args(["-ec", script]).env_remove("RUST_BACKTRACE").env("LC_ALL", "C.UTF-8").output().unwrap();
-    assert!(output.status.success(), "{script}\n{}", String::from_utf8_lossy(&output.stderr));
-}
-
-impl Cluster {
-    fn start() -> Cluster {
-        let folder = tempfile::Builder::new().prefix("mergeql-pg").tempdir().unwrap().keep();
-        let (shown, stop) = (folder.display(), unprivileged("pg_ctl"));
-        let keeper = Command::new("sh")
-            .args(["-c", &format!("cat; {stop} -D {shown}/data -m immediate stop; rm -rf {shown}")])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let cluster = Cluster { folder, keeper };
-        let shown = cluster.folder.display();
-        // The server reads nothing else in there.
-        shell(&format!("chmod 777 {shown}; {} -D {shown}/data -A trust -U postgres -E UTF8 > /dev/null", unprivileged("initdb")));
-        cluster.up();
-        cluster.host_of("template1").raw("CREATE EXTENSION mergeql").unwrap();
-        cluster
-    }
-
-    fn up(&self) {
-        let shown = self.folder.display();
-        let options = format!("-k {shown} -c listen_addresses= -c max_connections=200");
-        shell(&format!("{} -D {shown}/data -o '{options}' -w -l {shown}/log start > /dev/null", unprivileged("pg_ctl")));
-    }
-
-    /// Ends the server at once, as a crash does.
-    fn crash(&self) {
-        shell(&format!("{} -D {}/data -m immediate -w stop > /dev/null", unprivileged("pg_ctl"), self.folder.display()));
-    }
-
-    fn address(&self, database: &str) -> String {
-        format!("host={} user=postgres dbname={database}", self.folder.display())
-    }
-
-    fn host_of(&self, database: &str) -> Host {
-        let python =
-            std::env::var("MERGEQL_POSTGRES_PYTHON").expect("run `cargo xtask test`: it installs psycopg and names it here");
-        let driver = concat!(env!("CARGO_MANIFEST_DIR"), "/postgres_driver.py");
-        Host::start("postgres", &python, &[driver, &self.address(database)])
-    }
-
-    /// The name of a fresh database with the extension.
-    fn database(&self) -> String {
-        static NEXT: AtomicUsize = AtomicUsize::new(0);
-        // A template that is being copied takes no connection.
-        static COPYING: Mutex<()> = Mutex::new(());
-        let _copying = COPYING.lock();
-        let name = format!("t{}", NEXT.fetch_add(1, Ordering::Relaxed));
-        self.host_of("postgres").raw(&format!("CREATE DATABASE {name}")).unwrap();
-        name
-    }
-
-    fn host(&self) -> Host {
-        self.host_of(&self.database())
-    }
-}
-
-impl Drop for Cluster {
-    fn drop(&mut self) {
-        drop(self.keeper.stdin.take());
-        self.keeper.wait().ok();
-    }
-}
+use std::sync::OnceLock;
 
 /// One cluster for all tests that leave it running.
 fn cluster() -> &'static Cluster {
@@ -147,7 +54,7 @@ fn every_aggregate_keeps_the_laws_and_the_bytes() {
         host.raw(&format!("SET max_parallel_workers_per_gather = {}", if parallel { 4 } else { 0 })).unwrap();
         for entry in catalog::all() {
             for call in (entry.spec().samples)() {
-                let Some(Sample { rows, state: expected }) = sample(entry, &call, type_name, |_| true) else { continue };
+                let Some(Sample { rows, state: expected, .. }) = sample(entry, &call, type_name, |_| true) else { continue };
                 let name = entry.spec().name;
                 let columns: Vec<String> = (0..call.inputs.len()).map(|i| format!("c{i}")).collect();
                 let columns = columns.join(", ");
