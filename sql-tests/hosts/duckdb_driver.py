@@ -5,6 +5,7 @@ A statement of MergeQL goes through `mergeql_sql`, as a client of DuckDB would s
 
 import json
 import sys
+import threading
 
 import duckdb
 
@@ -14,6 +15,8 @@ connection.execute(f"SET threads = {sys.argv[2]}")
 
 for line in sys.stdin:
     request = json.loads(line)
+    if "interrupt_after" in request:
+        threading.Timer(request["interrupt_after"], connection.interrupt).start()
     try:
         sql = connection.execute("SELECT mergeql_sql(?)", [request["sql"]]).fetchone()[0]
         if connection.extract_statements(sql)[0].type == duckdb.StatementType.SELECT and not request.get("plain"):

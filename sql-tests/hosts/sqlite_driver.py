@@ -8,12 +8,14 @@ import json
 import re
 import sqlite3
 import sys
+import threading
 from random import Random
 
 
 
 def connect(path):
-    opened = sqlite3.connect(path, isolation_level=None, timeout=30)
+    # Interrupted from another thread.
+    opened = sqlite3.connect(path, isolation_level=None, timeout=30, check_same_thread=False)
     opened.enable_load_extension(True)
     opened.execute("SELECT load_extension(?, 'sqlite3_mergeql_init')", [sys.argv[1]])
     return opened
@@ -88,6 +90,8 @@ def each(request):
 for line in sys.stdin:
     try:
         request = json.loads(line)
+        if "interrupt_after" in request:
+            threading.Timer(request["interrupt_after"], connection.interrupt).start()
         answer = {"refused": each(request)} if "each" in request else {"rows": run(request)}
     except (sqlite3.Error, sqlite3.Warning) as error:
         answer = {"error": str(error)}

@@ -260,9 +260,13 @@ fn strategy(part: &str, all: &str) -> Result<(String, &'static Entry, Vec<Value>
         )
     })?;
     let spec = entry.spec();
+    // What is in the column must say what was written there. Strategies with one input, whose value is one, do by themselves; `cell` knows
+    // what a write of these others means.
+    let one = spec.inputs.iter().all(|i| matches!(i, Input::Value | Input::Versions));
     let kept = match spec.name {
-        "source" | "gauge" | "avg" | "median" | "mvr" => false,
-        _ => !spec.inputs.contains(&Input::Decrements) || spec.name == "pncounter",
+        "counter" | "pncounter" | "orset" | "ewflag" | "dwflag" => true,
+        "gset" | "all" | "twopset" | "intersect" => false,
+        _ => one,
     };
     if !kept {
         return Err(shown(

@@ -222,6 +222,23 @@ fn random_blobs_never_crash_the_process() {
     }
 }
 
+/// A query that is interrupted ends in an error, and the process goes on.
+#[test]
+fn an_interrupt_ends_the_query_alone() {
+    for python in pythons() {
+        let mut host = start(&python, 2);
+        host.execute("CREATE TABLE t AS SELECT i % 1000 AS id, 'value ' || i AS v FROM range(3000000) AS r(i)").unwrap();
+        for sql in [
+            "CREATE TABLE made AS MERGE t ON id STRATEGY v = gset",
+            "CREATE TABLE made AS SELECT crdt_concat(v) OVER (ORDER BY id ROWS 100 PRECEDING) AS g FROM t",
+        ] {
+            let error = host.ask(&serde_json::json!({ "sql": sql, "plain": true, "interrupt_after": 0.3 })).unwrap_err();
+            assert!(error.0.to_uppercase().contains("INTERRUPT"), "{error}");
+            assert_eq!(one(&mut host, "SELECT crdt_max(id) FROM t"), "999");
+        }
+    }
+}
+
 /// What is DuckDB's own stays as it is.
 #[test]
 fn duckdb_itself_is_unchanged() {

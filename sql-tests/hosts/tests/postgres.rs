@@ -607,6 +607,23 @@ fn memory_is_given_back() {
     assert!(many - few < 8 << 20, "{few} bytes after a few, {many} after a million aggregates");
 }
 
+/// A statement that is cancelled ends in an error, and the session goes on.
+#[test]
+fn a_cancelled_statement_ends_alone() {
+    let mut host = cluster().host();
+    host.raw("CREATE TABLE t AS SELECT i % 1000 AS id, 'value ' || i AS v FROM generate_series(1, 1000000) AS i").unwrap();
+    for sql in [
+        "CREATE TABLE m AS SELECT * FROM mergeql('MERGE t ON id STRATEGY v = gset') AS t(id int, v text[])",
+        "CALL mergeql_into('MERGE t ON id STRATEGY v = gset INTO made')",
+    ] {
+        host.raw("SET statement_timeout = 300").unwrap();
+        let error = host.raw(sql).unwrap_err();
+        assert!(error.0.contains("statement timeout"), "{error}");
+        host.raw("SET statement_timeout = 0").unwrap();
+        assert_eq!(one(&mut host, "SELECT crdt_max(id) FROM t WHERE id < 5"), "4");
+    }
+}
+
 /// In a schema of its own, moved, dumped and restored, dropped.
 #[test]
 fn the_extension_moves_and_goes() {

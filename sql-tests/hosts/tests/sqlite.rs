@@ -237,6 +237,8 @@ fn replication_refuses_what_it_cannot_keep() {
         ("SELECT crdt_table('t', 'a lww, a max')", "two strategies"),
         ("SELECT crdt_table('t', 'id max')", "is the key"),
         ("SELECT crdt_table('t', 'a gauge')", "unsupported"),
+        ("SELECT crdt_table('t', 'a rwset')", "unsupported"),
+        ("SELECT crdt_table('t', 'a gset')", "unsupported"),
         ("SELECT crdt_alter('t', 'ALTER TABLE t ADD COLUMN c')", "not replicated"),
     ] {
         let error = host.query_raw(sql).unwrap_err();
@@ -287,6 +289,22 @@ fn a_crash_leaves_the_old_rows_or_the_new() {
     }
     pull(&mut hosts[1], &paths[0], 0).unwrap();
     assert_eq!(raw(&mut hosts[1], "SELECT count(*) FROM t"), "5000");
+}
+
+/// A query that is interrupted ends in an error, and the process goes on.
+#[test]
+fn an_interrupt_ends_the_query_alone() {
+    let mut host = start(None);
+    host.raw(
+        "CREATE TABLE t (id INTEGER, v TEXT); WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 400000) \
+         INSERT INTO t SELECT i % 1000, 'value ' || i FROM n; CREATE VIRTUAL TABLE temp.m USING mergeql('MERGE t ON id STRATEGY v = gset')",
+    )
+    .unwrap();
+    let sql = "CREATE TABLE made AS SELECT * FROM m";
+    let error = host.ask(&serde_json::json!({ "sql": sql, "raw": true, "plain": true, "interrupt_after": 0.2 })).unwrap_err();
+    assert!(error.0.contains("interrupted"), "{error}");
+    assert_eq!(raw(&mut host, "SELECT crdt_max(id) FROM t"), "999");
+    assert_eq!(raw(&mut host, "SELECT count(*) FROM sqlite_schema WHERE name = 'made'"), "0");
 }
 
 /// With every protection on, in views and triggers, beside other connections.
