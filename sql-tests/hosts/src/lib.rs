@@ -138,10 +138,7 @@ impl AsyncDB for Host {
 }
 
 /// Runs every record of a file, past failures; each has its line.
-///
-/// # Panics
-/// If the file cannot be read.
-pub async fn each_record<D, M>(runner: &mut Runner<D, M>, file: &std::path::Path) -> Vec<(u32, Result<(), TestError>)>
+async fn each_record<D, M>(runner: &mut Runner<D, M>, file: &std::path::Path) -> Vec<(u32, Result<(), TestError>)>
 where
     D: AsyncDB<ColumnType = DefaultColumnType>,
     M: MakeConnection<Conn = D>,
@@ -156,6 +153,26 @@ where
         outcomes.push((line, runner.run_async(record).await.map(drop)));
     }
     outcomes
+}
+
+/// Runs every `.slt` file but `kept_states` (COMPAT.md: only the engine keeps states in tables by itself), past failures.
+///
+/// # Panics
+/// With all failures, if there are any.
+pub async fn run_slt_files(connect: impl Fn() -> Host) {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../slt");
+    let files = std::fs::read_dir(folder).unwrap_or_else(|e| panic!("{folder}: {e}"));
+    let mut files: Vec<_> =
+        files.filter_map(|entry| Some(entry.ok()?.path())).filter(|f| !f.ends_with("kept_states.slt")).collect();
+    files.sort();
+    let mut failures = Vec::new();
+    for file in &files {
+        let mut runner = Runner::new(|| async { Ok(connect()) });
+        for (line, outcome) in each_record(&mut runner, file).await {
+            failures.extend(outcome.err().map(|e| format!("{} line {line}: {e}", file.display())));
+        }
+    }
+    assert!(failures.is_empty(), "{} failures\n{}", failures.len(), failures.join("\n\n"));
 }
 
 /// One value, as text.

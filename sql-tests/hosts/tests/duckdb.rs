@@ -2,12 +2,11 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use mergeql::{Config, MergeContext};
-use mergeql_host_tests::{Host, Sample, each_record, one, sample};
+use mergeql_host_tests::{Host, Sample, one, run_slt_files, sample};
 use mergeql_lang::lower::duckdb_type_name;
 use mergeql_sql_tests::cases;
 use mergeql_sql_tests::pages::blocks;
 use mergeql_udfs::catalog;
-use sqllogictest::Runner;
 
 /// What `cargo xtask test` prepared: the Python interpreters that have DuckDB, and the extension.
 fn pythons() -> Vec<String> {
@@ -23,28 +22,11 @@ fn start(python: &str, threads: usize) -> Host {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_slt_file_passes() {
-    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../slt");
-    let mut files: Vec<_> = std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()).collect();
-    files.sort();
-    // COMPAT.md: DuckDB keeps no states in tables by itself.
-    files.retain(|f| !f.ends_with("kept_states.slt"));
-    let mut failures = Vec::new();
     for python in pythons() {
-        for file in &files {
-            for threads in [1, 4] {
-                let mut runner = Runner::new(|| {
-                    let python = python.clone();
-                    async move { Ok(start(&python, threads)) }
-                });
-                for (line, outcome) in each_record(&mut runner, file).await {
-                    if let Err(e) = outcome {
-                        failures.push(format!("{} line {line}, {threads} threads, {python}: {e}", file.display()));
-                    }
-                }
-            }
+        for threads in [1, 4] {
+            run_slt_files(|| start(&python, threads)).await;
         }
     }
-    assert!(failures.is_empty(), "{} failures\n{}", failures.len(), failures.join("\n\n"));
 }
 
 /// The cases with expected answers, their sources as Parquet files, their answers read back from one.

@@ -4,12 +4,11 @@
 use mergeql::columns::{logical, value_at};
 use mergeql::datafusion::arrow::array::RecordBatch;
 use mergeql_host_tests::cluster::{Cluster, program, shell};
-use mergeql_host_tests::{Host, HostError, Sample, each_record, one, sample};
+use mergeql_host_tests::{Host, HostError, Sample, one, run_slt_files, sample};
 use mergeql_lang::lower::postgres_type_name;
 use mergeql_sql_tests::cases;
 use mergeql_sql_tests::pages::blocks;
 use mergeql_udfs::{Type, Value, catalog};
-use sqllogictest::Runner;
 use std::sync::OnceLock;
 
 /// One cluster for all tests that leave it running.
@@ -24,21 +23,7 @@ fn type_name(ty: &Type) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_slt_file_passes() {
-    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../slt");
-    let mut files: Vec<_> = std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()).collect();
-    files.sort();
-    // COMPAT.md: Postgres keeps no states in tables by itself.
-    files.retain(|f| !f.ends_with("kept_states.slt"));
-    let mut failures = Vec::new();
-    for file in &files {
-        let mut runner = Runner::new(|| async { Ok(cluster().host()) });
-        for (line, outcome) in each_record(&mut runner, file).await {
-            if let Err(e) = outcome {
-                failures.push(format!("{} line {line}: {e}", file.display()));
-            }
-        }
-    }
-    assert!(failures.is_empty(), "{} failures\n{}", failures.len(), failures.join("\n\n"));
+    run_slt_files(|| cluster().host()).await;
 }
 
 /// For every strategy: shuffled and repeated rows, by one process and by several, give the state bytes that the core gives; states made

@@ -1,12 +1,11 @@
 //! The same statements, rows and states in real SQLite processes.
 #![allow(clippy::unwrap_used, missing_docs)]
 
-use mergeql_host_tests::{Host, Sample, each_record, one, sample};
+use mergeql_host_tests::{Host, Sample, one, run_slt_files, sample};
 use mergeql_lang::lower::sqlite_type_name;
 use mergeql_sql_tests::pages::blocks;
 use mergeql_udfs::laws::Random;
 use mergeql_udfs::{Type, catalog};
-use sqllogictest::Runner;
 
 fn library() -> String {
     std::env::var("MERGEQL_SQLITE_EXTENSION").expect("run `cargo xtask test`: it builds the extension")
@@ -22,21 +21,7 @@ fn start(file: Option<&str>) -> Host {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_slt_file_passes() {
-    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../slt");
-    let mut files: Vec<_> = std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()).collect();
-    files.sort();
-    // COMPAT.md: SQLite keeps no states in tables by itself.
-    files.retain(|f| !f.ends_with("kept_states.slt"));
-    let mut failures = Vec::new();
-    for file in &files {
-        let mut runner = Runner::new(|| async { Ok(start(None)) });
-        for (line, outcome) in each_record(&mut runner, file).await {
-            if let Err(e) = outcome {
-                failures.push(format!("{} line {line}: {e}", file.display()));
-            }
-        }
-    }
-    assert!(failures.is_empty(), "{} failures\n{}", failures.len(), failures.join("\n\n"));
+    run_slt_files(|| start(None)).await;
 }
 
 /// For every strategy: shuffled and repeated rows give the state bytes that the core gives; states made in parts join to them.
