@@ -7,9 +7,9 @@ use crate::entry::{Call, Failure, Outcome};
 use crate::spi::{self, Column, Spi, type_name};
 use mergeql_lang::ast::{Explain, Merge, Name, Piece, Relation as Written, Returning, Statement, StrategyBody};
 use mergeql_lang::diagnostic::nearest;
-use mergeql_lang::lower::{Lowering, Postgres, quote, text as literal};
+use mergeql_lang::lower::{Lowering, Postgres, postgres_type_name, quote, text as literal};
 use mergeql_lang::plan::{Plan, Relation, SourceColumn};
-use mergeql_lang::{Diagnostic, Span, UserStrategies, bind, bind_into, check_unverified, find_strategy, parse};
+use mergeql_lang::{Diagnostic, Span, UserStrategies, added_columns, bind, bind_into, check_unverified, find_strategy, parse};
 use mergeql_udfs::{Code, Type};
 use pgrx::pg_sys;
 use std::ffi::CStr;
@@ -308,6 +308,20 @@ impl Session<'_> {
         Ok((plan, described))
     }
 
+    /// Adds the columns that only the sources have, where the statement lets its target grow.
+    fn extend(&self, name: &str, into: &Described, merge: &Merge) -> Result<(), Failure> {
+        let columns: Vec<String> = into.relation.columns.iter().map(|c| c.name.clone()).collect();
+        let described = merge.sources.iter().map(|s| self.describe(&s.relation)).collect::<Result<Vec<_>, _>>()?;
+        let sources = described.into_iter().map(|d| d.relation).collect();
+        for (column, ty) in added_columns(merge, &columns, sources, &self.strategies()?)? {
+            let ty = postgres_type_name(&ty).ok_or_else(|| {
+                Diagnostic::new(Code::Unsupported, format!("`{column}` has a type without a name")).help("add the column first")
+            })?;
+            self.spi.run(&format!("ALTER TABLE {name} ADD COLUMN {} {ty}", quote(&column)))?;
+        }
+        Ok(())
+    }
+
     /// `MERGE INTO target USING ...` as one statement: rows of the target whose keys the sources have are merged with them; what changed
     /// is updated, what is new inserted.
     fn merge_into(&self, target: &Written, merge: &Merge) -> Result<String, Failure> {
@@ -507,10 +521,11 @@ fn cast(found: &[Column], expected: &[Column], shape: Shape) -> Result<String, F
 fn into(call: Call) -> Outcome {
     let statement = call.text(0)?;
     with_session(call, &statement, |session| {
-        if let Statement::MergeInto { target: Written::Table(parts), explain: Explain::No, .. } = parse(&statement)? {
+        if let Statement::MergeInto { target: Written::Table(parts), explain: Explain::No, merge } = parse(&statement)? {
             // An unknown table is told in our words.
-            session.describe(&Written::Table(parts.clone()))?;
+            let into = session.describe(&Written::Table(parts.clone()))?;
             session.spi.run(&format!("LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE", table(&parts)))?;
+            session.extend(&table(&parts), &into, &merge)?;
         }
         match session.lower(&statement)? {
             Lowered::Command(sql) => session.spi.run(&sql).map(drop),

@@ -6,7 +6,7 @@ use mergeql_lang::ast::{Explain, Merge, Name, Piece, Relation as Written, Return
 use mergeql_lang::diagnostic::nearest;
 use mergeql_lang::lower::{Lowering, Sqlite, quote, text as literal};
 use mergeql_lang::plan::{Plan, Relation, SourceColumn};
-use mergeql_lang::{Diagnostic, Span, UserStrategies, bind, bind_into, check_unverified, find_strategy, parse};
+use mergeql_lang::{Diagnostic, Span, UserStrategies, added_columns, bind, bind_into, check_unverified, find_strategy, parse};
 use mergeql_udfs::{Code, Type, Value};
 use rusqlite::functions::{Context, FunctionFlags};
 use rusqlite::{Connection, OptionalExtension, ffi};
@@ -185,14 +185,17 @@ impl<'a> Session<'a> {
     /// # Errors
     /// As [`Session::lower`]; then nothing was changed.
     pub fn execute(&self, statement: &str) -> Result<u64> {
-        let Lowered::Script(statements) = self.lower(statement)? else {
-            return Err(shown(
-                Diagnostic::new(Code::Unsupported, "this statement writes nothing")
-                    .help("CREATE VIRTUAL TABLE temp.m USING mergeql('...'), and read that"),
-            ));
-        };
         self.connection.execute_batch("SAVEPOINT mergeql")?;
         let run = || -> Result<u64> {
+            if let Statement::MergeInto { target, explain: Explain::No, merge } = parse(statement).map_err(shown)? {
+                self.extend(&target, &merge)?;
+            }
+            let Lowered::Script(statements) = self.lower(statement)? else {
+                return Err(shown(
+                    Diagnostic::new(Code::Unsupported, "this statement writes nothing")
+                        .help("CREATE VIRTUAL TABLE temp.m USING mergeql('...'), and read that"),
+                ));
+            };
             let before = self.connection.total_changes();
             statements.iter().try_for_each(|sql| self.connection.execute_batch(sql))?;
             Ok(self.connection.total_changes() - before)
@@ -499,6 +502,20 @@ impl<'a> Session<'a> {
         }
         let plan = bind_into(merge, target, &name, relations, &self.strategies()?, explain).map_err(shown)?;
         Ok((plan, into))
+    }
+
+    /// Adds the columns that only the sources have, where the statement lets its target grow.
+    fn extend(&self, target: &Written, merge: &Merge) -> Result<()> {
+        let into = self.describe(target)?;
+        let columns: Vec<String> = into.relation.columns.iter().map(|c| c.name.clone()).collect();
+        let described = merge.sources.iter().map(|s| self.describe(&s.relation)).collect::<Result<Vec<_>>>()?;
+        let sources = described.into_iter().map(|d| d.relation).collect();
+        let Written::Table(parts) = target else { return Ok(()) };
+        for (column, ty) in added_columns(merge, &columns, sources, &self.strategies()?).map_err(shown)? {
+            let ty = mergeql_lang::lower::sqlite_type_name(&ty);
+            self.connection.execute_batch(&format!("ALTER TABLE {} ADD COLUMN {} {ty}", table(parts), quote(&column)))?;
+        }
+        Ok(())
     }
 
     /// `MERGE INTO target USING ...`: rows of the target whose keys the sources have are merged with them into a temporary table; what

@@ -46,6 +46,27 @@ pub fn bind_into(
     Ok(plan)
 }
 
+/// The columns, with their types, that `MERGE INTO ... WITH (schema = 'extend')` adds to a table with these columns: those that only the
+/// sources have.
+///
+/// # Errors
+/// Those of [`bind`].
+pub fn added_columns(
+    merge: &Merge,
+    table: &[String],
+    sources: Vec<Relation>,
+    user: &UserStrategies,
+) -> Result<Vec<(String, Type)>> {
+    let extend = |(name, value): &(crate::ast::Name, Value)| {
+        name.value.eq_ignore_ascii_case("schema") && matches!(value, Value::Text(t) if &**t == "extend")
+    };
+    if !merge.options.iter().any(extend) {
+        return Ok(Vec::new());
+    }
+    let plan = bind(merge, sources, true, user, Explain::No)?;
+    Ok(plan.columns.into_iter().filter(|c| !table.contains(&c.name)).map(|c| (c.name, c.ty)).collect())
+}
+
 /// The way out where tables keep no states.
 fn way_out(mut error: Box<Diagnostic>) -> Box<Diagnostic> {
     error.help = Some(match error.code {
@@ -54,7 +75,9 @@ fn way_out(mut error: Box<Diagnostic>) -> Box<Diagnostic> {
              everything"
                 .to_owned()
         }
-        _ => "add the column first (ALTER TABLE ... ADD COLUMN), or leave it out in a source query".to_owned(),
+        _ => "add the column first (ALTER TABLE ... ADD COLUMN), leave it out in a source query, or let the table grow where MergeQL writes: \
+              WITH (schema = 'extend')"
+            .to_owned(),
     });
     error
 }

@@ -704,3 +704,15 @@ fn the_page_says_what_comes_out() {
         assert_eq!(gives, expected, "{}", block.code);
     }
 }
+
+/// A target that may grow gets the columns that only the sources have.
+#[test]
+fn a_target_grows_where_it_may() {
+    let mut host = cluster().host();
+    host.raw("CREATE TABLE t (id int PRIMARY KEY, v int); CREATE TABLE s AS SELECT 1 AS id, 2 AS v, 1.50::numeric(5, 2) AS price, 'x' AS note").unwrap();
+    let into = "MERGE INTO t USING s ON id STRATEGY * = max";
+    let refused = host.query(into).unwrap_err();
+    assert!(refused.0.contains("unknown_column") && refused.0.contains("schema = 'extend'"), "{refused}");
+    host.query(&format!("{into} WITH (schema = 'extend')")).unwrap();
+    assert_eq!(one(&mut host, "SELECT mergeql_text(v, price, note, pg_typeof(price)::text) FROM t"), "2, 1.50, x, numeric");
+}

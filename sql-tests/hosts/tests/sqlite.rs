@@ -410,3 +410,18 @@ fn the_page_says_what_comes_out() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert_eq!(String::from_utf8_lossy(&output.stdout), printed);
 }
+
+/// A target that may grow gets the columns that only the sources have.
+#[test]
+fn a_target_grows_where_it_may() {
+    let mut host = start(None);
+    host.raw(
+        "CREATE TABLE t (id INTEGER PRIMARY KEY, v INTEGER); CREATE TABLE s AS SELECT 1 AS id, 2 AS v, 1.5 AS price, 'x' AS note",
+    )
+    .unwrap();
+    let into = "MERGE INTO t USING s ON id STRATEGY * = max";
+    let refused = host.query(into).unwrap_err();
+    assert!(refused.0.contains("schema = 'extend'"), "{refused}");
+    host.query(&format!("{into} WITH (schema = 'extend')")).unwrap();
+    assert_eq!(raw(&mut host, "SELECT mergeql_text(v, price, note) FROM t"), "2, 1.5, x");
+}
