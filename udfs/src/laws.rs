@@ -190,6 +190,7 @@ pub fn rows_with(entry: &Entry, call: &Call, given: Option<&[Value]>) -> Vec<Row
             _ if entry.spec().name == "json" && i == 0 => {
                 ["{\"a\":1}", "{\"a\":{\"b\":2}}", "{\"a\":[1,2],\"c\":null}", "[3]", "null"].map(Value::text).into()
             }
+            _ if entry.spec().name == "state" && i == 0 => states(),
             _ if i >= fixed && matches!(ty, Type::Int { .. }) => vec![Value::Int(1), Value::Int(2), Value::Null],
             _ => domain(ty),
         })
@@ -202,6 +203,17 @@ pub fn rows_with(entry: &Entry, call: &Call, given: Option<&[Value]>) -> Vec<Row
     let machine = Store::new(aggregate, false);
     rows.retain(|row| machine.run(std::slice::from_ref(row), &[]).is_ok());
     rows
+}
+
+/// States of one type, for a strategy that joins them.
+fn states() -> Vec<Value> {
+    let gset = catalog::find("gset").expect("invariant: gset is built in");
+    let state = |v: i128| {
+        let mut partial = gset.bind(&Call::new(vec![Type::INT64])).ok()?.partial();
+        partial.update(&[Value::Int(v)]).ok()?;
+        Some(Value::Bytes(partial.encode()?.into()))
+    };
+    (1..4).filter_map(state).chain([Value::Null]).collect()
 }
 
 /// Holds a machine to the laws over every list of up to `size` rows, and over random longer ones, `cases` of each kind.

@@ -1,0 +1,130 @@
+//! `state`: columns that hold CRDT states are joined.
+
+use crate::aggregate::{Call, State, Strategy};
+use crate::catalog::{self, Entry, Input, Spec};
+use crate::codec::{Reader, Writer};
+use crate::error::{Code, Error, Result};
+use crate::types::Type;
+use crate::value::Value;
+
+pub(crate) fn register(entries: &mut Vec<Entry>) {
+    entries.push(Entry::of::<States>());
+}
+
+#[derive(Debug)]
+struct States;
+
+/// The join of states of one type, as its canonical bytes.
+#[derive(Debug, Clone, PartialEq, Default)]
+struct Joined(Option<Box<[u8]>>);
+
+impl Joined {
+    const NAME: &str = States::SPEC.name;
+
+    fn add(&mut self, bytes: &[u8]) -> Result<()> {
+        // States of states would nest without end.
+        if catalog::open(bytes)?.spec().name == Self::NAME {
+            return Err(Error::type_mismatch("a state of `state` is joined with crdt_merge, not with `state`"));
+        }
+        self.0 = Some(match &self.0 {
+            Some(known) => catalog::join(known, bytes)?.into(),
+            None => catalog::open(bytes)?.encode().into(),
+        });
+        Ok(())
+    }
+}
+
+impl Strategy for States {
+    const SPEC: Spec = Spec {
+        name: "state",
+        aliases: &[],
+        type_id: 32,
+        since: "0.1.0",
+        title: "the join of CRDT states",
+        doc: "The column holds states, made by `crdt_x_state` here or in another host: they are joined, and the result is a state again, to be \
+              stored, shipped or resolved with `crdt_value`. States of two types, or of two configurations, are `type_mismatch`.",
+        inputs: &[Input::Value],
+        args: &[],
+        takes: "states",
+        selects: false,
+        closed: |_| true,
+        example: (
+            "SELECT crdt_value(crdt_state(s)) AS days FROM (SELECT crdt_gset_state(v) AS s FROM (VALUES (1, 3), (1, 1), (2, 2)) AS t(g, v) GROUP BY g) AS parts",
+            "[1,2,3]",
+        ),
+        source: "Shapiro et al. 2011, section 2.2 (state-based objects: join as merge)",
+        samples: || vec![Call::new(vec![Type::Bytes])],
+    };
+    type State = Joined;
+
+    fn configure(call: &Call) -> Result<Self> {
+        match call.value_type() {
+            Type::Bytes | Type::Null => Ok(States),
+            other => Err(Error::type_mismatch(format!("`state` joins CRDT states, not {other}"))),
+        }
+    }
+
+    fn result_type(&self) -> Type {
+        Type::Bytes
+    }
+
+    fn empty(&self) -> Joined {
+        Joined::default()
+    }
+
+    fn update(&self, state: &mut Joined, row: &[Value]) -> Result<()> {
+        match &row[0] {
+            Value::Null => Ok(()),
+            Value::Bytes(bytes) => state.add(bytes),
+            other => Err(Error::new(Code::NotAState, format!("a {} is not a CRDT state", other.kind()))),
+        }
+    }
+}
+
+impl State for Joined {
+    fn join(&mut self, other: &Self) -> Result<()> {
+        other.0.as_ref().map_or(Ok(()), |bytes| self.add(bytes))
+    }
+
+    fn value(&self) -> Result<Value> {
+        Ok(self.0.clone().map_or(Value::Null, Value::Bytes))
+    }
+
+    fn bottom(&self) -> Self {
+        Joined::default()
+    }
+
+    fn delta(&self, since: &Self) -> Self {
+        match (&self.0, &since.0) {
+            (Some(own), Some(since)) => {
+                let delta = catalog::open(own).and_then(|state| state.delta(since));
+                delta.map_or_else(|_| self.clone(), |bytes| Joined(Some(bytes.into())))
+            }
+            _ => self.clone(),
+        }
+    }
+
+    fn encode(&self, w: &mut Writer) {
+        w.bytes(self.0.as_deref().unwrap_or_default());
+    }
+
+    fn decode(r: &mut Reader<'_>) -> Result<Self> {
+        let bytes = r.bytes()?;
+        if bytes.is_empty() {
+            return Ok(Joined::default());
+        }
+        let opened = catalog::open(bytes)?;
+        if opened.spec().name == Self::NAME || opened.encode() != bytes {
+            return Err(Error::corrupt_state("the state in the state is not in canonical form"));
+        }
+        Ok(Joined(Some(bytes.into())))
+    }
+
+    fn heap_size(&self) -> usize {
+        self.0.as_ref().map_or(0, |bytes| bytes.len())
+    }
+
+    fn info(&self) -> Value {
+        self.0.as_ref().and_then(|bytes| catalog::open(bytes).ok()).map_or(Value::Null, |state| state.info())
+    }
+}
