@@ -97,23 +97,14 @@ pub fn check(root: &Path) -> Outcome {
         .or_else(|e| if e.kind() == std::io::ErrorKind::NotFound { Ok(()) } else { Err(e) })
         .map_err(fail)?;
     std::fs::create_dir_all(&copy).map_err(fail)?;
-    for part in [
-        "Cargo.toml",
-        "Cargo.lock",
-        "README.md",
-        ".cargo",
-        "udfs",
-        "mergeql",
-        "engine",
-        "ext-duckdb",
-        "ext-postgres",
-        "sql-tests",
-        "xtask",
-        "docs",
-    ] {
-        let done = Command::new("cp").arg("-r").arg(root.join(part)).arg(&copy).status().map_err(fail)?;
+    for entry in std::fs::read_dir(root).map_err(fail)? {
+        let part = entry.map_err(fail)?.file_name();
+        if part == ".git" || part == "target" {
+            continue;
+        }
+        let done = Command::new("cp").arg("-r").arg(root.join(&part)).arg(&copy).status().map_err(fail)?;
         if !done.success() {
-            return Err(format!("{part} cannot be copied"));
+            return Err(format!("{} cannot be copied", part.display()));
         }
     }
     std::fs::write(copy.join("udfs/src/strategies/backwards.rs"), FILE).map_err(fail)?;
