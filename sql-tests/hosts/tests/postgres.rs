@@ -211,7 +211,11 @@ fn aggregates_work_wherever_postgres_lets_them() {
 
 /// Postgres' plan of a query.
 fn explain(host: &mut Host, sql: &str) -> String {
-    host.raw(&format!("CREATE OR REPLACE FUNCTION plan_of(q text) RETURNS SETOF text LANGUAGE plpgsql AS 'BEGIN RETURN QUERY EXECUTE ''EXPLAIN '' || q; END'")).unwrap();
+    host.raw(
+        "CREATE OR REPLACE FUNCTION plan_of(q text) RETURNS SETOF text LANGUAGE plpgsql \
+         AS 'BEGIN RETURN QUERY EXECUTE ''EXPLAIN '' || q; END'",
+    )
+    .unwrap();
     let rows = host.query(&format!("SELECT plan FROM plan_of($q${sql}$q$) AS plan")).unwrap().unwrap();
     rows.into_iter().filter_map(|mut row| row.remove(0)).collect::<Vec<_>>().join("\n")
 }
