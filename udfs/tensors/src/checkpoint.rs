@@ -1,0 +1,342 @@
+//! Checkpoints: a safetensors file, a sharded one with its index, a folder, or a pattern.
+//!
+//! Files are read at positions, not mapped: a file that another program truncates is an error then, not a signal that ends the host,
+//! and the memory held is what a tile needs.
+
+use crate::dtype::{self, Dtype};
+use mergeql_udfs::{Code, Error, Result};
+use safetensors::tensor::Metadata;
+use serde_json::Value as Json;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// The greatest header that is read, in bytes.
+const MAX_HEADER: u64 = 100_000_000;
+/// A tensor has no more axes than this.
+const MAX_RANK: usize = 32;
+
+#[derive(Debug)]
+struct Data {
+    path: PathBuf,
+    file: File,
+    /// Where the bytes of the tensors begin.
+    start: u64,
+}
+
+#[derive(Debug, Clone)]
+enum Store {
+    File(Arc<Data>),
+    Memory(Arc<[f32]>),
+}
+
+/// Room for the elements of a stretch, kept between reads.
+#[derive(Debug, Default)]
+pub struct Buffer {
+    values: Vec<f32>,
+    bytes: Vec<u8>,
+}
+
+/// Where a tensor is, and what it is.
+#[derive(Debug, Clone)]
+pub struct Tensor {
+    store: Store,
+    /// The type of its elements.
+    pub dtype: Dtype,
+    /// Its shape.
+    pub shape: Vec<usize>,
+    /// Its bytes, counted from the end of the header.
+    pub bytes: Range<u64>,
+    name: Arc<str>,
+    /// Whether NaN and infinity are let through.
+    pub lenient: bool,
+}
+
+/// The tensors of one model.
+#[derive(Debug, Clone)]
+pub struct Checkpoint {
+    /// What it was opened by.
+    pub path: PathBuf,
+    /// Its tensors by name.
+    pub tensors: BTreeMap<String, Tensor>,
+}
+
+fn failed(path: &Path, error: impl std::fmt::Display) -> Error {
+    Error::new(Code::Io, format!("`{}`: {error}", path.display()))
+}
+
+fn broken(path: &Path, what: impl std::fmt::Display) -> Error {
+    Error::new(Code::Io, format!("`{}` is no sound safetensors file: {what}", path.display()))
+        .with_help("write it anew, or download it again")
+}
+
+#[cfg(unix)]
+fn read_at(file: &File, out: &mut [u8], at: u64) -> std::io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, out, at)
+}
+
+#[cfg(windows)]
+fn read_at(file: &File, mut out: &mut [u8], mut at: u64) -> std::io::Result<()> {
+    while !out.is_empty() {
+        match std::os::windows::fs::FileExt::seek_read(file, out, at)? {
+            0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),
+            n => (out, at) = (&mut out[n..], at + n as u64),
+        }
+    }
+    Ok(())
+}
+
+impl Tensor {
+    /// How many elements it has.
+    pub fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Whether it has none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// A tensor that is held in memory.
+    pub fn memory(name: &str, shape: &[usize], values: Vec<f32>) -> Tensor {
+        let bytes = 0..4 * values.len() as u64;
+        Tensor { store: Store::Memory(values.into()), dtype: Dtype::F32, shape: shape.to_vec(), bytes, name: name.into(), lenient: true }
+    }
+
+    /// The file that it is in.
+    pub fn file(&self) -> &Path {
+        match &self.store {
+            Store::File(data) => &data.path,
+            Store::Memory(_) => Path::new(""),
+        }
+    }
+
+    /// Where its bytes begin in that file.
+    pub fn offset(&self) -> u64 {
+        match &self.store {
+            Store::File(data) => data.start + self.bytes.start,
+            Store::Memory(_) => 0,
+        }
+    }
+
+    /// The bytes of a stretch, counted from its own first.
+    ///
+    /// # Errors
+    /// `io` where the file cannot be read, or ends early.
+    pub fn raw(&self, from: u64, out: &mut [u8]) -> Result<()> {
+        match &self.store {
+            Store::File(data) => read_at(&data.file, out, data.start + self.bytes.start + from).map_err(|e| failed(&data.path, e)),
+            Store::Memory(values) => {
+                let bytes = values[from as usize / 4..].iter().flat_map(|v| v.to_le_bytes());
+                out.iter_mut().zip(bytes).for_each(|(o, b)| *o = b);
+                Ok(())
+            }
+        }
+    }
+
+    /// The elements of a range: those in memory, or read into the buffer.
+    ///
+    /// # Errors
+    /// As [`Tensor::read`].
+    pub fn view<'a>(&'a self, range: Range<usize>, buffer: &'a mut Buffer) -> Result<&'a [f32]> {
+        if let Store::Memory(values) = &self.store {
+            return Ok(&values[range]);
+        }
+        buffer.values.resize(range.len(), 0.0);
+        self.read(range, &mut buffer.values, &mut buffer.bytes)?;
+        Ok(&buffer.values)
+    }
+
+    /// The same tensor, with its elements in memory.
+    ///
+    /// # Errors
+    /// As [`Tensor::read`].
+    pub fn loaded(&self) -> Result<Tensor> {
+        match &self.store {
+            Store::Memory(_) => Ok(self.clone()),
+            Store::File(_) => Ok(Tensor { lenient: true, ..Tensor::memory(&self.name, &self.shape, self.all()?) }),
+        }
+    }
+
+    /// Elements as f32.
+    ///
+    /// # Errors
+    /// `io`; `type_mismatch` for elements that are no floats; `invalid_argument` for one that is not finite.
+    pub fn read(&self, range: Range<usize>, out: &mut [f32], bytes: &mut Vec<u8>) -> Result<()> {
+        if let Store::Memory(values) = &self.store {
+            out.copy_from_slice(&values[range]);
+            return Ok(());
+        }
+        let width = dtype::width(self.dtype).unwrap_or(1);
+        bytes.resize(range.len() * width, 0);
+        self.raw((range.start * width) as u64, bytes)?;
+        dtype::decode(self.dtype, bytes, out).map_err(|e| Error { message: format!("tensor `{}`: {}", self.name, e.message), ..e })?;
+        // The exponent of what is not finite is all ones; no early exit, so that this is a handful of vector instructions.
+        let all_finite = out.iter().fold(true, |fine, v| fine & (v.to_bits() & 0x7f80_0000 != 0x7f80_0000));
+        if !all_finite && !self.lenient {
+            let at = out.iter().position(|v| !v.is_finite()).unwrap_or(0);
+            return Err(Error::invalid_argument(format!(
+                "tensor `{}` of `{}` holds {} at element {}",
+                self.name,
+                self.file().display(),
+                out[at],
+                range.start + at
+            ))
+            .with_help("mend the model, or let it through with WITH (nan = 'propagate')"));
+        }
+        Ok(())
+    }
+
+    /// All elements as f32.
+    ///
+    /// # Errors
+    /// As [`Tensor::read`].
+    pub fn all(&self) -> Result<Vec<f32>> {
+        let mut out = vec![0.0; self.len()];
+        self.read(0..self.len(), &mut out, &mut Vec::new())?;
+        Ok(out)
+    }
+}
+
+/// The tensors of one file, from its header alone.
+fn open_file(path: &Path, into: &mut BTreeMap<String, Tensor>) -> Result<()> {
+    let file = File::open(path).map_err(|e| failed(path, e))?;
+    let size = file.metadata().map_err(|e| failed(path, e))?.len();
+    let mut length = [0; 8];
+    if size < 8 {
+        return Err(broken(path, format!("it has {size} bytes, and a header takes 8 at least")));
+    }
+    read_at(&file, &mut length, 0).map_err(|e| failed(path, e))?;
+    let header = u64::from_le_bytes(length);
+    if header > MAX_HEADER || header > size - 8 {
+        return Err(broken(path, format!("its header claims {header} bytes, {} are there", size - 8)));
+    }
+    let mut bytes = vec![0; 8 + header as usize];
+    read_at(&file, &mut bytes, 0).map_err(|e| failed(path, e))?;
+    // Offsets that overlap, leave gaps or contradict a shape are refused here.
+    let metadata: Metadata = serde_json::from_slice(&bytes[8..]).map_err(|e| broken(path, e))?;
+    if metadata.data_len() as u64 != size - 8 - header {
+        return Err(broken(path, format!("its tensors take {} bytes, {} are there", metadata.data_len(), size - 8 - header)));
+    }
+    let data = Arc::new(Data { path: path.to_owned(), file, start: 8 + header });
+    for (name, info) in metadata.tensors() {
+        let (from, to) = info.data_offsets;
+        if info.shape.len() > MAX_RANK {
+            return Err(broken(path, format!("tensor `{name}` has {} axes", info.shape.len())));
+        }
+        let tensor = Tensor {
+            store: Store::File(data.clone()),
+            dtype: info.dtype,
+            shape: info.shape.clone(),
+            bytes: from as u64..to as u64,
+            name: name.as_str().into(),
+            lenient: false,
+        };
+        if into.insert(name.clone(), tensor).is_some() {
+            return Err(broken(path, format!("tensor `{name}` is in two of the files")));
+        }
+    }
+    Ok(())
+}
+
+/// The files that an index lists, in order.
+fn shards(index: &Path) -> Result<Vec<PathBuf>> {
+    let text = std::fs::read_to_string(index).map_err(|e| failed(index, e))?;
+    let json: Json = serde_json::from_str(&text).map_err(|e| broken(index, e))?;
+    let map = json.get("weight_map").and_then(Json::as_object).ok_or_else(|| broken(index, "it has no weight_map"))?;
+    let mut names: Vec<&str> = map.values().filter_map(Json::as_str).collect();
+    names.sort_unstable();
+    names.dedup();
+    let folder = index.parent().unwrap_or(Path::new("."));
+    let inside = |name: &&str| Path::new(name).components().all(|c| matches!(c, std::path::Component::Normal(_)));
+    if let Some(name) = names.iter().find(|name| !inside(name)) {
+        return Err(broken(index, format!("`{name}` is no file beside it")));
+    }
+    Ok(names.into_iter().map(|name| folder.join(name)).collect())
+}
+
+fn files_of(path: &Path) -> Result<Vec<PathBuf>> {
+    if path.is_dir() {
+        let index = path.join("model.safetensors.index.json");
+        if index.is_file() {
+            return shards(&index);
+        }
+        let single = path.join("model.safetensors");
+        if single.is_file() {
+            return Ok(vec![single]);
+        }
+        let mut files: Vec<PathBuf> = std::fs::read_dir(path)
+            .map_err(|e| failed(path, e))?
+            .filter_map(|entry| Some(entry.ok()?.path()))
+            .filter(|p| p.extension().is_some_and(|e| e == "safetensors"))
+            .collect();
+        files.sort();
+        if files.is_empty() {
+            return Err(failed(path, "there is no safetensors file in this folder"));
+        }
+        return Ok(files);
+    }
+    if path.to_string_lossy().ends_with(".index.json") {
+        return shards(path);
+    }
+    Ok(vec![path.to_owned()])
+}
+
+impl Checkpoint {
+    /// Opens a file, a folder or an index; only headers are read.
+    ///
+    /// # Errors
+    /// `io` for a file that is missing, or whose header lies.
+    pub fn open(path: impl AsRef<Path>) -> Result<Checkpoint> {
+        let path = path.as_ref();
+        if !path.exists() {
+            return Err(failed(path, "there is no such file")
+                .with_help("a model is a safetensors file, a folder with one, or the index of a sharded one"));
+        }
+        let mut tensors = BTreeMap::new();
+        for file in files_of(path)? {
+            open_file(&file, &mut tensors)?;
+        }
+        Ok(Checkpoint { path: path.to_owned(), tensors })
+    }
+
+    /// The same checkpoint, with NaN and infinity let through or not.
+    pub fn lenient(mut self, lenient: bool) -> Checkpoint {
+        self.tensors.values_mut().for_each(|t| t.lenient = lenient);
+        self
+    }
+
+    /// The tensor of this name.
+    pub fn get(&self, name: &str) -> Option<&Tensor> {
+        self.tensors.get(name)
+    }
+
+    /// The folder that it stands in, for the files beside it.
+    pub fn folder(&self) -> &Path {
+        if self.path.is_dir() { &self.path } else { self.path.parent().unwrap_or(Path::new(".")) }
+    }
+}
+
+/// The paths that a pattern stands for, in order; a path without `*`, `?` and `[` stands for itself.
+///
+/// # Errors
+/// `io` for a pattern that is none, or that matches nothing.
+pub fn expand(pattern: &str) -> Result<Vec<PathBuf>> {
+    if !pattern.contains(['*', '?', '[']) || Path::new(pattern).exists() {
+        return Ok(vec![pattern.into()]);
+    }
+    let paths = glob::glob(pattern).map_err(|e| failed(Path::new(pattern), e))?;
+    let mut found: Vec<PathBuf> = paths.filter_map(|p| p.ok()).collect();
+    found.sort();
+    if found.is_empty() {
+        return Err(failed(Path::new(pattern), "no file is called like this"));
+    }
+    Ok(found)
+}

@@ -1,0 +1,17 @@
+//! Merging model tensors. A merge is a pure function of the *set* of contributions: each is named by the hash of what it holds, the set is a
+//! CRDT, and the methods of [`methods`] resolve it, tensor by tensor, from files that are larger than memory.
+//!
+//! Sums have one fixed shape ([`reduce`]), random numbers depend on the index of an element ([`rng`]), ranks are exact ([`select`]): the same
+//! set gives the same bytes with any number of threads, any size of tiles and any layout of files.
+
+pub mod checkpoint;
+pub mod dtype;
+pub mod linalg;
+pub mod method;
+pub mod methods;
+pub mod output;
+pub mod plan;
+pub mod reduce;
+pub mod rng;
+pub mod run;
+pub mod select;

@@ -1,0 +1,111 @@
+//! Matrices in f64, on one thread: the same sums in the same order on every machine with the same vector width.
+
+use crate::checkpoint::Tensor;
+use crate::method::Job;
+pub use faer::Mat;
+use faer::MatRef;
+use faer::linalg::solvers::Solve;
+use mergeql_udfs::{Error, Result};
+
+/// A tensor of two axes.
+///
+/// # Errors
+/// As [`Tensor::read`].
+pub fn matrix(tensor: &Tensor) -> Result<Mat<f64>> {
+    let values = tensor.all()?;
+    let columns = tensor.shape.get(1).copied().unwrap_or(1);
+    Ok(Mat::from_fn(tensor.shape[0], columns, |r, c| f64::from(values[r * columns + c])))
+}
+
+/// The task vectors of a job, as matrices.
+///
+/// # Errors
+/// As [`Tensor::read`].
+pub fn tasks(job: &Job<'_>) -> Result<Vec<Mat<f64>>> {
+    let base = matrix(job.base()?)?;
+    job.models.iter().map(|m| Ok(matrix(&m.tensor)? - &base)).collect()
+}
+
+/// Its elements, row by row.
+pub fn elements(matrix: MatRef<'_, f64>) -> Vec<f32> {
+    (0..matrix.nrows()).flat_map(|r| (0..matrix.ncols()).map(move |c| matrix[(r, c)] as f32)).collect()
+}
+
+/// The base plus a matrix.
+///
+/// # Errors
+/// As [`Tensor::read`].
+pub fn onto_base(job: &Job<'_>, delta: &Mat<f64>) -> Result<Vec<f32>> {
+    Ok(elements((matrix(job.base()?)? + delta).as_ref()))
+}
+
+/// A singular value decomposition.
+pub struct Svd {
+    /// The left vectors.
+    pub u: Mat<f64>,
+    /// The singular values, greatest first.
+    pub s: Vec<f64>,
+    /// The right vectors.
+    pub v: Mat<f64>,
+}
+
+/// The thin decomposition u s v^T: as many vectors as there are singular values.
+///
+/// # Errors
+/// `invalid_argument` where it doesn't converge, as with numbers that are not finite.
+pub fn svd(matrix: &Mat<f64>) -> Result<Svd> {
+    decomposed(matrix.thin_svd())
+}
+
+/// The decomposition with square matrices of vectors.
+///
+/// # Errors
+/// As [`svd`].
+pub fn full_svd(matrix: &Mat<f64>) -> Result<Svd> {
+    decomposed(matrix.svd())
+}
+
+fn decomposed(found: std::result::Result<faer::linalg::solvers::Svd<f64>, faer::linalg::svd::SvdError>) -> Result<Svd> {
+    let found = found.map_err(|_| Error::invalid_argument("the singular values of a tensor could not be found"))?;
+    let s = found.S().column_vector();
+    Ok(Svd { u: found.U().to_owned(), s: (0..s.nrows()).map(|i| s[i]).collect(), v: found.V().to_owned() })
+}
+
+impl Svd {
+    /// The matrix of these left and right vectors, with other singular values.
+    pub fn with(&self, s: &[f64]) -> Mat<f64> {
+        let scaled = Mat::from_fn(self.u.nrows(), s.len(), |r, c| self.u[(r, c)] * s[c]);
+        scaled * self.v.get(.., ..s.len()).transpose()
+    }
+}
+
+/// The orthogonal matrix nearest to this one: u v^T.
+///
+/// # Errors
+/// As [`svd`].
+pub fn nearest_orthogonal(matrix: &Mat<f64>) -> Result<Mat<f64>> {
+    let Svd { u, v, .. } = svd(matrix)?;
+    Ok(u * v.transpose())
+}
+
+/// X of a X = b; `None` where a has no inverse.
+pub fn solve(a: Mat<f64>, b: Mat<f64>) -> Option<Mat<f64>> {
+    let solved = a.partial_piv_lu().solve(b);
+    (0..solved.ncols()).all(|c| (0..solved.nrows()).all(|r| solved[(r, c)].is_finite())).then_some(solved)
+}
+
+/// The Frobenius norm.
+pub fn norm(matrix: &Mat<f64>) -> f64 {
+    inner(matrix, matrix).sqrt()
+}
+
+/// The sum of products of elements at the same place.
+pub fn inner(a: &Mat<f64>, b: &Mat<f64>) -> f64 {
+    (0..a.ncols()).map(|c| (0..a.nrows()).map(|r| a[(r, c)] * b[(r, c)]).sum::<f64>()).sum()
+}
+
+/// The matrices side by side.
+pub fn beside(parts: &[Mat<f64>]) -> Mat<f64> {
+    let columns: Vec<(usize, usize)> = parts.iter().enumerate().flat_map(|(i, m)| (0..m.ncols()).map(move |c| (i, c))).collect();
+    Mat::from_fn(parts.first().map_or(0, Mat::nrows), columns.len(), |r, c| parts[columns[c].0][(r, columns[c].1)])
+}

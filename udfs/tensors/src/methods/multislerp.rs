@@ -1,0 +1,60 @@
+//! Spherical interpolation of many: the log map of each direction at their weighted mean, a weighted sum there, and the exp map back
+//! (Buss, Fillmore 2001, Spherical averages; arXiv:2603.04972 for models).
+//!
+//! Everything lies in the span of the models, so their inner products give the factors of the sum.
+
+use crate::method::{Base, Gram, Job, Kernel, Kind, Method, WEIGHT, param};
+use mergeql_udfs::{Error, Result};
+
+pub const METHOD: Method = Method {
+    name: "multislerp",
+    title: "the weighted mean of many directions on the sphere; with a base, of task vectors",
+    paper: "arXiv:2603.04972",
+    base: Base::Optional,
+    params: &[
+        WEIGHT,
+        param("normalize_weights", Kind::Flag, "true", "whether the weights are divided by their sum"),
+        param("eps", Kind::Number, "1e-8", "what counts as no length"),
+    ],
+    prepare,
+    ..Method::COMMON
+};
+
+/// The factors of the vectors with these inner products. `None` where their weighted mean has no direction.
+fn factors(gram: &Gram, weights: &[f64], eps: f64) -> Option<Vec<f64>> {
+    let n = gram.n;
+    let norms: Vec<f64> = (0..n).map(|i| gram.norm(i) + eps).collect();
+    let mean: Vec<f64> = (0..n).map(|i| weights[i] / norms[i]).collect();
+    let length = gram.norm_of(&mean);
+    if length < eps {
+        return None;
+    }
+    let mean: Vec<f64> = mean.iter().map(|m| m / length).collect();
+    // Tangents: of each direction what is perpendicular to the mean.
+    let along: f64 = (0..n).map(|i| weights[i] * gram.dot_of(&mean, i) / norms[i]).sum();
+    let tangent: Vec<f64> = (0..n).map(|i| weights[i] / norms[i] - along * mean[i]).collect();
+    let angle = gram.norm_of(&tangent);
+    let size: f64 = (0..n).map(|i| weights[i] * norms[i]).sum();
+    let on_tangent = if angle > eps { angle.sin() / angle } else { 0.0 };
+    let on_mean = if angle > eps { angle.cos() } else { 1.0 };
+    Some((0..n).map(|i| size * (on_mean * mean[i] + on_tangent * tangent[i])).collect())
+}
+
+fn prepare<'a>(job: &'a Job<'a>) -> Result<Kernel<'a>> {
+    let tasks = job.base.is_some();
+    if job.models.len() == 1 {
+        return Ok(job.combine(vec![1.0], tasks));
+    }
+    let weights = if job.flag("normalize_weights") { job.shares("weight")? } else { job.of_models("weight") };
+    let gram = job.gram(tasks)?;
+    let factors = match factors(&gram, &weights, job.number("eps")) {
+        Some(factors) => factors,
+        // Two opposite vectors, or task vectors of nothing: the line between them.
+        None if job.models.len() == 2 || (0..gram.n).all(|i| gram.norm(i) == 0.0) => weights,
+        None => {
+            return Err(Error::invalid_argument(format!("the tensors `{}` cancel out: their mean has no direction", job.name))
+                .with_help("change the weights, or merge this tensor with linear"));
+        }
+    };
+    Ok(job.combine(factors, tasks))
+}

@@ -1,0 +1,19 @@
+//! One model as it is, perhaps scaled. As mergekit documents it.
+
+use crate::method::{Base, Job, Kernel, Kind, Method, param};
+use mergeql_udfs::Result;
+
+pub const METHOD: Method = Method {
+    name: "passthrough",
+    title: "the tensor of one model, scaled",
+    paper: "mergekit",
+    base: Base::None,
+    models: (1, 1),
+    params: &[param("scale", Kind::Number, "1", "what its elements are multiplied by")],
+    prepare,
+    ..Method::COMMON
+};
+
+fn prepare<'a>(job: &'a Job<'a>) -> Result<Kernel<'a>> {
+    Ok(job.combine(vec![job.number("scale")], false))
+}

@@ -1,0 +1,409 @@
+//! What a merge will do, from headers alone: which tensors, by which method, of which models. All that can be wrong with a statement is found
+//! here, before a byte is written.
+
+use crate::checkpoint::{Checkpoint, Tensor};
+use crate::dtype::{self, Dtype};
+use crate::method::{Base, Input, Job, Kind, Method, Params, Semantics, Settings, Sides, Value};
+use crate::methods;
+use mergeql_udfs::{Code, Error, Result};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// A model that takes part.
+#[derive(Debug, Clone)]
+pub struct Model {
+    /// What it is called.
+    pub name: String,
+    /// Its tensors.
+    pub checkpoint: Checkpoint,
+    /// How much it counts, where that is said.
+    pub weight: Option<f64>,
+}
+
+/// Which tensors a method merges.
+#[derive(Debug, Clone)]
+pub struct Rule {
+    /// A name, a pattern with `*`, `?` and `[...]`, or `*`.
+    pub pattern: String,
+    /// The name of the method.
+    pub strategy: String,
+    /// Its parameters.
+    pub params: Params,
+}
+
+/// What holds for the whole merge.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The type of the output; by default that of the base, or the common one of the models.
+    pub out_dtype: Option<Dtype>,
+    /// Whose numbers are given where a paper and its best known implementation differ.
+    pub semantics: Semantics,
+    /// Whether NaN and infinity are let through.
+    pub propagate_nan: bool,
+    /// Whether a tensor that some models lack is merged from those that have it.
+    pub merge_present: bool,
+    /// Parameters for every rule whose method has them: `lambda`, `seed` ...
+    pub common: Params,
+    /// The most bytes of one output file.
+    pub max_shard_size: u64,
+    /// The most bytes held for tiles.
+    pub memory_limit: u64,
+    /// Whether an output that exists is replaced.
+    pub overwrite: bool,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            out_dtype: None,
+            semantics: Semantics::Paper,
+            propagate_nan: false,
+            merge_present: false,
+            common: Params::new(),
+            max_shard_size: 5_000_000_000,
+            memory_limit: 512 << 20,
+            overwrite: false,
+        }
+    }
+}
+
+/// A merge as it is asked for.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// The models, in the order in which they are written.
+    pub models: Vec<Model>,
+    /// What they started from.
+    pub base: Option<Model>,
+    /// Which method merges which tensors.
+    pub rules: Vec<Rule>,
+    /// What holds for all of them.
+    pub options: Options,
+}
+
+/// How a tensor comes about.
+#[derive(Debug, Clone)]
+pub enum How {
+    /// By a method.
+    Merge(Box<Merge>),
+    /// As it is in all that have it.
+    Copy {
+        /// Where it is read.
+        from: Tensor,
+        /// The same tensor elsewhere; all must have the same bytes.
+        others: Vec<Tensor>,
+    },
+}
+
+/// What a method gets for a tensor.
+#[derive(Debug, Clone)]
+pub struct Merge {
+    /// The method.
+    pub method: &'static Method,
+    /// Its parameters.
+    pub settings: Settings,
+    /// The tensor in each model.
+    pub models: Vec<Input>,
+    /// The tensor in the base.
+    pub base: Option<Input>,
+    /// Files beside the models.
+    pub sides: Sides,
+}
+
+/// A tensor of the output.
+#[derive(Debug, Clone)]
+pub struct Task {
+    /// Its name.
+    pub name: String,
+    /// Its shape.
+    pub shape: Vec<usize>,
+    /// Its type.
+    pub dtype: Dtype,
+    /// How it comes about.
+    pub how: How,
+}
+
+impl Task {
+    /// How many elements it has.
+    pub fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Whether it has none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// How many bytes it takes.
+    pub fn bytes(&self) -> u64 {
+        self.len() as u64 * self.dtype.bitsize() as u64 / 8
+    }
+
+    /// What is read for it, in bytes.
+    pub fn reads(&self) -> u64 {
+        let size = |t: &Tensor| t.bytes.end - t.bytes.start;
+        match &self.how {
+            How::Merge(merge) => merge.models.iter().chain(&merge.base).map(|i| size(&i.tensor)).sum(),
+            How::Copy { from, others } => size(from) + others.iter().map(size).sum::<u64>(),
+        }
+    }
+
+    /// The method's name, or `copy`.
+    pub fn strategy(&self) -> &'static str {
+        match &self.how {
+            How::Merge(merge) => merge.method.name,
+            How::Copy { .. } => "copy",
+        }
+    }
+}
+
+impl Merge {
+    /// What the method is told.
+    pub fn job<'a>(&'a self, task: &'a Task) -> Job<'a> {
+        Job {
+            name: &task.name,
+            shape: &task.shape,
+            models: &self.models,
+            base: self.base.as_ref(),
+            settings: &self.settings,
+            sides: self.sides.clone(),
+            offset: 0,
+            survey: None,
+        }
+    }
+
+    /// Whether the method looks at all tensors first.
+    pub fn surveys(&self) -> bool {
+        self.method.survey.is_some_and(|(needs, _)| needs(&self.settings))
+    }
+}
+
+/// What a merge will do.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// The models, the base not among them.
+    pub models: Vec<Model>,
+    /// What they started from.
+    pub base: Option<Model>,
+    /// The tensors of the output, by name.
+    pub tasks: Vec<Task>,
+    /// What holds for all of them.
+    pub options: Options,
+    /// What a reader should know: tensors that some models lack, rules that match nothing.
+    pub notes: Vec<String>,
+}
+
+/// Whether a name matches a pattern with `*`, `?` and `[...]`.
+pub fn matches(pattern: &str, name: &str) -> bool {
+    pattern == name || glob::Pattern::new(pattern).is_ok_and(|p| p.matches(name))
+}
+
+/// The rule for a tensor: one with its very name, then a pattern, then `*`; of two as specific, the first.
+fn rule_of<'r>(rules: &'r [Rule], name: &str) -> Option<&'r Rule> {
+    let rank = |rule: &Rule| if rule.pattern == name { 0 } else if rule.pattern == "*" { 2 } else { 1 };
+    rules.iter().filter(|r| matches(&r.pattern, name)).min_by_key(|r| rank(r))
+}
+
+/// The type that holds what all of these hold.
+pub fn common_dtype(types: impl IntoIterator<Item = Dtype>) -> Option<Dtype> {
+    types.into_iter().reduce(|a, b| match (a, b) {
+        _ if a == b => a,
+        (Dtype::F64, _) | (_, Dtype::F64) => Dtype::F64,
+        (Dtype::F16, Dtype::F8_E4M3 | Dtype::F8_E5M2) | (Dtype::F8_E4M3 | Dtype::F8_E5M2, Dtype::F16) => Dtype::F16,
+        (Dtype::BF16, Dtype::F8_E4M3 | Dtype::F8_E5M2) | (Dtype::F8_E4M3 | Dtype::F8_E5M2, Dtype::BF16) => Dtype::BF16,
+        _ => Dtype::F32,
+    })
+}
+
+/// A method with its checked parameters and the files that they name.
+#[derive(Debug, Clone)]
+pub struct Chosen {
+    /// The method.
+    pub method: &'static Method,
+    /// Its parameters.
+    pub settings: Settings,
+    /// The files.
+    pub sides: Sides,
+}
+
+/// Checks a strategy and its parameters for some models.
+///
+/// # Errors
+/// `unknown_strategy`, `unknown_option`, `invalid_argument`; `io` for files beside the models.
+pub fn choose(strategy: &str, params: &Params, options: &Options, models: usize, files: &mut Files) -> Result<Chosen> {
+    let (method, mut all) = methods::find(strategy)?;
+    for (name, value) in &options.common {
+        if method.param(name).is_some() {
+            all.insert(name.clone(), value.clone());
+        }
+    }
+    all.extend(params.iter().map(|(name, value)| (name.clone(), value.clone())));
+    let settings = Settings::new(method, &all, options.semantics, models)?;
+    let mut sides = BTreeMap::new();
+    for param in method.params.iter().filter(|p| p.kind == Kind::Files) {
+        let paths = settings.files(param.name);
+        if !paths.is_empty() {
+            sides.insert(param.name, paths.into_iter().map(|path| files.open(path)).collect::<Result<Vec<_>>>()?);
+        }
+    }
+    Ok(Chosen { method, settings, sides: Arc::new(sides) })
+}
+
+/// Files that are open already.
+#[derive(Debug, Default)]
+pub struct Files(BTreeMap<PathBuf, Checkpoint>);
+
+impl Files {
+    /// Opens a checkpoint, once.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`].
+    pub fn open(&mut self, path: &str) -> Result<Checkpoint> {
+        if let Some(open) = self.0.get(std::path::Path::new(path)) {
+            return Ok(open.clone());
+        }
+        let checkpoint = Checkpoint::open(path)?;
+        self.0.insert(path.into(), checkpoint.clone());
+        Ok(checkpoint)
+    }
+}
+
+/// Checks that what a method gets is what it takes, and makes the task.
+///
+/// # Errors
+/// `type_mismatch` for shapes that differ; `invalid_argument` for a base that is missing, or too many or too few models.
+pub fn merge_task(name: &str, chosen: &Chosen, models: Vec<Input>, base: Option<Input>, out: Option<Dtype>) -> Result<Task> {
+    let method = chosen.method;
+    let first = models.first().or(base.as_ref()).ok_or_else(|| Error::invalid_argument(format!("no model has the tensor `{name}`")))?;
+    let shape = first.tensor.shape.clone();
+    for input in models.iter().chain(&base) {
+        if input.tensor.shape != shape {
+            return Err(Error::type_mismatch(format!(
+                "tensor `{name}` has the shape {shape:?} in `{}` and {:?} in `{}`",
+                first.tensor.file().display(),
+                input.tensor.shape,
+                input.tensor.file().display()
+            ))
+            .with_help("models of one architecture have tensors of the same shapes; name a strategy for the others by a pattern, or leave them out"));
+        }
+    }
+    if method.base == Base::Required && base.is_none() {
+        return Err(Error::invalid_argument(format!("`{}` works on what each model changed, and tensor `{name}` has no base", method.name))
+            .with_help("name the model that they all started from: BASE 'base.safetensors'"));
+    }
+    let base = base.filter(|_| method.base != Base::None);
+    // Two ends make an arc: with a base, one model.
+    let ends = if method.name == "slerp" && base.is_some() { (1, 1) } else { method.models };
+    let least = if method.name == "slerp" && base.is_none() { 2 } else { ends.0 };
+    if models.len() < least || models.len() > ends.1 {
+        let wanted = match (least, ends.1) {
+            (a, b) if a == b => a.to_string(),
+            (a, usize::MAX) => format!("{a} or more"),
+            (a, b) => format!("{a} to {b}"),
+        };
+        return Err(Error::invalid_argument(format!("`{}` takes {wanted} models, and tensor `{name}` comes in {}", method.name, models.len()))
+            .with_help("choose another strategy, or other models"));
+    }
+    let types = models.iter().map(|i| i.tensor.dtype);
+    let dtype = out.or(base.as_ref().map(|b| b.tensor.dtype)).or_else(|| common_dtype(types)).unwrap_or(Dtype::F32);
+    let merge = Merge { method, settings: chosen.settings.clone(), models, base, sides: chosen.sides.clone() };
+    Ok(Task { name: name.to_owned(), shape, dtype, how: How::Merge(Box::new(merge)) })
+}
+
+impl Plan {
+    /// Plans a merge.
+    ///
+    /// # Errors
+    /// Whatever is wrong with it: see section 4 of the manual's page on tensors.
+    pub fn new(request: Request) -> Result<Plan> {
+        let Request { mut models, mut base, rules, options } = request;
+        if models.is_empty() {
+            return Err(Error::invalid_argument("a merge needs at least one model").with_help("MERGE MODELS 'a.safetensors', 'b.safetensors' ..."));
+        }
+        for model in models.iter_mut().chain(&mut base) {
+            model.checkpoint = model.checkpoint.clone().lenient(options.propagate_nan);
+        }
+        let mut files = Files::default();
+        // Weights are a list for the strategies that have one, in the order of the models.
+        let mut common = options.clone();
+        if models.iter().any(|m| m.weight.is_some()) {
+            let weights = models.iter().map(|m| Value::Number(m.weight.unwrap_or(1.0))).collect();
+            common.common.insert("weight".into(), Value::List(weights));
+        }
+        let mut chosen = Vec::new();
+        for rule in &rules {
+            chosen.push(choose(&rule.strategy, &rule.params, &common, models.len(), &mut files)?);
+        }
+        let names: BTreeSet<&String> = models.iter().chain(&base).flat_map(|m| m.checkpoint.tensors.keys()).collect();
+        let (mut tasks, mut notes, mut used) = (Vec::new(), Vec::new(), vec![false; rules.len()]);
+        for name in names {
+            let at = |model: &Model| model.checkpoint.get(name).cloned();
+            let lacking: Vec<&str> = models.iter().filter(|m| at(m).is_none()).map(|m| m.name.as_str()).collect();
+            let inputs: Vec<Input> = models
+                .iter()
+                .enumerate()
+                .filter_map(|(place, m)| Some(Input { tensor: at(m)?, hash: [0; 32], place }))
+                .collect();
+            let of_base = base.as_ref().and_then(at);
+            if !lacking.is_empty() {
+                if !options.merge_present {
+                    return Err(Error::invalid_argument(format!("tensor `{name}` is not in {}", lacking.join(", ")))
+                        .with_help("merge it from the models that have it with WITH (missing = 'present')"));
+                }
+                notes.push(format!("tensor `{name}` is not in {}", lacking.join(", ")));
+            }
+            let Some(rule) = rule_of(&rules, name) else {
+                return Err(Error::invalid_argument(format!("no rule is for the tensor `{name}`")).with_help("add a rule for the rest: * = linear"));
+            };
+            let index = rules.iter().position(|r| std::ptr::eq(r, rule)).unwrap_or(0);
+            used[index] = true;
+            let all = || inputs.iter().map(|i| &i.tensor).chain(&of_base);
+            let copied = all().any(|t| !dtype::is_float(t.dtype)) || inputs.is_empty();
+            if copied {
+                let mut tensors = all().cloned();
+                let Some(from) = tensors.next() else { continue };
+                let others: Vec<Tensor> = tensors.collect();
+                if let Some(other) = others.iter().find(|t| t.shape != from.shape || t.dtype != from.dtype) {
+                    return Err(Error::type_mismatch(format!(
+                        "tensor `{name}` is {} {:?} in one model and {} {:?} in another",
+                        dtype::name(from.dtype),
+                        from.shape,
+                        dtype::name(other.dtype),
+                        other.shape
+                    )));
+                }
+                tasks.push(Task { name: name.clone(), shape: from.shape.clone(), dtype: from.dtype, how: How::Copy { from, others } });
+                continue;
+            }
+            // What only the models have is new: it is merged as if it had been nothing, only where that is asked for.
+            let in_base = of_base.map(|tensor| Input { tensor, hash: [0; 32], place: usize::MAX });
+            tasks.push(merge_task(name, &chosen[index], inputs, in_base, options.out_dtype)?);
+        }
+        for (rule, _) in rules.iter().zip(&used).filter(|(_, used)| !**used) {
+            notes.push(format!("no tensor is called `{}`", rule.pattern));
+        }
+        if tasks.is_empty() {
+            return Err(Error::new(Code::InvalidArgument, "the models have no tensors"));
+        }
+        Ok(Plan { models, base, tasks, options, notes })
+    }
+
+    /// What is read, in bytes; twice that with the pass that hashes.
+    pub fn reads(&self) -> u64 {
+        self.tasks.iter().map(Task::reads).sum()
+    }
+
+    /// What is written, in bytes.
+    pub fn writes(&self) -> u64 {
+        self.tasks.iter().map(Task::bytes).sum()
+    }
+
+    /// Whether the answer depends on the order in which the models are written, and why.
+    pub fn ordered(&self) -> BTreeSet<&'static str> {
+        let ordered = |task: &Task| match &task.how {
+            How::Merge(merge) if merge.method.ordered => Some(merge.method.name),
+            _ => None,
+        };
+        self.tasks.iter().filter_map(ordered).collect()
+    }
+}

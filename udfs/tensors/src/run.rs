@@ -1,0 +1,377 @@
+//! Carries a plan out: hashes the contributions, surveys, computes tiles on all threads while the last ones are written, and resumes where a
+//! killed run stopped.
+
+use crate::checkpoint::{Buffer, Checkpoint, Tensor};
+use crate::dtype;
+use crate::method::{Input, Job, Kernel, Settings, Survey, Tile, Value};
+use crate::output::{Layout, Writer};
+use crate::plan::{How, Merge, Plan, Task};
+use mergeql_udfs::{Code, Error, Result};
+use rayon::prelude::*;
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// A SHA-256 hash.
+pub type Hash = [u8; 32];
+
+/// As lower-case hexadecimal digits.
+pub fn hex(hash: &Hash) -> String {
+    hash.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// Adds bytes after their length, so that no two lists of parts read alike.
+pub(crate) fn part(hash: &mut Sha256, bytes: &[u8]) {
+    hash.update((bytes.len() as u64).to_le_bytes());
+    hash.update(bytes);
+}
+
+const READ: u64 = 4 << 20;
+
+fn hash_tensor(tensor: &Tensor) -> Result<Hash> {
+    let (mut hash, mut buffer) = (Sha256::new(), Vec::new());
+    let size = tensor.bytes.end - tensor.bytes.start;
+    let mut at = 0;
+    while at < size {
+        buffer.resize(READ.min(size - at) as usize, 0);
+        tensor.raw(at, &mut buffer)?;
+        hash.update(&buffer);
+        at += buffer.len() as u64;
+    }
+    Ok(hash.finalize().into())
+}
+
+/// The hash of a contribution: of its name, of each tensor's name, type, shape and hash of its bytes in the order of the names, of its weight
+/// and its version. Layout into files doesn't count.
+///
+/// # Errors
+/// `io`.
+pub fn contribution(name: &str, checkpoint: &Checkpoint, weight: Option<f64>, version: Option<&str>) -> Result<Hash> {
+    let tensors: Vec<(&String, &Tensor)> = checkpoint.tensors.iter().collect();
+    let hashes: Vec<Hash> = tensors.par_iter().map(|(_, tensor)| hash_tensor(tensor)).collect::<Result<_>>()?;
+    let mut hash = Sha256::new();
+    hash.update(b"mergeql.contribution.1");
+    part(&mut hash, name.as_bytes());
+    hash.update((tensors.len() as u64).to_le_bytes());
+    for ((name, tensor), bytes) in tensors.iter().zip(&hashes) {
+        part(&mut hash, name.as_bytes());
+        part(&mut hash, dtype::name(tensor.dtype).as_bytes());
+        hash.update((tensor.shape.len() as u64).to_le_bytes());
+        tensor.shape.iter().for_each(|n| hash.update((*n as u64).to_le_bytes()));
+        hash.update(bytes);
+    }
+    part(&mut hash, weight.map(|w| w.to_bits().to_le_bytes()).as_ref().map_or(&[][..], |b| &b[..]));
+    part(&mut hash, version.unwrap_or_default().as_bytes());
+    Ok(hash.finalize().into())
+}
+
+/// The root of a Merkle tree over leaves in this order; an odd one goes up as it is.
+pub fn merkle_root(leaves: &[Hash]) -> Hash {
+    let mut level = leaves.to_vec();
+    while level.len() > 1 {
+        let join = |pair: &[Hash]| match pair {
+            [a, b] => {
+                let mut hash = Sha256::new();
+                hash.update([1]);
+                hash.update(a);
+                hash.update(b);
+                hash.finalize().into()
+            }
+            _ => pair[0],
+        };
+        level = level.chunks(2).map(join).collect();
+    }
+    level.first().copied().unwrap_or_else(|| Sha256::new().finalize().into())
+}
+
+/// A plan whose contributions are hashed, and whose inputs stand in the order of the hashes.
+#[derive(Debug)]
+pub struct Sealed {
+    /// The plan.
+    pub plan: Plan,
+    /// The hash of each model, in the order of the statement.
+    pub models: Vec<Hash>,
+    /// The hash of the base.
+    pub base: Option<Hash>,
+    /// The hash of the set and of all parameters.
+    pub hash: Hash,
+}
+
+/// The values of a model's own parameters, to tell equal contributions with other parameters apart.
+fn own_values(settings: &Settings, place: usize) -> Vec<u64> {
+    let lists = settings.iter().filter(|(_, v)| matches!(v, Value::List(_)));
+    lists.map(|(name, _)| settings.of_model(name, place).unwrap_or(0.0).to_bits()).collect()
+}
+
+impl Sealed {
+    /// Hashes the contributions of a plan, and puts them in order: the written order counts for nothing, a contribution that is there twice
+    /// for one.
+    ///
+    /// # Errors
+    /// `io`.
+    pub fn new(mut plan: Plan) -> Result<Sealed> {
+        let models: Vec<Hash> =
+            plan.models.iter().map(|m| contribution(&m.name, &m.checkpoint, m.weight, None)).collect::<Result<_>>()?;
+        let base = plan.base.as_ref().map(|m| contribution("", &m.checkpoint, None, None)).transpose()?;
+        for task in &mut plan.tasks {
+            let How::Merge(merge) = &mut task.how else { continue };
+            let Merge { method, settings, models: inputs, base: in_base, .. } = &mut **merge;
+            let hash = |input: &mut Input| input.hash = models.get(input.place).copied().or(base).unwrap_or([0; 32]);
+            inputs.iter_mut().chain(in_base).for_each(hash);
+            if !method.ordered {
+                let key = |i: &Input| (i.hash, own_values(settings, i.place));
+                inputs.sort_by_cached_key(key);
+                inputs.dedup_by_key(|i| key(i));
+            }
+        }
+        let mut hash = Sha256::new();
+        hash.update(b"mergeql.resolution.1");
+        let mut leaves = models.clone();
+        leaves.sort_unstable();
+        leaves.dedup();
+        hash.update(merkle_root(&leaves));
+        part(&mut hash, base.as_ref().map_or(&[][..], |b| &b[..]));
+        for task in &plan.tasks {
+            part(&mut hash, task.name.as_bytes());
+            part(&mut hash, dtype::name(task.dtype).as_bytes());
+            part(&mut hash, task.strategy().as_bytes());
+            if let How::Merge(merge) = &task.how {
+                part(&mut hash, parameters(merge).as_bytes());
+                for input in merge.models.iter().chain(&merge.base) {
+                    hash.update(input.hash);
+                    part(&mut hash, input.tensor.name().as_bytes());
+                }
+            }
+        }
+        Ok(Sealed { models, base, hash: hash.finalize().into(), plan })
+    }
+}
+
+/// The parameters of a tensor's method, with lists in the order of the contributions.
+pub fn parameters(merge: &Merge) -> String {
+    let show = |(name, value): (&str, &Value)| match value {
+        Value::List(values) if values.iter().all(|v| matches!(v, Value::Number(_))) => {
+            let list: Vec<String> = merge.models.iter().filter_map(|m| Some(merge.settings.of_model(name, m.place)?.to_string())).collect();
+            format!("{name} = [{}]", list.join(", "))
+        }
+        value => format!("{name} = {value}"),
+    };
+    merge.settings.iter().map(show).collect::<Vec<_>>().join(", ")
+}
+
+/// How far a run is.
+#[derive(Debug, Clone)]
+pub struct Progress<'a> {
+    /// What is being done.
+    pub doing: &'static str,
+    /// The tensor.
+    pub tensor: &'a str,
+    /// Bytes written.
+    pub done: u64,
+    /// Bytes to write.
+    pub total: u64,
+}
+
+/// A tensor that was written.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Written {
+    /// Its name.
+    pub name: String,
+    /// The hash of its bytes.
+    pub sha256: Hash,
+    /// Whether an earlier run had written it.
+    pub resumed: bool,
+}
+
+/// Elements of a tile: as many as fit, and whole granules.
+fn tile_size(granule: usize, inputs: usize, memory: u64) -> usize {
+    // Two buffers of each input, its bytes, and the output.
+    let threads = rayon::current_num_threads() as u64;
+    let fits = memory / 2 / threads / (4 * (2 * inputs as u64 + 4));
+    let wanted = fits.clamp(1 << 12, 1 << 18) as usize;
+    (wanted / granule).max(1) * granule
+}
+
+/// Surveys the tensors of each group that shares a method and its parameters.
+fn surveys(plan: &Plan) -> Result<BTreeMap<usize, (Survey, usize)>> {
+    let mut groups: Vec<(&Settings, &'static str, Vec<usize>)> = Vec::new();
+    for (index, task) in plan.tasks.iter().enumerate() {
+        if let How::Merge(merge) = &task.how
+            && merge.surveys()
+        {
+            match groups.iter_mut().find(|(s, name, _)| *s == &merge.settings && *name == merge.method.name) {
+                Some((.., members)) => members.push(index),
+                None => groups.push((&merge.settings, merge.method.name, vec![index])),
+            }
+        }
+    }
+    let mut found = BTreeMap::new();
+    for (_, _, members) in groups {
+        let (mut jobs, mut offset, mut look) = (Vec::new(), 0, None);
+        for index in &members {
+            let task = &plan.tasks[*index];
+            let How::Merge(merge) = &task.how else { continue };
+            jobs.push(Job { offset, ..merge.job(task) });
+            offset += task.len();
+            look = merge.method.survey;
+        }
+        let Some((_, look)) = look else { continue };
+        if jobs.iter().any(|j| j.models.len() != jobs[0].models.len()) {
+            return Err(Error::new(Code::Unsupported, format!("`{}` looks at whole models, and some lack a tensor", plan.tasks[members[0]].strategy()))
+                .with_help("name another strategy for the tensors that not all models have"));
+        }
+        let survey = look(&jobs)?;
+        for (job, index) in jobs.iter().zip(&members) {
+            found.insert(*index, (survey.clone(), job.offset));
+        }
+    }
+    Ok(found)
+}
+
+/// Computes the bytes of a tensor, and gives them away in order.
+///
+/// # Errors
+/// What the method says, what reading says, and what `sink` says.
+pub fn compute(task: &Task, survey: Option<&(Survey, usize)>, memory: u64, mut sink: impl FnMut(Vec<u8>) -> Result<()>) -> Result<()> {
+    let merge = match &task.how {
+        How::Copy { from, others } => return copy(task, from, others, sink),
+        How::Merge(merge) => merge,
+    };
+    let job = Job { survey: survey.map(|s| &s.0), offset: survey.map_or(0, |s| s.1), ..merge.job(task) };
+    let encode = |values: &[f32]| {
+        let mut bytes = Vec::with_capacity(values.len() * task.dtype.bitsize() / 8);
+        dtype::encode(task.dtype, values, &mut bytes)?;
+        Ok(bytes)
+    };
+    match (merge.method.prepare)(&job)? {
+        Kernel::Whole(values) if values.len() == task.len() => {
+            values.chunks(1 << 20).try_for_each(|chunk| sink(encode(chunk)?))
+        }
+        Kernel::Whole(values) => {
+            Err(Error::new(Code::Unsupported, format!("`{}` gave {} elements for tensor `{}`", merge.method.name, values.len(), task.name)))
+        }
+        Kernel::Tiles { granule, run } => {
+            let (n, inputs) = (task.len(), merge.models.len() + usize::from(merge.base.is_some()));
+            let size = tile_size(granule.max(1), inputs, memory);
+            let batch = size * rayon::current_num_threads();
+            let tile = |room: &mut (Vec<Buffer>, Vec<f32>), from: usize| -> Result<Vec<u8>> {
+                let range = from..(from + size).min(n);
+                let (buffers, out) = room;
+                buffers.resize_with(inputs, Buffer::default);
+                let mut parts = Vec::with_capacity(inputs);
+                for (input, buffer) in merge.models.iter().chain(&merge.base).zip(buffers.iter_mut()) {
+                    parts.push(input.tensor.view(range.clone(), buffer)?);
+                }
+                let base = if merge.base.is_some() { parts.pop().unwrap_or(&[]) } else { &[] };
+                out.resize(range.len(), 0.0);
+                run(&Tile { range, models: parts, base }, out)?;
+                encode(out)
+            };
+            for start in (0..n).step_by(batch) {
+                let starts: Vec<usize> = (start..(start + batch).min(n)).step_by(size).collect();
+                let computed: Vec<Vec<u8>> = starts.into_par_iter().map_init(Default::default, tile).collect::<Result<_>>()?;
+                computed.into_iter().try_for_each(&mut sink)?;
+            }
+            Ok(())
+        }
+    }
+}
+
+fn copy(task: &Task, from: &Tensor, others: &[Tensor], mut sink: impl FnMut(Vec<u8>) -> Result<()>) -> Result<()> {
+    let size = from.bytes.end - from.bytes.start;
+    let mut other_bytes = Vec::new();
+    for at in (0..size).step_by(READ as usize) {
+        let mut bytes = vec![0; READ.min(size - at) as usize];
+        from.raw(at, &mut bytes)?;
+        for other in others {
+            other_bytes.resize(bytes.len(), 0);
+            other.raw(at, &mut other_bytes)?;
+            if other_bytes != bytes {
+                return Err(Error::type_mismatch(format!(
+                    "tensor `{}` is {}, which no arithmetic merges, and differs between `{}` and `{}`",
+                    task.name,
+                    dtype::name(task.dtype),
+                    from.file().display(),
+                    other.file().display()
+                ))
+                .with_help("leave it out of the models that have the wrong one"));
+            }
+        }
+        if task.dtype != from.dtype {
+            let mut values = vec![0.0; bytes.len() * 8 / from.dtype.bitsize()];
+            dtype::decode(from.dtype, &bytes, &mut values)?;
+            bytes.clear();
+            dtype::encode(task.dtype, &values, &mut bytes)?;
+        }
+        sink(bytes)?;
+    }
+    Ok(())
+}
+
+/// Computes all tensors into memory, for small models.
+///
+/// # Errors
+/// As [`write`], but for files.
+pub fn resolve(sealed: &Sealed) -> Result<BTreeMap<String, Vec<u8>>> {
+    let found = surveys(&sealed.plan)?;
+    let mut tensors = BTreeMap::new();
+    for (index, task) in sealed.plan.tasks.iter().enumerate() {
+        let mut bytes = Vec::new();
+        compute(task, found.get(&index), sealed.plan.options.memory_limit, |part| {
+            bytes.extend(part);
+            Ok(())
+        })?;
+        tensors.insert(task.name.clone(), bytes);
+    }
+    Ok(tensors)
+}
+
+/// Computes all tensors into a file (a path that ends in `.safetensors`) or a folder. Files appear whole or not at all; a run that was
+/// stopped goes on where it was.
+///
+/// # Errors
+/// `io` where the output exists or cannot be written; what the methods say.
+pub fn write(sealed: &Sealed, out: &Path, metadata: &BTreeMap<String, String>, mut report: impl FnMut(Progress<'_>)) -> Result<Vec<Written>> {
+    let Sealed { plan, .. } = sealed;
+    let total = plan.writes();
+    let layout = Layout::new(&plan.tasks, out, plan.options.max_shard_size, metadata)?;
+    let mut writer = Writer::new(layout, &sealed.hash, plan.options.overwrite)?;
+    let todo: Vec<usize> = (0..plan.tasks.len()).filter(|i| !writer.has(*i)).collect();
+    report(Progress { doing: "survey", tensor: "", done: 0, total });
+    let found = if todo.is_empty() { BTreeMap::new() } else { surveys(plan)? };
+    let mut done = (0..plan.tasks.len()).filter(|i| writer.has(*i)).map(|i| plan.tasks[i].bytes()).sum::<u64>();
+    // One thread writes and hashes while the others compute; a few parts wait between them.
+    std::thread::scope(|scope| {
+        let (send, receive) = std::sync::mpsc::sync_channel::<(usize, Vec<u8>)>(4);
+        let writing = scope.spawn(move || -> Result<Writer> {
+            for (index, bytes) in receive {
+                writer.write(index, &bytes)?;
+            }
+            Ok(writer)
+        });
+        let computing = || -> Result<()> {
+            for index in todo {
+                let task = &plan.tasks[index];
+                compute(task, found.get(&index), plan.options.memory_limit, |bytes| {
+                    done += bytes.len() as u64;
+                    report(Progress { doing: "merge", tensor: &task.name, done, total });
+                    // A writer that has stopped says why itself.
+                    send.send((index, bytes)).map_err(|_| Error::new(Code::Io, "the output can no longer be written"))
+                })?;
+                if task.is_empty() {
+                    send.send((index, Vec::new())).map_err(|_| Error::new(Code::Io, "the output can no longer be written"))?;
+                }
+            }
+            Ok(())
+        };
+        let computed = computing();
+        drop(send);
+        let writer = writing.join().map_err(|_| Error::new(Code::Io, "writing stopped"))?;
+        let writer = match (computed, writer) {
+            (_, Err(e)) => return Err(e),
+            (Err(e), _) => return Err(e),
+            (Ok(()), Ok(writer)) => writer,
+        };
+        writer.finish()
+    })
+}

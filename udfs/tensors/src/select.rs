@@ -1,0 +1,154 @@
+//! Exact order statistics without sorting: the element at a rank, by (key, index) ascending, found by two histograms of 16 bits.
+
+use mergeql_udfs::Result;
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// A place in the order of (key, index): what lies before it, and what does not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cut {
+    key: u32,
+    index: usize,
+    all: bool,
+}
+
+impl Cut {
+    /// Nothing lies before it.
+    pub const NONE: Cut = Cut { key: 0, index: 0, all: false };
+    /// Everything lies before it.
+    pub const ALL: Cut = Cut { key: u32::MAX, index: usize::MAX, all: true };
+
+    /// The key of the first element that doesn't lie before it.
+    pub fn key(&self) -> u32 {
+        self.key
+    }
+
+    /// Whether an element lies before it.
+    pub fn after(&self, key: u32, index: usize) -> bool {
+        self.all || key < self.key || (key == self.key && index < self.index)
+    }
+}
+
+/// A key that orders floats of one sign by magnitude, ascending.
+pub fn small_first(v: f32) -> u32 {
+    v.to_bits() & 0x7fff_ffff
+}
+
+/// The same, descending.
+pub fn great_first(v: f32) -> u32 {
+    0x7fff_ffff - small_first(v)
+}
+
+/// A key that orders floats by value, ascending.
+pub fn by_value(v: f32) -> u32 {
+    let bits = v.to_bits();
+    if bits >> 31 == 1 { !bits } else { bits | 0x8000_0000 }
+}
+
+/// The float of a key of [`by_value`].
+pub fn value_of(key: u32) -> f32 {
+    f32::from_bits(if key >> 31 == 1 { key & 0x7fff_ffff } else { !key })
+}
+
+const TILE: usize = 1 << 18;
+
+/// The cut before which exactly `k` of `n` elements lie. `keys(range, out, scratch)` writes the keys of a range.
+///
+/// # Errors
+/// The first that `keys` gives.
+pub fn first<S: Default + Send>(
+    n: usize,
+    k: usize,
+    keys: impl Fn(Range<usize>, &mut Vec<u32>, &mut S) -> Result<()> + Sync,
+) -> Result<Cut> {
+    if k == 0 {
+        return Ok(Cut::NONE);
+    }
+    if k >= n {
+        return Ok(Cut::ALL);
+    }
+    let tiles = || (0..n.div_ceil(TILE)).into_par_iter().map(|i| i * TILE..((i + 1) * TILE).min(n));
+    let count = |of: &(dyn Fn(u32) -> Option<u16> + Sync)| -> Result<Vec<u64>> {
+        let empty = || (vec![0u64; 1 << 16], Vec::new(), S::default());
+        let counted = tiles().try_fold(empty, |(mut counts, mut buffer, mut scratch), range| {
+            keys(range, &mut buffer, &mut scratch)?;
+            for key in &buffer {
+                if let Some(bin) = of(*key) {
+                    counts[bin as usize] += 1;
+                }
+            }
+            Ok((counts, buffer, scratch))
+        });
+        let counts = counted.map(|part| part.map(|(counts, ..)| counts)).try_reduce(Vec::new, |mut a, b| {
+            if a.is_empty() {
+                return Ok(b);
+            }
+            a.iter_mut().zip(&b).for_each(|(a, b)| *a += b);
+            Ok(a)
+        });
+        counts
+    };
+    // The bin that the rank falls in, and the rank inside it.
+    let find = |counts: &[u64], mut rank: u64| {
+        let mut bin = 0;
+        while rank >= counts[bin] {
+            rank -= counts[bin];
+            bin += 1;
+        }
+        (bin as u32, rank)
+    };
+    let (high, rank) = find(&count(&|key| Some((key >> 16) as u16))?, k as u64);
+    let (low, rank) = find(&count(&|key| (key >> 16 == high).then_some(key as u16))?, rank);
+    let key = high << 16 | low;
+    if rank == 0 {
+        return Ok(Cut { key, index: 0, all: false });
+    }
+    // Of equal keys the first `rank` by index lie before the cut.
+    let equal: Vec<usize> = tiles()
+        .map_init(
+            || (Vec::new(), S::default()),
+            |(buffer, scratch), range| {
+                keys(range, buffer, scratch)?;
+                Ok(buffer.iter().filter(|k| **k == key).count())
+            },
+        )
+        .collect::<Result<_>>()?;
+    let mut left = rank as usize;
+    for (tile, count) in equal.into_iter().enumerate() {
+        if left < count {
+            let range = tile * TILE..((tile + 1) * TILE).min(n);
+            let (mut buffer, start) = (Vec::new(), range.start);
+            keys(range, &mut buffer, &mut S::default())?;
+            let place = buffer.iter().enumerate().filter(|(_, k)| **k == key).nth(left);
+            return Ok(Cut { key, index: start + place.map_or(0, |(i, _)| i), all: false });
+        }
+        left -= count;
+    }
+    Ok(Cut { key: key.saturating_add(1), index: 0, all: key == u32::MAX })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exactly_k_lie_before_the_cut_whatever_is_tied() {
+        let values: Vec<f32> = (0..5000u32).map(|i| ((i * 7919) % 37) as f32 - 18.0).collect();
+        for k in [0, 1, 2, 36, 37, 500, 4999, 5000, 9000] {
+            for of in [small_first, great_first, by_value] {
+                let keys = |range: Range<usize>, out: &mut Vec<u32>, _: &mut ()| {
+                    out.clear();
+                    out.extend(values[range].iter().map(|v| of(*v)));
+                    Ok(())
+                };
+                let cut = first(values.len(), k, keys).expect("no errors");
+                let before: Vec<usize> = (0..values.len()).filter(|i| cut.after(of(values[*i]), *i)).collect();
+                let mut sorted: Vec<usize> = (0..values.len()).collect();
+                sorted.sort_by_key(|i| (of(values[*i]), *i));
+                sorted.truncate(k);
+                sorted.sort_unstable();
+                assert_eq!(before, sorted, "{k}");
+            }
+        }
+    }
+}
