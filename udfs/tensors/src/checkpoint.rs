@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// The greatest header that is read, in bytes.
 const MAX_HEADER: u64 = 100_000_000;
@@ -30,6 +30,25 @@ struct Data {
 enum Store {
     File(Arc<Data>),
     Memory(Arc<[f32]>),
+    /// Each row is the mean of rows of other tensors; of none, zeros.
+    Rows(Arc<Rows>),
+}
+
+#[derive(Debug)]
+struct Rows {
+    tensors: Vec<Tensor>,
+    rows: Vec<Row>,
+    /// The mean of all rows that are no padding, once it was needed.
+    mean: OnceLock<Vec<f32>>,
+}
+
+/// Where a row comes from.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Row {
+    /// The mean of rows of tensors: which tensor, and which row. Of none, zeros.
+    Mean(Vec<(u32, u32)>),
+    /// The mean of all rows that are no padding.
+    Padding,
 }
 
 /// Room for the elements of a stretch, kept between reads.
@@ -110,11 +129,21 @@ impl Tensor {
         Tensor { store: Store::Memory(values.into()), dtype: Dtype::F32, shape: shape.to_vec(), bytes, name: name.into(), lenient: true }
     }
 
+    /// A tensor whose rows are means of rows of others. All have rows as long.
+    pub fn rows(name: &str, tensors: Vec<Tensor>, rows: Vec<Row>) -> Tensor {
+        let (dtype, mut shape) = tensors.first().map_or((Dtype::F32, vec![0]), |t| (t.dtype, t.shape.clone()));
+        shape[0] = rows.len();
+        let size = shape.iter().product::<usize>() as u64 * dtype.bitsize() as u64 / 8;
+        let lenient = tensors.iter().all(|t| t.lenient);
+        Tensor { store: Store::Rows(Arc::new(Rows { tensors, rows, mean: OnceLock::new() })), dtype, shape, bytes: 0..size, name: name.into(), lenient }
+    }
+
     /// The file that it is in.
     pub fn file(&self) -> &Path {
         match &self.store {
             Store::File(data) => &data.path,
             Store::Memory(_) => Path::new(""),
+            Store::Rows(rows) => rows.tensors.first().map_or(Path::new(""), Tensor::file),
         }
     }
 
@@ -122,7 +151,7 @@ impl Tensor {
     pub fn offset(&self) -> u64 {
         match &self.store {
             Store::File(data) => data.start + self.bytes.start,
-            Store::Memory(_) => 0,
+            Store::Memory(_) | Store::Rows(_) => 0,
         }
     }
 
@@ -138,6 +167,7 @@ impl Tensor {
                 out.iter_mut().zip(bytes).for_each(|(o, b)| *o = b);
                 Ok(())
             }
+            Store::Rows(_) => Err(Error::new(Code::Unsupported, format!("tensor `{}` has no bytes of its own", self.name))),
         }
     }
 
@@ -161,7 +191,7 @@ impl Tensor {
     pub fn loaded(&self) -> Result<Tensor> {
         match &self.store {
             Store::Memory(_) => Ok(self.clone()),
-            Store::File(_) => Ok(Tensor { lenient: true, ..Tensor::memory(&self.name, &self.shape, self.all()?) }),
+            Store::File(_) | Store::Rows(_) => Ok(Tensor { lenient: true, ..Tensor::memory(&self.name, &self.shape, self.all()?) }),
         }
     }
 
@@ -173,6 +203,9 @@ impl Tensor {
         if let Store::Memory(values) = &self.store {
             out.copy_from_slice(&values[range]);
             return Ok(());
+        }
+        if let Store::Rows(rows) = &self.store {
+            return rows.read(self.shape[1..].iter().product(), range, out);
         }
         let width = dtype::width(self.dtype).unwrap_or(1);
         bytes.resize(range.len() * width, 0);
@@ -202,6 +235,54 @@ impl Tensor {
         let mut out = vec![0.0; self.len()];
         self.read(0..self.len(), &mut out, &mut Vec::new())?;
         Ok(out)
+    }
+}
+
+impl Rows {
+    /// A stretch of a row that is no padding.
+    fn part(&self, sources: &[(u32, u32)], width: usize, columns: Range<usize>, out: &mut [f32], buffer: &mut Buffer) -> Result<()> {
+        out.fill(0.0);
+        for (tensor, row) in sources {
+            let start = *row as usize * width;
+            let part = self.tensors[*tensor as usize].view(start + columns.start..start + columns.end, buffer)?;
+            out.iter_mut().zip(part).for_each(|(o, p)| *o += p);
+        }
+        if sources.len() > 1 {
+            out.iter_mut().for_each(|o| *o /= sources.len() as f32);
+        }
+        Ok(())
+    }
+
+    fn mean(&self, width: usize, buffer: &mut Buffer) -> Result<&[f32]> {
+        if let Some(mean) = self.mean.get() {
+            return Ok(mean);
+        }
+        let (mut sums, mut count, mut part) = (vec![0.0f64; width], 0.0, vec![0.0; width]);
+        for row in &self.rows {
+            if let Row::Mean(sources) = row {
+                self.part(sources, width, 0..width, &mut part, buffer)?;
+                sums.iter_mut().zip(&part).for_each(|(s, p)| *s += f64::from(*p));
+                count += 1.0;
+            }
+        }
+        let mean = sums.into_iter().map(|s| if count > 0.0 { (s / count) as f32 } else { 0.0 }).collect();
+        Ok(self.mean.get_or_init(|| mean))
+    }
+
+    fn read(&self, width: usize, range: Range<usize>, out: &mut [f32]) -> Result<()> {
+        let mut buffer = Buffer::default();
+        let mut at = range.start;
+        while at < range.end {
+            let (row, column) = (at / width, at % width);
+            let n = (width - column).min(range.end - at);
+            let into = &mut out[at - range.start..][..n];
+            match &self.rows[row] {
+                Row::Mean(sources) => self.part(sources, width, column..column + n, into, &mut buffer)?,
+                Row::Padding => into.copy_from_slice(&self.mean(width, &mut buffer)?[column..column + n]),
+            }
+            at += n;
+        }
+        Ok(())
     }
 }
 

@@ -20,6 +20,18 @@ pub fn name(dtype: Dtype) -> String {
     dtype.to_string().to_ascii_lowercase()
 }
 
+/// The name in a config of a model: `bfloat16`.
+pub fn torch_name(dtype: Dtype) -> &'static str {
+    match dtype {
+        Dtype::F64 => "float64",
+        Dtype::F16 => "float16",
+        Dtype::BF16 => "bfloat16",
+        Dtype::F8_E4M3 => "float8_e4m3fn",
+        Dtype::F8_E5M2 => "float8_e5m2",
+        _ => "float32",
+    }
+}
+
 /// The type of this name: `bf16`, `bfloat16`, `BF16`.
 ///
 /// # Errors

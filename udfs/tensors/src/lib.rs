@@ -7,11 +7,14 @@
 pub mod checkpoint;
 pub mod dtype;
 pub mod linalg;
+pub mod mergekit;
 pub mod method;
 pub mod methods;
+pub mod model;
 pub mod output;
 pub mod plan;
 pub mod reduce;
 pub mod rng;
 pub mod run;
 pub mod select;
+pub mod tokenizer;

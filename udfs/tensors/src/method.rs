@@ -324,6 +324,8 @@ pub struct Input {
     pub hash: [u8; 32],
     /// The place of its model in the statement, which lists of parameters follow.
     pub place: usize,
+    /// Which of the plan's models it is of; the base is none of them.
+    pub model: usize,
 }
 
 /// What a survey of all tensors found.

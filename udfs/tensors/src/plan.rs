@@ -191,6 +191,8 @@ pub struct Plan {
     pub options: Options,
     /// What a reader should know: tensors that some models lack, rules that match nothing.
     pub notes: Vec<String>,
+    /// What else the answer depends on, as the tokens that rows stand for.
+    pub context: String,
 }
 
 /// Whether a name matches a pattern with `*`, `?` and `[...]`.
@@ -342,7 +344,7 @@ impl Plan {
             let inputs: Vec<Input> = models
                 .iter()
                 .enumerate()
-                .filter_map(|(place, m)| Some(Input { tensor: at(m)?, hash: [0; 32], place }))
+                .filter_map(|(place, m)| Some(Input { tensor: at(m)?, hash: [0; 32], place, model: place }))
                 .collect();
             let of_base = base.as_ref().and_then(at);
             if !lacking.is_empty() {
@@ -376,7 +378,7 @@ impl Plan {
                 continue;
             }
             // What only the models have is new: it is merged as if it had been nothing, only where that is asked for.
-            let in_base = of_base.map(|tensor| Input { tensor, hash: [0; 32], place: usize::MAX });
+            let in_base = of_base.map(|tensor| Input { tensor, hash: [0; 32], place: usize::MAX, model: usize::MAX });
             tasks.push(merge_task(name, &chosen[index], inputs, in_base, options.out_dtype)?);
         }
         for (rule, _) in rules.iter().zip(&used).filter(|(_, used)| !**used) {
@@ -385,7 +387,7 @@ impl Plan {
         if tasks.is_empty() {
             return Err(Error::new(Code::InvalidArgument, "the models have no tensors"));
         }
-        Ok(Plan { models, base, tasks, options, notes })
+        Ok(Plan { models, base, tasks, options, notes, context: String::new() })
     }
 
     /// What is read, in bytes; twice that with the pass that hashes.

@@ -116,7 +116,7 @@ impl Sealed {
         for task in &mut plan.tasks {
             let How::Merge(merge) = &mut task.how else { continue };
             let Merge { method, settings, models: inputs, base: in_base, .. } = &mut **merge;
-            let hash = |input: &mut Input| input.hash = models.get(input.place).copied().or(base).unwrap_or([0; 32]);
+            let hash = |input: &mut Input| input.hash = models.get(input.model).copied().or(base).unwrap_or([0; 32]);
             inputs.iter_mut().chain(in_base).for_each(hash);
             if !method.ordered {
                 let key = |i: &Input| (i.hash, own_values(settings, i.place));
@@ -131,6 +131,7 @@ impl Sealed {
         leaves.dedup();
         hash.update(merkle_root(&leaves));
         part(&mut hash, base.as_ref().map_or(&[][..], |b| &b[..]));
+        part(&mut hash, plan.context.as_bytes());
         for task in &plan.tasks {
             part(&mut hash, task.name.as_bytes());
             part(&mut hash, dtype::name(task.dtype).as_bytes());
@@ -327,11 +328,17 @@ pub fn resolve(sealed: &Sealed) -> Result<BTreeMap<String, Vec<u8>>> {
 }
 
 /// Computes all tensors into a file (a path that ends in `.safetensors`) or a folder. Files appear whole or not at all; a run that was
-/// stopped goes on where it was.
+/// stopped goes on where it was. `beside` runs when all tensors are written, before the files get their names.
 ///
 /// # Errors
 /// `io` where the output exists or cannot be written; what the methods say.
-pub fn write(sealed: &Sealed, out: &Path, metadata: &BTreeMap<String, String>, mut report: impl FnMut(Progress<'_>)) -> Result<Vec<Written>> {
+pub fn write(
+    sealed: &Sealed,
+    out: &Path,
+    metadata: &BTreeMap<String, String>,
+    mut report: impl FnMut(Progress<'_>),
+    beside: impl FnOnce() -> Result<()>,
+) -> Result<Vec<Written>> {
     let Sealed { plan, .. } = sealed;
     let total = plan.writes();
     let layout = Layout::new(&plan.tasks, out, plan.options.max_shard_size, metadata)?;
@@ -372,6 +379,7 @@ pub fn write(sealed: &Sealed, out: &Path, metadata: &BTreeMap<String, String>, m
             (Err(e), _) => return Err(e),
             (Ok(()), Ok(writer)) => writer,
         };
+        beside()?;
         writer.finish()
     })
 }

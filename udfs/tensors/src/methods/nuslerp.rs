@@ -75,7 +75,7 @@ fn prepare<'a>(job: &'a Job<'a>) -> Result<Kernel<'a>> {
     let mut pairs = [Pair::default(), Pair::default()];
     for start in (0..job.len()).step_by(columns.max(1)) {
         let [first, second] = &mut pairs;
-        let mut read = |i: usize, pair: &mut Pair| -> Result<Vec<f32>> {
+        let read = |i: usize, pair: &mut Pair| -> Result<Vec<f32>> {
             let range = start..start + columns;
             if tasks { Ok(job.delta(i, range, pair)?.to_vec()) } else { Ok(job.models[i].tensor.view(range, &mut Default::default())?.to_vec()) }
         };

@@ -1,6 +1,6 @@
 //! One model as it is, perhaps scaled. As mergekit documents it.
 
-use crate::method::{Base, Job, Kernel, Kind, Method, param};
+use crate::method::{Base, Job, Kernel, Kind, Method, each};
 use mergeql_udfs::Result;
 
 pub const METHOD: Method = Method {
@@ -9,11 +9,11 @@ pub const METHOD: Method = Method {
     paper: "mergekit",
     base: Base::None,
     models: (1, 1),
-    params: &[param("scale", Kind::Number, "1", "what its elements are multiplied by")],
+    params: &[each("scale", Kind::Number, "1", "what its elements are multiplied by")],
     prepare,
     ..Method::COMMON
 };
 
 fn prepare<'a>(job: &'a Job<'a>) -> Result<Kernel<'a>> {
-    Ok(job.combine(vec![job.number("scale")], false))
+    Ok(job.combine(job.of_models("scale"), false))
 }

@@ -1,7 +1,7 @@
 //! The cases of `tests/data/manifest.json`: inputs, parameters and what must come out.
 
 use mergeql_tensors::checkpoint::Checkpoint;
-use mergeql_tensors::dtype::{self, Dtype};
+use mergeql_tensors::dtype;
 use mergeql_tensors::method::{Params, Semantics, Value};
 use mergeql_tensors::plan::{Model, Options, Plan, Request, Rule};
 use mergeql_tensors::run::{self, Sealed};

@@ -1,0 +1,509 @@
+//! Configs of mergekit, as they are: models or slices with layer ranges, parameters as numbers, gradients and filters, stages, tokenizers.
+//! The format is the one that mergekit documents; numbers are those of its version 0.1.5 ([`Semantics::Mergekit`]).
+
+use crate::checkpoint::Checkpoint;
+use crate::dtype;
+use crate::method::{Base, Input, Kind, Method, Params, Semantics, Value};
+use crate::methods;
+use crate::model::{self, Extras, Merged};
+use crate::plan::{Files, Model, Options, Plan, choose, merge_task};
+use crate::run::{Progress, Sealed};
+use crate::tokenizer::{self, Tokens};
+use mergeql_udfs::{Code, Error, Result};
+use serde_json::Value as Json;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+fn wrong(message: impl Into<String>) -> Error {
+    Error::invalid_argument(message)
+}
+
+/// A config: the stages to run one after the other, the last of which is the output.
+#[derive(Debug)]
+pub struct Config {
+    stages: Vec<Json>,
+}
+
+/// A source of a slice.
+#[derive(Debug, Clone)]
+struct Source {
+    model: String,
+    layers: Option<(usize, usize)>,
+    parameters: Json,
+}
+
+/// Layers of the output, and where they come from.
+#[derive(Debug, Clone)]
+struct Slice {
+    sources: Vec<Source>,
+    parameters: Json,
+}
+
+/// What a stage makes, beside the plan of its tensors.
+#[derive(Debug)]
+pub struct Stage {
+    /// What later stages call it.
+    pub name: Option<String>,
+    /// Its tensors.
+    pub plan: Plan,
+    /// The folder whose config and tokenizer files go along.
+    pub companion: PathBuf,
+    /// How many layers the output has, where the config says how many there were.
+    pub layers: Option<usize>,
+    /// The tokens of the output, where the config asks for a tokenizer.
+    pub tokens: Option<Tokens>,
+}
+
+impl Config {
+    /// Reads a config.
+    ///
+    /// # Errors
+    /// `syntax` for what is no YAML.
+    pub fn parse(text: &str) -> Result<Config> {
+        let stages: Vec<Json> = serde_saphyr::from_multiple(text).map_err(|e| Error::new(Code::Syntax, format!("the config is no YAML: {e}")))?;
+        if stages.is_empty() || stages.iter().any(|s| !s.is_object()) {
+            return Err(Error::new(Code::Syntax, "a config is a map with merge_method, and models or slices"));
+        }
+        Ok(Config { stages })
+    }
+
+    /// How many stages there are.
+    pub fn stages(&self) -> usize {
+        self.stages.len()
+    }
+
+    /// Plans a stage. Models are folders or files below `folder`, or stages that ran before.
+    ///
+    /// # Errors
+    /// Whatever is wrong with it.
+    pub fn stage(&self, index: usize, folder: &Path, earlier: &BTreeMap<String, PathBuf>, options: &Options) -> Result<Stage> {
+        Planner::new(&self.stages[index], folder, earlier)?.plan(options)
+    }
+
+    /// The statement that a config of whole models stands for, if one does.
+    ///
+    /// # Errors
+    /// `unsupported` for slices, gradients, several stages and tokenizers, which a statement doesn't have; whatever is wrong with the config.
+    pub fn statement(&self, folder: &Path, out: &str) -> Result<String> {
+        let unsupported = |what: &str| {
+            Error::new(Code::Unsupported, format!("a statement has no {what}"))
+                .with_help("run the config as it is: mergeql merge-models config.yml --out DIR")
+        };
+        if self.stages.len() > 1 {
+            return Err(unsupported("stages"));
+        }
+        let stage = &self.stages[0];
+        let none = BTreeMap::new();
+        let planner = Planner::new(stage, folder, &none)?;
+        if stage.get("slices").is_some() {
+            return Err(unsupported("slices"));
+        }
+        if planner.tokenizer.is_some() {
+            return Err(unsupported("tokenizer"));
+        }
+        planner.statement(out).ok_or_else(|| unsupported("gradients"))
+    }
+}
+
+struct Planner<'a> {
+    config: &'a Json,
+    folder: &'a Path,
+    earlier: &'a BTreeMap<String, PathBuf>,
+    method: &'static Method,
+    preset: Params,
+    slices: Vec<Slice>,
+    base: Option<String>,
+    tokenizer: Option<Json>,
+    models: Vec<Model>,
+}
+
+/// The layer number in a tensor's name: what stands before it, the number, and what follows.
+fn layer_of(name: &str) -> Option<(&str, usize, &str)> {
+    for stem in ["layers.", "h.", "blocks.", "block.", "layer."] {
+        let starts = name.match_indices(stem).map(|(at, _)| at).filter(|at| *at == 0 || name.as_bytes()[at - 1] == b'.');
+        for at in starts {
+            let from = at + stem.len();
+            let digits = name[from..].bytes().take_while(u8::is_ascii_digit).count();
+            if digits > 0 && name[from + digits..].starts_with('.') {
+                return Some((&name[..from], name[from..from + digits].parse().ok()?, &name[from + digits..]));
+            }
+        }
+    }
+    None
+}
+
+/// Whether a tensor outside of the layers comes before them.
+fn is_first(name: &str) -> bool {
+    ["embed", "wte", "wpe", "word_embeddings", "tok_embeddings"].iter().any(|part| name.contains(part))
+}
+
+fn text_of(json: &Json, what: &str) -> Result<String> {
+    match json {
+        Json::String(text) => Ok(text.clone()),
+        Json::Object(map) if map.contains_key("path") => text_of(&map["path"], what),
+        // {model: {path: ..}, lora: ..} and the like
+        Json::Object(map) if map.contains_key("model") && map.get("lora").is_none_or(Json::is_null) => text_of(&map["model"], what),
+        other => Err(wrong(format!("{what} is the name of a model, not {other}"))),
+    }
+}
+
+fn sources(list: &Json, what: &str) -> Result<Vec<Source>> {
+    let items = list.as_array().ok_or_else(|| wrong(format!("{what} is a list")))?;
+    let source = |item: &Json| {
+        let model = text_of(item.get("model").unwrap_or(&Json::Null), "model")?;
+        let layers = match item.get("layer_range") {
+            None | Some(Json::Null) => None,
+            Some(range) => {
+                let ends: Vec<u64> = range.as_array().into_iter().flatten().filter_map(Json::as_u64).collect();
+                match ends[..] {
+                    [from, to] if from < to => Some((from as usize, to as usize)),
+                    _ => return Err(wrong(format!("layer_range is [first, end], not {range}"))),
+                }
+            }
+        };
+        Ok(Source { model, layers, parameters: item.get("parameters").cloned().unwrap_or_default() })
+    };
+    items.iter().map(source).collect()
+}
+
+/// The value of a setting for a tensor at a point of the way from the first layer to the last. `None` where no filter fits.
+fn evaluate(setting: &Json, tensor: &str, t: f64) -> Option<Json> {
+    match setting {
+        Json::Array(items) if items.iter().all(Json::is_number) => {
+            let points: Vec<f64> = items.iter().filter_map(Json::as_f64).collect();
+            let place = t * (points.len().checked_sub(1)? as f64);
+            let before = (place.floor() as usize).min(points.len() - 1);
+            let after = (before + 1).min(points.len() - 1);
+            let share = place - before as f64;
+            Some(Json::from((1.0 - share) * points[before] + share * points[after]))
+        }
+        Json::Array(items) => items.iter().find_map(|item| match item.get("filter").and_then(Json::as_str) {
+            None | Some("*") => evaluate(item.get("value")?, tensor, t),
+            Some(filter) if tensor.contains(filter) => evaluate(item.get("value")?, tensor, t),
+            Some(_) => None,
+        }),
+        Json::Object(item) => evaluate(&Json::Array(vec![Json::Object(item.clone())]), tensor, t),
+        Json::Null => None,
+        value => Some(value.clone()),
+    }
+}
+
+fn to_value(kind: Kind, name: &str, json: &Json) -> Result<Value> {
+    Ok(match (kind, json) {
+        // A flag in mergekit, a word here.
+        (Kind::Word(_), Json::Bool(yes)) if name == "rescale" => Value::Text(if *yes { "l1" } else { "none" }.into()),
+        (_, Json::Bool(yes)) => Value::Flag(*yes),
+        (_, Json::String(text)) => Value::Text(text.clone()),
+        (_, number) => Value::Number(number.as_f64().ok_or_else(|| wrong(format!("`{name}` is no value: {json}")))?),
+    })
+}
+
+impl<'a> Planner<'a> {
+    fn new(config: &'a Json, folder: &'a Path, earlier: &'a BTreeMap<String, PathBuf>) -> Result<Planner<'a>> {
+        let name = config.get("merge_method").and_then(Json::as_str).ok_or_else(|| wrong("the config has no merge_method"))?;
+        let (method, preset) = methods::find(name)?;
+        let slices = match (config.get("models"), config.get("slices")) {
+            (Some(models), None) => vec![Slice { sources: sources(models, "models")?, parameters: Json::Null }],
+            (None, Some(Json::Array(slices))) => slices
+                .iter()
+                .map(|slice| {
+                    let list = slice.get("sources").ok_or_else(|| wrong("a slice has sources"))?;
+                    Ok(Slice { sources: sources(list, "sources")?, parameters: slice.get("parameters").cloned().unwrap_or_default() })
+                })
+                .collect::<Result<_>>()?,
+            _ => return Err(wrong("the config has either models or slices").with_help("models: [{model: a}, {model: b}]")),
+        };
+        if slices.is_empty() || slices.iter().any(|s| s.sources.is_empty()) {
+            return Err(wrong("the config names no models"));
+        }
+        let base = config.get("base_model").filter(|b| !b.is_null()).map(|b| text_of(b, "base_model")).transpose()?;
+        let source = config.get("tokenizer_source").filter(|s| !s.is_null());
+        let tokenizer = match (config.get("tokenizer").filter(|t| !t.is_null()), source) {
+            (Some(tokenizer), _) => Some(tokenizer.clone()),
+            (None, Some(source)) => Some(serde_json::json!({ "source": source })),
+            (None, None) => None,
+        };
+        Ok(Planner { config, folder, earlier, method, preset, slices, base, tokenizer, models: Vec::new() })
+    }
+
+    fn path(&self, model: &str) -> PathBuf {
+        self.earlier.get(model).cloned().unwrap_or_else(|| self.folder.join(model))
+    }
+
+    /// The number of a model among those that are open; it is opened where it isn't.
+    fn model(&mut self, name: &str) -> Result<usize> {
+        if let Some(at) = self.models.iter().position(|m| m.name == name) {
+            return Ok(at);
+        }
+        let path = self.path(name);
+        let checkpoint = Checkpoint::open(&path).map_err(|e| {
+            e.with_help(format!("`{name}` is a folder or a file below {}; models are not downloaded", self.folder.display()))
+        })?;
+        self.models.push(Model { name: name.to_owned(), checkpoint, weight: None });
+        Ok(self.models.len() - 1)
+    }
+
+    /// How many layers a model has: what its config says, or what its tensors show.
+    fn layers(&self, model: usize) -> usize {
+        let checkpoint = &self.models[model].checkpoint;
+        config_of(checkpoint.folder()).and_then(|config| layer_count(&config).map(|(_, n)| n)).unwrap_or_else(|| {
+            checkpoint.tensors.keys().filter_map(|name| layer_of(name)).map(|(_, layer, _)| layer + 1).max().unwrap_or(0)
+        })
+    }
+
+    /// The setting of a parameter: of this source, else of the slice, else of the config.
+    fn setting(&self, name: &str, slice: &Slice, source: Option<&Source>, tensor: &str, t: f64) -> Option<Json> {
+        let parameters = source.map(|s| &s.parameters).into_iter().chain([&slice.parameters, &self.config["parameters"]]);
+        parameters.filter_map(|p| p.get(name)).find_map(|setting| evaluate(setting, tensor, t))
+    }
+
+    fn params(&self, slice: &Slice, sources: &[&Source], tensor: &str, t: f64) -> Result<Params> {
+        let mut params = self.preset.clone();
+        for param in self.method.params {
+            let synonyms = self.method.synonyms.iter().filter(|(_, own)| *own == param.name).map(|(other, _)| *other);
+            for name in std::iter::once(param.name).chain(synonyms) {
+                let one = |source: Option<&Source>| {
+                    self.setting(name, slice, source, tensor, t).map(|json| to_value(param.kind, name, &json)).transpose()
+                };
+                let value = if param.per_model {
+                    let values: Vec<Option<Value>> = sources.iter().map(|s| one(Some(s))).collect::<Result<_>>()?;
+                    if values.iter().all(Option::is_none) {
+                        continue;
+                    }
+                    // Some models say it and others don't: those get the default.
+                    let default = || Value::Number(param.default.parse().unwrap_or(1.0));
+                    Value::List(values.into_iter().map(|v| v.unwrap_or_else(default)).collect())
+                } else {
+                    match one(None)? {
+                        Some(value) => value,
+                        None => continue,
+                    }
+                };
+                params.insert(param.name.to_owned(), value);
+            }
+        }
+        if self.method.param("epsilon").is_some() && self.method.name.starts_with("della") && !params.contains_key("epsilon") {
+            params.insert("epsilon".into(), Value::Number(0.15));
+        }
+        Ok(params)
+    }
+
+    /// The names of parameters that nothing reads.
+    fn strangers(&self) -> BTreeSet<String> {
+        let sources = self.slices.iter().flat_map(|s| s.sources.iter().map(|s| &s.parameters));
+        let all = sources.chain(self.slices.iter().map(|s| &s.parameters)).chain([&self.config["parameters"]]);
+        let names = all.filter_map(Json::as_object).flat_map(|map| map.keys());
+        names.filter(|name| self.method.param(name).is_none()).cloned().collect()
+    }
+
+    fn options(&self, options: &Options) -> Result<Options> {
+        let dtype = ["out_dtype", "dtype"].iter().find_map(|key| self.config.get(*key)?.as_str());
+        let out_dtype = dtype.map(dtype::parse).transpose()?.or(options.out_dtype);
+        Ok(Options { out_dtype, semantics: Semantics::Mergekit, ..options.clone() })
+    }
+
+    fn plan(mut self, options: &Options) -> Result<Stage> {
+        let options = self.options(options)?;
+        let slices = self.slices.clone();
+        let mut files = Files::default();
+        for slice in &slices {
+            for source in &slice.sources {
+                self.model(&source.model)?;
+            }
+        }
+        let base = self.base.clone().map(|name| self.model(&name)).transpose()?;
+        for model in &mut self.models {
+            model.checkpoint = model.checkpoint.clone().lenient(options.propagate_nan);
+        }
+        let companion = self.models[base.unwrap_or(0)].checkpoint.folder().to_owned();
+        let tokens = match &self.tokenizer {
+            None => None,
+            Some(json) => {
+                let folders: Vec<(String, PathBuf)> =
+                    self.models.iter().map(|m| (m.name.clone(), m.checkpoint.folder().to_owned())).collect();
+                Some(tokenizer::plan(json, &folders, base.unwrap_or(0))?)
+            }
+        };
+        let mut notes: Vec<String> =
+            self.strangers().into_iter().map(|name| format!("`{}` has no parameter `{name}`: it has no effect", self.method.name)).collect();
+        let mut tasks = Vec::new();
+        let mut out_layer = 0;
+        for (number, slice) in slices.iter().enumerate() {
+            let members: Vec<usize> = slice.sources.iter().map(|s| self.model(&s.model)).collect::<Result<_>>()?;
+            let ranges: Vec<(usize, usize)> =
+                slice.sources.iter().zip(&members).map(|(s, m)| s.layers.unwrap_or((0, self.layers(*m)))).collect();
+            let count = ranges[0].1 - ranges[0].0;
+            if let Some(at) = ranges.iter().position(|(from, to)| to - from != count) {
+                return Err(wrong(format!(
+                    "slice {} takes {count} layers of `{}` and {} of `{}`",
+                    number + 1,
+                    slice.sources[0].model,
+                    ranges[at].1 - ranges[at].0,
+                    slice.sources[at].model
+                )));
+            }
+            // What the base gives: its own range where it is a source, else that of the first.
+            let base_range = members.iter().position(|m| Some(*m) == base).map_or(ranges[0], |at| ranges[at]);
+            let mut job = |planner: &mut Planner<'_>, names: Vec<Option<String>>, of_base: Option<String>, out: &str, t: f64| -> Result<()> {
+                let mut chosen: Vec<(usize, usize)> = Vec::new();
+                for (at, name) in names.iter().enumerate() {
+                    let takes_base = planner.method.base != Base::None;
+                    if name.is_some() && !(takes_base && Some(members[at]) == base) {
+                        chosen.push((at, members[at]));
+                    }
+                }
+                let sources: Vec<&Source> = chosen.iter().map(|(at, _)| &slice.sources[*at]).collect();
+                let tensor_at = |model: usize, name: &str| -> Result<crate::checkpoint::Tensor> {
+                    let model = &planner.models[model];
+                    let tensor = model.checkpoint.get(name).ok_or_else(|| {
+                        wrong(format!("`{}` has no tensor `{name}`", model.name)).with_help("models of one merge have the same layers; mind layer_range")
+                    })?;
+                    match &tokens {
+                        Some(tokens) if tokenizer::has_rows(name) => tokens.rows(&planner.models, &model.name, name, tensor),
+                        _ => Ok(tensor.clone()),
+                    }
+                };
+                let mut inputs = Vec::new();
+                for (place, (at, model)) in chosen.iter().enumerate() {
+                    let name = names[*at].as_deref().unwrap_or_default();
+                    inputs.push(Input { tensor: tensor_at(*model, name)?, hash: [0; 32], place, model: *model });
+                }
+                let of_base = match (base, of_base) {
+                    (Some(model), Some(name)) if planner.method.base != Base::None => {
+                        Some(Input { tensor: tensor_at(model, &name)?, hash: [0; 32], place: usize::MAX, model })
+                    }
+                    _ => None,
+                };
+                let params = planner.params(slice, &sources, out, t)?;
+                let choice = choose(planner.method.name, &params, &options, inputs.len(), &mut files)?;
+                tasks.push(merge_task(out, &choice, inputs, of_base, options.out_dtype)?);
+                Ok(())
+            };
+            for step in 0..count {
+                let t = if count > 1 { step as f64 / (count - 1) as f64 } else { 1.0 };
+                // What the layer is made of, over all sources.
+                let mut parts: BTreeSet<(String, String)> = BTreeSet::new();
+                for (model, range) in members.iter().zip(&ranges) {
+                    let names = self.models[*model].checkpoint.tensors.keys().filter_map(|name| layer_of(name));
+                    let here = names.filter(|(_, layer, _)| *layer == range.0 + step);
+                    parts.extend(here.map(|(stem, _, rest)| (stem.to_owned(), rest.to_owned())));
+                }
+                if parts.is_empty() {
+                    return Err(wrong(format!("`{}` has no layer {}", slice.sources[0].model, ranges[0].0 + step)).with_help("mind layer_range"));
+                }
+                for (stem, rest) in parts {
+                    let names = ranges.iter().map(|(from, _)| Some(format!("{stem}{}{rest}", from + step))).collect();
+                    let of_base = Some(format!("{stem}{}{rest}", base_range.0 + step));
+                    job(&mut self, names, of_base, &format!("{stem}{out_layer}{rest}"), t)?;
+                }
+                out_layer += 1;
+            }
+            // What stands before the layers goes with the first slice, what stands after them with the last; a gradient begins there.
+            let outside: BTreeSet<String> = members
+                .iter()
+                .flat_map(|m| self.models[*m].checkpoint.tensors.keys())
+                .filter(|name| layer_of(name).is_none())
+                .cloned()
+                .collect();
+            for name in outside {
+                let belongs = if is_first(&name) { number == 0 } else { number + 1 == slices.len() };
+                if belongs {
+                    job(&mut self, vec![Some(name.clone()); members.len()], Some(name.clone()), &name, 0.0)?;
+                }
+            }
+        }
+        tasks.sort_by(|a, b| a.name.cmp(&b.name));
+        if let Some(twice) = tasks.windows(2).find(|pair| pair[0].name == pair[1].name) {
+            return Err(wrong(format!("tensor `{}` would be made twice", twice[0].name)));
+        }
+        let layers = (out_layer > 0).then_some(out_layer);
+        if self.config.get("chat_template").is_some_and(|t| !t.is_null()) {
+            notes.push("chat_template has no effect: the base's tokenizer files are copied along".into());
+        }
+        let context = tokens.as_ref().map(Tokens::describe).unwrap_or_default();
+        let base = base.map(|at| self.models[at].clone());
+        let name = self.config.get("name").and_then(Json::as_str).map(str::to_owned);
+        let plan = Plan { models: self.models, base, tasks, options, notes, context };
+        Ok(Stage { name, plan, companion, layers, tokens })
+    }
+
+    fn statement(&self, out: &str) -> Option<String> {
+        let slice = &self.slices[0];
+        let takes_base = self.method.base != Base::None;
+        let models: Vec<&Source> = slice.sources.iter().filter(|s| !(takes_base && Some(&s.model) == self.base.as_ref())).collect();
+        let quoted = |text: &str| format!("'{}'", text.replace('\'', "''"));
+        let parameters = |json: &Json| json.as_object().into_iter().flat_map(|map| map.values().cloned().collect::<Vec<_>>()).collect::<Vec<Json>>();
+        let all = slice.sources.iter().flat_map(|s| parameters(&s.parameters)).chain(parameters(&self.config["parameters"]));
+        // Numbers alone: what varies by layer or by tensor would need a rule for each.
+        if all.into_iter().any(|json| json.is_array() || json.is_object()) {
+            return None;
+        }
+        let params = self.params(slice, &models, "", 0.0).ok()?;
+        let list: Vec<String> = models.iter().map(|s| quoted(&self.path(&s.model).to_string_lossy())).collect();
+        let mut text = format!("MERGE MODELS {}", list.join(", "));
+        if let Some(base) = self.base.as_ref().filter(|_| takes_base) {
+            text += &format!("\n  BASE {}", quoted(&self.path(base).to_string_lossy()));
+        }
+        let shown: Vec<String> = params
+            .iter()
+            .map(|(name, value)| match value {
+                Value::List(values) if values.windows(2).all(|v| v[0] == v[1]) => format!("{name} = {}", values[0]),
+                value => format!("{name} = {value}"),
+            })
+            .collect();
+        text += &format!("\n  STRATEGY * = {}", self.method.name);
+        if !shown.is_empty() {
+            text += &format!("({})", shown.join(", "));
+        }
+        let dtype = ["out_dtype", "dtype"].iter().find_map(|key| self.config.get(*key)?.as_str());
+        let dtype = dtype.map(|d| dtype::parse(d).map(dtype::name)).transpose().ok()?;
+        let with = dtype.map(|d| format!("out_dtype = '{d}', ")).unwrap_or_default();
+        Some(text + &format!("\n  WITH ({with}semantics = 'mergekit')\n  INTO {};", quoted(out)))
+    }
+}
+
+/// Runs a config: its stages one after the other, the last into `out`. What the others make is in a folder inside until the end.
+///
+/// # Errors
+/// Whatever is wrong with a stage.
+pub fn run(text: &str, folder: &Path, out: &Path, options: &Options, mut report: impl FnMut(Progress<'_>)) -> Result<Merged> {
+    let config = Config::parse(text)?;
+    let mut earlier = BTreeMap::new();
+    let inside = out.join(".stages");
+    for index in 0..config.stages() {
+        let stage = config.stage(index, folder, &earlier, options)?;
+        let last = index + 1 == config.stages();
+        let name = match (&stage.name, last) {
+            (Some(name), false) => name.clone(),
+            (None, false) => return Err(wrong(format!("stage {} has no name, so no later one can use it", index + 1)).with_help("name: first")),
+            (_, true) => String::new(),
+        };
+        let plain = name.chars().all(|c| c.is_alphanumeric() || matches!(c, '-' | '_' | '.')) && !name.starts_with('.');
+        if !last && !plain {
+            return Err(wrong(format!("the name of a stage has letters, digits, `-`, `_` and `.`, not `{name}`")));
+        }
+        let into = if last { out.to_owned() } else { inside.join(&name) };
+        let mut plan = stage.plan;
+        plan.options.overwrite |= !last;
+        let extras = Extras { companion: Some(stage.companion), layers: stage.layers, tokenizer: stage.tokens.map(|t| (t.tokenizer().clone(), t.rows)) };
+        let merged = model::write(&Sealed::new(plan)?, &into, &extras, &mut report)?;
+        if last {
+            if inside.exists() {
+                std::fs::remove_dir_all(&inside).map_err(|e| Error::new(Code::Io, format!("`{}`: {e}", inside.display())))?;
+            }
+            return Ok(merged);
+        }
+        earlier.insert(name, into);
+    }
+    Err(wrong("the config has no stages"))
+}
+
+/// A model's config.json.
+pub fn config_of(folder: &Path) -> Option<Json> {
+    serde_json::from_str(&std::fs::read_to_string(folder.join("config.json")).ok()?).ok()
+}
+
+/// What a config calls its number of layers, and the number.
+pub fn layer_count(config: &Json) -> Option<(&'static str, usize)> {
+    ["num_hidden_layers", "n_layer", "num_layers", "n_layers"].into_iter().find_map(|key| Some((key, config.get(key)?.as_u64()? as usize)))
+}

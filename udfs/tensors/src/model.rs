@@ -1,0 +1,201 @@
+//! A merged model as others load it: its tensors, the config and tokenizer files of what it came from, and a card that says how it was made.
+
+use crate::dtype;
+use crate::mergekit;
+use crate::plan::How;
+use crate::run::{self, Progress, Sealed, Written, hex, parameters};
+use mergeql_udfs::{Code, Error, Result};
+use serde_json::{Value as Json, json};
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+/// What goes along with the tensors.
+#[derive(Debug, Default)]
+pub struct Extras {
+    /// The folder whose config and tokenizer files are copied.
+    pub companion: Option<PathBuf>,
+    /// How many layers there are now.
+    pub layers: Option<usize>,
+    /// The tokenizer, and how many rows the embeddings have.
+    pub tokenizer: Option<(Json, usize)>,
+}
+
+/// What was made.
+#[derive(Debug)]
+pub struct Merged {
+    /// Each tensor, and the hash of its bytes.
+    pub tensors: Vec<Written>,
+    /// The hash of the set of contributions and all parameters.
+    pub hash: run::Hash,
+    /// What a reader should know.
+    pub notes: Vec<String>,
+}
+
+/// Files of a model beside its tensors.
+fn goes_along(name: &str) -> bool {
+    let known = ["config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt"];
+    known.contains(&name) || name.starts_with("tokenizer") || name.starts_with("chat_template") || name.ends_with(".spm") || name == "spiece.model"
+}
+
+fn failed(path: &Path, error: impl std::fmt::Display) -> Error {
+    Error::new(Code::Io, format!("`{}`: {error}", path.display()))
+}
+
+/// Writes text under its name once it is whole.
+fn save(path: &Path, text: impl AsRef<[u8]>) -> Result<()> {
+    let mut partial = path.as_os_str().to_owned();
+    partial.push(".partial");
+    std::fs::write(&partial, text).and_then(|()| std::fs::rename(&partial, path)).map_err(|e| failed(path, e))
+}
+
+/// Writes a model to a folder, or to one file with nothing beside it.
+///
+/// # Errors
+/// As [`run::write`].
+pub fn write(sealed: &Sealed, out: &Path, extras: &Extras, report: impl FnMut(Progress<'_>)) -> Result<Merged> {
+    let metadata = BTreeMap::from([
+        ("format".to_owned(), "pt".to_owned()),
+        ("mergeql.set".to_owned(), hex(&sealed.hash)),
+        ("mergeql.version".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
+    ]);
+    let single = out.extension().is_some_and(|e| e == "safetensors");
+    let beside = || if single { Ok(()) } else { companions(sealed, out, extras) };
+    let tensors = run::write(sealed, out, &metadata, report, beside)?;
+    if !single {
+        save(&out.join("README.md"), card(sealed, &tensors))?;
+        save(&out.join("mergeql.jsonld"), format!("{:#}\n", lineage(sealed, &tensors)))?;
+    }
+    Ok(Merged { tensors, hash: sealed.hash, notes: sealed.plan.notes.clone() })
+}
+
+fn companions(sealed: &Sealed, out: &Path, extras: &Extras) -> Result<()> {
+    let Some(folder) = &extras.companion else { return Ok(()) };
+    let entries = std::fs::read_dir(folder).map_err(|e| failed(folder, e))?;
+    let mut names: Vec<String> = entries.filter_map(|e| e.ok()?.file_name().into_string().ok()).filter(|name| goes_along(name)).collect();
+    names.sort();
+    for name in names {
+        let from = folder.join(&name);
+        let bytes = std::fs::read(&from).map_err(|e| failed(&from, e))?;
+        let changed = match name.as_str() {
+            "config.json" => Some(config(sealed, extras, &from, &bytes)?),
+            "tokenizer.json" => extras.tokenizer.as_ref().map(|(tokenizer, _)| format!("{tokenizer:#}\n")),
+            _ => None,
+        };
+        save(&out.join(&name), changed.map_or(bytes, String::into_bytes))?;
+    }
+    Ok(())
+}
+
+/// The config with what the merge changed: layers, tokens, type.
+fn config(sealed: &Sealed, extras: &Extras, path: &Path, bytes: &[u8]) -> Result<String> {
+    let mut config: Json = serde_json::from_slice(bytes).map_err(|e| failed(path, e))?;
+    if let (Some(layers), Some((key, _))) = (extras.layers, mergekit::layer_count(&config)) {
+        config[key] = json!(layers);
+    }
+    if let (Some((_, rows)), true) = (&extras.tokenizer, config.get("vocab_size").is_some()) {
+        config["vocab_size"] = json!(rows);
+    }
+    let types: std::collections::BTreeSet<String> =
+        sealed.plan.tasks.iter().filter(|t| dtype::is_float(t.dtype)).map(|t| dtype::torch_name(t.dtype).to_owned()).collect();
+    for key in ["torch_dtype", "dtype"] {
+        if let (Some(_), [only]) = (config.get(key), &types.iter().collect::<Vec<_>>()[..]) {
+            config[key] = json!(only);
+        }
+    }
+    Ok(format!("{config:#}\n"))
+}
+
+/// The rules of a plan as lines: method and parameters with the tensors that they made.
+fn rules(sealed: &Sealed) -> BTreeMap<String, Vec<&str>> {
+    let mut rules: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+    for task in &sealed.plan.tasks {
+        let line = match &task.how {
+            How::Merge(merge) => format!("{}({})", merge.method.name, parameters(merge)),
+            How::Copy { .. } => "copy".to_owned(),
+        };
+        rules.entry(line).or_default().push(&task.name);
+    }
+    rules
+}
+
+/// The model card: what went in, by hash, and how it was merged. It says nothing of what the model is good for: nobody measured that here.
+fn card(sealed: &Sealed, tensors: &[Written]) -> String {
+    let mut text = String::from("---\ntags:\n- merge\n- mergeql\n---\n\n# A merged model\n\nMade by [MergeQL](https://github.com/mergeql/mergeql) ");
+    let _ = writeln!(text, "{}: the answer depends on the set of contributions and the parameters alone.\n", env!("CARGO_PKG_VERSION"));
+    let _ = writeln!(text, "Set: `{}`\n\n## Contributions\n\n| model | weight | SHA-256 |\n|---|---|---|", hex(&sealed.hash));
+    let mut rows: Vec<(String, String, String)> = sealed
+        .plan
+        .models
+        .iter()
+        .zip(&sealed.models)
+        .map(|(m, hash)| (hex(hash), m.name.clone(), m.weight.map_or_else(String::new, |w| w.to_string())))
+        .collect();
+    rows.sort();
+    rows.dedup();
+    for (hash, name, weight) in rows {
+        let _ = writeln!(text, "| {} | {weight} | `{hash}` |", name.replace('|', "\\|"));
+    }
+    if let (Some(base), Some(hash)) = (&sealed.plan.base, &sealed.base) {
+        let _ = writeln!(text, "\nBase: {} `{}`", base.name, hex(hash));
+    }
+    let _ = writeln!(text, "\n## How\n\n| strategy | tensors | source |\n|---|---|---|");
+    for (rule, names) in rules(sealed) {
+        let method = rule.split('(').next().unwrap_or_default();
+        let paper = crate::methods::find(method).map_or("", |(m, _)| m.paper);
+        let _ = writeln!(text, "| `{}` | {} | {paper} |", rule.replace('|', "\\|"), names.len());
+    }
+    let ordered = sealed.plan.ordered();
+    if !ordered.is_empty() {
+        let names: Vec<&str> = ordered.into_iter().collect();
+        let _ = writeln!(text, "\nThe answer of {} depends on the order of the models, too.", names.join(", "));
+    }
+    for note in &sealed.plan.notes {
+        let _ = writeln!(text, "\nNote: {note}.");
+    }
+    let _ = writeln!(text, "\n{} tensors; the hash of each is in `mergeql.jsonld`.", tensors.len());
+    text
+}
+
+/// The same for machines, in the terms of PROV-O (W3C 2013).
+fn lineage(sealed: &Sealed, tensors: &[Written]) -> Json {
+    let mut sources: Vec<Json> = sealed
+        .plan
+        .models
+        .iter()
+        .zip(&sealed.models)
+        .map(|(m, hash)| json!({ "@id": format!("sha256:{}", hex(hash)), "@type": "prov:Entity", "name": m.name, "weight": m.weight }))
+        .collect();
+    sources.sort_by_key(|s| s["@id"].to_string());
+    sources.dedup();
+    let names: BTreeMap<String, String> =
+        sealed.plan.models.iter().zip(&sealed.models).map(|(m, hash)| (hex(hash), m.name.clone())).collect();
+    let written: BTreeMap<&str, &Written> = tensors.iter().map(|w| (w.name.as_str(), w)).collect();
+    let parts: Vec<Json> = sealed
+        .plan
+        .tasks
+        .iter()
+        .map(|task| {
+            let (strategy, from) = match &task.how {
+                How::Merge(merge) => {
+                    let from: Vec<&String> = merge.models.iter().filter_map(|i| names.get(&hex(&i.hash))).collect();
+                    (format!("{}({})", merge.method.name, parameters(merge)), json!(from))
+                }
+                How::Copy { from, .. } => ("copy".to_owned(), json!([from.file().to_string_lossy()])),
+            };
+            json!({
+                "name": task.name, "dtype": dtype::name(task.dtype), "shape": task.shape, "strategy": strategy, "from": from,
+                "sha256": written.get(task.name.as_str()).map(|w| hex(&w.sha256)),
+            })
+        })
+        .collect();
+    json!({
+        "@context": { "prov": "http://www.w3.org/ns/prov#", "@vocab": "https://schema.org/" },
+        "@id": format!("sha256:{}", hex(&sealed.hash)),
+        "@type": "prov:Entity",
+        "prov:wasGeneratedBy": { "@type": "prov:Activity", "name": "mergeql merge-models", "version": env!("CARGO_PKG_VERSION") },
+        "prov:wasDerivedFrom": sources,
+        "base": sealed.base.map(|h| format!("sha256:{}", hex(&h))),
+        "hasPart": parts,
+    })
+}
