@@ -3,7 +3,7 @@
 use crate::error::{MergeError, Result};
 use crate::sources::{Format, ReadOptions, Resolved};
 use crate::store::{Manifest, Store};
-use crate::{aggregates, custom, explain, merges, scalars, sinks};
+use crate::{aggregates, custom, explain, merges, models, scalars, sinks};
 use arrow::array::{RecordBatch, UInt64Array};
 use arrow::datatypes::{DataType, Field, Schema};
 use datafusion::catalog::TableProvider;
@@ -21,6 +21,7 @@ use mergeql_lang::{Diagnostic, UserStrategies, bind, parse};
 use mergeql_udfs::{Code, Value};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// How a session runs.
@@ -56,6 +57,8 @@ pub struct MergeContext {
 pub(crate) struct Shared {
     pub(crate) store: Option<Store>,
     memory: Mutex<Memory>,
+    /// Bytes of a merged model that are written, and how many there will be.
+    merged: [AtomicU64; 2],
 }
 
 /// What stands before the sources of a merge.
@@ -85,6 +88,12 @@ pub(crate) struct Memory {
 }
 
 impl Shared {
+    /// Says how far the merge of models is.
+    pub(crate) fn merging(&self, done: u64, total: u64) {
+        self.merged[0].store(done, Ordering::Relaxed);
+        self.merged[1].store(total, Ordering::Relaxed);
+    }
+
     /// The text after AS of each user-defined strategy.
     pub(crate) fn strategy_texts(&self) -> BTreeMap<String, String> {
         self.memory.lock().unwrap_or_else(PoisonError::into_inner).texts.clone()
@@ -112,9 +121,10 @@ impl MergeContext {
         aggregates::all().into_iter().chain(merges::all()).for_each(|f| session.register_udaf(f));
         scalars::all().into_iter().for_each(|f| session.register_udf(f));
         let store = config.db.as_deref().map(Store::open).transpose()?;
-        let shared = Shared { store, memory: Mutex::new(Memory::default()) };
+        let shared = Shared { store, memory: Mutex::new(Memory::default()), merged: Default::default() };
         let context = MergeContext { session, shared: Arc::new(shared) };
         explain::register(context.session(), Arc::downgrade(&context.shared));
+        models::register(context.session())?;
         Ok(context)
     }
 
@@ -154,6 +164,13 @@ impl MergeContext {
         }
     }
 
+    /// Bytes of the model that is being merged: written, and in all. `None` while no model is.
+    pub fn merging(&self) -> Option<(u64, u64)> {
+        let [done, total] = &self.shared.merged;
+        let total = total.load(Ordering::Relaxed);
+        (total > 0).then(|| (done.load(Ordering::Relaxed), total))
+    }
+
     /// Gives a file, folder or pattern a name.
     ///
     /// # Errors
@@ -184,6 +201,7 @@ impl MergeContext {
         match parse(text)? {
             Statement::Merge { explain, merge } => self.run_merge(explain, *merge).await,
             Statement::MergeInto { explain, target, merge } => self.merge_into(explain, &target, *merge).await,
+            Statement::MergeModels { explain, models } => models::run(self, explain, *models).await,
             Statement::CreateStrategy { or_replace, name, body, text } => {
                 let (name_text, checked) = custom::check(self, or_replace, &name, body).await?;
                 self.change_strategies(|texts| drop(texts.insert(name_text.clone(), text.clone())))?;

@@ -11,6 +11,7 @@ mod error;
 mod explain;
 mod into;
 mod merges;
+pub mod models;
 mod scalars;
 pub mod sinks;
 pub mod sources;
@@ -20,4 +21,5 @@ mod text_files;
 
 pub use context::{Config, MergeContext, collect, parse_size};
 pub use datafusion;
+pub use mergeql_tensors as tensors;
 pub use error::{MergeError, Result};

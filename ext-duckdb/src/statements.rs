@@ -189,6 +189,10 @@ fn statement_sql(statement: &str) -> Result<String> {
         Statement::ShowStrategies => Ok("FROM mergeql_strategies()".to_owned()),
         Statement::CreateStrategy { or_replace, name, body, .. } => create_strategy(or_replace, &name, body),
         Statement::DropStrategy { if_exists, name } => drop_strategy(if_exists, &name),
+        Statement::MergeModels { .. } => {
+            Err(Diagnostic::new(Code::Unsupported, "files of models are merged outside of the database")
+                .help("run the statement in the mergeql program"))
+        }
         Statement::Verify { name, .. } => {
             Err(Diagnostic::at(Code::Unsupported, name.span, "DuckDB cannot evaluate a strategy here to verify it")
                 .help("verify it in the mergeql program"))

@@ -112,6 +112,11 @@ impl Session<'_> {
                 let name = literal(&name.value);
                 Lowered::Command(format!("DELETE FROM {} WHERE name = {name}", self.own("mergeql_user_strategies")))
             }
+            Statement::MergeModels { .. } => {
+                return Err(Diagnostic::new(Code::Unsupported, "files of models are merged outside of the database")
+                    .help("run the statement in the mergeql program")
+                    .into());
+            }
             Statement::Verify { name, .. } => {
                 return Err(Diagnostic::at(Code::Unsupported, name.span, "Postgres cannot evaluate a strategy here to verify it")
                     .help("verify it in the mergeql program")

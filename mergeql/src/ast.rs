@@ -35,6 +35,13 @@ pub enum Statement {
         /// The sources and clauses.
         merge: Box<Merge>,
     },
+    /// `[EXPLAIN] MERGE MODELS ...`
+    MergeModels {
+        /// Whether the plan is asked for.
+        explain: bool,
+        /// The models and clauses.
+        models: Box<Models>,
+    },
     /// `CREATE [OR REPLACE] STRATEGY name AS ...`
     CreateStrategy {
         /// Whether an existing one gives way.
@@ -242,4 +249,56 @@ pub enum StrategyBody {
         /// Keeps one value instead of the set.
         compact: bool,
     },
+}
+
+/// `MERGE MODELS models clauses`
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Models {
+    /// What is merged.
+    pub sources: Vec<ModelSource>,
+    /// `BASE`: what they started from.
+    pub base: Option<ModelSource>,
+    /// `STRATEGY 'pattern' = strategy(...), ...`
+    pub rules: Vec<ModelRule>,
+    /// `WITH (...)`
+    pub options: Vec<(Name, Setting)>,
+    /// `INTO`: a folder or a file.
+    pub into: Option<Name>,
+}
+
+/// A model.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelSource {
+    /// A file, a folder, an index or a pattern.
+    pub path: Name,
+    /// `AS alias`
+    pub alias: Option<Name>,
+    /// `WEIGHT w`
+    pub weight: Option<f64>,
+}
+
+/// Which strategy merges the tensors of a pattern.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelRule {
+    /// The pattern of names.
+    pub pattern: String,
+    /// Where it stands.
+    pub span: Span,
+    /// The strategy.
+    pub strategy: Name,
+    /// Its parameters.
+    pub settings: Vec<(Name, Setting)>,
+}
+
+/// The value of a parameter.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Setting {
+    /// A number.
+    Number(f64),
+    /// true or false.
+    Flag(bool),
+    /// A text.
+    Text(String),
+    /// Several values: one for each model, or several files.
+    List(Vec<Setting>),
 }

@@ -52,6 +52,7 @@ fn statement_text(statement: Statement, written: &str) -> String {
         Statement::MergeInto { explain, target, merge } => {
             format!("{}MERGE INTO {}\nUSING {}", explain_word(explain), relation(&target), merge_text(&merge))
         }
+        Statement::MergeModels { explain, models } => format!("{}MERGE MODELS {}", if explain { "EXPLAIN " } else { "" }, models_text(&models)),
         Statement::CreateStrategy { or_replace, name: n, text, .. } => {
             format!("CREATE {}STRATEGY {} AS {text}", if or_replace { "OR REPLACE " } else { "" }, name(&n))
         }
@@ -74,6 +75,45 @@ pub fn resolution(merge: &Merge) -> String {
         ..Merge::default()
     };
     format!("MERGE t {}", merge_text(&kept).trim_start().replace('\n', " "))
+}
+
+fn models_text(models: &Models) -> String {
+    let source = |m: &ModelSource| {
+        let alias = m.alias.as_ref().map(|a| format!(" AS {}", name(a))).unwrap_or_default();
+        let weight = m.weight.map(|w| format!(" WEIGHT {w}")).unwrap_or_default();
+        text(&m.path.value) + &alias + &weight
+    };
+    let settings = |all: &[(Name, Setting)]| {
+        let items: Vec<String> = all.iter().map(|(n, v)| format!("{} = {}", name(n), setting(v))).collect();
+        if items.is_empty() { String::new() } else { format!("({})", items.join(", ")) }
+    };
+    let rule = |r: &ModelRule| {
+        let pattern = if r.pattern == "*" { "*".to_owned() } else { text(&r.pattern) };
+        format!("{pattern} = {}{}", name(&r.strategy), settings(&r.settings))
+    };
+    let mut out = models.sources.iter().map(source).collect::<Vec<_>>().join(", ");
+    if let Some(base) = &models.base {
+        out += &format!("\nBASE {}", source(base));
+    }
+    if !models.rules.is_empty() {
+        out += &format!("\nSTRATEGY {}", models.rules.iter().map(rule).collect::<Vec<_>>().join(", "));
+    }
+    if !models.options.is_empty() {
+        out += &format!("\nWITH {}", settings(&models.options));
+    }
+    if let Some(into) = &models.into {
+        out += &format!("\nINTO {}", text(&into.value));
+    }
+    out
+}
+
+fn setting(value: &Setting) -> String {
+    match value {
+        Setting::Number(v) => v.to_string(),
+        Setting::Flag(v) => v.to_string(),
+        Setting::Text(v) => text(v),
+        Setting::List(items) => format!("[{}]", items.iter().map(setting).collect::<Vec<_>>().join(", ")),
+    }
 }
 
 fn explain_word(explain: Explain) -> &'static str {

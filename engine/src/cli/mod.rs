@@ -1,5 +1,6 @@
 //! Arguments, scripts, and what runs them.
 
+mod models;
 mod output;
 mod progress;
 mod repl;
@@ -53,6 +54,10 @@ enum Command {
         #[arg(long)]
         check: bool,
     },
+    /// Run a config of mergekit
+    MergeModels(models::MergeModels),
+    /// Print the MERGE MODELS statement that a config of mergekit stands for
+    Migrate(models::Migrate),
     /// Print the plain SQL that a MERGE stands for
     Lower {
         /// The statement
@@ -154,6 +159,11 @@ async fn dispatch(arguments: Arguments) -> Result<ExitCode, MergeError> {
     for source in &arguments.sources {
         let (name, path) = source.split_once('=').ok_or_else(|| bad(format!("--source takes NAME=PATH, not `{source}`")))?;
         context.register_source(name, path).await?;
+    }
+    match &arguments.command {
+        Some(Command::MergeModels(command)) => return models::merge(&context, command).await,
+        Some(Command::Migrate(command)) => return models::migrate(command),
+        _ => {}
     }
     if let Some(Command::Lower { statement }) = &arguments.command {
         println!("{}", context.lower(statement).await?);

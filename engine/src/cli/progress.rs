@@ -34,8 +34,17 @@ pub fn watch(context: MergeContext) -> Bar {
         tokio::time::sleep(Duration::from_millis(500)).await;
         let mut bar: Option<ProgressBar> = None;
         while !stop.load(Ordering::SeqCst) {
-            let (rows, total) = context.progress();
+            let models = context.merging();
+            let (rows, total) = match models {
+                Some((done, total)) => (done as usize, Some(total as usize)),
+                None => context.progress(),
+            };
             let bar = bar.get_or_insert_with(|| {
+                if models.is_some() {
+                    let bytes = ProgressStyle::with_template("{bar:30} {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left");
+                    let bar = ProgressBar::new(total.unwrap_or(0) as u64);
+                    return bytes.map_or_else(|_| bar.clone(), |style| bar.clone().with_style(style));
+                }
                 let known = ProgressStyle::with_template("{bar:30} {human_pos} of {human_len} rows, {per_sec}, {eta} left");
                 let unknown = ProgressStyle::with_template("{spinner} {human_pos} rows, {per_sec}, {elapsed}");
                 let bar = total.map_or_else(ProgressBar::new_spinner, |n| ProgressBar::new(n as u64));

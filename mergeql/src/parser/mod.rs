@@ -2,6 +2,7 @@
 //! ours is passed on as it was written.
 
 mod merge;
+mod models;
 mod script;
 mod statement;
 mod strategy;

@@ -22,6 +22,10 @@ impl Parser<'_> {
             Explain::Plan => 1,
             Explain::Analyze => 2,
         };
+        if self.merges_models(skip) && explain != Explain::Analyze {
+            (0..skip + 2).for_each(|_| drop(self.next()));
+            return Ok(Statement::MergeModels { explain: explain == Explain::Plan, models: Box::new(self.models()?) });
+        }
         if self.is_word(skip, "MERGE") {
             let into = self.is_word(skip + 1, "INTO");
             if into && self.has_when() {

@@ -17,4 +17,5 @@ pub mod reduce;
 pub mod rng;
 pub mod run;
 pub mod select;
+pub mod stats;
 pub mod tokenizer;

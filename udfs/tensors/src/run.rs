@@ -309,22 +309,54 @@ fn copy(task: &Task, from: &Tensor, others: &[Tensor], mut sink: impl FnMut(Vec<
     Ok(())
 }
 
-/// Computes all tensors into memory, for small models.
+/// A sealed plan with what its methods must know of all tensors, to compute some of them.
+pub struct Surveyed<'a> {
+    plan: &'a Plan,
+    found: BTreeMap<usize, (Survey, usize)>,
+}
+
+impl<'a> Surveyed<'a> {
+    /// Looks at all tensors, where a method needs that.
+    ///
+    /// # Errors
+    /// As reading.
+    pub fn new(sealed: &'a Sealed) -> Result<Surveyed<'a>> {
+        Ok(Surveyed { plan: &sealed.plan, found: surveys(&sealed.plan)? })
+    }
+
+    /// The bytes of a tensor, if they are wanted, and their hash.
+    ///
+    /// # Errors
+    /// What the method says, and reading.
+    pub fn tensor(&self, index: usize, wanted: bool) -> Result<(Vec<u8>, Hash)> {
+        let (mut bytes, mut hash) = (Vec::new(), Sha256::new());
+        compute(&self.plan.tasks[index], self.found.get(&index), self.plan.options.memory_limit, |part| {
+            hash.update(&part);
+            if wanted {
+                bytes.extend(part);
+            }
+            Ok(())
+        })?;
+        Ok((bytes, hash.finalize().into()))
+    }
+}
+
+/// The bytes of all tensors, for small models.
 ///
 /// # Errors
 /// As [`write`], but for files.
 pub fn resolve(sealed: &Sealed) -> Result<BTreeMap<String, Vec<u8>>> {
-    let found = surveys(&sealed.plan)?;
-    let mut tensors = BTreeMap::new();
-    for (index, task) in sealed.plan.tasks.iter().enumerate() {
-        let mut bytes = Vec::new();
-        compute(task, found.get(&index), sealed.plan.options.memory_limit, |part| {
-            bytes.extend(part);
-            Ok(())
-        })?;
-        tensors.insert(task.name.clone(), bytes);
-    }
-    Ok(tensors)
+    let surveyed = Surveyed::new(sealed)?;
+    sealed.plan.tasks.iter().enumerate().map(|(i, task)| Ok((task.name.clone(), surveyed.tensor(i, true)?.0))).collect()
+}
+
+/// The hash of the bytes of each tensor, which are not kept.
+///
+/// # Errors
+/// As [`write`], but for files.
+pub fn hashes(sealed: &Sealed) -> Result<BTreeMap<String, Hash>> {
+    let surveyed = Surveyed::new(sealed)?;
+    sealed.plan.tasks.iter().enumerate().map(|(i, task)| Ok((task.name.clone(), surveyed.tensor(i, false)?.1))).collect()
 }
 
 /// Computes all tensors into a file (a path that ends in `.safetensors`) or a folder. Files appear whole or not at all; a run that was
