@@ -21,5 +21,5 @@ mod text_files;
 
 pub use context::{Config, MergeContext, collect, parse_size};
 pub use datafusion;
-pub use mergeql_tensors as tensors;
 pub use error::{MergeError, Result};
+pub use mergeql_tensors as tensors;

@@ -49,7 +49,8 @@ fn open(path: &str, alias: Option<&str>, weight: Option<f64>) -> Result<Vec<Mode
         return Ok(opened.into_iter().map(|checkpoint| Model { name: name(&checkpoint.path), checkpoint, weight }).collect());
     }
     let mut together = Checkpoint { path: paths[0].parent().unwrap_or(Path::new(".")).to_owned(), tensors: BTreeMap::new() };
-    let disjoint = opened.iter().all(|c| c.tensors.iter().all(|(name, t)| together.tensors.insert(name.clone(), t.clone()).is_none()));
+    let disjoint =
+        opened.iter().all(|c| c.tensors.iter().all(|(name, t)| together.tensors.insert(name.clone(), t.clone()).is_none()));
     if disjoint {
         return Ok(vec![Model { name: name(&together.path), checkpoint: together, weight }]);
     }
@@ -91,8 +92,12 @@ fn set(options: &mut Options, name: &str, given: Value) -> Result<Option<Value>,
             let mergekit = word(&given, ["paper", "mergekit"]).ok_or_else(|| wrong("'paper' or 'mergekit'", &given))?;
             options.semantics = if mergekit { Semantics::Mergekit } else { Semantics::Paper };
         }
-        "nan" => options.propagate_nan = word(&given, ["error", "propagate"]).ok_or_else(|| wrong("'error' or 'propagate'", &given))?,
-        "missing" => options.merge_present = word(&given, ["error", "present"]).ok_or_else(|| wrong("'error' or 'present'", &given))?,
+        "nan" => {
+            options.propagate_nan = word(&given, ["error", "propagate"]).ok_or_else(|| wrong("'error' or 'propagate'", &given))?
+        }
+        "missing" => {
+            options.merge_present = word(&given, ["error", "present"]).ok_or_else(|| wrong("'error' or 'present'", &given))?
+        }
         "overwrite" => match given {
             Value::Flag(yes) => options.overwrite = yes,
             other => return Err(wrong("true or false", &other)),
@@ -102,7 +107,8 @@ fn set(options: &mut Options, name: &str, given: Value) -> Result<Option<Value>,
         "backend" => match &given {
             Value::Text(text) if text == "auto" || text == "cpu" => {}
             Value::Text(text) if text == "gpu" => {
-                return Err(Error::new(Code::Unsupported, "this build has no GPU backend").with_help("backend = 'cpu' gives the same bytes"));
+                return Err(Error::new(Code::Unsupported, "this build has no GPU backend")
+                    .with_help("backend = 'cpu' gives the same bytes"));
             }
             other => return Err(wrong("'auto', 'cpu' or 'gpu'", other)),
         },
@@ -253,17 +259,23 @@ fn describe(plan: &Plan, into: Option<&Path>) -> Vec<(String, String)> {
     }
     plan.notes.iter().for_each(|note| add("note", note.clone()));
     let ordered: Vec<&str> = plan.ordered().into_iter().collect();
-    add("laws", match ordered.is_empty() {
-        true => "a function of the set of models: order, repetition and layout of files count for nothing".to_owned(),
-        false => format!("the order of the models counts for {}; repetition and layout of files don't", ordered.join(", ")),
-    });
+    add(
+        "laws",
+        match ordered.is_empty() {
+            true => "a function of the set of models: order, repetition and layout of files count for nothing".to_owned(),
+            false => format!("the order of the models counts for {}; repetition and layout of files don't", ordered.join(", ")),
+        },
+    );
     let surveys = plan.tasks.iter().any(|t| matches!(&t.how, How::Merge(m) if m.surveys()));
     let passes = if surveys { "read to hash, to survey, and to merge" } else { "read to hash, and to merge" };
     add("reads", format!("{}, {passes}", bytes(plan.reads())));
-    add("writes", match into {
-        Some(out) => format!("{} to {}", bytes(plan.writes()), out.display()),
-        None => format!("nothing: {} are hashed", bytes(plan.writes())),
-    });
+    add(
+        "writes",
+        match into {
+            Some(out) => format!("{} to {}", bytes(plan.writes()), out.display()),
+            None => format!("nothing: {} are hashed", bytes(plan.writes())),
+        },
+    );
     add("memory", format!("{} for tiles", bytes(plan.options.memory_limit)));
     add("backend", "cpu".to_owned());
     rows
@@ -273,7 +285,13 @@ fn describe(plan: &Plan, into: Option<&Path>) -> Vec<(String, String)> {
 ///
 /// # Errors
 /// Whatever is wrong with it.
-pub async fn merge_config(context: &MergeContext, text: String, folder: PathBuf, out: PathBuf, options: Options) -> Result<model::Merged> {
+pub async fn merge_config(
+    context: &MergeContext,
+    text: String,
+    folder: PathBuf,
+    out: PathBuf,
+    options: Options,
+) -> Result<model::Merged> {
     let shared = context.shared.clone();
     let merged = blocking(move || {
         mergeql_tensors::mergekit::run(&text, &folder, &out, &options, |progress| shared.merging(progress.done, progress.total))
@@ -418,7 +436,13 @@ impl TableProvider for Lazy {
         TableType::Base
     }
 
-    async fn scan(&self, _: &dyn Session, projection: Option<&Vec<usize>>, _: &[Expr], limit: Option<usize>) -> DfResult<Arc<dyn ExecutionPlan>> {
+    async fn scan(
+        &self,
+        _: &dyn Session,
+        projection: Option<&Vec<usize>>,
+        _: &[Expr],
+        limit: Option<usize>,
+    ) -> DfResult<Arc<dyn ExecutionPlan>> {
         let columns: Vec<&'static str> = match projection {
             Some(wanted) => wanted.iter().map(|i| self.columns[*i]).collect(),
             None => self.columns.clone(),
@@ -491,10 +515,12 @@ impl Arguments {
         for arg in args {
             let (name, expr) = match arg {
                 sql::FunctionArg::Unnamed(sql::FunctionArgExpr::Expr(expr)) => (None, expr),
-                sql::FunctionArg::Named { name, arg: sql::FunctionArgExpr::Expr(expr), .. } => (Some(name.value.to_ascii_lowercase()), expr),
-                sql::FunctionArg::ExprNamed { name: sql::Expr::Identifier(name), arg: sql::FunctionArgExpr::Expr(expr), .. } => {
+                sql::FunctionArg::Named { name, arg: sql::FunctionArgExpr::Expr(expr), .. } => {
                     (Some(name.value.to_ascii_lowercase()), expr)
                 }
+                sql::FunctionArg::ExprNamed {
+                    name: sql::Expr::Identifier(name), arg: sql::FunctionArgExpr::Expr(expr), ..
+                } => (Some(name.value.to_ascii_lowercase()), expr),
                 other => return Err(Error::invalid_argument(format!("`{function}` takes no argument `{other}`"))),
             };
             let value = literal(expr).ok_or_else(|| {
@@ -625,8 +651,18 @@ fn tensor_conflicts(mut arguments: Arguments) -> Result<Lazy, Error> {
     let columns = vec![TENSOR, "sign_conflict", "redundancy", "share"];
     let make = move |columns: &[&str]| {
         let (base, tuned) = models.split_last().ok_or_else(|| Error::invalid_argument("there are no models"))?;
-        let settings = mergeql_tensors::method::Settings::new(methods::find("task_arithmetic")?.0, &Params::new(), Semantics::Paper, tuned.len())?;
-        let input = |(place, tensor): (usize, &Tensor)| mergeql_tensors::method::Input { tensor: tensor.clone(), hash: [0; 32], place, model: place };
+        let settings = mergeql_tensors::method::Settings::new(
+            methods::find("task_arithmetic")?.0,
+            &Params::new(),
+            Semantics::Paper,
+            tuned.len(),
+        )?;
+        let input = |(place, tensor): (usize, &Tensor)| mergeql_tensors::method::Input {
+            tensor: tensor.clone(),
+            hash: [0; 32],
+            place,
+            model: place,
+        };
         let mut rows = Vec::new();
         for name in base.checkpoint.tensors.keys() {
             let Some(tensors) = common(&models, name) else { continue };
@@ -655,7 +691,11 @@ fn tensor_conflicts(mut arguments: Arguments) -> Result<Lazy, Error> {
 
 fn merge_models(mut arguments: Arguments) -> Result<Lazy, Error> {
     let models = models_of(&arguments.texts("models")?)?;
-    let strategy = if arguments.named.contains_key("strategy") || !arguments.positional.is_empty() { arguments.text("strategy")? } else { "linear".into() };
+    let strategy = if arguments.named.contains_key("strategy") || !arguments.positional.is_empty() {
+        arguments.text("strategy")?
+    } else {
+        "linear".into()
+    };
     let mut base = if arguments.named.contains_key("base") { models_of(&[arguments.text("base")?])? } else { Vec::new() };
     let (method, _) = methods::find(&strategy)?;
     let (mut params, mut given) = (Params::new(), Vec::new());

@@ -52,7 +52,9 @@ fn statement_text(statement: Statement, written: &str) -> String {
         Statement::MergeInto { explain, target, merge } => {
             format!("{}MERGE INTO {}\nUSING {}", explain_word(explain), relation(&target), merge_text(&merge))
         }
-        Statement::MergeModels { explain, models } => format!("{}MERGE MODELS {}", if explain { "EXPLAIN " } else { "" }, models_text(&models)),
+        Statement::MergeModels { explain, models } => {
+            format!("{}MERGE MODELS {}", if explain { "EXPLAIN " } else { "" }, models_text(&models))
+        }
         Statement::CreateStrategy { or_replace, name: n, text, .. } => {
             format!("CREATE {}STRATEGY {} AS {text}", if or_replace { "OR REPLACE " } else { "" }, name(&n))
         }

@@ -51,7 +51,8 @@ fn read(path: &Path) -> Result<String, MergeError> {
 pub async fn merge(context: &MergeContext, command: &MergeModels) -> Result<ExitCode, MergeError> {
     let text = read(&command.config)?;
     let size = parse_size(&command.max_shard_size).filter(|n| *n > 0);
-    let size = size.ok_or_else(|| MergeError::new(Code::InvalidArgument, format!("`{}` is no size; write 5GB", command.max_shard_size)))?;
+    let size =
+        size.ok_or_else(|| MergeError::new(Code::InvalidArgument, format!("`{}` is no size; write 5GB", command.max_shard_size)))?;
     let options = Options {
         overwrite: command.overwrite,
         propagate_nan: command.propagate_nan,

@@ -126,7 +126,14 @@ impl Tensor {
     /// A tensor that is held in memory.
     pub fn memory(name: &str, shape: &[usize], values: Vec<f32>) -> Tensor {
         let bytes = 0..4 * values.len() as u64;
-        Tensor { store: Store::Memory(values.into()), dtype: Dtype::F32, shape: shape.to_vec(), bytes, name: name.into(), lenient: true }
+        Tensor {
+            store: Store::Memory(values.into()),
+            dtype: Dtype::F32,
+            shape: shape.to_vec(),
+            bytes,
+            name: name.into(),
+            lenient: true,
+        }
     }
 
     /// A tensor whose rows are means of rows of others. All have rows as long.
@@ -135,7 +142,14 @@ impl Tensor {
         shape[0] = rows.len();
         let size = shape.iter().product::<usize>() as u64 * dtype.bitsize() as u64 / 8;
         let lenient = tensors.iter().all(|t| t.lenient);
-        Tensor { store: Store::Rows(Arc::new(Rows { tensors, rows, mean: OnceLock::new() })), dtype, shape, bytes: 0..size, name: name.into(), lenient }
+        Tensor {
+            store: Store::Rows(Arc::new(Rows { tensors, rows, mean: OnceLock::new() })),
+            dtype,
+            shape,
+            bytes: 0..size,
+            name: name.into(),
+            lenient,
+        }
     }
 
     /// The file that it is in.
@@ -210,21 +224,27 @@ impl Tensor {
         let width = dtype::width(self.dtype).unwrap_or(1);
         bytes.resize(range.len() * width, 0);
         self.raw((range.start * width) as u64, bytes)?;
-        dtype::decode(self.dtype, bytes, out).map_err(|e| Error { message: format!("tensor `{}`: {}", self.name, e.message), ..e })?;
-        // The exponent of what is not finite is all ones; no early exit, so that this is a handful of vector instructions.
-        let all_finite = out.iter().fold(true, |fine, v| fine & (v.to_bits() & 0x7f80_0000 != 0x7f80_0000));
-        if !all_finite && !self.lenient {
-            let at = out.iter().position(|v| !v.is_finite()).unwrap_or(0);
-            return Err(Error::invalid_argument(format!(
-                "tensor `{}` of `{}` holds {} at element {}",
-                self.name,
-                self.file().display(),
-                out[at],
-                range.start + at
-            ))
-            .with_help("mend the model, or let it through with WITH (nan = 'propagate')"));
+        dtype::decode(self.dtype, bytes, out)
+            .map_err(|e| Error { message: format!("tensor `{}`: {}", self.name, e.message), ..e })?;
+        match self.first_not_finite(bytes) {
+            Some(at) => Err(self.not_finite(range.start + at)),
+            None => Ok(()),
         }
-        Ok(())
+    }
+
+    /// The first element of some bytes of it that is NaN or infinite, unless they are let through.
+    pub fn first_not_finite(&self, bytes: &[u8]) -> Option<usize> {
+        if self.lenient { None } else { dtype::not_finite(self.dtype, bytes) }
+    }
+
+    /// What is wrong with an element that is NaN or infinite.
+    pub fn not_finite(&self, at: usize) -> Error {
+        Error::invalid_argument(format!(
+            "tensor `{}` of `{}` holds NaN or infinity at element {at}",
+            self.name,
+            self.file().display()
+        ))
+        .with_help("mend the model, or let it through with WITH (nan = 'propagate')")
     }
 
     /// All elements as f32.
@@ -240,7 +260,14 @@ impl Tensor {
 
 impl Rows {
     /// A stretch of a row that is no padding.
-    fn part(&self, sources: &[(u32, u32)], width: usize, columns: Range<usize>, out: &mut [f32], buffer: &mut Buffer) -> Result<()> {
+    fn part(
+        &self,
+        sources: &[(u32, u32)],
+        width: usize,
+        columns: Range<usize>,
+        out: &mut [f32],
+        buffer: &mut Buffer,
+    ) -> Result<()> {
         out.fill(0.0);
         for (tensor, row) in sources {
             let start = *row as usize * width;

@@ -64,7 +64,9 @@ pub fn decode(dtype: Dtype, bytes: &[u8], out: &mut [f32]) -> Result<()> {
         Dtype::F32 => out.iter_mut().zip(chunks(bytes)).for_each(|(o, b)| *o = f32::from_le_bytes(b)),
         Dtype::F64 => out.iter_mut().zip(chunks(bytes)).for_each(|(o, b)| *o = f64::from_le_bytes(b) as f32),
         // bf16 is the upper half of f32.
-        Dtype::BF16 => out.iter_mut().zip(chunks(bytes)).for_each(|(o, b)| *o = f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16)),
+        Dtype::BF16 => {
+            out.iter_mut().zip(chunks(bytes)).for_each(|(o, b)| *o = f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16))
+        }
         Dtype::F16 => {
             let halves: Vec<f16> = chunks(bytes).map(f16::from_le_bytes).collect();
             halves.convert_to_f32_slice(out);
@@ -74,6 +76,26 @@ pub fn decode(dtype: Dtype, bytes: &[u8], out: &mut [f32]) -> Result<()> {
         other => return Err(Error::type_mismatch(format!("{} is no type of floats", name(other)))),
     }
     Ok(())
+}
+
+/// The first element that is NaN or infinite, of a type of floats.
+pub fn not_finite(dtype: Dtype, bytes: &[u8]) -> Option<usize> {
+    // An exponent of all ones; whole blocks are looked through with vectors before the place is sought.
+    fn find<const N: usize>(bytes: &[u8], bad: impl Fn([u8; N]) -> bool) -> Option<usize> {
+        let any = |block: &[u8]| chunks(block).fold(false, |any, b| any | bad(b));
+        let at = bytes.chunks(4096).position(any)?;
+        chunks(&bytes[at * 4096..]).position(bad).map(|inside| at * (4096 / N) + inside)
+    }
+    match dtype {
+        Dtype::F32 => find(bytes, |b| u32::from_le_bytes(b) & 0x7f80_0000 == 0x7f80_0000),
+        // What f32 cannot hold is infinite to all that follows.
+        Dtype::F64 => find(bytes, |b| !(f64::from_le_bytes(b) as f32).is_finite()),
+        Dtype::BF16 => find(bytes, |b| u16::from_le_bytes(b) & 0x7f80 == 0x7f80),
+        Dtype::F16 => find(bytes, |b| u16::from_le_bytes(b) & 0x7c00 == 0x7c00),
+        Dtype::F8_E5M2 => find(bytes, |[b]: [u8; 1]| b & 0x7c == 0x7c),
+        Dtype::F8_E4M3 => find(bytes, |[b]: [u8; 1]| b & 0x7f == 0x7f),
+        _ => None,
+    }
 }
 
 /// Writes little-endian elements, each rounded once.
@@ -127,7 +149,13 @@ fn to_f8(v: f32, mantissa_bits: u32) -> u8 {
         }
     };
     // One past the greatest is infinity in e5m2 and NaN in e4m3.
-    sign | if code > top && mantissa_bits == 2 { 0x7c } else if code > top { 0x7f } else { code }
+    sign | if code > top && mantissa_bits == 2 {
+        0x7c
+    } else if code > top {
+        0x7f
+    } else {
+        code
+    }
 }
 
 #[cfg(test)]

@@ -60,7 +60,8 @@ impl Config {
     /// # Errors
     /// `syntax` for what is no YAML.
     pub fn parse(text: &str) -> Result<Config> {
-        let stages: Vec<Json> = serde_saphyr::from_multiple(text).map_err(|e| Error::new(Code::Syntax, format!("the config is no YAML: {e}")))?;
+        let stages: Vec<Json> =
+            serde_saphyr::from_multiple(text).map_err(|e| Error::new(Code::Syntax, format!("the config is no YAML: {e}")))?;
         if stages.is_empty() || stages.iter().any(|s| !s.is_object()) {
             return Err(Error::new(Code::Syntax, "a config is a map with merge_method, and models or slices"));
         }
@@ -208,7 +209,10 @@ impl<'a> Planner<'a> {
                 .iter()
                 .map(|slice| {
                     let list = slice.get("sources").ok_or_else(|| wrong("a slice has sources"))?;
-                    Ok(Slice { sources: sources(list, "sources")?, parameters: slice.get("parameters").cloned().unwrap_or_default() })
+                    Ok(Slice {
+                        sources: sources(list, "sources")?,
+                        parameters: slice.get("parameters").cloned().unwrap_or_default(),
+                    })
                 })
                 .collect::<Result<_>>()?,
             _ => return Err(wrong("the config has either models or slices").with_help("models: [{model: a}, {model: b}]")),
@@ -324,8 +328,11 @@ impl<'a> Planner<'a> {
                 Some(tokenizer::plan(json, &folders, base.unwrap_or(0))?)
             }
         };
-        let mut notes: Vec<String> =
-            self.strangers().into_iter().map(|name| format!("`{}` has no parameter `{name}`: it has no effect", self.method.name)).collect();
+        let mut notes: Vec<String> = self
+            .strangers()
+            .into_iter()
+            .map(|name| format!("`{}` has no parameter `{name}`: it has no effect", self.method.name))
+            .collect();
         let mut tasks = Vec::new();
         let mut out_layer = 0;
         for (number, slice) in slices.iter().enumerate() {
@@ -344,41 +351,43 @@ impl<'a> Planner<'a> {
             }
             // What the base gives: its own range where it is a source, else that of the first.
             let base_range = members.iter().position(|m| Some(*m) == base).map_or(ranges[0], |at| ranges[at]);
-            let mut job = |planner: &mut Planner<'_>, names: Vec<Option<String>>, of_base: Option<String>, out: &str, t: f64| -> Result<()> {
-                let mut chosen: Vec<(usize, usize)> = Vec::new();
-                for (at, name) in names.iter().enumerate() {
-                    let takes_base = planner.method.base != Base::None;
-                    if name.is_some() && !(takes_base && Some(members[at]) == base) {
-                        chosen.push((at, members[at]));
+            let mut job =
+                |planner: &mut Planner<'_>, names: Vec<Option<String>>, of_base: Option<String>, out: &str, t: f64| -> Result<()> {
+                    let mut chosen: Vec<(usize, usize)> = Vec::new();
+                    for (at, name) in names.iter().enumerate() {
+                        let takes_base = planner.method.base != Base::None;
+                        if name.is_some() && !(takes_base && Some(members[at]) == base) {
+                            chosen.push((at, members[at]));
+                        }
                     }
-                }
-                let sources: Vec<&Source> = chosen.iter().map(|(at, _)| &slice.sources[*at]).collect();
-                let tensor_at = |model: usize, name: &str| -> Result<crate::checkpoint::Tensor> {
-                    let model = &planner.models[model];
-                    let tensor = model.checkpoint.get(name).ok_or_else(|| {
-                        wrong(format!("`{}` has no tensor `{name}`", model.name)).with_help("models of one merge have the same layers; mind layer_range")
-                    })?;
-                    match &tokens {
-                        Some(tokens) if tokenizer::has_rows(name) => tokens.rows(&planner.models, &model.name, name, tensor),
-                        _ => Ok(tensor.clone()),
+                    let sources: Vec<&Source> = chosen.iter().map(|(at, _)| &slice.sources[*at]).collect();
+                    let tensor_at = |model: usize, name: &str| -> Result<crate::checkpoint::Tensor> {
+                        let model = &planner.models[model];
+                        let tensor = model.checkpoint.get(name).ok_or_else(|| {
+                            wrong(format!("`{}` has no tensor `{name}`", model.name))
+                                .with_help("models of one merge have the same layers; mind layer_range")
+                        })?;
+                        match &tokens {
+                            Some(tokens) if tokenizer::has_rows(name) => tokens.rows(&planner.models, &model.name, name, tensor),
+                            _ => Ok(tensor.clone()),
+                        }
+                    };
+                    let mut inputs = Vec::new();
+                    for (place, (at, model)) in chosen.iter().enumerate() {
+                        let name = names[*at].as_deref().unwrap_or_default();
+                        inputs.push(Input { tensor: tensor_at(*model, name)?, hash: [0; 32], place, model: *model });
                     }
+                    let of_base = match (base, of_base) {
+                        (Some(model), Some(name)) if planner.method.base != Base::None => {
+                            Some(Input { tensor: tensor_at(model, &name)?, hash: [0; 32], place: usize::MAX, model })
+                        }
+                        _ => None,
+                    };
+                    let params = planner.params(slice, &sources, out, t)?;
+                    let choice = choose(planner.method.name, &params, &options, inputs.len(), &mut files)?;
+                    tasks.push(merge_task(out, &choice, inputs, of_base, options.out_dtype)?);
+                    Ok(())
                 };
-                let mut inputs = Vec::new();
-                for (place, (at, model)) in chosen.iter().enumerate() {
-                    let name = names[*at].as_deref().unwrap_or_default();
-                    inputs.push(Input { tensor: tensor_at(*model, name)?, hash: [0; 32], place, model: *model });
-                }
-                let of_base = match (base, of_base) {
-                    (Some(model), Some(name)) if planner.method.base != Base::None => {
-                        Some(Input { tensor: tensor_at(model, &name)?, hash: [0; 32], place: usize::MAX, model })
-                    }
-                    _ => None,
-                };
-                let params = planner.params(slice, &sources, out, t)?;
-                let choice = choose(planner.method.name, &params, &options, inputs.len(), &mut files)?;
-                tasks.push(merge_task(out, &choice, inputs, of_base, options.out_dtype)?);
-                Ok(())
-            };
             for step in 0..count {
                 let t = if count > 1 { step as f64 / (count - 1) as f64 } else { 1.0 };
                 // What the layer is made of, over all sources.
@@ -389,7 +398,8 @@ impl<'a> Planner<'a> {
                     parts.extend(here.map(|(stem, _, rest)| (stem.to_owned(), rest.to_owned())));
                 }
                 if parts.is_empty() {
-                    return Err(wrong(format!("`{}` has no layer {}", slice.sources[0].model, ranges[0].0 + step)).with_help("mind layer_range"));
+                    return Err(wrong(format!("`{}` has no layer {}", slice.sources[0].model, ranges[0].0 + step))
+                        .with_help("mind layer_range"));
                 }
                 for (stem, rest) in parts {
                     let names = ranges.iter().map(|(from, _)| Some(format!("{stem}{}{rest}", from + step))).collect();
@@ -432,7 +442,9 @@ impl<'a> Planner<'a> {
         let takes_base = self.method.base != Base::None;
         let models: Vec<&Source> = slice.sources.iter().filter(|s| !(takes_base && Some(&s.model) == self.base.as_ref())).collect();
         let quoted = |text: &str| format!("'{}'", text.replace('\'', "''"));
-        let parameters = |json: &Json| json.as_object().into_iter().flat_map(|map| map.values().cloned().collect::<Vec<_>>()).collect::<Vec<Json>>();
+        let parameters = |json: &Json| {
+            json.as_object().into_iter().flat_map(|map| map.values().cloned().collect::<Vec<_>>()).collect::<Vec<Json>>()
+        };
         let all = slice.sources.iter().flat_map(|s| parameters(&s.parameters)).chain(parameters(&self.config["parameters"]));
         // Numbers alone: what varies by layer or by tensor would need a rule for each.
         if all.into_iter().any(|json| json.is_array() || json.is_object()) {
@@ -475,7 +487,9 @@ pub fn run(text: &str, folder: &Path, out: &Path, options: &Options, mut report:
         let last = index + 1 == config.stages();
         let name = match (&stage.name, last) {
             (Some(name), false) => name.clone(),
-            (None, false) => return Err(wrong(format!("stage {} has no name, so no later one can use it", index + 1)).with_help("name: first")),
+            (None, false) => {
+                return Err(wrong(format!("stage {} has no name, so no later one can use it", index + 1)).with_help("name: first"));
+            }
             (_, true) => String::new(),
         };
         let plain = name.chars().all(|c| c.is_alphanumeric() || matches!(c, '-' | '_' | '.')) && !name.starts_with('.');
@@ -485,7 +499,11 @@ pub fn run(text: &str, folder: &Path, out: &Path, options: &Options, mut report:
         let into = if last { out.to_owned() } else { inside.join(&name) };
         let mut plan = stage.plan;
         plan.options.overwrite |= !last;
-        let extras = Extras { companion: Some(stage.companion), layers: stage.layers, tokenizer: stage.tokens.map(|t| (t.tokenizer().clone(), t.rows)) };
+        let extras = Extras {
+            companion: Some(stage.companion),
+            layers: stage.layers,
+            tokenizer: stage.tokens.map(|t| (t.tokenizer().clone(), t.rows)),
+        };
         let merged = model::write(&Sealed::new(plan)?, &into, &extras, &mut report)?;
         if last {
             if inside.exists() {
@@ -505,5 +523,7 @@ pub fn config_of(folder: &Path) -> Option<Json> {
 
 /// What a config calls its number of layers, and the number.
 pub fn layer_count(config: &Json) -> Option<(&'static str, usize)> {
-    ["num_hidden_layers", "n_layer", "num_layers", "n_layers"].into_iter().find_map(|key| Some((key, config.get(key)?.as_u64()? as usize)))
+    ["num_hidden_layers", "n_layer", "num_layers", "n_layers"]
+        .into_iter()
+        .find_map(|key| Some((key, config.get(key)?.as_u64()? as usize)))
 }

@@ -74,6 +74,9 @@ pub type Prepare = for<'a> fn(&'a Job<'a>) -> Result<Kernel<'a>>;
 /// Looks at all tensors of the models first.
 pub type Look = fn(&[Job<'_>]) -> Result<Survey>;
 
+/// Whether these settings need a look at all tensors.
+pub type Needs = fn(&Settings) -> bool;
+
 /// How the tensors of some models become one.
 #[derive(Clone, Copy)]
 pub struct Method {
@@ -95,10 +98,12 @@ pub struct Method {
     pub ordered: bool,
     /// Its parameters.
     pub params: &'static [Param],
+    /// What can be wrong with a tensor's parameters and files, without reading an element.
+    pub check: fn(&Job<'_>) -> Result<()>,
     /// The kernel of one tensor.
     pub prepare: Prepare,
     /// For methods that look at all tensors of the models first: whether these settings need that, and what it finds.
-    pub survey: Option<(fn(&Settings) -> bool, Look)>,
+    pub survey: Option<(Needs, Look)>,
 }
 
 impl Method {
@@ -113,6 +118,7 @@ impl Method {
         models: (1, usize::MAX),
         ordered: false,
         params: &[],
+        check: |_| Ok(()),
         prepare: |_| Ok(Kernel::Whole(Vec::new())),
         survey: None,
     };
@@ -200,9 +206,11 @@ impl Settings {
         let mut values = BTreeMap::new();
         for (name, value) in given {
             let Some(param) = method.param(name) else {
-                let near = method.params.iter().map(|p| p.name).max_by(|a, b| {
-                    strsim::jaro_winkler(a, name).total_cmp(&strsim::jaro_winkler(b, name))
-                });
+                let near = method
+                    .params
+                    .iter()
+                    .map(|p| p.name)
+                    .max_by(|a, b| strsim::jaro_winkler(a, name).total_cmp(&strsim::jaro_winkler(b, name)));
                 let names: Vec<&str> = method.params.iter().map(|p| p.name).collect();
                 let help = match near.filter(|n| strsim::jaro_winkler(n, name) > 0.7) {
                     Some(near) => format!("did you mean `{near}`?"),
@@ -295,7 +303,9 @@ fn check(method: &Method, param: &Param, value: &Value, models: usize) -> Result
         (_, Value::List(values)) if param.per_model => {
             if values.len() != models {
                 let message = format!("`{}` of `{}` has {} values for {models} models", param.name, method.name, values.len());
-                return Err(Error::invalid_argument(message).with_help("write one value for all, or one for each model, in their order"));
+                return Err(
+                    Error::invalid_argument(message).with_help("write one value for all, or one for each model, in their order")
+                );
             }
             values.iter().try_for_each(|value| check(method, param, value, models))
         }
@@ -435,6 +445,14 @@ impl<'a> Job<'a> {
                 .with_help("change one of them, or write normalize = false"));
         }
         Ok(weights.iter().map(|w| w / sum).collect())
+    }
+
+    /// Whether the weights can be divided by their sum.
+    ///
+    /// # Errors
+    /// As [`Job::shares`].
+    pub fn check_shares(&self) -> Result<()> {
+        self.shares("weight").map(|_| ())
     }
 
     /// The tensor in the base.

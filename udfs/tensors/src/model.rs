@@ -34,8 +34,22 @@ pub struct Merged {
 
 /// Files of a model beside its tensors.
 fn goes_along(name: &str) -> bool {
-    let known = ["config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt"];
-    known.contains(&name) || name.starts_with("tokenizer") || name.starts_with("chat_template") || name.ends_with(".spm") || name == "spiece.model"
+    let known = [
+        "config.json",
+        "generation_config.json",
+        "preprocessor_config.json",
+        "processor_config.json",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "vocab.json",
+        "vocab.txt",
+        "merges.txt",
+    ];
+    known.contains(&name)
+        || name.starts_with("tokenizer")
+        || name.starts_with("chat_template")
+        || name.ends_with(".spm")
+        || name == "spiece.model"
 }
 
 fn failed(path: &Path, error: impl std::fmt::Display) -> Error {
@@ -72,7 +86,8 @@ pub fn write(sealed: &Sealed, out: &Path, extras: &Extras, report: impl FnMut(Pr
 fn companions(sealed: &Sealed, out: &Path, extras: &Extras) -> Result<()> {
     let Some(folder) = &extras.companion else { return Ok(()) };
     let entries = std::fs::read_dir(folder).map_err(|e| failed(folder, e))?;
-    let mut names: Vec<String> = entries.filter_map(|e| e.ok()?.file_name().into_string().ok()).filter(|name| goes_along(name)).collect();
+    let mut names: Vec<String> =
+        entries.filter_map(|e| e.ok()?.file_name().into_string().ok()).filter(|name| goes_along(name)).collect();
     names.sort();
     for name in names {
         let from = folder.join(&name);
@@ -121,8 +136,11 @@ fn rules(sealed: &Sealed) -> BTreeMap<String, Vec<&str>> {
 
 /// The model card: what went in, by hash, and how it was merged. It says nothing of what the model is good for: nobody measured that here.
 fn card(sealed: &Sealed, tensors: &[Written]) -> String {
-    let mut text = String::from("---\ntags:\n- merge\n- mergeql\n---\n\n# A merged model\n\nMade by [MergeQL](https://github.com/mergeql/mergeql) ");
-    let _ = writeln!(text, "{}: the answer depends on the set of contributions and the parameters alone.\n", env!("CARGO_PKG_VERSION"));
+    let mut text = String::from(
+        "---\ntags:\n- merge\n- mergeql\n---\n\n# A merged model\n\nMade by [MergeQL](https://github.com/mergeql/mergeql) ",
+    );
+    let _ =
+        writeln!(text, "{}: the answer depends on the set of contributions and the parameters alone.\n", env!("CARGO_PKG_VERSION"));
     let _ = writeln!(text, "Set: `{}`\n\n## Contributions\n\n| model | weight | SHA-256 |\n|---|---|---|", hex(&sealed.hash));
     let mut rows: Vec<(String, String, String)> = sealed
         .plan

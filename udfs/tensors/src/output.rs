@@ -102,7 +102,8 @@ impl Layout {
         }
         let places: Vec<Place> = places.into_iter().flatten().collect();
         let index = (count > 1).then(|| {
-            let file = |place: &Place| parts[place.part].path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+            let file =
+                |place: &Place| parts[place.part].path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
             let map: BTreeMap<&str, String> = places.iter().map(|p| (p.name.as_str(), file(p))).collect();
             let total: u64 = places.iter().map(|p| p.bytes).sum();
             let text = format!("{:#}\n", json!({ "metadata": { "total_size": total }, "weight_map": map }));
@@ -132,7 +133,9 @@ impl Writer {
         let finals = layout.parts.iter().map(|p| &p.path).chain(layout.index.iter().map(|(path, _)| path));
         for path in finals {
             if path.exists() && !overwrite {
-                return Err(failed(path, "this file exists").with_help("choose another place, or replace it with WITH (overwrite = true)"));
+                return Err(
+                    failed(path, "this file exists").with_help("choose another place, or replace it with WITH (overwrite = true)")
+                );
             }
             if let Some(folder) = path.parent().filter(|f| !f.as_os_str().is_empty()) {
                 std::fs::create_dir_all(folder).map_err(|e| failed(folder, e))?;
@@ -152,8 +155,12 @@ impl Writer {
         let mut files = Vec::new();
         for part in &layout.parts {
             let path = partial(&part.path);
-            let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(!same).open(&path).map_err(|e| failed(&path, e))?;
-            file.set_len(part.size).and_then(|()| file.seek(SeekFrom::Start(0))).and_then(|_| file.write_all(&part.header)).map_err(|e| failed(&path, e))?;
+            let mut file =
+                OpenOptions::new().read(true).write(true).create(true).truncate(!same).open(&path).map_err(|e| failed(&path, e))?;
+            file.set_len(part.size)
+                .and_then(|()| file.seek(SeekFrom::Start(0)))
+                .and_then(|_| file.write_all(&part.header))
+                .map_err(|e| failed(&path, e))?;
             files.push(file);
         }
         let mut hashes = vec![None; layout.places.len()];

@@ -202,7 +202,15 @@ pub fn matches(pattern: &str, name: &str) -> bool {
 
 /// The rule for a tensor: one with its very name, then a pattern, then `*`; of two as specific, the first.
 fn rule_of<'r>(rules: &'r [Rule], name: &str) -> Option<&'r Rule> {
-    let rank = |rule: &Rule| if rule.pattern == name { 0 } else if rule.pattern == "*" { 2 } else { 1 };
+    let rank = |rule: &Rule| {
+        if rule.pattern == name {
+            0
+        } else if rule.pattern == "*" {
+            2
+        } else {
+            1
+        }
+    };
     rules.iter().filter(|r| matches(&r.pattern, name)).min_by_key(|r| rank(r))
 }
 
@@ -276,7 +284,8 @@ impl Files {
 /// `type_mismatch` for shapes that differ; `invalid_argument` for a base that is missing, or too many or too few models.
 pub fn merge_task(name: &str, chosen: &Chosen, models: Vec<Input>, base: Option<Input>, out: Option<Dtype>) -> Result<Task> {
     let method = chosen.method;
-    let first = models.first().or(base.as_ref()).ok_or_else(|| Error::invalid_argument(format!("no model has the tensor `{name}`")))?;
+    let first =
+        models.first().or(base.as_ref()).ok_or_else(|| Error::invalid_argument(format!("no model has the tensor `{name}`")))?;
     let shape = first.tensor.shape.clone();
     for input in models.iter().chain(&base) {
         if input.tensor.shape != shape {
@@ -290,8 +299,11 @@ pub fn merge_task(name: &str, chosen: &Chosen, models: Vec<Input>, base: Option<
         }
     }
     if method.base == Base::Required && base.is_none() {
-        return Err(Error::invalid_argument(format!("`{}` works on what each model changed, and tensor `{name}` has no base", method.name))
-            .with_help("name the model that they all started from: BASE 'base.safetensors'"));
+        return Err(Error::invalid_argument(format!(
+            "`{}` works on what each model changed, and tensor `{name}` has no base",
+            method.name
+        ))
+        .with_help("name the model that they all started from: BASE 'base.safetensors'"));
     }
     let base = base.filter(|_| method.base != Base::None);
     // Two ends make an arc: with a base, one model.
@@ -303,13 +315,21 @@ pub fn merge_task(name: &str, chosen: &Chosen, models: Vec<Input>, base: Option<
             (a, usize::MAX) => format!("{a} or more"),
             (a, b) => format!("{a} to {b}"),
         };
-        return Err(Error::invalid_argument(format!("`{}` takes {wanted} models, and tensor `{name}` comes in {}", method.name, models.len()))
-            .with_help("choose another strategy, or other models"));
+        return Err(Error::invalid_argument(format!(
+            "`{}` takes {wanted} models, and tensor `{name}` comes in {}",
+            method.name,
+            models.len()
+        ))
+        .with_help("choose another strategy, or other models"));
     }
     let types = models.iter().map(|i| i.tensor.dtype);
     let dtype = out.or(base.as_ref().map(|b| b.tensor.dtype)).or_else(|| common_dtype(types)).unwrap_or(Dtype::F32);
     let merge = Merge { method, settings: chosen.settings.clone(), models, base, sides: chosen.sides.clone() };
-    Ok(Task { name: name.to_owned(), shape, dtype, how: How::Merge(Box::new(merge)) })
+    let task = Task { name: name.to_owned(), shape, dtype, how: How::Merge(Box::new(merge)) };
+    if let How::Merge(merge) = &task.how {
+        (method.check)(&merge.job(&task))?;
+    }
+    Ok(task)
 }
 
 impl Plan {
@@ -320,7 +340,8 @@ impl Plan {
     pub fn new(request: Request) -> Result<Plan> {
         let Request { mut models, mut base, rules, options } = request;
         if models.is_empty() {
-            return Err(Error::invalid_argument("a merge needs at least one model").with_help("MERGE MODELS 'a.safetensors', 'b.safetensors' ..."));
+            return Err(Error::invalid_argument("a merge needs at least one model")
+                .with_help("MERGE MODELS 'a.safetensors', 'b.safetensors' ..."));
         }
         for model in models.iter_mut().chain(&mut base) {
             model.checkpoint = model.checkpoint.clone().lenient(options.propagate_nan);
@@ -355,7 +376,8 @@ impl Plan {
                 notes.push(format!("tensor `{name}` is not in {}", lacking.join(", ")));
             }
             let Some(rule) = rule_of(&rules, name) else {
-                return Err(Error::invalid_argument(format!("no rule is for the tensor `{name}`")).with_help("add a rule for the rest: * = linear"));
+                return Err(Error::invalid_argument(format!("no rule is for the tensor `{name}`"))
+                    .with_help("add a rule for the rest: * = linear"));
             };
             let index = rules.iter().position(|r| std::ptr::eq(r, rule)).unwrap_or(0);
             used[index] = true;
@@ -374,7 +396,12 @@ impl Plan {
                         other.shape
                     )));
                 }
-                tasks.push(Task { name: name.clone(), shape: from.shape.clone(), dtype: from.dtype, how: How::Copy { from, others } });
+                tasks.push(Task {
+                    name: name.clone(),
+                    shape: from.shape.clone(),
+                    dtype: from.dtype,
+                    how: How::Copy { from, others },
+                });
                 continue;
             }
             // What only the models have is new: it is merged as if it had been nothing, only where that is asked for.

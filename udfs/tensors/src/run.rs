@@ -10,7 +10,7 @@ use mergeql_udfs::{Code, Error, Result};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// A SHA-256 hash.
 pub type Hash = [u8; 32];
@@ -35,6 +35,10 @@ fn hash_tensor(tensor: &Tensor) -> Result<Hash> {
     while at < size {
         buffer.resize(READ.min(size - at) as usize, 0);
         tensor.raw(at, &mut buffer)?;
+        if let Some(place) = tensor.first_not_finite(&buffer) {
+            let width = dtype::width(tensor.dtype).unwrap_or(1);
+            return Err(tensor.not_finite(at as usize / width + place));
+        }
         hash.update(&buffer);
         at += buffer.len() as u64;
     }
@@ -124,6 +128,7 @@ impl Sealed {
                 inputs.dedup_by_key(|i| key(i));
             }
         }
+        let mut sides: BTreeMap<PathBuf, Hash> = BTreeMap::new();
         let mut hash = Sha256::new();
         hash.update(b"mergeql.resolution.1");
         let mut leaves = models.clone();
@@ -137,7 +142,19 @@ impl Sealed {
             part(&mut hash, dtype::name(task.dtype).as_bytes());
             part(&mut hash, task.strategy().as_bytes());
             if let How::Merge(merge) = &task.how {
-                part(&mut hash, parameters(merge).as_bytes());
+                part(&mut hash, canonical(merge, false).as_bytes());
+                for (name, files) in merge.sides.iter() {
+                    part(&mut hash, name.as_bytes());
+                    // A file for each model stands with its model.
+                    let of_models = merge.models.iter().filter_map(|m| files.get(m.place));
+                    let in_order: Vec<&Checkpoint> = if files.len() > 1 { of_models.collect() } else { files.iter().collect() };
+                    for file in in_order {
+                        if !sides.contains_key(&file.path) {
+                            sides.insert(file.path.clone(), contribution("", file, None, None)?);
+                        }
+                        hash.update(sides[&file.path]);
+                    }
+                }
                 for input in merge.models.iter().chain(&merge.base) {
                     hash.update(input.hash);
                     part(&mut hash, input.tensor.name().as_bytes());
@@ -150,14 +167,20 @@ impl Sealed {
 
 /// The parameters of a tensor's method, with lists in the order of the contributions.
 pub fn parameters(merge: &Merge) -> String {
+    canonical(merge, true)
+}
+
+fn canonical(merge: &Merge, files: bool) -> String {
     let show = |(name, value): (&str, &Value)| match value {
         Value::List(values) if values.iter().all(|v| matches!(v, Value::Number(_))) => {
-            let list: Vec<String> = merge.models.iter().filter_map(|m| Some(merge.settings.of_model(name, m.place)?.to_string())).collect();
+            let list: Vec<String> =
+                merge.models.iter().filter_map(|m| Some(merge.settings.of_model(name, m.place)?.to_string())).collect();
             format!("{name} = [{}]", list.join(", "))
         }
         value => format!("{name} = {value}"),
     };
-    merge.settings.iter().map(show).collect::<Vec<_>>().join(", ")
+    let shown = merge.settings.iter().filter(|(name, _)| files || !merge.sides.contains_key(name));
+    shown.map(show).collect::<Vec<_>>().join(", ")
 }
 
 /// How far a run is.
@@ -218,8 +241,11 @@ fn surveys(plan: &Plan) -> Result<BTreeMap<usize, (Survey, usize)>> {
         }
         let Some((_, look)) = look else { continue };
         if jobs.iter().any(|j| j.models.len() != jobs[0].models.len()) {
-            return Err(Error::new(Code::Unsupported, format!("`{}` looks at whole models, and some lack a tensor", plan.tasks[members[0]].strategy()))
-                .with_help("name another strategy for the tensors that not all models have"));
+            return Err(Error::new(
+                Code::Unsupported,
+                format!("`{}` looks at whole models, and some lack a tensor", plan.tasks[members[0]].strategy()),
+            )
+            .with_help("name another strategy for the tensors that not all models have"));
         }
         let survey = look(&jobs)?;
         for (job, index) in jobs.iter().zip(&members) {
@@ -233,7 +259,12 @@ fn surveys(plan: &Plan) -> Result<BTreeMap<usize, (Survey, usize)>> {
 ///
 /// # Errors
 /// What the method says, what reading says, and what `sink` says.
-pub fn compute(task: &Task, survey: Option<&(Survey, usize)>, memory: u64, mut sink: impl FnMut(Vec<u8>) -> Result<()>) -> Result<()> {
+pub fn compute(
+    task: &Task,
+    survey: Option<&(Survey, usize)>,
+    memory: u64,
+    mut sink: impl FnMut(Vec<u8>) -> Result<()>,
+) -> Result<()> {
     let merge = match &task.how {
         How::Copy { from, others } => return copy(task, from, others, sink),
         How::Merge(merge) => merge,
@@ -245,12 +276,11 @@ pub fn compute(task: &Task, survey: Option<&(Survey, usize)>, memory: u64, mut s
         Ok(bytes)
     };
     match (merge.method.prepare)(&job)? {
-        Kernel::Whole(values) if values.len() == task.len() => {
-            values.chunks(1 << 20).try_for_each(|chunk| sink(encode(chunk)?))
-        }
-        Kernel::Whole(values) => {
-            Err(Error::new(Code::Unsupported, format!("`{}` gave {} elements for tensor `{}`", merge.method.name, values.len(), task.name)))
-        }
+        Kernel::Whole(values) if values.len() == task.len() => values.chunks(1 << 20).try_for_each(|chunk| sink(encode(chunk)?)),
+        Kernel::Whole(values) => Err(Error::new(
+            Code::Unsupported,
+            format!("`{}` gave {} elements for tensor `{}`", merge.method.name, values.len(), task.name),
+        )),
         Kernel::Tiles { granule, run } => {
             let (n, inputs) = (task.len(), merge.models.len() + usize::from(merge.base.is_some()));
             let size = tile_size(granule.max(1), inputs, memory);

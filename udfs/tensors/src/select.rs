@@ -79,14 +79,13 @@ pub fn first<S: Default + Send>(
             }
             Ok((counts, buffer, scratch))
         });
-        let counts = counted.map(|part| part.map(|(counts, ..)| counts)).try_reduce(Vec::new, |mut a, b| {
+        counted.map(|part| part.map(|(counts, ..)| counts)).try_reduce(Vec::new, |mut a, b| {
             if a.is_empty() {
                 return Ok(b);
             }
             a.iter_mut().zip(&b).for_each(|(a, b)| *a += b);
             Ok(a)
-        });
-        counts
+        })
     };
     // The bin that the rank falls in, and the rank inside it.
     let find = |counts: &[u64], mut rank: u64| {

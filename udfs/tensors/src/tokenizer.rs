@@ -115,17 +115,25 @@ pub fn plan(config: &Json, models: &[(String, PathBuf)], base: usize) -> Result<
             Json::String(model) => Some(From::Model(find(model)?)),
             source if source["kind"] == "zero" => Some(From::Zero),
             source if source["kind"] == "model_token" => {
-                let model = find(source["model"].as_str().or_else(|| source["model"]["model"]["path"].as_str()).unwrap_or_default())?;
+                let model =
+                    find(source["model"].as_str().or_else(|| source["model"]["model"]["path"].as_str()).unwrap_or_default())?;
                 let key = match (source["token"].as_str(), source["token_id"].as_u64()) {
                     (Some(token), _) => Key::Token(token.to_owned()),
                     (None, Some(id)) => Key::Id(id as u32),
-                    _ => return Err(Error::invalid_argument(format!("the source of token `{token}` names neither a token nor a token_id"))),
+                    _ => {
+                        return Err(Error::invalid_argument(format!(
+                            "the source of token `{token}` names neither a token nor a token_id"
+                        )));
+                    }
                 };
                 Some(From::Token(model, key))
             }
             source => match source["model"]["path"].as_str() {
                 Some(model) => Some(From::Model(find(model)?)),
-                None => return Err(Error::invalid_argument(format!("the source of token `{token}` is {source}")).with_help("a model, {kind: zero} or {kind: model_token, model: .., token: ..}")),
+                None => {
+                    return Err(Error::invalid_argument(format!("the source of token `{token}` is {source}"))
+                        .with_help("a model, {kind: zero} or {kind: model_token, model: .., token: ..}"));
+                }
             },
         };
         append(token, &mut vocabulary);
@@ -156,7 +164,8 @@ fn merged(tokenizers: &[Json], lead: usize, vocabulary: &BTreeMap<String, u32>) 
             }
         }
     }
-    let in_models: BTreeSet<&String> = tokenizers.iter().filter_map(|t| t["model"]["vocab"].as_object()).flat_map(|map| map.keys()).collect();
+    let in_models: BTreeSet<&String> =
+        tokenizers.iter().filter_map(|t| t["model"]["vocab"].as_object()).flat_map(|map| map.keys()).collect();
     for (token, id) in vocabulary {
         if !in_models.contains(token) {
             // A token that only the config has.
@@ -173,7 +182,8 @@ fn merged(tokenizers: &[Json], lead: usize, vocabulary: &BTreeMap<String, u32>) 
         if let Some(own) = out["model"]["merges"].as_array().cloned() {
             let known: BTreeSet<String> = own.iter().map(Json::to_string).collect();
             let others = tokenizers.iter().filter_map(|t| t["model"]["merges"].as_array()).flatten();
-            let more: BTreeMap<String, &Json> = others.map(|m| (m.to_string(), m)).filter(|(text, _)| !known.contains(text)).collect();
+            let more: BTreeMap<String, &Json> =
+                others.map(|m| (m.to_string(), m)).filter(|(text, _)| !known.contains(text)).collect();
             out["model"]["merges"] = Json::Array(own.into_iter().chain(more.into_values().cloned()).collect());
         }
     }
@@ -226,7 +236,9 @@ impl Tokens {
                 (Some(of_own), _) if !forced => vec![of_own],
                 (_, Some((From::Zero, _))) => Vec::new(),
                 (_, Some((From::Model(at), _))) => vec![row(*at, &key).ok_or_else(|| missing(&self.models[*at].0, token))?],
-                (_, Some((From::Token(at, key), _))) => vec![row(*at, key).ok_or_else(|| missing(&self.models[*at].0, &format!("{key:?}")))?],
+                (_, Some((From::Token(at, key), _))) => {
+                    vec![row(*at, key).ok_or_else(|| missing(&self.models[*at].0, &format!("{key:?}")))?]
+                }
                 (_, None) => match row(self.base, &key) {
                     Some(of_base) => vec![of_base],
                     None => (0..self.models.len()).filter_map(|at| row(at, &key)).collect(),
@@ -239,5 +251,6 @@ impl Tokens {
 }
 
 fn missing(model: &str, token: &str) -> Error {
-    Error::invalid_argument(format!("`{model}` has no row for the token {token}")).with_help("name a model that has it, or {kind: zero}")
+    Error::invalid_argument(format!("`{model}` has no row for the token {token}"))
+        .with_help("name a model that has it, or {kind: zero}")
 }

@@ -33,7 +33,10 @@ fn prepare<'a>(job: &'a Job<'a>) -> Result<Kernel<'a>> {
         let q = softmax(base.view(range, other)?);
         Ok(p.iter().zip(&q).map(|(p, q)| p * (p / q).ln()).sum::<f64>() as f32)
     };
-    let rows: Vec<f32> = (0..n / width).into_par_iter().map_init(Default::default, |buffers, row| divergence(row, buffers)).collect::<Result<_>>()?;
+    let rows: Vec<f32> = (0..n / width)
+        .into_par_iter()
+        .map_init(Default::default, |buffers, row| divergence(row, buffers))
+        .collect::<Result<_>>()?;
     let importance = move |delta: f32, index: usize, rows: &[f32]| delta.abs() * rows[index / width];
     let quantile = |share: f64| -> Result<f32> {
         let rank = (share * n.saturating_sub(1) as f64) as usize;

@@ -9,7 +9,12 @@ pub const METHOD: Method = Method {
     title: "the sum of what each model changed, where it matters to enough of them",
     paper: "Wang et al. 2024, arXiv:2405.07813",
     params: &[
-        each("lambda", Kind::Number, "0.4", "an entry matters to a model if its own change is at least this share of what the others add"),
+        each(
+            "lambda",
+            Kind::Number,
+            "0.4",
+            "an entry matters to a model if its own change is at least this share of what the others add",
+        ),
         param("k", Kind::Count, "2", "to how many models an entry must matter"),
         param("alpha", Kind::Number, "0.3", "scales the merged task vector"),
     ],

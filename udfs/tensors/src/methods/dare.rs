@@ -13,7 +13,12 @@ const PARAMS: &[Param] = &[
     each("density", Kind::Share, "1", "the probability with which an entry of a task vector is kept"),
     param("seed", Kind::Count, "0", "another seed keeps other entries"),
     param("rescale", RESCALE, "", "what is kept is divided by its probability, scaled to the L1 norm of the whole, or left"),
-    param("masks", Kind::Files, "", "a file with tensors `<model>.<tensor>` that say which entries are kept, in place of random numbers"),
+    param(
+        "masks",
+        Kind::Files,
+        "",
+        "a file with tensors `<model>.<tensor>` that say which entries are kept, in place of random numbers",
+    ),
     NORMALIZE,
     INT8_MASK,
 ];
@@ -26,6 +31,7 @@ pub const LINEAR: Method = Method {
     title: "what each model changed, thinned out at random, summed",
     paper: "Yu et al. 2024, arXiv:2311.03099",
     params: PARAMS,
+    check: |job| masks(job).map(|_| ()),
     prepare: |job| prepare(job, false),
     ..Method::COMMON
 };
@@ -46,7 +52,8 @@ pub fn rescale<'a>(job: &'a Job<'_>) -> &'a str {
 /// Masks from a file, in place of random numbers.
 pub fn masks(job: &Job<'_>) -> Result<Option<Vec<Tensor>>> {
     let Some(file) = job.sides.get("masks").and_then(|files| files.first()) else { return Ok(None) };
-    let of_model = |input: &crate::method::Input| job.side_tensor(file, &format!("{}.{}", input.place, job.name), job.shape).cloned();
+    let of_model =
+        |input: &crate::method::Input| job.side_tensor(file, &format!("{}.{}", input.place, job.name), job.shape).cloned();
     job.models.iter().map(of_model).collect::<Result<_>>().map(Some)
 }
 

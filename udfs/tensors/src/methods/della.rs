@@ -17,9 +17,19 @@ const PARAMS: &[Param] = &[
     each("epsilon", Kind::Share, "0", "how far the probability lies from the mean for the smallest and the greatest of a row"),
     param("seed", Kind::Count, "0", "another seed keeps other entries"),
     param("rescale", RESCALE, "", "what is kept is divided by its own probability, scaled to the L1 norm of the whole, or left"),
-    param("masks", Kind::Files, "", "a file with tensors `<model>.<tensor>` that say which entries are kept, in place of random numbers"),
+    param(
+        "masks",
+        Kind::Files,
+        "",
+        "a file with tensors `<model>.<tensor>` that say which entries are kept, in place of random numbers",
+    ),
     param("normalize", Kind::Flag, "", "whether the sum is divided by the weights that took part"),
-    param("output", Kind::Word(&["merged", "keep_probability"]), "merged", "the merged tensor, or the probabilities of the first model"),
+    param(
+        "output",
+        Kind::Word(&["merged", "keep_probability"]),
+        "merged",
+        "the merged tensor, or the probabilities of the first model",
+    ),
     INT8_MASK,
 ];
 
@@ -28,6 +38,7 @@ pub const METHOD: Method = Method {
     title: "what each model changed, thinned out by rank, where it agrees with the sign of the weighted sum",
     paper: "Deep, Bhardwaj, Poria 2024, arXiv:2406.11617",
     params: PARAMS,
+    check,
     prepare: |job| prepare(job, true),
     ..Method::COMMON
 };
@@ -104,14 +115,21 @@ impl Thin for Della {
     }
 }
 
-fn prepare<'a>(job: &'a Job<'a>, consensus: bool) -> Result<Kernel<'a>> {
+fn check(job: &Job<'_>) -> Result<()> {
     let (densities, epsilons) = (job.of_models("density"), job.of_models("epsilon"));
     for (density, epsilon) in densities.iter().zip(&epsilons) {
         if density - epsilon < -1e-9 || density + epsilon > 1.0 + 1e-9 {
-            return Err(Error::invalid_argument(format!("density {density} with epsilon {epsilon} gives probabilities outside 0 to 1"))
-                .with_help("density - epsilon and density + epsilon must both lie between 0 and 1"));
+            return Err(Error::invalid_argument(format!(
+                "density {density} with epsilon {epsilon} gives probabilities outside 0 to 1"
+            ))
+            .with_help("density - epsilon and density + epsilon must both lie between 0 and 1"));
         }
     }
+    masks(job).map(|_| ())
+}
+
+fn prepare<'a>(job: &'a Job<'a>, consensus: bool) -> Result<Kernel<'a>> {
+    let (densities, epsilons) = (job.of_models("density"), job.of_models("epsilon"));
     let rows = Rows::of(job.shape);
     if job.settings.word("output") == Some("keep_probability") {
         let (density, epsilon) = (densities[0], epsilons[0]);

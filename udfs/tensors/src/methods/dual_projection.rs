@@ -17,7 +17,12 @@ pub const METHOD: Method = Method {
     ordered: true,
     params: &[
         param("alpha", Kind::Share, "0.8", "how much the running model, the first, counts"),
-        param("svd_epsilon", Kind::Share, "0.99999", "a space holds the singular values, greatest first, that sum to less than this share of all"),
+        param(
+            "svd_epsilon",
+            Kind::Share,
+            "0.99999",
+            "a space holds the singular values, greatest first, that sum to less than this share of all",
+        ),
         param("space", Kind::Word(&["uv"]), "uv", "both spaces are kept"),
         param("solver", Kind::Word(&["sylvester"]), "sylvester", "the exact solution"),
     ],
@@ -32,7 +37,8 @@ fn prepare<'a>(job: &'a Job<'a>) -> Result<Kernel<'a>> {
         return Ok(job.combine(vec![0.5, 0.5], true));
     }
     let (rows, columns) = (job.shape[0], job.shape[1]);
-    let (mut a, mut b, mut c) = (Mat::<f64>::zeros(rows, rows), Mat::<f64>::zeros(columns, columns), Mat::<f64>::zeros(rows, columns));
+    let (mut a, mut b, mut c) =
+        (Mat::<f64>::zeros(rows, rows), Mat::<f64>::zeros(columns, columns), Mat::<f64>::zeros(rows, columns));
     for (task, share) in linalg::tasks(job)?.into_iter().zip(shares) {
         let parts = linalg::svd(&task)?;
         let total: f64 = parts.s.iter().sum();
@@ -48,7 +54,8 @@ fn prepare<'a>(job: &'a Job<'a>) -> Result<Kernel<'a>> {
         b += scaled(&right, share);
     }
     let failed = |_| Error::invalid_argument("the eigenvalues of a tensor could not be found");
-    let (a, b) = (a.self_adjoint_eigen(faer::Side::Lower).map_err(failed)?, b.self_adjoint_eigen(faer::Side::Lower).map_err(failed)?);
+    let (a, b) =
+        (a.self_adjoint_eigen(faer::Side::Lower).map_err(failed)?, b.self_adjoint_eigen(faer::Side::Lower).map_err(failed)?);
     let turned = a.U().transpose() * c * b.U();
     let (x, y) = (a.S().column_vector(), b.S().column_vector());
     let solved = Mat::from_fn(rows, columns, |i, j| {

@@ -12,6 +12,7 @@ pub const METHOD: Method = Method {
         param("output", Kind::Word(&["unified", "task"]), "unified", "the unified model, or the one of a task"),
         param("task", Kind::Count, "0", "which model's task, from 0, in the order of the statement"),
     ],
+    check: |job| if job.settings.word("output") == Some("task") { task(job).map(|_| ()) } else { Ok(()) },
     prepare,
     survey: Some((|settings| settings.word("output") == Some("task"), survey)),
     ..Method::COMMON
@@ -26,7 +27,8 @@ fn unified(deltas: &[Vec<f32>], at: usize) -> f32 {
 fn task(job: &Job<'_>) -> Result<usize> {
     let place = job.number("task") as usize;
     job.models.iter().position(|m| m.place == place).ok_or_else(|| {
-        Error::invalid_argument(format!("there is no task {place}: {} models take part", job.models.len())).with_help("tasks count from 0")
+        Error::invalid_argument(format!("there is no task {place}: {} models take part", job.models.len()))
+            .with_help("tasks count from 0")
     })
 }
 
@@ -60,7 +62,8 @@ fn survey(jobs: &[Job<'_>]) -> Result<Survey> {
     for job in jobs {
         let task = task(job)?;
         let sums = reduce::sum(job.len(), 2, |range, pair: &mut Pair, sums| {
-            let deltas: Vec<Vec<f32>> = (0..job.models.len()).map(|i| Ok(job.delta(i, range.clone(), pair)?.to_vec())).collect::<Result<_>>()?;
+            let deltas: Vec<Vec<f32>> =
+                (0..job.models.len()).map(|i| Ok(job.delta(i, range.clone(), pair)?.to_vec())).collect::<Result<_>>()?;
             sums[0] = reduce::lanes(deltas[task].iter().map(|d| f64::from(d.abs())));
             sums[1] = reduce::lanes((0..range.len()).map(|at| {
                 let vector = unified(&deltas, at);

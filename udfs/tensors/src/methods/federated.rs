@@ -13,6 +13,7 @@ pub const AVG: Method = Method {
     base: Base::None,
     synonyms: &[("weight", "num_samples")],
     params: &[SAMPLES],
+    check: |job| job.shares("num_samples").map(|_| ()),
     prepare: |job| Ok(job.combine(job.shares("num_samples")?, false)),
     ..Method::COMMON
 };
@@ -52,7 +53,13 @@ pub const YOGI: Method = Method {
     title: "one step of Yogi on the server, from the base along the clients' mean change",
     prepare: |job| {
         adaptive(job, |v0, square, beta2| {
-            let sign = if v0 > square { 1.0 } else if v0 < square { -1.0 } else { 0.0 };
+            let sign = if v0 > square {
+                1.0
+            } else if v0 < square {
+                -1.0
+            } else {
+                0.0
+            };
             v0 - (1.0 - beta2) * square * sign
         })
     },
@@ -84,11 +91,16 @@ pub const NOVA: Method = Method {
     paper: "Wang et al. 2020, arXiv:2007.07481",
     base: Base::Required,
     params: &[SAMPLES, each("steps", Kind::Number, "!", "how many local steps each client took")],
+    check: |job| {
+        if job.of_models("steps").iter().any(|s| *s <= 0.0) {
+            return Err(
+                mergeql_udfs::Error::invalid_argument("every client takes at least one step").with_help("write steps above 0")
+            );
+        }
+        job.shares("num_samples").map(|_| ())
+    },
     prepare: |job| {
         let (shares, steps) = (job.shares("num_samples")?, job.of_models("steps"));
-        if steps.iter().any(|s| *s <= 0.0) {
-            return Err(mergeql_udfs::Error::invalid_argument("every client takes at least one step").with_help("write steps above 0"));
-        }
         let mean: f64 = shares.iter().zip(&steps).map(|(p, s)| p * s).sum();
         Ok(job.combine(shares.iter().zip(&steps).map(|(p, s)| mean * p / s).collect(), true))
     },

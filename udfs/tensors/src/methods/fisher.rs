@@ -13,10 +13,21 @@ pub const METHOD: Method = Method {
     synonyms: &[("lambda", "weight")],
     params: &[
         WEIGHT,
-        param("fisher", Kind::Files, "!", "the diagonal of the Fisher information of each model, a file with a tensor of the same name and shape"),
+        param(
+            "fisher",
+            Kind::Files,
+            "!",
+            "the diagonal of the Fisher information of each model, a file with a tensor of the same name and shape",
+        ),
         param("eps", Kind::Number, "1e-6", "added to the information of every entry"),
-        param("normalize_fisher", Kind::Flag, "false", "whether each model's information is divided by its length over all tensors"),
+        param(
+            "normalize_fisher",
+            Kind::Flag,
+            "false",
+            "whether each model's information is divided by its length over all tensors",
+        ),
     ],
+    check: |job| diagonals(job).map(|_| ()),
     prepare,
     survey: Some((|settings| settings.flag("normalize_fisher") == Some(true), survey)),
     ..Method::COMMON

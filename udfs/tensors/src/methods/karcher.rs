@@ -15,6 +15,7 @@ pub const METHOD: Method = Method {
         param("max_iter", Kind::Count, "10", "the most steps taken"),
         param("tol", Kind::Number, "1e-5", "a step shorter than this is the last"),
     ],
+    check: |job| job.check_shares(),
     prepare,
     ..Method::COMMON
 };

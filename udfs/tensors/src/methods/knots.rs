@@ -50,9 +50,8 @@ fn ties(blocks: &[Mat<f64>], weights: &[f64]) -> Mat<f64> {
 pub fn merge(tasks: &[Mat<f64>], weights: &[f64], inner: &str, topk: f64) -> Result<Mat<f64>> {
     let parts = linalg::svd(&linalg::beside(tasks))?;
     let columns = tasks[0].ncols();
-    let mut blocks: Vec<Mat<f64>> = (0..tasks.len())
-        .map(|i| Mat::from_fn(parts.s.len(), columns, |r, c| parts.s[r] * parts.v[(i * columns + c, r)]))
-        .collect();
+    let mut blocks: Vec<Mat<f64>> =
+        (0..tasks.len()).map(|i| Mat::from_fn(parts.s.len(), columns, |r, c| parts.s[r] * parts.v[(i * columns + c, r)])).collect();
     let merged = if inner == "linear" {
         let total: f64 = weights.iter().sum();
         Mat::from_fn(parts.s.len(), columns, |r, c| blocks.iter().zip(weights).map(|(b, w)| b[(r, c)] * w).sum::<f64>() / total)

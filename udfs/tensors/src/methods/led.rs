@@ -17,6 +17,12 @@ pub const METHOD: Method = Method {
         each("lambda", Kind::Number, "1", "scales what each model changed"),
         param("alpha", Kind::Number, "1", "scales the merged task vector"),
     ],
+    check: |job| {
+        (0..job.models.len()).try_for_each(|i| {
+            let file = job.side("importance", i)?;
+            ["base", "model"].iter().try_for_each(|of| job.side_tensor(file, &format!("{of}.{}", job.name), job.shape).map(|_| ()))
+        })
+    },
     prepare,
     ..Method::COMMON
 };
@@ -47,7 +53,8 @@ fn prepare<'a>(job: &'a Job<'a>) -> Result<Kernel<'a>> {
         }
     }
     let alpha = job.number("alpha");
-    let factors: Vec<f32> = job.of_models("lambda").into_iter().zip(job.of_models("weight")).map(|(l, w)| (l * w * alpha) as f32).collect();
+    let factors: Vec<f32> =
+        job.of_models("lambda").into_iter().zip(job.of_models("weight")).map(|(l, w)| (l * w * alpha) as f32).collect();
     Ok(Kernel::Tiles {
         granule: 1,
         run: Box::new(move |tile, out| {

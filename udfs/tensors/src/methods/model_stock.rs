@@ -44,7 +44,10 @@ fn prepare<'a>(job: &'a Job<'a>) -> Result<Kernel<'a>> {
             for (row, out) in out.chunks_exact_mut(width).enumerate() {
                 let place = row * width..(row + 1) * width;
                 for (values, model) in rows.iter_mut().zip(&tile.models) {
-                    values.iter_mut().zip(model[place.clone()].iter().zip(&tile.base[place.clone()])).for_each(|(v, (m, b))| *v = m - b);
+                    values
+                        .iter_mut()
+                        .zip(model[place.clone()].iter().zip(&tile.base[place.clone()]))
+                        .for_each(|(v, (m, b))| *v = m - b);
                 }
                 let mut sums = vec![0.0; n * n];
                 Gram::of(&rows.iter().map(Vec::as_slice).collect::<Vec<_>>(), &mut sums);

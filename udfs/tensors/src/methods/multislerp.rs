@@ -16,6 +16,7 @@ pub const METHOD: Method = Method {
         param("normalize_weights", Kind::Flag, "true", "whether the weights are divided by their sum"),
         param("eps", Kind::Number, "1e-8", "what counts as no length"),
     ],
+    check: |job| if job.flag("normalize_weights") { job.check_shares() } else { Ok(()) },
     prepare,
     ..Method::COMMON
 };

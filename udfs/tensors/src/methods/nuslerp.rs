@@ -12,7 +12,12 @@ pub const METHOD: Method = Method {
     params: &[
         WEIGHT,
         param("nuslerp_flatten", Kind::Flag, "true", "whether a tensor is one vector, not one for each row"),
-        param("nuslerp_row_wise", Kind::Flag, "false", "whether the vectors run along the first axis, not the last, where a tensor is not one vector"),
+        param(
+            "nuslerp_row_wise",
+            Kind::Flag,
+            "false",
+            "whether the vectors run along the first axis, not the last, where a tensor is not one vector",
+        ),
     ],
     prepare,
     ..Method::COMMON
@@ -77,7 +82,11 @@ fn prepare<'a>(job: &'a Job<'a>) -> Result<Kernel<'a>> {
         let [first, second] = &mut pairs;
         let read = |i: usize, pair: &mut Pair| -> Result<Vec<f32>> {
             let range = start..start + columns;
-            if tasks { Ok(job.delta(i, range, pair)?.to_vec()) } else { Ok(job.models[i].tensor.view(range, &mut Default::default())?.to_vec()) }
+            if tasks {
+                Ok(job.delta(i, range, pair)?.to_vec())
+            } else {
+                Ok(job.models[i].tensor.view(range, &mut Default::default())?.to_vec())
+            }
         };
         let (x, y) = (read(0, first)?, read(1, second)?);
         for (sums, (x, y)) in sums.iter_mut().zip(x.iter().zip(&y)) {

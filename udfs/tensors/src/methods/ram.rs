@@ -66,11 +66,12 @@ fn prepare<'a>(job: &'a Job<'a>, plus: bool) -> Result<Kernel<'a>> {
                         scale = *own;
                     }
                 }
-                *o = base + match count {
-                    0 => 0.0,
-                    1 => sum * scale,
-                    _ => sum / count as f32,
-                };
+                *o = base
+                    + match count {
+                        0 => 0.0,
+                        1 => sum * scale,
+                        _ => sum / count as f32,
+                    };
             }
             Ok(())
         }),

@@ -11,9 +11,15 @@ pub const METHOD: Method = Method {
     base: Base::None,
     synonyms: &[("reduce_non_diagonal", "alpha")],
     params: &[
-        param("gram", Kind::Files, "!", "the inner products of the inputs of each layer of each model, a file with a tensor [in, in] of the layer's name"),
+        param(
+            "gram",
+            Kind::Files,
+            "!",
+            "the inner products of the inputs of each layer of each model, a file with a tensor [in, in] of the layer's name",
+        ),
         param("alpha", Kind::Share, "0.9", "what elements off the diagonal are multiplied by"),
     ],
+    check: |job| (0..job.models.len()).try_for_each(|i| job.side("gram", i).map(|_| ())),
     prepare,
     ..Method::COMMON
 };
@@ -22,7 +28,6 @@ fn prepare<'a>(job: &'a Job<'a>) -> Result<Kernel<'a>> {
     let n = job.models.len();
     let known = (0..n).filter(|i| job.side("gram", *i).is_ok_and(|file| file.get(job.name).is_some())).count();
     if known == 0 || job.shape.len() != 2 {
-        (0..n).try_for_each(|i| job.side("gram", i).map(|_| ()))?;
         return Ok(job.combine(vec![1.0 / n as f64; n], false));
     }
     let (alpha, width) = (job.number("alpha"), job.shape[1]);
@@ -34,8 +39,9 @@ fn prepare<'a>(job: &'a Job<'a>) -> Result<Kernel<'a>> {
         right += gram;
     }
     // X right = left, so right^T X^T = left^T.
-    let solved = linalg::solve(right.transpose().to_owned(), left.transpose().to_owned())
-        .ok_or_else(|| Error::invalid_argument(format!("the Gram matrices of tensor `{}` sum to one without an inverse", job.name))
-            .with_help("make them from more inputs than the layer has, or write a smaller alpha"))?;
+    let solved = linalg::solve(right.transpose().to_owned(), left.transpose().to_owned()).ok_or_else(|| {
+        Error::invalid_argument(format!("the Gram matrices of tensor `{}` sum to one without an inverse", job.name))
+            .with_help("make them from more inputs than the layer has, or write a smaller alpha")
+    })?;
     Ok(Kernel::Whole(linalg::elements(solved.transpose())))
 }

@@ -19,14 +19,16 @@ pub const TRIMMED: Method = Method {
     name: "trimmed_mean",
     title: "of each entry the mean, without the smallest and the greatest",
     params: &[param("trim", Kind::Count, "1", "how many are left out at each end")],
-    prepare: |job| {
+    check: |job| {
         let trim = job.number("trim") as usize;
-        if 2 * trim >= job.models.len() {
-            return Err(Error::invalid_argument(format!("trim = {trim} leaves nothing of {} models", job.models.len()))
-                .with_help("it must be less than half of them"));
+        if 2 * trim < job.models.len() {
+            return Ok(());
         }
-        Ok(trimmed(trim))
+        Err(Error::invalid_argument(format!("trim = {trim} leaves nothing of {} models", job.models.len()))
+            .with_help("it must be less than half of them"))
     },
+    // A model that is there twice counts once.
+    prepare: |job| Ok(trimmed((job.number("trim") as usize).min((job.models.len() - 1) / 2))),
     ..MEDIAN
 };
 
@@ -56,6 +58,14 @@ pub const KRUM: Method = Method {
         param("f", Kind::Count, "0", "how many models may be wrong"),
         param("m", Kind::Count, "1", "how many of the best are averaged"),
     ],
+    check: |job| {
+        let (n, f, m) = (job.models.len(), job.number("f") as usize, job.number("m") as usize);
+        if n >= f + 3 && m > 0 && m + f <= n {
+            return Ok(());
+        }
+        Err(Error::invalid_argument(format!("krum with f = {f} and m = {m} of {n} models"))
+            .with_help("it needs f + 3 models, and m from 1 to those that are not wrong"))
+    },
     prepare: krum,
     survey: Some((|_| true, products)),
     ..Method::COMMON
@@ -74,6 +84,7 @@ pub const GEOMETRIC: Method = Method {
         param("max_iter", Kind::Count, "1000", "the most steps taken"),
         param("tol", Kind::Number, "1e-10", "a step that changes no share by more is the last"),
     ],
+    check: |job| job.check_shares(),
     prepare: geometric,
     survey: Some((|_| true, products)),
     ..Method::COMMON
@@ -100,21 +111,19 @@ fn surveyed(job: &Job<'_>) -> Gram {
 
 fn krum<'a>(job: &'a Job<'a>) -> Result<Kernel<'a>> {
     let (n, f, m) = (job.models.len(), job.number("f") as usize, job.number("m") as usize);
-    if n < f + 3 || m == 0 || m + f > n {
-        return Err(Error::invalid_argument(format!("krum with f = {f} and m = {m} of {n} models")).with_help("it needs f + 3 models, and m from 1 to those that are not wrong"));
-    }
     let gram = surveyed(job);
     let distance = |i: usize, j: usize| gram.dot(i, i) + gram.dot(j, j) - 2.0 * gram.dot(i, j);
     let mut scores: Vec<(f64, usize)> = (0..n)
         .map(|i| {
             let mut near: Vec<f64> = (0..n).filter(|j| *j != i).map(|j| distance(i, j)).collect();
             near.sort_unstable_by(f64::total_cmp);
-            (near[..n - f - 2].iter().sum(), i)
+            (near[..n.saturating_sub(f + 2).min(near.len())].iter().sum(), i)
         })
         .collect();
     scores.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
     let mut factors = vec![0.0; n];
-    scores[..m].iter().for_each(|(_, i)| factors[*i] = 1.0 / m as f64);
+    let best = m.min(n);
+    scores[..best].iter().for_each(|(_, i)| factors[*i] = 1.0 / best as f64);
     Ok(job.combine(factors, false))
 }
 

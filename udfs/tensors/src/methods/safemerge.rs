@@ -26,7 +26,9 @@ fn prepare<'a>(job: &'a Job<'a>) -> Result<Kernel<'a>> {
     let mut mixed = true;
     if job.shape.len() == 2 {
         let file = job.sides.get("unaligned_base").and_then(|files| files.first());
-        let file = file.ok_or_else(|| mergeql_udfs::Error::invalid_argument("`safemerge` needs `unaligned_base`, the model before it was aligned"))?;
+        let file = file.ok_or_else(|| {
+            mergeql_udfs::Error::invalid_argument("`safemerge` needs `unaligned_base`, the model before it was aligned")
+        })?;
         let alignment = linalg::matrix(job.base()?)? - linalg::matrix(job.side_tensor(file, job.name, job.shape)?)?;
         let update = linalg::matrix(&job.models[0].tensor)? - linalg::matrix(job.base()?)?;
         let projected = &alignment * (alignment.transpose() * &update);

@@ -68,7 +68,9 @@ fn prepare<'a>(job: &'a Job<'a>) -> Result<Kernel<'a>> {
         scratch.fill(job, range.clone())?;
         for (sum, delta) in sums.iter_mut().zip(&scratch.deltas) {
             let squares = delta.iter().zip(&scratch.variances).enumerate();
-            *sum = reduce::lanes(squares.map(|(at, (d, v))| if kept(*v, range.start + at) { f64::from(*d) * f64::from(*d) } else { 0.0 }));
+            *sum = reduce::lanes(
+                squares.map(|(at, (d, v))| if kept(*v, range.start + at) { f64::from(*d) * f64::from(*d) } else { 0.0 }),
+            );
         }
         Ok(())
     })?;

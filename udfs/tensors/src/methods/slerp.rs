@@ -34,14 +34,21 @@ fn prepare<'a>(job: &'a Job<'a>) -> Result<Kernel<'a>> {
     let ends: Vec<&Input> = job.base.into_iter().chain(job.models).collect();
     // A base that is one of the models, as configs of mergekit write it, is that end.
     if ends.len() != 2 {
-        return Err(Error::invalid_argument(format!("`slerp` goes between two tensors, and `{}` comes in {}", job.name, ends.len()))
-            .with_help("give a base and one model, or two models"));
+        return Err(Error::invalid_argument(format!(
+            "`slerp` goes between two tensors, and `{}` comes in {}",
+            job.name,
+            ends.len()
+        ))
+        .with_help("give a base and one model, or two models"));
     }
     let both = Job { models: &[ends[0].clone(), ends[1].clone()], base: None, ..job.clone() };
     let cosine = both.gram(false)?.cosine(0, 1);
     if cosine < -LINE && job.settings.semantics == Semantics::Paper {
-        return Err(Error::invalid_argument(format!("the tensors `{}` point in opposite directions: no arc between them is shortest", job.name))
-            .with_help("merge this tensor with linear, or write semantics = 'mergekit' for the straight line between them"));
+        return Err(Error::invalid_argument(format!(
+            "the tensors `{}` point in opposite directions: no arc between them is shortest",
+            job.name
+        ))
+        .with_help("merge this tensor with linear, or write semantics = 'mergekit' for the straight line between them"));
     }
     let (a, b) = factors(cosine, job.number("t"));
     let (a, b) = (a as f32, b as f32);

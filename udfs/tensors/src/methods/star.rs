@@ -8,11 +8,17 @@ pub const METHOD: Method = Method {
     name: "star",
     title: "the mean of what each model changed, without the small singular values",
     paper: "Lee et al. 2025, arXiv:2502.10339",
-    synonyms: &[],
     params: &[
         param("eta", Kind::Number, "40", "singular values are kept, greatest first, until they sum to this percentage of all"),
         param("then", Kind::Word(&["mean"]), "mean", "how the truncated task vectors become one"),
     ],
+    check: |job| {
+        if (0.0..=100.0).contains(&job.number("eta")) {
+            return Ok(());
+        }
+        Err(mergeql_udfs::Error::invalid_argument(format!("eta is a percentage, not {}", job.number("eta")))
+            .with_help("write a number from 0 to 100"))
+    },
     prepare,
     ..Method::COMMON
 };
@@ -20,9 +26,6 @@ pub const METHOD: Method = Method {
 fn prepare<'a>(job: &'a Job<'a>) -> Result<Kernel<'a>> {
     let n = job.models.len();
     let share = job.number("eta") / 100.0;
-    if !(0.0..=1.0).contains(&share) {
-        return Err(mergeql_udfs::Error::invalid_argument(format!("eta is a percentage, not {}", job.number("eta"))).with_help("write a number from 0 to 100"));
-    }
     if job.shape.len() != 2 {
         return Ok(job.combine(vec![1.0 / n as f64; n], true));
     }

@@ -61,16 +61,20 @@ pub fn kernel<'a>(job: &'a Job<'a>, thin: impl Thin + 'a, sum: Sum, granule: usi
         // Blocks must be whole granules, too.
         let block = reduce::BLOCK.div_ceil(granule) * granule;
         for (i, scale) in scales.iter_mut().enumerate() {
-            let sums = reduce::sum(job.len().div_ceil(block) * reduce::BLOCK, 2, |range, (pair, factors): &mut (Pair, Vec<f32>), sums| {
-                let index = range.start / reduce::BLOCK;
-                let range = index * block..((index + 1) * block).min(job.len());
-                let delta = job.delta(i, range.clone(), pair)?;
-                factors.resize(range.len(), 0.0);
-                thin.factors(i, range, delta, factors)?;
-                sums[0] = reduce::lanes(delta.iter().map(|d| f64::from(d.abs())));
-                sums[1] = reduce::lanes(delta.iter().zip(factors.iter()).map(|(d, f)| f64::from((d * f).abs())));
-                Ok(())
-            })?;
+            let sums = reduce::sum(
+                job.len().div_ceil(block) * reduce::BLOCK,
+                2,
+                |range, (pair, factors): &mut (Pair, Vec<f32>), sums| {
+                    let index = range.start / reduce::BLOCK;
+                    let range = index * block..((index + 1) * block).min(job.len());
+                    let delta = job.delta(i, range.clone(), pair)?;
+                    factors.resize(range.len(), 0.0);
+                    thin.factors(i, range, delta, factors)?;
+                    sums[0] = reduce::lanes(delta.iter().map(|d| f64::from(d.abs())));
+                    sums[1] = reduce::lanes(delta.iter().zip(factors.iter()).map(|(d, f)| f64::from((d * f).abs())));
+                    Ok(())
+                },
+            )?;
             *scale = if sums[1] > 0.0 { (sums[0] / sums[1]) as f32 } else { 1.0 };
         }
     }

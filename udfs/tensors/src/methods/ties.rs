@@ -15,7 +15,12 @@ pub const METHOD: Method = Method {
         WEIGHT,
         LAMBDA,
         each("density", Kind::Share, "1", "the share of each task vector that is kept, greatest magnitude first"),
-        param("scope", Kind::Word(&["tensor", "model"]), "tensor", "whether the share is one of each tensor, or of the whole model"),
+        param(
+            "scope",
+            Kind::Word(&["tensor", "model"]),
+            "tensor",
+            "whether the share is one of each tensor, or of the whole model",
+        ),
         param("normalize", Kind::Flag, "true", "whether the sum is divided by the weights of the models that agree"),
         param("rescale", Kind::Flag, "false", "whether what is kept is scaled to the L1 norm of the whole"),
         INT8_MASK,

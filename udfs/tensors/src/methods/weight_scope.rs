@@ -11,6 +11,7 @@ pub const METHOD: Method = Method {
     paper: "Xu et al. 2024, arXiv:2408.12237",
     base: Base::Optional,
     params: &[WEIGHT],
+    check: |job| job.check_shares(),
     prepare,
     ..Method::COMMON
 };

@@ -9,7 +9,12 @@ pub const METHOD: Method = Method {
     title: "least interference with the subspace of every task: the exact solution, or the published descent",
     paper: "Cheng et al. 2025, arXiv:2503.08099",
     params: &[
-        param("solver", Kind::Word(&["closed_form", "adam"]), "closed_form", "the exact minimum nearest to the sum, or the paper's descent from there"),
+        param(
+            "solver",
+            Kind::Word(&["closed_form", "adam"]),
+            "closed_form",
+            "the exact minimum nearest to the sum, or the paper's descent from there",
+        ),
         param("steps", Kind::Count, "300", "for adam: how many steps"),
         param("lr", Kind::Number, "1e-5", "for adam: the rate"),
     ],
@@ -23,7 +28,8 @@ fn prepare<'a>(job: &'a Job<'a>) -> Result<Kernel<'a>> {
         return Ok(job.combine(vec![1.0 / n as f64; n], true));
     }
     let (rows, columns) = (job.shape[0], job.shape[1]);
-    let (mut x, mut h, mut r) = (Mat::<f64>::zeros(rows, columns), Mat::<f64>::zeros(columns, columns), Mat::<f64>::zeros(rows, columns));
+    let (mut x, mut h, mut r) =
+        (Mat::<f64>::zeros(rows, columns), Mat::<f64>::zeros(columns, columns), Mat::<f64>::zeros(rows, columns));
     for task in linalg::tasks(job)? {
         let size = linalg::inner(&task, &task);
         if size == 0.0 {
@@ -39,7 +45,9 @@ fn prepare<'a>(job: &'a Job<'a>) -> Result<Kernel<'a>> {
         descend(&mut x, &h, &r, job.number("steps") as u64, job.number("lr"));
     } else {
         let slope = &x * &h - &r;
-        let eigen = h.self_adjoint_eigen(faer::Side::Lower).map_err(|_| Error::invalid_argument("the eigenvalues of a tensor could not be found"))?;
+        let eigen = h
+            .self_adjoint_eigen(faer::Side::Lower)
+            .map_err(|_| Error::invalid_argument("the eigenvalues of a tensor could not be found"))?;
         let (values, vectors) = (eigen.S().column_vector(), eigen.U());
         let least = (0..columns).map(|i| values[i]).fold(0.0, f64::max) * columns as f64 * f64::EPSILON;
         let turned = slope * vectors;

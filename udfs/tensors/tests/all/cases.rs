@@ -26,7 +26,7 @@ fn value(json: &Json) -> Value {
     }
 }
 
-fn model(name: &str) -> Model {
+pub fn model(name: &str) -> Model {
     let checkpoint = Checkpoint::open(data().join(format!("inputs/{name}.safetensors"))).expect("an input");
     Model { name: name.to_owned(), checkpoint, weight: None }
 }

@@ -1,5 +1,7 @@
 //! The tests of merging tensors, in one binary.
 #![allow(missing_docs)]
 
+mod bad_input;
 mod cases;
 mod mergekit;
+mod properties;

@@ -1,7 +1,5 @@
 //! Configs of mergekit, run as they are, against what mergekit wrote (`tests/data/e2e/manifest.json`).
 
-
-
 use crate::cases::{data, misses};
 use mergeql_tensors::checkpoint::Checkpoint;
 use mergeql_tensors::plan::Options;

@@ -1,0 +1,163 @@
+//! What is wrong with files and requests is said with file, tensor and remedy, before a byte is written.
+
+use crate::cases::{data, model};
+use crate::properties::write;
+use mergeql_tensors::checkpoint::Checkpoint;
+use mergeql_tensors::method::{Params, Value};
+use mergeql_tensors::plan::{Model, Options, Plan, Request, Rule};
+use mergeql_tensors::run::Sealed;
+use mergeql_udfs::{Code, Error};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+fn opened(path: &Path) -> Model {
+    Model {
+        name: path.file_stem().expect("a name").to_string_lossy().into_owned(),
+        checkpoint: Checkpoint::open(path).expect("a model"),
+        weight: None,
+    }
+}
+
+/// The error of a plan, or of what comes before writing.
+fn error(models: Vec<Model>, base: Option<Model>, strategy: &str, params: &[(&str, Value)]) -> Error {
+    let params: Params = params.iter().map(|(k, v)| ((*k).to_owned(), v.clone())).collect();
+    let rules = vec![Rule { pattern: "*".into(), strategy: strategy.into(), params }];
+    let request = Request { models, base, rules, options: Options::default() };
+    Plan::new(request).and_then(Sealed::new).expect_err("something is wrong")
+}
+
+fn says(error: &Error, code: Code, parts: &[&str]) {
+    let text = error.to_string();
+    assert_eq!(error.code, code, "{text}");
+    parts.iter().for_each(|part| assert!(text.contains(part), "`{part}` is not in: {text}"));
+}
+
+#[test]
+fn requests_that_cannot_be_met() {
+    let two = || vec![model("m0"), model("m1")];
+    let n = Value::Number;
+    says(&error(two(), None, "ties", &[]), Code::InvalidArgument, &["ties", "no base", "BASE"]);
+    says(&error(two(), None, "tise", &[]), Code::UnknownStrategy, &["tise", "did you mean `ties`"]);
+    says(
+        &error(two(), Some(model("base")), "ties", &[("densty", n(0.5))]),
+        Code::UnknownOption,
+        &["densty", "did you mean `density`"],
+    );
+    says(
+        &error(two(), Some(model("base")), "ties", &[("density", n(1.5))]),
+        Code::InvalidArgument,
+        &["density", "from 0 to 1", "1.5"],
+    );
+    says(&error(two(), Some(model("base")), "ties", &[("density", n(f64::NAN))]), Code::InvalidArgument, &["density"]);
+    says(
+        &error(two(), None, "linear", &[("weight", Value::List(vec![n(1.0); 3]))]),
+        Code::InvalidArgument,
+        &["3 values for 2 models"],
+    );
+    says(&error(two(), None, "linear", &[("weight", Value::List(vec![n(1.0), n(-1.0)]))]), Code::InvalidArgument, &["sum to zero"]);
+    says(&error(two(), None, "slerp", &[]), Code::InvalidArgument, &["slerp", "`t`"]);
+    says(
+        &error(vec![model("m0"), model("m1"), model("m2")], None, "slerp", &[("t", n(0.5))]),
+        Code::InvalidArgument,
+        &["slerp", "3"],
+    );
+    says(
+        &error(two(), Some(model("base")), "della", &[("density", n(0.1)), ("epsilon", n(0.2))]),
+        Code::InvalidArgument,
+        &["0.1", "epsilon 0.2"],
+    );
+    says(&error(two(), None, "fisher", &[]), Code::InvalidArgument, &["fisher", "needs"]);
+    says(&error(two(), None, "fisher", &[("fisher", Value::Text("/no/such".into()))]), Code::Io, &["/no/such", "no such file"]);
+    let gram = data().join("inputs/gram0.safetensors").to_string_lossy().into_owned();
+    says(
+        &error(two(), None, "fisher", &[("fisher", Value::List(vec![Value::Text(gram.clone()), Value::Text(gram)]))]),
+        Code::InvalidArgument,
+        &["gram0", "no tensor"],
+    );
+    says(&error(two(), None, "trimmed_mean", &[("trim", n(1.0))]), Code::InvalidArgument, &["trim = 1", "2 models"]);
+    says(&error(two(), None, "krum", &[]), Code::InvalidArgument, &["krum", "f + 3"]);
+    says(&error(Vec::new(), None, "linear", &[]), Code::InvalidArgument, &["at least one model"]);
+}
+
+#[test]
+fn models_that_do_not_fit() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| folder.path().join(format!("{name}.safetensors"));
+    let tensor = |name: &str, shape: &[usize], v: f32| (name.to_owned(), (shape.to_vec(), vec![v; shape.iter().product()]));
+    write(&path("a"), &BTreeMap::from([tensor("w", &[2, 3], 1.0), tensor("only", &[2], 1.0)]));
+    write(&path("b"), &BTreeMap::from([tensor("w", &[3, 2], 1.0)]));
+    write(&path("nan"), &BTreeMap::from([tensor("w", &[2, 3], f32::NAN)]));
+    write(&path("c"), &BTreeMap::from([tensor("w", &[2, 3], 1.0)]));
+    says(
+        &error(vec![opened(&path("a")), opened(&path("c"))], None, "linear", &[]),
+        Code::InvalidArgument,
+        &["`only`", "not in c", "missing = 'present'"],
+    );
+    says(
+        &error(vec![opened(&path("b")), opened(&path("c"))], None, "linear", &[]),
+        Code::TypeMismatch,
+        &["`w`", "[3, 2]", "[2, 3]", "b.safetensors"],
+    );
+    says(
+        &error(vec![opened(&path("nan")), opened(&path("c"))], None, "linear", &[]),
+        Code::InvalidArgument,
+        &["`w`", "nan.safetensors", "element 0", "nan = 'propagate'"],
+    );
+}
+
+/// A file with this header and this many bytes behind it.
+fn file(folder: &Path, header: &[u8], claimed: u64, rest: usize) -> Error {
+    let path = folder.join("bad.safetensors");
+    let mut bytes = claimed.to_le_bytes().to_vec();
+    bytes.extend_from_slice(header);
+    bytes.extend(vec![0; rest]);
+    std::fs::write(&path, bytes).expect("a file");
+    Checkpoint::open(&path).expect_err("a bad file")
+}
+
+#[test]
+fn hostile_headers() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let header = |text: &str, rest: usize| file(folder.path(), text.as_bytes(), text.len() as u64, rest);
+    let tensor = |dtype: &str, shape: &str, from: u64, to: u64| {
+        format!(r#"{{"dtype":"{dtype}","shape":{shape},"data_offsets":[{from},{to}]}}"#)
+    };
+    let bad = [
+        file(folder.path(), b"", u64::MAX, 0),
+        file(folder.path(), b"{}", 1 << 40, 0),
+        file(folder.path(), b"\xff\xfe", 2, 0),
+        header("[]", 0),
+        header("{", 0),
+        header(&"[".repeat(100_000), 0),
+        header(&format!(r#"{{"a":{}}}"#, "{\"a\":".repeat(50_000)), 0),
+        header(&format!(r#"{{"w":{}}}"#, tensor("F32", "[2]", 0, 8)), 4),
+        header(&format!(r#"{{"w":{}}}"#, tensor("F32", "[2]", 0, 8)), 12),
+        header(&format!(r#"{{"w":{}}}"#, tensor("F32", "[3]", 0, 8)), 8),
+        header(&format!(r#"{{"w":{}}}"#, tensor("F32", "[4294967296,4294967296,4294967296]", 0, 8)), 8),
+        header(&format!(r#"{{"w":{}}}"#, tensor("F99", "[2]", 0, 8)), 8),
+        header(&format!(r#"{{"w":{}}}"#, tensor("F32", "[2]", 8, 0)), 8),
+        header(&format!(r#"{{"w":{},"x":{}}}"#, tensor("F32", "[2]", 0, 8), tensor("F32", "[2]", 4, 12)), 12),
+        header(&format!(r#"{{"w":{},"x":{}}}"#, tensor("F32", "[2]", 0, 8), tensor("F32", "[2]", 16, 24)), 24),
+        header(&format!(r#"{{"w":{}}}"#, tensor("F32", &format!("[{}]", vec!["1"; 100].join(",")), 0, 4)), 4),
+    ];
+    for error in bad {
+        says(&error, Code::Io, &["bad.safetensors", "help"]);
+    }
+    std::fs::write(folder.path().join("short.safetensors"), [1, 2, 3]).expect("a file");
+    says(&Checkpoint::open(folder.path().join("short.safetensors")).expect_err("short"), Code::Io, &["3 bytes"]);
+    let index = folder.path().join("model.safetensors.index.json");
+    std::fs::write(&index, r#"{"weight_map": {"w": "../../etc/passwd"}}"#).expect("a file");
+    says(&Checkpoint::open(&index).expect_err("outside"), Code::Io, &["../../etc/passwd"]);
+    says(&Checkpoint::open("/no/such/model").expect_err("missing"), Code::Io, &["/no/such/model", "no such file"]);
+}
+
+/// A file that gets shorter after it was opened is an error, not the end of the program.
+#[test]
+fn a_file_that_shrinks() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("a.safetensors");
+    write(&path, &BTreeMap::from([("w".to_owned(), (vec![1000], vec![1.0; 1000]))]));
+    let opened = opened(&path);
+    std::fs::OpenOptions::new().write(true).open(&path).expect("a file").set_len(200).expect("a shorter file");
+    says(&error(vec![opened], None, "linear", &[]), Code::Io, &["a.safetensors"]);
+}
