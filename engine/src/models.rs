@@ -20,6 +20,7 @@ use mergeql_lang::Diagnostic;
 use mergeql_lang::ast::{ModelSource, Models, Name, Setting};
 use mergeql_tensors::checkpoint::{Checkpoint, Tensor, expand};
 use mergeql_tensors::dtype;
+use mergeql_tensors::lora;
 use mergeql_tensors::method::{Job, Params, Semantics, Value};
 use mergeql_tensors::methods;
 use mergeql_tensors::model::{self, Extras};
@@ -68,6 +69,11 @@ fn value(setting: &Setting) -> Value {
         Setting::Text(v) => Value::Text(v.clone()),
         Setting::List(items) => Value::List(items.iter().map(value).collect()),
     }
+}
+
+/// Whether this is an option of the whole merge.
+fn is_option(name: &str) -> bool {
+    ["out_dtype", "semantics", "nan", "missing", "overwrite", "max_shard_size", "memory_limit", "backend"].contains(&name)
 }
 
 /// Sets an option of the whole merge; gives the value back if there is none of this name.
@@ -123,7 +129,9 @@ fn options(given: impl IntoIterator<Item = (String, Value)>, rules: &[Rule]) -> 
     for (name, value) in given {
         let rest = set(&mut options, &name, value).map_err(|e| (name.clone(), e))?;
         let Some(rest) = rest else { continue };
-        let known = rules.iter().any(|r| methods::find(&r.strategy).is_ok_and(|(m, _)| m.param(&name).is_some()));
+        let has =
+            |r: &Rule| lora::is_strategy(&r.strategy) || methods::find(&r.strategy).is_ok_and(|(m, _)| m.param(&name).is_some());
+        let known = rules.iter().any(has);
         if !known {
             let error = Error::new(Code::UnknownOption, format!("neither MERGE MODELS nor any strategy here has `{name}`")).with_help(
                 "options are out_dtype, semantics, nan, missing, overwrite, max_shard_size, memory_limit, backend, and parameters of the strategies",
@@ -165,12 +173,13 @@ fn request(models: &Models) -> Result<Request> {
     };
     let mut rules = Vec::new();
     for rule in &models.rules {
-        let (method, _) = methods::find(&rule.strategy.value).map_err(at(&rule.strategy))?;
+        let adapters = lora::is_strategy(&rule.strategy.value);
+        let method = if adapters { None } else { Some(methods::find(&rule.strategy.value).map_err(at(&rule.strategy))?.0) };
         let mut params = Params::new();
         for (name, setting) in &rule.settings {
             // What is wrong with a parameter is found where it stands.
             let one = Params::from([(name.value.clone(), value(setting))]);
-            if method.param(&name.value).is_none() {
+            if let Some(method) = method.filter(|m| m.param(&name.value).is_none()) {
                 let checked = mergeql_tensors::method::Settings::new(method, &one, Semantics::Paper, sources.len());
                 checked.map_err(at(name))?;
             }
@@ -191,6 +200,15 @@ fn request(models: &Models) -> Result<Request> {
     Ok(Request { models: sources, base, rules, options })
 }
 
+/// Plans a merge of models, or of adapters, whose config comes along.
+fn planned(request: Request) -> Result<(Plan, Option<serde_json::Value>), Error> {
+    if request.rules.iter().any(|rule| lora::is_strategy(&rule.strategy)) {
+        let (plan, config) = lora::plan(request)?;
+        return Ok((plan, Some(config)));
+    }
+    Ok((Plan::new(request)?, None))
+}
+
 /// Runs work that keeps a thread busy.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T> {
     let done = tokio::task::spawn_blocking(work).await;
@@ -205,17 +223,18 @@ pub async fn run(context: &MergeContext, explain: bool, models: Models) -> Resul
     let request = request(&models)?;
     let into = models.into.as_ref().map(|name| PathBuf::from(&name.value));
     if explain {
-        let rows = blocking(move || Ok(describe(&Plan::new(request)?, into.as_deref()))).await?;
+        let rows = blocking(move || Ok(describe(&planned(request)?.0, into.as_deref()))).await?;
         let (items, details): (Vec<String>, Vec<String>) = rows.into_iter().unzip();
         return Ok(context.session().read_batch(crate::explain::texts(&[("item", items), ("detail", details)])?)?);
     }
     let shared = context.shared.clone();
     let batch = blocking(move || {
         let companion = request.base.as_ref().or(request.models.first()).map(|m| m.checkpoint.folder().to_owned());
-        let sealed = Sealed::new(Plan::new(request)?)?;
+        let (plan, adapter) = planned(request)?;
+        let sealed = Sealed::new(plan)?;
         let hashes: BTreeMap<String, String> = match &into {
             Some(out) => {
-                let extras = Extras { companion, ..Extras::default() };
+                let extras = Extras { companion, adapter, ..Extras::default() };
                 let merged = model::write(&sealed, out, &extras, |progress| shared.merging(progress.done, progress.total))?;
                 merged.tensors.into_iter().map(|w| (w.name, hex(&w.sha256))).collect()
             }
@@ -246,6 +265,7 @@ fn describe(plan: &Plan, into: Option<&Path>) -> Vec<(String, String)> {
     for task in &plan.tasks {
         let line = match &task.how {
             How::Merge(merge) => format!("{}({})", merge.method.name, run::parameters(merge)),
+            How::Made { by, .. } => (*by).to_owned(),
             How::Copy { .. } => "copy (no floats; all models must agree)".to_owned(),
         };
         let group = groups.entry(line).or_default();
@@ -697,15 +717,17 @@ fn merge_models(mut arguments: Arguments) -> Result<Lazy, Error> {
         "linear".into()
     };
     let mut base = if arguments.named.contains_key("base") { models_of(&[arguments.text("base")?])? } else { Vec::new() };
-    let (method, _) = methods::find(&strategy)?;
+    let method = if lora::is_strategy(&strategy) { None } else { Some(methods::find(&strategy)?.0) };
     let (mut params, mut given) = (Params::new(), Vec::new());
     for (name, value) in std::mem::take(&mut arguments.named) {
-        if method.param(&name).is_some() { drop(params.insert(name, value)) } else { given.push((name, value)) }
+        // Of adapters all that is no option is a parameter; the plan checks it.
+        let own = method.map_or_else(|| !is_option(&name), |m| m.param(&name).is_some());
+        if own { drop(params.insert(name, value)) } else { given.push((name, value)) }
     }
     arguments.end()?;
     let rules = vec![Rule { pattern: "*".into(), strategy, params }];
     let options = options(given, &rules).map_err(|(_, error)| error)?;
-    let plan = Plan::new(Request { models, base: base.pop(), rules, options })?;
+    let plan = planned(Request { models, base: base.pop(), rules, options })?.0;
     let columns = [TENSOR, DTYPE, SHAPE, STRATEGY, SHA256].into_iter().chain(STATISTICS).chain(["data"]).collect();
     let make = move |columns: &[&str]| {
         let cheap = [TENSOR, DTYPE, SHAPE, STRATEGY];

@@ -376,9 +376,10 @@ fn files_of(path: &Path) -> Result<Vec<PathBuf>> {
         if index.is_file() {
             return shards(&index);
         }
-        let single = path.join("model.safetensors");
-        if single.is_file() {
-            return Ok(vec![single]);
+        for single in ["model.safetensors", "adapter_model.safetensors"] {
+            if path.join(single).is_file() {
+                return Ok(vec![path.join(single)]);
+            }
         }
         let mut files: Vec<PathBuf> = std::fs::read_dir(path)
             .map_err(|e| failed(path, e))?

@@ -4,9 +4,11 @@
 //! Sums have one fixed shape ([`reduce`]), random numbers depend on the index of an element ([`rng`]), ranks are exact ([`select`]): the same
 //! set gives the same bytes with any number of threads, any size of tiles and any layout of files.
 
+pub mod align;
 pub mod checkpoint;
 pub mod dtype;
 pub mod linalg;
+pub mod lora;
 pub mod mergekit;
 pub mod method;
 pub mod methods;

@@ -503,6 +503,7 @@ pub fn run(text: &str, folder: &Path, out: &Path, options: &Options, mut report:
             companion: Some(stage.companion),
             layers: stage.layers,
             tokenizer: stage.tokens.map(|t| (t.tokenizer().clone(), t.rows)),
+            adapter: None,
         };
         let merged = model::write(&Sealed::new(plan)?, &into, &extras, &mut report)?;
         if last {

@@ -19,6 +19,8 @@ pub struct Extras {
     pub layers: Option<usize>,
     /// The tokenizer, and how many rows the embeddings have.
     pub tokenizer: Option<(Json, usize)>,
+    /// The config of an adapter, whose tensors are in `adapter_model.safetensors`.
+    pub adapter: Option<Json>,
 }
 
 /// What was made.
@@ -57,7 +59,7 @@ fn failed(path: &Path, error: impl std::fmt::Display) -> Error {
 }
 
 /// Writes text under its name once it is whole.
-fn save(path: &Path, text: impl AsRef<[u8]>) -> Result<()> {
+pub(crate) fn save(path: &Path, text: impl AsRef<[u8]>) -> Result<()> {
     let mut partial = path.as_os_str().to_owned();
     partial.push(".partial");
     std::fs::write(&partial, text).and_then(|()| std::fs::rename(&partial, path)).map_err(|e| failed(path, e))
@@ -74,8 +76,13 @@ pub fn write(sealed: &Sealed, out: &Path, extras: &Extras, report: impl FnMut(Pr
         ("mergeql.version".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
     ]);
     let single = out.extension().is_some_and(|e| e == "safetensors");
-    let beside = || if single { Ok(()) } else { companions(sealed, out, extras) };
-    let tensors = run::write(sealed, out, &metadata, report, beside)?;
+    let beside = || match (&extras.adapter, single) {
+        (_, true) => Ok(()),
+        (Some(config), _) => save(&out.join("adapter_config.json"), format!("{config:#}\n")),
+        (None, _) => companions(sealed, out, extras),
+    };
+    let file = if extras.adapter.is_some() && !single { out.join("adapter_model.safetensors") } else { out.to_owned() };
+    let tensors = run::write(sealed, &file, &metadata, report, beside)?;
     if !single {
         save(&out.join("README.md"), card(sealed, &tensors))?;
         save(&out.join("mergeql.jsonld"), format!("{:#}\n", lineage(sealed, &tensors)))?;
@@ -127,6 +134,7 @@ fn rules(sealed: &Sealed) -> BTreeMap<String, Vec<&str>> {
     for task in &sealed.plan.tasks {
         let line = match &task.how {
             How::Merge(merge) => format!("{}({})", merge.method.name, parameters(merge)),
+            How::Made { by, .. } => (*by).to_owned(),
             How::Copy { .. } => "copy".to_owned(),
         };
         rules.entry(line).or_default().push(&task.name);
@@ -199,6 +207,7 @@ fn lineage(sealed: &Sealed, tensors: &[Written]) -> Json {
                     let from: Vec<&String> = merge.models.iter().filter_map(|i| names.get(&hex(&i.hash))).collect();
                     (format!("{}({})", merge.method.name, parameters(merge)), json!(from))
                 }
+                How::Made { by, .. } => ((*by).to_owned(), json!(names.values().collect::<Vec<_>>())),
                 How::Copy { from, .. } => ("copy".to_owned(), json!([from.file().to_string_lossy()])),
             };
             json!({

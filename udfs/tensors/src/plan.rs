@@ -86,6 +86,13 @@ pub struct Request {
 pub enum How {
     /// By a method.
     Merge(Box<Merge>),
+    /// It was made with the plan.
+    Made {
+        /// By which strategy.
+        by: &'static str,
+        /// What was made.
+        tensor: Tensor,
+    },
     /// As it is in all that have it.
     Copy {
         /// Where it is read.
@@ -144,6 +151,7 @@ impl Task {
         let size = |t: &Tensor| t.bytes.end - t.bytes.start;
         match &self.how {
             How::Merge(merge) => merge.models.iter().chain(&merge.base).map(|i| size(&i.tensor)).sum(),
+            How::Made { .. } => 0,
             How::Copy { from, others } => size(from) + others.iter().map(size).sum::<u64>(),
         }
     }
@@ -152,6 +160,7 @@ impl Task {
     pub fn strategy(&self) -> &'static str {
         match &self.how {
             How::Merge(merge) => merge.method.name,
+            How::Made { by, .. } => by,
             How::Copy { .. } => "copy",
         }
     }
@@ -201,7 +210,7 @@ pub fn matches(pattern: &str, name: &str) -> bool {
 }
 
 /// The rule for a tensor: one with its very name, then a pattern, then `*`; of two as specific, the first.
-fn rule_of<'r>(rules: &'r [Rule], name: &str) -> Option<&'r Rule> {
+pub(crate) fn rule_of<'r>(rules: &'r [Rule], name: &str) -> Option<&'r Rule> {
     let rank = |rule: &Rule| {
         if rule.pattern == name {
             0

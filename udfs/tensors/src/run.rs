@@ -266,6 +266,7 @@ pub fn compute(
     mut sink: impl FnMut(Vec<u8>) -> Result<()>,
 ) -> Result<()> {
     let merge = match &task.how {
+        How::Made { tensor, .. } => return copy(task, tensor, &[], sink),
         How::Copy { from, others } => return copy(task, from, others, sink),
         How::Merge(merge) => merge,
     };

@@ -36,6 +36,8 @@ mod tsv_m;
 mod weight_scope;
 mod wudi;
 
+pub(crate) use knots::merge as knots;
+
 use crate::method::{Method, Params, Value};
 use mergeql_udfs::{Code, Error, Result};
 

@@ -5,6 +5,7 @@ use mergeql_tensors::dtype;
 use mergeql_tensors::method::{Params, Semantics, Value};
 use mergeql_tensors::plan::{Model, Options, Plan, Request, Rule};
 use mergeql_tensors::run::{self, Sealed};
+use mergeql_tensors::{align, linalg, lora};
 use serde_json::Value as Json;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -116,4 +117,95 @@ fn exact_cases() {
     }
     assert!(failures.is_empty(), "{passed} passed\n{}", failures.join("\n"));
     assert_eq!(passed, 92);
+}
+
+/// The adapters of the cases, in the folders of PEFT.
+fn adapters(folder: &Path) -> Vec<Model> {
+    let of = |(at, alpha): (usize, f64)| {
+        let own = folder.join(format!("lora{at}"));
+        std::fs::create_dir_all(&own).expect("a folder");
+        std::fs::copy(data().join(format!("inputs/lora{at}.safetensors")), own.join("adapter_model.safetensors")).expect("a copy");
+        std::fs::write(own.join("adapter_config.json"), format!(r#"{{"peft_type": "LORA", "lora_alpha": {alpha}}}"#))
+            .expect("a config");
+        Model { name: format!("lora{at}"), checkpoint: Checkpoint::open(own).expect("an adapter"), weight: None }
+    };
+    [8.0, 16.0, 16.0].into_iter().enumerate().map(of).collect()
+}
+
+fn product(tensors: &BTreeMap<String, Vec<f32>>, inner: usize) -> Vec<f32> {
+    let (a, b) = (&tensors["q.lora_A"], &tensors["q.lora_B"]);
+    let (rows, columns) = (b.len() / inner, a.len() / inner);
+    let cell =
+        |r: usize, c: usize| (0..inner).map(|k| f64::from(b[r * inner + k]) * f64::from(a[k * columns + c])).sum::<f64>() as f32;
+    (0..rows * columns).map(|at| cell(at / columns, at % columns)).collect()
+}
+
+fn merged_adapter(models: Vec<Model>, strategy: &str, params: Params) -> (BTreeMap<String, Vec<f32>>, usize) {
+    let rules = vec![Rule { pattern: "*".into(), strategy: strategy.into(), params }];
+    let (plan, config) = lora::plan(Request { models, base: None, rules, options: Options::default() }).expect("a plan");
+    let sealed = Sealed::new(plan).expect("adapters");
+    let bytes = run::resolve(&sealed).expect("factors");
+    let decode = |task: &mergeql_tensors::plan::Task| {
+        let mut values = vec![0.0; task.len()];
+        dtype::decode(task.dtype, &bytes[&task.name], &mut values).expect("floats");
+        (task.name.clone(), values)
+    };
+    let rank = config["r"].as_u64().expect("a rank");
+    assert_eq!(config["lora_alpha"].as_u64(), Some(rank), "the factors are the change itself");
+    (sealed.plan.tasks.iter().map(decode).collect(), rank as usize)
+}
+
+#[test]
+fn adapters_are_merged_as_the_change_that_they_stand_for() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let manifest = manifest();
+    let mut passed = 0;
+    for case in manifest["cases"].as_array().expect("cases").iter().filter(|c| c["kind"] == "factor") {
+        let params: Params = case["params"].as_object().expect("parameters").iter().map(|(k, v)| (k.clone(), value(v))).collect();
+        let (tensors, rank) = merged_adapter(adapters(folder.path()), case["method"].as_str().expect("a method"), params);
+        let (count, line) = misses(&product(&tensors, rank), &expected(case)["q.delta"], &case["tolerance"]);
+        assert_eq!(count, 0, "{}: {line}", case["id"]);
+        passed += 1;
+    }
+    assert_eq!(passed, 4);
+    // lora_cat loses nothing, and is the same change as lora_svd of full rank.
+    let weight = || Params::from([("weight".to_owned(), Value::List([0.5, 0.3, 0.2].map(Value::Number).to_vec()))]);
+    let (cat, cat_rank) = merged_adapter(adapters(folder.path()), "lora_cat", weight());
+    let (svd, svd_rank) = merged_adapter(adapters(folder.path()), "lora_svd", weight());
+    let near = serde_json::json!({ "rtol": 1e-4, "atol": 1e-6 });
+    assert_eq!((cat_rank, misses(&product(&cat, cat_rank), &product(&svd, svd_rank), &near).0), (28, 0));
+}
+
+/// (A, B) and (G A, B G^-1) are one change: here G turns the sign.
+#[test]
+fn an_adapter_and_the_same_with_other_factors() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let first = || adapters(folder.path()).remove(0);
+    let turned = folder.path().join("turned.safetensors");
+    let negative = |name: &str| {
+        let tensor = first().checkpoint.tensors[name].clone();
+        (name.to_owned(), (tensor.shape.clone(), tensor.all().expect("floats").iter().map(|v| -v).collect()))
+    };
+    crate::properties::write(&turned, &["q.lora_A", "q.lora_B"].map(negative).into_iter().collect());
+    std::fs::write(folder.path().join("adapter_config.json"), r#"{"lora_alpha": 8}"#).expect("a config");
+    let other = Model { name: "other".into(), checkpoint: Checkpoint::open(&turned).expect("an adapter"), weight: None };
+    let same = Model { name: "other".into(), ..first() };
+    let (with_other, rank) = merged_adapter(vec![first(), other], "lora_svd", Params::new());
+    let (with_same, same_rank) = merged_adapter(vec![first(), same], "lora_svd", Params::new());
+    let near = serde_json::json!({ "rtol": 1e-4, "atol": 1e-6 });
+    let (product, wanted) = (product(&with_other, rank), product(&with_same, same_rank));
+    assert_eq!(misses(&product, &wanted, &near).0, 0);
+    assert!(wanted.iter().any(|v| v.abs() > 0.01));
+}
+
+#[test]
+fn procrustes_turns_one_matrix_onto_another() {
+    let manifest = manifest();
+    let case = manifest["cases"].as_array().expect("cases").iter().find(|c| c["id"] == "procrustes").expect("the case");
+    let input = model("proc").checkpoint;
+    let (a, b) = (linalg::matrix(&input.tensors["A"]).expect("a"), linalg::matrix(&input.tensors["B"]).expect("b"));
+    let turn = align::procrustes(&a, &b).expect("a turn");
+    let want = expected(case);
+    assert_eq!(misses(&linalg::elements(turn.as_ref()), &want["R"], &case["tolerance"]), (0, String::new()));
+    assert_eq!(misses(&linalg::elements((a * turn).as_ref()), &want["aligned"], &case["tolerance"]), (0, String::new()));
 }

@@ -1,0 +1,253 @@
+//! Low-rank adapters (Hu et al. 2022, LoRA, arXiv:2106.09685) in the files of PEFT: `adapter_model.safetensors` with factors A [r, in] and
+//! B [out, r] of each module, `adapter_config.json` with their scale. They are merged as the change s B A that they stand for, never A and B
+//! apart: factors of one change differ by any invertible matrix.
+
+use crate::checkpoint::Tensor;
+use crate::linalg::{self, Mat};
+use crate::method::{Kind, Params, Settings, Value};
+use crate::methods;
+use crate::plan::{How, Model, Plan, Request, Task};
+use crate::run::{contribution, hex};
+use mergeql_udfs::{Code, Error, Result};
+use serde_json::{Value as Json, json};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// The strategies of adapters.
+pub const STRATEGIES: [&str; 4] = ["lora_svd", "lora_cat", "lora_knots", "lora_knots_ties"];
+
+/// Whether a strategy merges adapters.
+pub fn is_strategy(name: &str) -> bool {
+    STRATEGIES.contains(&name)
+}
+
+/// A module's factors.
+#[derive(Debug, Clone)]
+struct Module {
+    a: Tensor,
+    b: Tensor,
+    scale: f64,
+}
+
+/// An adapter.
+#[derive(Debug)]
+struct Adapter {
+    modules: BTreeMap<String, Module>,
+    /// Its config, for the fields that are copied.
+    config: Json,
+}
+
+/// The module of a factor's name, whether it is A, and what follows.
+fn factor(name: &str) -> Option<(&str, bool, &str)> {
+    [(".lora_A", true), (".lora_B", false)].into_iter().find_map(|(mark, is_a)| {
+        let at = name.find(mark)?;
+        Some((&name[..at], is_a, &name[at + mark.len()..]))
+    })
+}
+
+/// The value for a module in a pattern map of PEFT: keys are ends of names.
+fn by_pattern(map: &Json, module: &str) -> Option<f64> {
+    map.as_object()?.iter().find(|(key, _)| module == key.as_str() || module.ends_with(&format!(".{key}")))?.1.as_f64()
+}
+
+impl Adapter {
+    fn of(model: &Model) -> Result<Adapter> {
+        let wrong = |what: String| {
+            Error::invalid_argument(format!("`{}` is no adapter: {what}", model.checkpoint.path.display()))
+                .with_help("an adapter has tensors `<module>.lora_A.weight` and `<module>.lora_B.weight`")
+        };
+        let path = model.checkpoint.folder().join("adapter_config.json");
+        let config: Json = match std::fs::read_to_string(&path) {
+            Ok(text) => serde_json::from_str(&text).map_err(|e| Error::new(Code::Io, format!("`{}`: {e}", path.display())))?,
+            Err(_) => Json::Null,
+        };
+        let mut pairs: BTreeMap<String, (Option<Tensor>, Option<Tensor>)> = BTreeMap::new();
+        for (name, tensor) in &model.checkpoint.tensors {
+            let (module, is_a, _) = factor(name).ok_or_else(|| wrong(format!("tensor `{name}` is no factor")))?;
+            let pair = pairs.entry(module.to_owned()).or_default();
+            *(if is_a { &mut pair.0 } else { &mut pair.1 }) = Some(tensor.clone());
+        }
+        let mut modules = BTreeMap::new();
+        for (module, pair) in pairs {
+            let (Some(a), Some(b)) = pair else { return Err(wrong(format!("module `{module}` has one factor"))) };
+            if a.shape.len() != 2 || b.shape.len() != 2 || a.shape[0] != b.shape[1] {
+                return Err(wrong(format!("the factors of `{module}` have the shapes {:?} and {:?}", a.shape, b.shape)));
+            }
+            let rank = by_pattern(&config["rank_pattern"], &module).unwrap_or(a.shape[0] as f64);
+            if rank != a.shape[0] as f64 {
+                return Err(wrong(format!("the config says rank {rank} for `{module}`, its factors have {}", a.shape[0])));
+            }
+            // Without a config the factors are the change itself.
+            let alpha = by_pattern(&config["alpha_pattern"], &module).or(config["lora_alpha"].as_f64()).unwrap_or(rank);
+            let scale = if config["use_rslora"].as_bool() == Some(true) { alpha / rank.sqrt() } else { alpha / rank };
+            modules.insert(module, Module { a, b, scale });
+        }
+        Ok(Adapter { modules, config })
+    }
+}
+
+/// The best factors of rank `rank` of the sum of w s B A (Eckart, Young 1936): by the QR of the stacked factors and the SVD of what is
+/// between them, so that no matrix is as large as the change.
+fn svd(parts: &[(Mat<f64>, Mat<f64>)], rank: usize) -> Result<(Mat<f64>, Mat<f64>)> {
+    let (a, b) = stacked(parts);
+    let (q_b, r_b) = qr(&b);
+    let (q_a, r_a) = qr(&a.transpose().to_owned());
+    let core = linalg::svd(&(r_b * r_a.transpose()))?;
+    let rank = rank.min(core.s.len());
+    let roots: Vec<f64> = core.s[..rank].iter().map(|s| s.sqrt()).collect();
+    let left = Mat::from_fn(core.u.nrows(), rank, |r, c| core.u[(r, c)] * roots[c]);
+    let right = Mat::from_fn(core.v.nrows(), rank, |r, c| core.v[(r, c)] * roots[c]);
+    Ok(((q_a * right).transpose().to_owned(), q_b * left))
+}
+
+/// All A below each other, all w s B beside each other.
+fn stacked(parts: &[(Mat<f64>, Mat<f64>)]) -> (Mat<f64>, Mat<f64>) {
+    let a: Vec<Mat<f64>> = parts.iter().map(|(a, _)| a.transpose().to_owned()).collect();
+    let b: Vec<Mat<f64>> = parts.iter().map(|(_, b)| b.clone()).collect();
+    (linalg::beside(&a).transpose().to_owned(), linalg::beside(&b))
+}
+
+fn qr(matrix: &Mat<f64>) -> (Mat<f64>, Mat<f64>) {
+    let found = matrix.qr();
+    (found.compute_thin_Q(), found.thin_R().to_owned())
+}
+
+/// Parameters as they are checked for other methods.
+const METHOD: crate::method::Method = crate::method::Method {
+    name: "lora",
+    params: &[
+        crate::method::each("weight", Kind::Number, "1", "how much each adapter counts"),
+        crate::method::param("rank", Kind::Count, "0", "the rank of the result; 0 for as many as it takes to lose nothing"),
+        crate::method::param("topk", Kind::Share, "1", "for knots: the share of each block that is kept"),
+        crate::method::param("inner", Kind::Word(&["ties", "linear"]), "ties", "for knots: how the aligned blocks become one"),
+        crate::method::param("lambda", Kind::Number, "1", "scales the merged change"),
+    ],
+    ..crate::method::Method::COMMON
+};
+
+static LORA: crate::method::Method = METHOD;
+
+/// Plans a merge of adapters; one strategy for all modules, or one by pattern of module names. The factors are small, so they are made here.
+///
+/// # Errors
+/// `invalid_argument` for models that are no adapters; `type_mismatch` for modules of other shapes; those of the strategies.
+pub fn plan(request: Request) -> Result<(Plan, Json)> {
+    let Request { mut models, base, rules, options } = request;
+    if base.is_some() {
+        return Err(Error::invalid_argument("adapters are merged without a base").with_help("leave BASE out"));
+    }
+    // By hash, so that the order of the statement counts for nothing.
+    let mut hashes = Vec::new();
+    for model in &models {
+        hashes.push(contribution(&model.name, &model.checkpoint, model.weight, None)?);
+    }
+    let mut order: Vec<usize> = (0..models.len()).collect();
+    order.sort_by_key(|i| hashes[*i]);
+    order.dedup_by_key(|i| hashes[*i]);
+    let adapters: Vec<Adapter> = models.iter().map(Adapter::of).collect::<Result<_>>()?;
+    let names: BTreeSet<&String> = adapters.iter().flat_map(|a| a.modules.keys()).collect();
+    let (mut tasks, mut context, mut ranks) = (Vec::new(), String::new(), BTreeMap::new());
+    for name in names {
+        let rule = crate::plan::rule_of(&rules, name).ok_or_else(|| {
+            Error::invalid_argument(format!("no rule is for the module `{name}`"))
+                .with_help("add a rule for the rest: * = lora_svd")
+        })?;
+        if !is_strategy(&rule.strategy) {
+            methods::find(&rule.strategy)?;
+            return Err(Error::invalid_argument(format!(
+                "`{}` merges models, and module `{name}` is one of adapters",
+                rule.strategy
+            ))
+            .with_help(format!("use one of {}", STRATEGIES.join(", "))));
+        }
+        let mut params: Params = options.common.clone().into_iter().filter(|(n, _)| LORA.param(n).is_some()).collect();
+        if models.iter().any(|m| m.weight.is_some()) {
+            params.insert("weight".into(), Value::List(models.iter().map(|m| Value::Number(m.weight.unwrap_or(1.0))).collect()));
+        }
+        params.extend(rule.params.clone());
+        let settings = Settings::new(&LORA, &params, options.semantics, models.len())?;
+        let number = |name: &str| settings.number(name).unwrap_or(0.0);
+        let lambda = number("lambda");
+        let mut parts = Vec::new();
+        let mut weights = Vec::new();
+        let mut shape: Option<(usize, usize)> = None;
+        for place in &order {
+            // A module that an adapter lacks is one that it does not change.
+            let Some(module) = adapters[*place].modules.get(name) else { continue };
+            let own = (module.b.shape[0], module.a.shape[1]);
+            if *shape.get_or_insert(own) != own {
+                return Err(Error::type_mismatch(format!(
+                    "module `{name}` changes a matrix of {shape:?} in one adapter and of {own:?} in another"
+                ))
+                .with_help("adapters of one merge are for one base"));
+            }
+            let weight = settings.of_model("weight", *place).unwrap_or(1.0);
+            let (a, b) = (linalg::matrix(&module.a)?, linalg::matrix(&module.b)?);
+            let scale = module.scale * if rule.strategy.starts_with("lora_knots") { 1.0 } else { weight * lambda };
+            parts.push((a, Mat::from_fn(b.nrows(), b.ncols(), |r, c| scale * b[(r, c)])));
+            weights.push(weight);
+        }
+        let total: usize = parts.iter().map(|(a, _)| a.nrows()).sum();
+        let (out, input) = shape.unwrap_or_default();
+        let rank = match number("rank") as usize {
+            0 => total.min(out).min(input),
+            rank => rank,
+        };
+        let (a, b) = match rule.strategy.as_str() {
+            "lora_svd" => svd(&parts, rank)?,
+            "lora_cat" => stacked(&parts),
+            _ => {
+                let changes: Vec<Mat<f64>> = parts.iter().map(|(a, b)| b * a).collect();
+                let merged = methods::knots(&changes, &weights, settings.word("inner").unwrap_or("ties"), number("topk"))?;
+                let found = linalg::svd(&merged)?;
+                let kept = rank.min(found.s.iter().filter(|s| **s > found.s[0] * 1e-12).count().max(1));
+                let roots: Vec<f64> = found.s[..kept].iter().map(|s| (lambda.abs() * s).sqrt()).collect();
+                let b = Mat::from_fn(out, kept, |r, c| lambda.signum() * found.u[(r, c)] * roots[c]);
+                (Mat::from_fn(kept, input, |r, c| found.v[(c, r)] * roots[r]), b)
+            }
+        };
+        ranks.insert(name.clone(), a.nrows());
+        let listed: Vec<String> = order.iter().map(|place| hex(&hashes[*place])).collect();
+        let ordered: Vec<f64> = order.iter().map(|place| settings.of_model("weight", *place).unwrap_or(1.0)).collect();
+        context += &format!(
+            "{name}: {}({ordered:?} {:?}) of {listed:?}\n",
+            rule.strategy,
+            settings.iter().filter(|(n, _)| *n != "weight").collect::<Vec<_>>()
+        );
+        // The names of the first adapter that has the module, by hash.
+        let like = order
+            .iter()
+            .find_map(|place| adapters[*place].modules.get(name))
+            .ok_or_else(|| Error::invalid_argument("no adapter"))?;
+        let dtype = options.out_dtype.unwrap_or(like.a.dtype);
+        for (tensor, factor) in [(&like.a, &a), (&like.b, &b)] {
+            let shape = vec![factor.nrows(), factor.ncols()];
+            let made = Tensor::memory(tensor.name(), &shape, linalg::elements(factor.as_ref()));
+            let by = STRATEGIES.into_iter().find(|s| *s == rule.strategy).unwrap_or(STRATEGIES[0]);
+            tasks.push(Task { name: tensor.name().to_owned(), shape, dtype, how: How::Made { by, tensor: made } });
+        }
+    }
+    tasks.sort_by(|a, b| a.name.cmp(&b.name));
+    for model in &mut models {
+        model.checkpoint = model.checkpoint.clone().lenient(options.propagate_nan);
+    }
+    let config = config(&adapters, &order, &ranks);
+    Ok((Plan { models, base: None, tasks, options, notes: Vec::new(), context }, config))
+}
+
+/// The config of the merged adapter: alpha is the rank everywhere, so that the factors are the change itself.
+fn config(adapters: &[Adapter], order: &[usize], ranks: &BTreeMap<String, usize>) -> Json {
+    let mut config = order
+        .iter()
+        .map(|i| &adapters[*i].config)
+        .find(|c| c.is_object())
+        .cloned()
+        .unwrap_or_else(|| json!({ "peft_type": "LORA" }));
+    let greatest = ranks.values().max().copied().unwrap_or(0);
+    let others: BTreeMap<&String, &usize> = ranks.iter().filter(|(_, rank)| **rank != greatest).collect();
+    config["r"] = json!(greatest);
+    config["lora_alpha"] = json!(greatest);
+    config["use_rslora"] = json!(false);
+    config["rank_pattern"] = json!(others);
+    config["alpha_pattern"] = json!(others);
+    config
+}
