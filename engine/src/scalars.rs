@@ -13,7 +13,11 @@ use std::sync::Arc;
 
 /// Every scalar function of the engine.
 pub fn all() -> Vec<ScalarUDF> {
-    let mut functions: Vec<ScalarUDF> = functions::all().into_iter().map(|f| ScalarUDF::from(RowUdf::new(f))).collect();
+    let mut functions: Vec<ScalarUDF> = functions::all()
+        .into_iter()
+        .chain(mergeql_tensors::contribution::functions())
+        .map(|f| ScalarUDF::from(RowUdf::new(f)))
+        .collect();
     functions.push(ScalarUDF::from(Floats { exact: true, signature: Signature::any(1, Volatility::Immutable) }));
     functions.push(ScalarUDF::from(Floats { exact: false, signature: Signature::any(1, Volatility::Immutable) }));
     functions.push(ScalarUDF::from(ValueLike { signature: Signature::any(2, Volatility::Immutable) }));

@@ -292,3 +292,121 @@ fn the_dependency_rule_holds() {
     assert!(!foreign(&udfs) && !udfs.iter().any(|n| n.starts_with("mergeql") || n == "sqlparser"), "{udfs:?}");
     assert!(!foreign(&lang) && lang.iter().filter(|n| n.starts_with("mergeql")).all(|n| n == "mergeql-udfs"), "{lang:?}");
 }
+
+fn tensors() -> std::path::PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../udfs/tensors/tests/data")
+}
+
+/// The folder that the page on models speaks of.
+fn models() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let copy = |from: &str, to: &str| {
+        let to = folder.path().join(to);
+        std::fs::create_dir_all(to.parent().unwrap()).unwrap();
+        std::fs::copy(tensors().join(from), to).unwrap();
+    };
+    for (from, to) in [("base", "base"), ("m0", "math"), ("m1", "code/model"), ("m2", "chat")] {
+        copy(&format!("inputs/{from}.safetensors"), &format!("{to}.safetensors"));
+    }
+    for (from, to) in [("lora0", "a"), ("lora1", "b")] {
+        copy(&format!("inputs/{from}.safetensors"), &format!("adapters/{to}/adapter_model.safetensors"));
+        std::fs::write(folder.path().join(format!("adapters/{to}/adapter_config.json")), "{\"lora_alpha\": 8}").unwrap();
+    }
+    std::fs::write(
+        folder.path().join("config.yml"),
+        "merge_method: task_arithmetic\nbase_model: base.safetensors\nmodels:\n  - model: math.safetensors\n    parameters: {weight: 0.5}\n\
+         \x20 - model: chat.safetensors\n    parameters: {weight: 0.3}\n",
+    )
+    .unwrap();
+    folder
+}
+
+#[test]
+fn the_page_on_models() {
+    let folder = models();
+    let page = include_str!("../../docs/models.md");
+    let path = Path::new(env!("CARGO_BIN_EXE_mergeql")).parent().unwrap().display().to_string();
+    let mut ran = 0;
+    for block in page.split("```").skip(1).step_by(2) {
+        let (language, text) = block.split_once('\n').unwrap();
+        match language {
+            "sql" => drop(stdout(&run(folder.path(), &["-c", text]))),
+            "sh" => {
+                let command = format!("set -e\nPATH={path}:$PATH\n{text}");
+                stdout(
+                    &Command::new("sh").args(["-c", &command]).current_dir(folder.path()).stdin(Stdio::null()).output().unwrap(),
+                );
+            }
+            _ => continue,
+        }
+        ran += 1;
+    }
+    assert_eq!(ran, 6);
+    // The statement that a config stands for gives the bytes that the config gives.
+    let statement = stdout(&run(folder.path(), &["migrate", "config.yml", "--out", "from-statement/"]));
+    stdout(&run(folder.path(), &["-c", &statement]));
+    let tensors = |place: &str| {
+        stdout(&run(
+            folder.path(),
+            &["-c", &format!("SELECT tensor, norm FROM read_safetensors('{place}/model.safetensors')"), "--format", "csv"],
+        ))
+    };
+    assert_eq!(tensors("from-config"), tensors("from-statement"));
+    let file = |place: &str| std::fs::read(folder.path().join(place).join("model.safetensors")).unwrap();
+    let data = |bytes: Vec<u8>| {
+        let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+        bytes[8 + header..].to_vec()
+    };
+    assert_eq!(data(file("from-config")), data(file("from-statement")));
+}
+
+#[test]
+fn a_killed_merge_of_models_is_resumed() {
+    let folder = tempfile::tempdir().unwrap();
+    // Large enough to be killed in the middle: 24 tensors of 4 MB in two models.
+    for model in ["a", "b"] {
+        let tensors: Vec<String> = (0..24)
+            .map(|i| {
+                format!(
+                    "\"t{i:02}\":{{\"dtype\":\"F32\",\"shape\":[1000000],\"data_offsets\":[{},{}]}}",
+                    i * 4_000_000,
+                    (i + 1) * 4_000_000
+                )
+            })
+            .collect();
+        let header = format!("{{{}}}", tensors.join(","));
+        let file = std::fs::File::create(folder.path().join(format!("{model}.safetensors"))).unwrap();
+        use std::os::unix::fs::FileExt;
+        file.write_all_at(&(header.len() as u64).to_le_bytes(), 0).unwrap();
+        file.write_all_at(header.as_bytes(), 8).unwrap();
+        file.set_len(8 + header.len() as u64 + 96_000_000).unwrap();
+    }
+    let statement = "MERGE MODELS 'a.safetensors', 'b.safetensors' STRATEGY * = karcher INTO 'out/'";
+    let out = folder.path().join("out/model.safetensors");
+    let mut killed = 0;
+    for wait in [60, 120, 200, 300, 450] {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_mergeql"))
+            .args(["-c", statement])
+            .current_dir(folder.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(wait));
+        child.kill().unwrap();
+        killed += usize::from(!child.wait().unwrap().success());
+        if out.exists() {
+            break;
+        }
+    }
+    assert!(killed > 0);
+    if !out.exists() {
+        stdout(&run(folder.path(), &["-c", statement]));
+    }
+    assert!(folder.path().join("out/README.md").exists());
+    let count = stdout(&run(
+        folder.path(),
+        &["-c", "SELECT count(*) AS n, sum(bytes) AS b FROM read_safetensors('out/model.safetensors')", "--format", "csv"],
+    ));
+    assert_eq!(count, "n,b\n24,96000000\n");
+}

@@ -172,8 +172,10 @@ impl<'a> Session<'a> {
                 Lowered::Script(vec![format!("DELETE FROM main.{STRATEGIES} WHERE name = {}", literal(&name.value))])
             }
             Statement::MergeModels { .. } => {
-                return Err(shown(Diagnostic::new(Code::Unsupported, "files of models are merged outside of the database")
-                    .help("run the statement in the mergeql program")));
+                return Err(shown(
+                    Diagnostic::new(Code::Unsupported, "files of models are merged outside of the database")
+                        .help("run the statement in the mergeql program"),
+                ));
             }
             Statement::Verify { name, .. } => {
                 return Err(shown(

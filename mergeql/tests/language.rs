@@ -162,3 +162,20 @@ fn lowered_sql() {
     }
     insta::assert_snapshot!(out);
 }
+
+#[test]
+fn models_are_merged_by_a_statement_of_their_own() {
+    let statement = "EXPLAIN MERGE MODELS 'a.safetensors' AS a WEIGHT 0.4, 'b/*.safetensors' WEIGHT -1e-3 BASE 'base' STRATEGY \
+                     'layers.*' = ties(density = [0.3, 0.5], scope = 'model', normalize = true), * = linear WITH (out_dtype = 'bf16') INTO 'out/'";
+    let Statement::MergeModels { explain, models } = parse(statement).unwrap() else { panic!() };
+    assert!(explain);
+    assert_eq!((models.sources.len(), models.rules.len(), models.options.len()), (2, 2, 1));
+    assert_eq!((models.sources[0].weight, models.sources[1].weight), (Some(0.4), Some(-0.001)));
+    let laid_out = format(statement).unwrap();
+    assert_eq!(
+        laid_out,
+        "EXPLAIN MERGE MODELS 'a.safetensors' AS a WEIGHT 0.4, 'b/*.safetensors' WEIGHT -0.001\nBASE 'base'\nSTRATEGY 'layers.*' = \
+         ties(density = [0.3, 0.5], scope = 'model', normalize = true), * = linear\nWITH (out_dtype = 'bf16')\nINTO 'out/';\n"
+    );
+    assert_eq!(format(&laid_out).unwrap(), laid_out);
+}

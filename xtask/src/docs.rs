@@ -1,6 +1,8 @@
-//! The generated pages of the manual: `docs/strategies.md` and the hex examples of `docs/state-format.md` come from the catalogue.
+//! The generated pages of the manual: `docs/strategies.md`, the hex examples of `docs/state-format.md` and the strategies of `docs/models.md`
+//! come from the catalogues.
 
 use crate::Outcome;
+use mergeql_tensors::method::Base;
 use mergeql_udfs::catalog::{self, ArgKind, Spec};
 use mergeql_udfs::laws::{Machine, Store, rows_of};
 use std::fmt::Write;
@@ -63,12 +65,61 @@ fn states() -> String {
 }
 
 const MARK: &str = "<!-- generated: examples -->";
+const METHODS: &str = "<!-- generated: methods -->";
+
+/// The strategies of tensors with their parameters.
+fn methods() -> String {
+    let mut out = String::from("## Strategies\n");
+    for method in mergeql_tensors::methods::ALL {
+        let _ = write!(out, "\n### {}\n\n", method.name);
+        let mut title = method.title.chars();
+        let first: String = title.next().into_iter().flat_map(char::to_uppercase).collect();
+        let _ = writeln!(out, "{first}{}.", title.as_str());
+        let base = match method.base {
+            Base::None => "no base",
+            Base::Optional => "a base if there is one",
+            Base::Required => "a base",
+        };
+        let models = match method.models {
+            (1, 1) => "one model".to_owned(),
+            (2, 2) => "two models".to_owned(),
+            (_, usize::MAX) => "any number of models".to_owned(),
+            (_, most) => format!("up to {most} models"),
+        };
+        let order = if method.ordered { "; **the order of the models counts**" } else { "" };
+        let _ = writeln!(out, "Takes {models} and {base}{order}. Source: {}.", method.paper);
+        if !method.aliases.is_empty() {
+            let names: Vec<String> = method.aliases.iter().map(|(name, _)| format!("`{name}`")).collect();
+            let _ = writeln!(out, "Also written {}.", names.join(", "));
+        }
+        if !method.params.is_empty() {
+            out.push_str("\n| parameter | default | |\n|---|---|---|\n");
+        }
+        for param in method.params {
+            let default = match param.default {
+                "" => String::new(),
+                "!" => "must be given".to_owned(),
+                value => format!("`{value}`"),
+            };
+            let each = if param.per_model { "; one value, or one for each model" } else { "" };
+            let _ = writeln!(out, "| `{}` | {default} | {}{each} |", param.name, param.title);
+        }
+    }
+    out
+}
 
 fn pages(root: &Path) -> Result<Vec<(&'static str, String)>, String> {
     let path = root.join("docs/state-format.md");
     let format = std::fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))?;
     let prose = format.split(MARK).next().unwrap_or_default();
-    Ok(vec![("docs/strategies.md", strategies()), ("docs/state-format.md", format!("{prose}{MARK}\n\n{}", states()))])
+    let path = root.join("docs/models.md");
+    let models = std::fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))?;
+    let models = models.split(METHODS).next().unwrap_or_default();
+    Ok(vec![
+        ("docs/strategies.md", strategies()),
+        ("docs/state-format.md", format!("{prose}{MARK}\n\n{}", states())),
+        ("docs/models.md", format!("{models}{METHODS}\n\n{}", methods())),
+    ])
 }
 
 /// Writes the pages.

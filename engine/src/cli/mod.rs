@@ -58,6 +58,9 @@ enum Command {
     MergeModels(models::MergeModels),
     /// Print the MERGE MODELS statement that a config of mergekit stands for
     Migrate(models::Migrate),
+    /// Keep the set of models of a merge: add, remove, join, show, resolve
+    #[command(subcommand)]
+    ModelSet(models::ModelSet),
     /// Print the plain SQL that a MERGE stands for
     Lower {
         /// The statement
@@ -163,6 +166,9 @@ async fn dispatch(arguments: Arguments) -> Result<ExitCode, MergeError> {
     match &arguments.command {
         Some(Command::MergeModels(command)) => return models::merge(&context, command).await,
         Some(Command::Migrate(command)) => return models::migrate(command),
+        Some(Command::ModelSet(command)) => {
+            return models::set(&context, command, &Output::new(arguments.format, arguments.output.clone())?).await;
+        }
         _ => {}
     }
     if let Some(Command::Lower { statement }) = &arguments.command {

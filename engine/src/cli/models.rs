@@ -1,12 +1,14 @@
-//! `mergeql merge-models` and `mergeql migrate`: configs of mergekit.
+//! `mergeql merge-models` and `mergeql migrate`: configs of mergekit; `mergeql model-set`: the models of a merge as a state in a file.
 
+use super::output::Output;
 use super::{io, progress};
-use clap::Args;
+use clap::{Args, Subcommand};
+use mergeql::tensors::contribution::describe;
 use mergeql::tensors::mergekit::Config;
 use mergeql::tensors::plan::Options;
 use mergeql::tensors::run::hex;
 use mergeql::{MergeContext, MergeError, models, parse_size};
-use mergeql_udfs::Code;
+use mergeql_udfs::{Code, Value, functions};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -76,4 +78,145 @@ pub fn migrate(command: &Migrate) -> Result<ExitCode, MergeError> {
     let folder = command.models.clone().unwrap_or_default();
     println!("{}", Config::parse(&read(&command.config)?)?.statement(&folder, &command.out)?);
     Ok(ExitCode::SUCCESS)
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ModelSet {
+    /// Begin a set with the recipe that resolves it
+    New {
+        /// The file of the set
+        set: PathBuf,
+        /// What the models started from
+        #[arg(long, value_name = "MODEL")]
+        base: Option<String>,
+        /// What follows STRATEGY in MERGE MODELS
+        #[arg(long, value_name = "RULES", default_value = "* = linear")]
+        strategy: String,
+        /// What stands in the parentheses of WITH
+        #[arg(long, value_name = "OPTIONS")]
+        with: Option<String>,
+    },
+    /// Add a model
+    Add {
+        /// The file of the set
+        set: PathBuf,
+        /// A file, a folder or an index
+        model: String,
+        /// Who adds it: each replica of the set has a name of its own
+        #[arg(long, value_name = "REPLICA")]
+        origin: String,
+        /// What it is called [default: the name of the file]
+        #[arg(long)]
+        name: Option<String>,
+        /// How much it counts
+        #[arg(long)]
+        weight: Option<f64>,
+        /// Which version it is
+        #[arg(long)]
+        version: Option<String>,
+    },
+    /// Remove the models of a name or a hash
+    Remove {
+        /// The file of the set
+        set: PathBuf,
+        /// The name or the hash
+        model: String,
+    },
+    /// Join other replicas of the set into this one
+    Join {
+        /// The file of the set
+        set: PathBuf,
+        /// Files of other replicas
+        others: Vec<PathBuf>,
+    },
+    /// Print the recipe, the models and the hash
+    Show {
+        /// The file of the set
+        set: PathBuf,
+    },
+    /// Merge the models of the set
+    Resolve {
+        /// The file of the set
+        set: PathBuf,
+        /// Where the model goes; without it the hashes of the tensors are printed
+        #[arg(long, value_name = "DIR")]
+        out: Option<String>,
+    },
+}
+
+/// A function of states, by its name in SQL.
+fn call(name: &str, arguments: &[Value]) -> Result<Value, MergeError> {
+    let function = functions::all().into_iter().find(|f| f.name == name);
+    let function = function.ok_or_else(|| MergeError::new(Code::Unsupported, format!("there is no `{name}`")))?;
+    Ok((function.run)(arguments)?)
+}
+
+fn load(path: &Path) -> Result<Value, MergeError> {
+    std::fs::read(path).map(|bytes| Value::Bytes(bytes.into())).map_err(|e| io(&path.display().to_string(), &e))
+}
+
+/// Writes a set under its name once it is whole.
+fn save(path: &Path, state: &Value) -> Result<ExitCode, MergeError> {
+    let Value::Bytes(bytes) = state else { return Err(MergeError::new(Code::NotAState, "a set is a state")) };
+    let partial = path.with_extension("partial");
+    std::fs::write(&partial, bytes)
+        .and_then(|()| std::fs::rename(&partial, path))
+        .map_err(|e| io(&path.display().to_string(), &e))?;
+    println!("{}", shown(&call("model_set_hash", std::slice::from_ref(state))?));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn shown(value: &Value) -> String {
+    match value {
+        Value::Text(text) => text.to_string(),
+        other => other.to_json(),
+    }
+}
+
+/// Changes, shows or resolves a set.
+pub async fn set(context: &MergeContext, command: &ModelSet, output: &Output) -> Result<ExitCode, MergeError> {
+    match command {
+        ModelSet::New { set, base, strategy, with } => {
+            if set.exists() {
+                return Err(
+                    MergeError::new(Code::Io, format!("`{}` exists", set.display())).help("remove it, or choose another name")
+                );
+            }
+            let mut recipe = serde_json::Map::new();
+            if let Some(base) = base {
+                let leaf: serde_json::Value = serde_json::from_str(&describe(base, Some(""), None, None)?)
+                    .map_err(|e| MergeError::new(Code::Io, e.to_string()))?;
+                recipe.insert("base".into(), base.as_str().into());
+                recipe.insert("base_sha256".into(), leaf["sha256"].clone());
+            }
+            recipe.insert("strategy".into(), strategy.as_str().into());
+            recipe.insert("with".into(), with.as_deref().unwrap_or_default().into());
+            let text = Value::text(serde_json::Value::Object(recipe).to_string());
+            save(set, &call("model_set_new", &[text])?)
+        }
+        ModelSet::Add { set, model, origin, name, weight, version } => {
+            let leaf = describe(model, name.as_deref(), *weight, version.as_deref())?;
+            save(set, &call("model_set_add", &[load(set)?, Value::text(leaf), Value::text(origin.as_str())])?)
+        }
+        ModelSet::Remove { set, model } => save(set, &call("model_set_remove", &[load(set)?, Value::text(model.as_str())])?),
+        ModelSet::Join { set, others } => {
+            let mut state = load(set)?;
+            for other in others {
+                state = call("model_set_join", &[state, load(other)?])?;
+            }
+            save(set, &state)
+        }
+        ModelSet::Show { set } => {
+            let info = call("crdt_info", &[load(set)?])?;
+            let json: serde_json::Value =
+                serde_json::from_str(&shown(&info)).map_err(|e| MergeError::new(Code::CorruptState, e.to_string()))?;
+            println!("{json:#}");
+            Ok(ExitCode::SUCCESS)
+        }
+        ModelSet::Resolve { set, out } => {
+            let statement = call("model_set_resolve", &[load(set)?, out.as_deref().map_or(Value::Null, Value::text)])?;
+            output.statement(context, &shown(&statement), true).await?;
+            Ok(ExitCode::SUCCESS)
+        }
+    }
 }

@@ -12,7 +12,9 @@ async fn every_sql_block_gives_what_the_page_says() {
     let mut pages: Vec<_> = std::fs::read_dir(root.join("docs")).unwrap().map(|e| e.unwrap().path()).collect();
     pages.push(root.join("README.md"));
     let (mut count, mut failures) = (0, Vec::new());
-    for page in pages.iter().filter(|p| p.extension().is_some_and(|e| e == "md")) {
+    // The page on models speaks of files; the tests of the program run it where they are.
+    let elsewhere = |page: &std::path::PathBuf| page.ends_with("docs/models.md");
+    for page in pages.iter().filter(|p| p.extension().is_some_and(|e| e == "md") && !elsewhere(p)) {
         let context = MergeContext::new(Config::default()).unwrap();
         let page_blocks = blocks(&std::fs::read_to_string(page).unwrap());
         for block in page_blocks.into_iter().filter(|b| b.language == "sql") {

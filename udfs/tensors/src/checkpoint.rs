@@ -429,7 +429,8 @@ impl Checkpoint {
 
     /// The folder that it stands in, for the files beside it.
     pub fn folder(&self) -> &Path {
-        if self.path.is_dir() { &self.path } else { self.path.parent().unwrap_or(Path::new(".")) }
+        let folder = if self.path.is_dir() { Some(self.path.as_path()) } else { self.path.parent() };
+        folder.filter(|f| !f.as_os_str().is_empty()).unwrap_or(Path::new("."))
     }
 }
 

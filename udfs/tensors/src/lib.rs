@@ -6,6 +6,7 @@
 
 pub mod align;
 pub mod checkpoint;
+pub mod contribution;
 pub mod dtype;
 pub mod linalg;
 pub mod lora;

@@ -76,17 +76,19 @@ pub fn write(sealed: &Sealed, out: &Path, extras: &Extras, report: impl FnMut(Pr
         ("mergeql.version".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
     ]);
     let single = out.extension().is_some_and(|e| e == "safetensors");
-    let beside = || match (&extras.adapter, single) {
-        (_, true) => Ok(()),
-        (Some(config), _) => save(&out.join("adapter_config.json"), format!("{config:#}\n")),
-        (None, _) => companions(sealed, out, extras),
+    let beside = |tensors: &[Written]| {
+        if single {
+            return Ok(());
+        }
+        match &extras.adapter {
+            Some(config) => save(&out.join("adapter_config.json"), format!("{config:#}\n"))?,
+            None => companions(sealed, out, extras)?,
+        }
+        save(&out.join("README.md"), card(sealed, tensors))?;
+        save(&out.join("mergeql.jsonld"), format!("{:#}\n", lineage(sealed, tensors)))
     };
     let file = if extras.adapter.is_some() && !single { out.join("adapter_model.safetensors") } else { out.to_owned() };
     let tensors = run::write(sealed, &file, &metadata, report, beside)?;
-    if !single {
-        save(&out.join("README.md"), card(sealed, &tensors))?;
-        save(&out.join("mergeql.jsonld"), format!("{:#}\n", lineage(sealed, &tensors)))?;
-    }
     Ok(Merged { tensors, hash: sealed.hash, notes: sealed.plan.notes.clone() })
 }
 

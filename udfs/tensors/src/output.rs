@@ -211,12 +211,25 @@ impl Writer {
         Ok(())
     }
 
+    /// What was written, once all is.
+    ///
+    /// # Errors
+    /// `io` where a tensor is missing.
+    pub fn written(&self) -> Result<Vec<Written>> {
+        let all = self.layout.places.iter().zip(&self.hashes).zip(&self.resumed);
+        all.map(|((place, hash), resumed)| match hash {
+            Some(sha256) => Ok(Written { name: place.name.clone(), sha256: *sha256, resumed: *resumed }),
+            None => Err(Error::new(Code::Io, format!("tensor `{}` was not written", place.name))),
+        })
+        .collect()
+    }
+
     /// Gives the files their names.
     ///
     /// # Errors
     /// `io`.
-    pub fn finish(self) -> Result<Vec<Written>> {
-        let Writer { layout, files, hashes, resumed, .. } = self;
+    pub fn finish(self) -> Result<()> {
+        let Writer { layout, files, .. } = self;
         for (file, part) in files.iter().zip(&layout.parts) {
             file.sync_all().map_err(|e| failed(&part.path, e))?;
         }
@@ -226,12 +239,7 @@ impl Writer {
         if let Some((path, text)) = &layout.index {
             std::fs::write(partial(path), text).and_then(|()| std::fs::rename(partial(path), path)).map_err(|e| failed(path, e))?;
         }
-        std::fs::remove_file(&layout.journal).map_err(|e| failed(&layout.journal, e))?;
-        let written = layout.places.into_iter().zip(hashes).zip(resumed).map(|((place, hash), resumed)| match hash {
-            Some(sha256) => Ok(Written { name: place.name, sha256, resumed }),
-            None => Err(Error::new(Code::Io, format!("tensor `{}` was not written", place.name))),
-        });
-        written.collect()
+        std::fs::remove_file(&layout.journal).map_err(|e| failed(&layout.journal, e))
     }
 }
 

@@ -391,7 +391,8 @@ pub fn hashes(sealed: &Sealed) -> Result<BTreeMap<String, Hash>> {
 }
 
 /// Computes all tensors into a file (a path that ends in `.safetensors`) or a folder. Files appear whole or not at all; a run that was
-/// stopped goes on where it was. `beside` runs when all tensors are written, before the files get their names.
+/// stopped goes on where it was. `beside` runs when all tensors are written, before their
+/// files get their names.
 ///
 /// # Errors
 /// `io` where the output exists or cannot be written; what the methods say.
@@ -400,7 +401,7 @@ pub fn write(
     out: &Path,
     metadata: &BTreeMap<String, String>,
     mut report: impl FnMut(Progress<'_>),
-    beside: impl FnOnce() -> Result<()>,
+    beside: impl FnOnce(&[Written]) -> Result<()>,
 ) -> Result<Vec<Written>> {
     let Sealed { plan, .. } = sealed;
     let total = plan.writes();
@@ -442,7 +443,9 @@ pub fn write(
             (Err(e), _) => return Err(e),
             (Ok(()), Ok(writer)) => writer,
         };
-        beside()?;
-        writer.finish()
+        let written = writer.written()?;
+        beside(&written)?;
+        writer.finish()?;
+        Ok(written)
     })
 }

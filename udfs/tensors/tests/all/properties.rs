@@ -335,7 +335,7 @@ fn a_run_that_was_stopped_is_resumed() {
     let out = folder.path().join("out");
     let sealed = || Sealed::new(Plan::new(ask("linear", &[], &["m0", "m1", "m2"], None)).expect("a plan")).expect("models");
     let stop = std::panic::catch_unwind(|| {
-        run::write(&sealed(), &out, &BTreeMap::new(), |p| assert!(p.tensor != "layers.0.norm.weight", "stop"), || Ok(()))
+        run::write(&sealed(), &out, &BTreeMap::new(), |p| assert!(p.tensor != "layers.0.norm.weight", "stop"), |_| Ok(()))
     });
     assert!(stop.is_err());
     let names = || -> Vec<String> {
@@ -347,12 +347,12 @@ fn a_run_that_was_stopped_is_resumed() {
         names
     };
     assert_eq!(names(), ["model.journal.partial", "model.safetensors.partial"]);
-    let written = run::write(&sealed(), &out, &BTreeMap::new(), |_| (), || Ok(())).expect("the rest");
+    let written = run::write(&sealed(), &out, &BTreeMap::new(), |_| (), |_| Ok(())).expect("the rest");
     assert_eq!(names(), ["model.safetensors"]);
     assert_eq!(written.iter().map(|w| w.resumed).collect::<Vec<_>>(), [true, true, false]);
     assert_eq!(load(&out), resolve(ask("linear", &[], &["m0", "m1", "m2"], None)).expect("a merge"));
     // What is there is not overwritten unasked.
-    let again = run::write(&sealed(), &out, &BTreeMap::new(), |_| (), || Ok(()));
+    let again = run::write(&sealed(), &out, &BTreeMap::new(), |_| (), |_| Ok(()));
     assert!(again.expect_err("it exists").to_string().contains("this file exists"));
 }
 
@@ -362,7 +362,7 @@ fn shards_and_their_index_hold_the_same_model() {
     let mut request = ask("linear", &[], &["m0", "m1"], None);
     request.options.max_shard_size = 1000;
     let sealed = Sealed::new(Plan::new(request).expect("a plan")).expect("models");
-    run::write(&sealed, folder.path(), &BTreeMap::new(), |_| (), || Ok(())).expect("shards");
+    run::write(&sealed, folder.path(), &BTreeMap::new(), |_| (), |_| Ok(())).expect("shards");
     assert!(folder.path().join("model-00003-of-00003.safetensors").exists());
     assert_eq!(load(folder.path()), resolve(ask("linear", &[], &["m0", "m1"], None)).expect("a merge"));
 }

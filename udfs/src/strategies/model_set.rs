@@ -1,0 +1,278 @@
+//! `model_set`: which models take part in a merge, as a set with removals, and how they are merged.
+
+use crate::aggregate::{Call, State, Strategy, decode, encode};
+use crate::catalog::{Entry, Input, Spec};
+use crate::codec::{Reader, Writer};
+use crate::error::{Code, Error, Result};
+use crate::functions::Function;
+use crate::lattice::dots::{DotStore, dot_of};
+use crate::lattice::origins::origin;
+use crate::types::Type;
+use crate::value::Value;
+use serde_json::Value as Json;
+use sha2::{Digest, Sha256};
+
+pub(crate) fn register(entries: &mut Vec<Entry>) {
+    entries.push(Entry::of::<ModelSet>().with_functions(functions));
+}
+
+#[derive(Debug)]
+struct ModelSet;
+
+/// The contributions, and the recipe: base, strategies and parameters, once they are known.
+#[derive(Debug, Clone, PartialEq, Default)]
+struct Set {
+    recipe: Option<String>,
+    models: DotStore,
+}
+
+impl Strategy for ModelSet {
+    const SPEC: Spec = Spec {
+        name: "model_set",
+        aliases: &[],
+        type_id: 33,
+        since: "0.1.0",
+        title: "the models of a merge, as a set with removals, with the recipe that resolves them",
+        doc: "A contribution is a text, usually what `model_contribution('file')` gives: JSON with the hash of the model, its name, weight, version and \
+              place. It is in the set while a dot holds it, as in `orset`: models that are added and removed at the same time stay, and removing \
+              and adding again works. The recipe (base, strategies, parameters) is part of the state: sets with different ones don't join. A row \
+              is (contribution, origin, counter). `model_set_hash` names the set and the recipe; `model_set_resolve` gives the MERGE MODELS \
+              statement of them.",
+        inputs: &[Input::Value, Input::Origin, Input::Versions],
+        args: &[super::r#counter::ORIGIN],
+        takes: "text, with the origin and its counter",
+        selects: false,
+        closed: |_| false,
+        example: (
+            "SELECT crdt_model_set(m, o, n) AS m FROM (VALUES ('math', 'a', 1), ('code', 'b', 1), (NULL, 'a', 1)) AS t(m, o, n)",
+            "[\"code\"]",
+        ),
+        source: "Bieniusa et al. 2012, An optimized conflict-free replicated set; Merkle 1987, A digital signature based on a conventional encryption function",
+        samples: || vec![Call::new(vec![Type::Text, Type::Text, Type::INT64])],
+    };
+    type State = Set;
+
+    fn configure(call: &Call) -> Result<Self> {
+        let fits = matches!(call.value_type(), Type::Text | Type::Null) && call.inputs.len() == 3;
+        if !fits || !matches!(call.inputs[2], Type::Int { .. } | Type::Null) || call.flagged("descending") {
+            return Err(Error::invalid_argument("`model_set` takes a text, its origin, and the origin's counter, an integer"));
+        }
+        Ok(ModelSet)
+    }
+
+    fn result_type(&self) -> Type {
+        Type::List(Box::new(Type::Text))
+    }
+
+    fn empty(&self) -> Set {
+        Set::default()
+    }
+
+    fn update(&self, state: &mut Set, row: &[Value]) -> Result<()> {
+        if let Some((origin, n)) = dot_of(row)? {
+            state.models.learn((!row[0].is_null()).then_some(&row[0]), origin, n);
+        }
+        Ok(())
+    }
+}
+
+/// The first of the recipe's parts that differs.
+fn difference(a: &str, b: &str) -> String {
+    let parse = |text: &str| serde_json::from_str::<Json>(text).unwrap_or_default();
+    let (a, b) = (parse(a), parse(b));
+    let keys = a.as_object().into_iter().chain(b.as_object()).flat_map(|map| map.keys());
+    let key = keys.filter(|key| a[key.as_str()] != b[key.as_str()]).min();
+    match key {
+        Some(key) => format!("`{key}` is {} in one and {} in the other", a[key.as_str()], b[key.as_str()]),
+        None => "they are written differently".to_owned(),
+    }
+}
+
+impl State for Set {
+    fn join(&mut self, other: &Self) -> Result<()> {
+        match (&self.recipe, &other.recipe) {
+            (Some(own), Some(others)) if own != others => {
+                return Err(Error::type_mismatch(format!("these sets of models have different recipes: {}", difference(own, others)))
+                    .with_help("a set has one base and one recipe; add the models to the set that you want to resolve"));
+            }
+            (None, Some(recipe)) => self.recipe = Some(recipe.clone()),
+            _ => {}
+        }
+        self.models.join(&other.models);
+        Ok(())
+    }
+
+    fn value(&self) -> Result<Value> {
+        if self.models.is_empty() {
+            return Ok(Value::Null);
+        }
+        Ok(Value::List(self.models.values().cloned().collect()))
+    }
+
+    fn bottom(&self) -> Self {
+        Self::default()
+    }
+
+    fn delta(&self, since: &Self) -> Self {
+        let recipe = if self.recipe == since.recipe { None } else { self.recipe.clone() };
+        Set { recipe, models: self.models.delta(&since.models) }
+    }
+
+    fn encode(&self, w: &mut Writer) {
+        w.byte(self.recipe.is_some().into());
+        self.recipe.iter().for_each(|recipe| w.bytes(recipe.as_bytes()));
+        self.models.encode(w);
+    }
+
+    fn decode(r: &mut Reader<'_>) -> Result<Self> {
+        let recipe = match r.byte()? {
+            0 => None,
+            1 => Some(r.text()?.to_owned()),
+            other => return Err(Error::corrupt_state(format!("a set of models has a recipe or none, not {other}"))),
+        };
+        let models = DotStore::decode(r)?;
+        if models.values().any(|v| !matches!(v, Value::Text(_))) {
+            return Err(Error::corrupt_state("a contribution is a text"));
+        }
+        Ok(Set { recipe, models })
+    }
+
+    fn heap_size(&self) -> usize {
+        self.models.heap_size() + self.recipe.as_ref().map_or(0, String::len)
+    }
+
+    fn info(&self) -> Value {
+        let recipe = self.recipe.as_deref().map_or(Value::Null, Value::text);
+        Value::record(vec![("recipe".into(), recipe), ("hash".into(), Value::text(hex(&self.hash()))), ("models".into(), self.models.info())])
+    }
+}
+
+fn hex(hash: &[u8; 32]) -> String {
+    hash.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// A field of a contribution that is JSON.
+fn field(leaf: &Value, name: &str) -> Option<Json> {
+    let Value::Text(text) = leaf else { return None };
+    serde_json::from_str::<Json>(text).ok()?.get(name).cloned().filter(|v| !v.is_null())
+}
+
+impl Set {
+    /// The root of a Merkle tree over the visible contributions in the order of their hashes, and the recipe; the causal context counts
+    /// for nothing.
+    fn hash(&self) -> [u8; 32] {
+        let digest = |mark: u8, parts: &[&[u8]]| -> [u8; 32] {
+            let mut hash = Sha256::new();
+            hash.update([mark]);
+            parts.iter().for_each(|part| hash.update(part));
+            hash.finalize().into()
+        };
+        let leaf = |value: &Value| match (field(value, "sha256"), value) {
+            (Some(Json::String(hash)), _) => digest(0, &[hash.as_bytes()]),
+            (_, Value::Text(text)) => digest(0, &[text.as_bytes()]),
+            _ => digest(0, &[]),
+        };
+        let mut level: Vec<[u8; 32]> = self.models.values().map(leaf).collect();
+        level.sort_unstable();
+        level.dedup();
+        while level.len() > 1 {
+            level = level.chunks(2).map(|pair| if let [a, b] = pair { digest(1, &[a, b]) } else { pair[0] }).collect();
+        }
+        let root = level.first().copied().unwrap_or_default();
+        digest(2, &[&root, self.recipe.as_deref().unwrap_or_default().as_bytes()])
+    }
+
+    /// The statement that merges what is visible, in the order of the hashes.
+    fn statement(&self, into: &str) -> Result<String> {
+        let quoted = |text: &str| format!("'{}'", text.replace('\'', "''"));
+        let mut models: Vec<(String, String)> = Vec::new();
+        for leaf in self.models.values() {
+            let text = |name: &str| field(leaf, name).and_then(|v| v.as_str().map(str::to_owned));
+            let path = text("path").ok_or_else(|| {
+                Error::invalid_argument(format!("the contribution {leaf} says not where its file is")).with_help("add what model_contribution('file') gives")
+            })?;
+            let name = text("name").map(|n| format!(" AS \"{}\"", n.replace('"', "\"\""))).unwrap_or_default();
+            let weight = field(leaf, "weight").map(|w| format!(" WEIGHT {w}")).unwrap_or_default();
+            models.push((text("sha256").unwrap_or_default(), quoted(&path) + &name + &weight));
+        }
+        if models.is_empty() {
+            return Err(Error::invalid_argument("the set is empty: no model takes part").with_help("model_set_add(state, contribution, origin)"));
+        }
+        models.sort();
+        models.dedup();
+        let recipe: Json = self.recipe.as_deref().map_or(Ok(Json::Null), serde_json::from_str).unwrap_or_default();
+        let mut sql = format!("MERGE MODELS {}", models.into_iter().map(|(_, text)| text).collect::<Vec<_>>().join(", "));
+        if let Some(base) = recipe["base"].as_str() {
+            sql += &format!(" BASE {}", quoted(base));
+        }
+        if let Some(strategy) = recipe["strategy"].as_str() {
+            sql += &format!(" STRATEGY {strategy}");
+        }
+        if let Some(with) = recipe["with"].as_str().filter(|w| !w.is_empty()) {
+            sql += &format!(" WITH ({with})");
+        }
+        if !into.is_empty() {
+            sql += &format!(" INTO {}", quoted(into));
+        }
+        Ok(sql)
+    }
+}
+
+fn open(state: &Value) -> Result<Set> {
+    match state {
+        Value::Null => Ok(Set::default()),
+        Value::Bytes(bytes) => decode::<ModelSet>(bytes),
+        other => Err(Error::new(Code::NotAState, format!("a {} is not a CRDT state", other.kind()))),
+    }
+}
+
+fn closed(set: &Set) -> Result<Value> {
+    Ok(Value::Bytes(encode::<ModelSet>(set).into()))
+}
+
+fn functions() -> Vec<Function> {
+    let text = |name, title, arguments, run| Function { name, arguments, returns: Type::Text, gives_state: false, title, run };
+    vec![
+        Function::state("model_set_new", "an empty set of models with a recipe, as JSON with base, base_sha256, strategy and with", 1, |a| {
+            let Value::Text(recipe) = &a[0] else { return Err(Error::invalid_argument("a recipe is JSON: {\"strategy\": \"* = linear\"}")) };
+            let recipe: serde_json::Map<String, Json> = serde_json::from_str(recipe)
+                .map_err(|e| Error::invalid_argument(format!("a recipe is a JSON object: {e}")).with_help("{\"strategy\": \"* = linear\"}"))?;
+            // Keys in order, so that one recipe is one text.
+            let sorted: std::collections::BTreeMap<String, Json> = recipe.into_iter().collect();
+            closed(&Set { recipe: serde_json::to_string(&sorted).ok(), models: DotStore::default() })
+        }),
+        Function::state("model_set_add", "the set with a contribution more, added by an origin", 3, |a| {
+            let mut set = open(&a[0])?;
+            if !matches!(a[1], Value::Text(_)) {
+                return Err(Error::invalid_argument("a contribution is a text").with_help("what model_contribution('file') gives"));
+            }
+            set.models.add(&a[1], origin(&a[2])?);
+            closed(&set)
+        }),
+        Function::state("model_set_remove", "the set without the contributions of a name or a hash, as far as they were seen", 2, |a| {
+            let mut set = open(&a[0])?;
+            let Value::Text(which) = &a[1] else { return Err(Error::invalid_argument("a contribution is removed by its name or hash")) };
+            let named = |leaf: &&Value| {
+                **leaf == a[1] || ["name", "sha256"].iter().any(|f| field(leaf, f).is_some_and(|v| v.as_str() == Some(which.as_ref())))
+            };
+            let gone: Vec<Value> = set.models.values().filter(named).cloned().collect();
+            gone.iter().for_each(|leaf| set.models.remove(leaf));
+            closed(&set)
+        }),
+        Function::state("model_set_join", "the join of two sets of models with one recipe", 2, |a| {
+            let mut set = open(&a[0])?;
+            set.join(&open(&a[1])?)?;
+            closed(&set)
+        }),
+        text("model_set_hash", "the hash of the visible contributions and the recipe", 1..=1, |a| {
+            if a[0].is_null() { Ok(Value::Null) } else { Ok(Value::text(hex(&open(&a[0])?.hash()))) }
+        }),
+        text("model_set_resolve", "the MERGE MODELS statement of a set, into a folder if one is named", 1..=2, |a| {
+            let into = match a.get(1) {
+                Some(Value::Text(into)) => into.to_string(),
+                _ => String::new(),
+            };
+            if a[0].is_null() { Ok(Value::Null) } else { Ok(Value::text(open(&a[0])?.statement(&into)?)) }
+        }),
+    ]
+}

@@ -1,0 +1,57 @@
+//! A model as the text that stands for it in a `model_set`.
+
+use crate::checkpoint::Checkpoint;
+use crate::run::{contribution, hex};
+use mergeql_udfs::functions::Function;
+use mergeql_udfs::{Error, Result, Type, Value};
+use serde_json::json;
+use std::path::Path;
+
+/// The contribution of a file, folder or index: JSON with its hash, name, place, weight and version. Every byte is read.
+///
+/// # Errors
+/// As [`Checkpoint::open`].
+pub fn describe(path: &str, name: Option<&str>, weight: Option<f64>, version: Option<&str>) -> Result<String> {
+    let stem = Path::new(path).file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
+    let name = name.unwrap_or(&stem);
+    let hash = contribution(name, &Checkpoint::open(path)?, weight, version)?;
+    let mut leaf = serde_json::Map::new();
+    leaf.insert("name".into(), json!(name));
+    leaf.insert("path".into(), json!(path));
+    leaf.insert("sha256".into(), json!(hex(&hash)));
+    if let Some(version) = version {
+        leaf.insert("version".into(), json!(version));
+    }
+    if let Some(weight) = weight {
+        leaf.insert("weight".into(), json!(weight));
+    }
+    Ok(serde_json::Value::Object(leaf).to_string())
+}
+
+/// The scalar functions that read files, for hosts that let them.
+pub fn functions() -> Vec<Function> {
+    vec![Function {
+        name: "model_contribution",
+        arguments: 1..=4,
+        returns: Type::Text,
+        gives_state: false,
+        title: "a model as a contribution to a model_set: its file, and perhaps a name, a weight and a version",
+        run: |a| {
+            let text = |i: usize| match a.get(i) {
+                None | Some(Value::Null) => Ok(None),
+                Some(Value::Text(text)) => Ok(Some(text.to_string())),
+                Some(other) => Err(Error::invalid_argument(format!("`model_contribution` takes texts and a weight, not {other}"))),
+            };
+            let weight = match a.get(2).map(Value::to_worth) {
+                None | Some(Value::Null) => None,
+                Some(Value::Float(v)) => Some(v),
+                Some(Value::Int(n)) => Some(n as f64),
+                Some(other) => other.to_string().parse().ok(),
+            };
+            match text(0)? {
+                None => Ok(Value::Null),
+                Some(path) => Ok(Value::text(describe(&path, text(1)?.as_deref(), weight, text(3)?.as_deref())?)),
+            }
+        },
+    }]
+}
