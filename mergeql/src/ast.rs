@@ -211,6 +211,8 @@ pub enum Returning {
     Conflicts,
     /// A row for each cell.
     Provenance,
+    /// A row for each key, with the state of each column in place of its value.
+    State,
 }
 
 /// Where the result goes.

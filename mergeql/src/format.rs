@@ -245,6 +245,7 @@ pub fn merge_text(m: &Merge) -> String {
         Returning::Rows => {}
         Returning::Conflicts => out.push_str("\nRETURNING CONFLICTS"),
         Returning::Provenance => out.push_str("\nRETURNING PROVENANCE"),
+        Returning::State => out.push_str("\nRETURNING STATE"),
     }
     if let Some(into) = &m.into {
         let _ = write!(out, "\nINTO {}{}", if into.or_replace { "OR REPLACE " } else { "" }, relation(&into.target));

@@ -214,6 +214,11 @@ impl Plan {
         self.options.iter().find(|(n, _)| n.value.eq_ignore_ascii_case(name)).map(|(_, v)| v)
     }
 
+    /// Whether the result has a row for each cell, not for each key.
+    pub fn returns_cells(&self) -> bool {
+        matches!(self.returning, Returning::Conflicts | Returning::Provenance)
+    }
+
     /// Whether the result keeps states.
     pub fn keeps_state(&self) -> bool {
         matches!(self.option("state"), Some(Value::Text(t)) if &**t == "keep")

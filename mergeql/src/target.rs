@@ -20,7 +20,7 @@ pub fn bind_into(
     explain: Explain,
 ) -> Result<Plan> {
     if merge.returning != Returning::Rows {
-        return Err(Diagnostic::new(Code::Unsupported, "MERGE INTO gives no conflicts back here")
+        return Err(Diagnostic::new(Code::Unsupported, "MERGE INTO gives neither conflicts nor states back here")
             .help("ask for them first: MERGE target, sources ON ... RETURNING CONFLICTS"));
     }
     // Before the table's own types are looked at: values of such a strategy need not even have the column's type.

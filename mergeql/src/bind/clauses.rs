@@ -13,13 +13,18 @@ pub(super) fn bind_result_clauses(merge: &Merge, plan: &mut Plan) -> Result<()> 
     // WHERE is about merged rows; ORDER BY about the rows that come back.
     let returned: Vec<String> = match plan.returning {
         Returning::Rows => names.clone(),
-        _ => {
+        Returning::State => plan.key_columns().iter().map(|c| c.name.clone()).collect(),
+        Returning::Conflicts | Returning::Provenance => {
             let key = plan.key_columns().iter().map(|c| c.name.clone());
             key.chain(["column_name", "value", "strategy"].map(str::to_owned)).collect()
         }
     };
     let own = ["column_name", "value", "strategy", "winner_sources", "losers"];
-    if plan.returning != Returning::Rows
+    if plan.returning == Returning::State && merge.filter.is_some() {
+        return Err(Diagnostic::new(Code::Unsupported, "RETURNING STATE gives states, which WHERE cannot look into")
+            .help("filter inside a source: MERGE (SELECT ... WHERE ...) AS s ON ..."));
+    }
+    if plan.returns_cells()
         && let Some(key) = plan.key_columns().iter().find(|c| own.contains(&c.name.as_str()))
     {
         let message = format!("the result of RETURNING has a column `{}` of its own", key.name);

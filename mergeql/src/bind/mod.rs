@@ -78,7 +78,7 @@ fn check_state_target(merge: &Merge, plan: &Plan) -> Result<()> {
         ("WHERE", merge.filter.is_some()),
         ("LIMIT", merge.limit.is_some()),
         ("OFFSET", merge.offset.is_some()),
-        ("RETURNING CONFLICTS or PROVENANCE", merge.returning != Returning::Rows),
+        ("RETURNING CONFLICTS, PROVENANCE or STATE", merge.returning != Returning::Rows),
     ];
     if let Some((clause, _)) = clause.iter().find(|(_, given)| *given) {
         return Err(Diagnostic::new(Code::Unsupported, format!("a table that keeps states cannot be made with {clause}"))

@@ -122,6 +122,8 @@ pub const ORIGIN: &str = "__mergeql_origin";
 pub const SOURCE: &str = "__mergeql_source";
 /// The name of a column that the lowering adds.
 pub const DELETED: &str = "__mergeql_deleted";
+/// The column of RETURNING STATE with the state of the deletion.
+const DELETED_STATE: &str = "_mergeql_deleted";
 /// The name of a column that the lowering adds.
 const ROW: &str = "__mergeql_row";
 /// The column that state targets add.
@@ -189,6 +191,21 @@ impl Lowering<'_> {
             }
             Returning::Conflicts => self.cells("conflicts"),
             Returning::Provenance => self.cells("provenance"),
+            Returning::State => {
+                let mut items: Vec<(String, String)> = plan.cells.iter().map(|c| (self.cell_state(c), c.name.clone())).collect();
+                items.extend(plan.delete.iter().map(|d| (self.cell_state(d), DELETED_STATE.to_owned())));
+                let names = plan.key_columns().iter().map(|c| c.name.as_str()).chain(items.iter().map(|(_, name)| name.as_str()));
+                let columns = list(names.map(quote));
+                self.ordered(&columns, &format!("SELECT {columns} FROM ({}) AS m", self.grouped(&items, 0)))
+            }
+        }
+    }
+
+    /// The aggregate of a cell's state; that of a fold that keeps one value is the set of it.
+    fn cell_state(&self, cell: &Cell) -> String {
+        match &cell.fold {
+            Some(fold) if fold.compact => format!("mergeql_gset_of({})", self.aggregate(cell, false)),
+            _ => self.aggregate(cell, true),
         }
     }
 
@@ -197,7 +214,7 @@ impl Lowering<'_> {
         let plan = self.plan;
         let needs = |wanted: &Input| plan.cells.iter().chain(&plan.delete).any(|c| c.inputs.contains(wanted));
         let filtered = plan.cells.iter().chain(&plan.delete).any(|c| self.presence(c).is_some());
-        let (origin, source) = (needs(&Input::Origin), needs(&Input::SourceName) || filtered || plan.returning != Returning::Rows);
+        let (origin, source) = (needs(&Input::Origin), needs(&Input::SourceName) || filtered || plan.returns_cells());
         let mut branches = Vec::new();
         for bound in &plan.sources {
             if bound.columns.iter().all(Option::is_none) {
@@ -379,12 +396,9 @@ impl Lowering<'_> {
             Some(Input::Column(i)) => self.plan.sources.iter().all(|s| s.columns[*i].is_none()),
             _ => false,
         };
-        let aggregate = |c: &Cell, state: bool| if absent(c) { "NULL".to_owned() } else { self.aggregate(c, state) };
-        let mut items: Vec<(String, String)> = self.plan.cells.iter().map(|c| (aggregate(c, false), c.name.clone())).collect();
-        let state = |c: &Cell| match &c.fold {
-            Some(fold) if fold.compact && !absent(c) => format!("mergeql_gset_of({})", self.aggregate(c, false)),
-            _ => aggregate(c, true),
-        };
+        let value = |c: &Cell| if absent(c) { "NULL".to_owned() } else { self.aggregate(c, false) };
+        let mut items: Vec<(String, String)> = self.plan.cells.iter().map(|c| (value(c), c.name.clone())).collect();
+        let state = |c: &Cell| if absent(c) { "NULL".to_owned() } else { self.cell_state(c) };
         let cells = self.plan.cells.iter().chain(&self.plan.delete);
         items.extend(cells.enumerate().map(|(i, c)| (state(c), state_name(i))));
         self.grouped(&items, 0)
@@ -579,7 +593,7 @@ impl Lowering<'_> {
                 others.sort_unstable();
                 rest.extend(others);
             }
-            Returning::Rows => {}
+            Returning::Rows | Returning::State => {}
             // Rows of a key are told apart by their column, those without a key by all they hold.
             _ if plan.nullable_key() => rest.extend(["column_name", "losers", "strategy", "value", "winner_sources"]),
             _ => rest.push("column_name"),
@@ -595,7 +609,7 @@ impl Lowering<'_> {
     }
 
     fn type_of(&self, name: &str) -> Option<&Type> {
-        if self.plan.returning != Returning::Rows && ["column_name", "value", "strategy"].contains(&name) {
+        if self.plan.returns_cells() && ["column_name", "value", "strategy"].contains(&name) {
             return Some(&Type::Text);
         }
         self.plan.result_columns().find(|(n, _)| *n == name).map(|(_, ty)| ty)

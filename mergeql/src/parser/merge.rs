@@ -122,8 +122,10 @@ impl Parser<'_> {
                     Returning::Conflicts
                 } else if self.take_word("PROVENANCE") {
                     Returning::Provenance
+                } else if self.take_word("STATE") {
+                    Returning::State
                 } else {
-                    return Err(self.unexpected("ROWS, CONFLICTS or PROVENANCE"));
+                    return Err(self.unexpected("ROWS, CONFLICTS, PROVENANCE or STATE"));
                 };
             }
             "INTO" => {
