@@ -11,9 +11,6 @@ import subprocess
 import sys
 import time
 
-import torch
-from safetensors.torch import save_file
-
 folder, mergeql, mergekit = sys.argv[1:4]
 layers = int(sys.argv[4]) if len(sys.argv) > 4 else 13
 HIDDEN, INNER, VOCAB = 512, 1376, 8000
@@ -34,6 +31,9 @@ def shapes():
 
 
 def make(dtype):
+    import torch
+    from safetensors.torch import save_file
+
     place = os.path.join(folder, dtype)
     if os.path.exists(os.path.join(place, "m3", "model.safetensors")):
         return place
@@ -71,10 +71,16 @@ CONFIGS = {
 for method, extra in [("task_arithmetic", ""), ("ties", ", density: 0.3"), ("dare_ties", ", density: 0.3"), ("della", ", density: 0.5, epsilon: 0.1"), ("model_stock", ""), ("breadcrumbs", ", density: 0.5, gamma: 0.01")]:
     CONFIGS[method] = f"merge_method: {method}\nbase_model: base\nmodels:\n" + "".join(f"  - {{model: m{i}, parameters: {{weight: 0.25{extra}}}}}\n" for i in range(4))
 
+if len(sys.argv) > 5:
+    make(sys.argv[5])
+    sys.exit()
+
 print("| dtype | method | mergeql s | MB | bytes s | x bytes | mergekit s | x faster | mergekit CPU s | x CPU |")
 print("|---|---|---:|---:|---:|---:|---:|---:|---:|---:|")
 for dtype in ["float32", "bfloat16"]:
-    place = make(dtype)
+    # In a process of its own: the peak memory of a child counts what its parent held.
+    subprocess.run([sys.executable, os.path.abspath(__file__), folder, mergeql, mergekit, str(layers), dtype], check=True)
+    place = os.path.join(folder, dtype)
     os.chdir(place)
     for method, config in CONFIGS.items():
         with open("config.yml", "w") as file:
@@ -89,7 +95,7 @@ for dtype in ["float32", "bfloat16"]:
             io.append(run(["sh", "-c", "cat " + " ".join(inputs) + " > /dev/null && cp m0/model.safetensors copy/ && sync copy/model.safetensors"], place))
             if turn < 1 or method in ("linear", "task_arithmetic"):
                 shutil.rmtree("theirs", ignore_errors=True)
-                theirs.append(run([mergekit, "config.yml", "theirs", "--no-copy-tokenizer"], place))
+                theirs.append(run([mergekit, "config.yml", "theirs", "--no-copy-tokenizer", "--no-write-model-card"], place))
         middle = lambda runs: min(runs, key=lambda r: abs(r[0] - statistics.median(x[0] for x in runs)))
         (a, acpu, amem), (b, _, _), (c, ccpu, _) = middle(ours), middle(io), middle(theirs)
         print(f"| {dtype} | {method} | {a:.2f} | {amem:.0f} | {b:.2f} | {a / b:.1f} | {c:.2f} | {c / a:.1f} | {ccpu:.1f} | {ccpu / acpu:.1f} |", flush=True)

@@ -98,3 +98,16 @@ fn compare(python: &str, folder: &str) -> Outcome {
     );
     text(Command::new(python).args(["-c", &script])).map(drop)
 }
+
+/// Merging models beside mergekit.
+pub fn tensors(root: &Path, layers: Option<&str>) -> Outcome {
+    let target = crate::target()?;
+    let python = crate::duckdb::python("mergekit", &["mergekit==0.1.5"])?;
+    run("cargo", &["build", "--release", "-p", "mergeql"])?;
+    let folder = target.join("bench-tensors");
+    std::fs::create_dir_all(&folder).map_err(|e| e.to_string())?;
+    let script = root.join("xtask/bench/tensors.py").display().to_string();
+    let (folder, ours) = (folder.display().to_string(), target.join("release/mergeql").display().to_string());
+    let rival = python.with_file_name("mergekit-yaml").display().to_string();
+    run(&python.display().to_string(), &[&script, &folder, &ours, &rival, layers.unwrap_or("13")])
+}

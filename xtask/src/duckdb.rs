@@ -83,15 +83,19 @@ pub fn python(name: &str, packages: &[&str]) -> Result<PathBuf, String> {
     Ok(python)
 }
 
-/// The tests in every release of DuckDB.
-pub fn test() -> Result<Environment, String> {
+/// Where the extension and the interpreters are.
+pub fn environment() -> Result<Environment, String> {
     let extension = extension(false)?;
     let mut pythons = Vec::new();
     for release in RELEASES {
         pythons.push(python(&format!("duckdb-{release}"), &[&format!("duckdb=={release}")])?.display().to_string());
     }
-    let environment =
-        vec![("MERGEQL_DUCKDB_EXTENSION", extension.display().to_string()), ("MERGEQL_DUCKDB_PYTHONS", pythons.join(":"))];
+    Ok(vec![("MERGEQL_DUCKDB_EXTENSION", extension.display().to_string()), ("MERGEQL_DUCKDB_PYTHONS", pythons.join(":"))])
+}
+
+/// The tests in every release of DuckDB.
+pub fn test() -> Result<Environment, String> {
+    let environment = environment()?;
     hosts(&["duckdb"], &environment)?;
     Ok(environment)
 }

@@ -23,10 +23,12 @@ const USAGE: &str = "cargo xtask COMMAND
   test-postgres the tests in Postgres alone
   sqlite        build the SQLite extension and say how to load it (with --wheel: the Python package)
   test-sqlite   the tests in SQLite alone
+  test-dbt      the tests of the dbt package alone
   bench merge [ROWS ...]   the merge beside DuckDB, Polars and DataFusion, default 1000000 10000000 rows
   bench duckdb [ROWS]      our aggregates in DuckDB beside its own, default 10000000 rows
   bench postgres [ROWS]    our aggregates in Postgres beside its own, default 10000000 rows
-  bench sqlite [ROWS]      our aggregates and replicated tables in SQLite beside its own, default 1000000 rows";
+  bench sqlite [ROWS]      our aggregates and replicated tables in SQLite beside its own, default 1000000 rows
+  bench tensors [LAYERS]   merging models beside mergekit and beside reading and writing the same bytes, default 13 layers (50M parameters)";
 
 /// What a chore ends in.
 type Outcome = Result<(), String>;
@@ -68,12 +70,27 @@ fn hosts(tests: &[&str], environment: &Environment) -> Outcome {
     duckdb::run_with("cargo", &arguments, &environment)
 }
 
+/// Where dbt is.
+fn dbt_environment() -> Result<Environment, String> {
+    let packages = ["dbt-core==1.11.16", "dbt-duckdb==1.11.1", "dbt-postgres==1.11.0", "duckdb==2.0.0"];
+    Ok(vec![("MERGEQL_DBT_PYTHON", duckdb::python("dbt", &packages)?.display().to_string())])
+}
+
+/// `cargo xtask test-dbt`
+fn test_dbt() -> Outcome {
+    let mut environment = duckdb::environment()?;
+    environment.extend(postgres::test_environment()?);
+    environment.extend(dbt_environment()?);
+    hosts(&["dbt"], &environment)
+}
+
 fn test() -> Outcome {
     run("cargo", &["test"])?;
     let mut environment = duckdb::test()?;
     environment.extend(postgres::test()?);
     environment.extend(sqlite::test()?);
-    hosts(&["exchange"], &environment)?;
+    environment.extend(dbt_environment()?);
+    hosts(&["exchange", "dbt"], &environment)?;
     docs::check(&root())?;
     new_strategy::check(&root())
 }
@@ -94,10 +111,12 @@ fn main() -> ExitCode {
         ["sqlite"] => sqlite::build(),
         ["sqlite", "--wheel"] => sqlite::build_wheel(),
         ["test-sqlite"] => sqlite::test().map(drop),
+        ["test-dbt"] => test_dbt(),
         ["new-strategy"] => new_strategy::check(&root()),
         ["bench", "merge", rows @ ..] => bench::merge(&root(), rows),
         ["bench", "postgres", rows @ ..] => postgres::bench(rows.first().copied()),
         ["bench", "sqlite", rows @ ..] => sqlite::bench(rows.first().copied()),
+        ["bench", "tensors", layers @ ..] => bench::tensors(&root(), layers.first().copied()),
         ["bench", "duckdb", rows @ ..] => duckdb::bench(rows.first().copied()),
         _ => Err(USAGE.to_owned()),
     };

@@ -313,11 +313,16 @@ pub fn build(installed: bool) -> Outcome {
     Ok(())
 }
 
-/// The tests in a Postgres of their own.
-pub fn test() -> Result<Environment, String> {
+/// Where Postgres is, with the extension installed, and what talks to it.
+pub fn test_environment() -> Result<Environment, String> {
     let folder = extension(false)?;
     install(&folder)?;
-    let environment = vec![("MERGEQL_POSTGRES_BIN", ask(&pg_config()?, "--bindir")?), ("MERGEQL_POSTGRES_PYTHON", driver()?)];
+    Ok(vec![("MERGEQL_POSTGRES_BIN", ask(&pg_config()?, "--bindir")?), ("MERGEQL_POSTGRES_PYTHON", driver()?)])
+}
+
+/// The tests in Postgres.
+pub fn test() -> Result<Environment, String> {
+    let environment = test_environment()?;
     hosts(&["postgres"], &environment)?;
     Ok(environment)
 }

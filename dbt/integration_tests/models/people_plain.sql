@@ -1,0 +1,2 @@
+{{ config(materialized='table') }}
+{{ mergeql.merge(sources=[ref('crm'), ref('erp')], key='id', version_by='updated_at', strategies={'salary': 'max', 'updated_at': 'max'}) }}

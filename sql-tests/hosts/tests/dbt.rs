@@ -1,0 +1,144 @@
+//! The dbt package in real dbt, on a real DuckDB and a real Postgres: build, late and repeated batches against a full refresh, errors, docs.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use mergeql_host_tests::cluster::Cluster;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// A copy of the package and its test project, so that nothing is left beside the sources.
+struct Project {
+    folder: tempfile::TempDir,
+    target: &'static str,
+    vars: String,
+    environment: Vec<(String, String)>,
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let to = to.join(entry.file_name());
+        if entry.path().is_dir() { copy(&entry.path(), &to) } else { drop(std::fs::copy(entry.path(), to).unwrap()) }
+    }
+}
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+fn variable(name: &str) -> String {
+    std::env::var(name).expect("run `cargo xtask test`: it installs dbt and names it here")
+}
+
+impl Project {
+    fn new(target: &'static str, vars: String, environment: Vec<(String, String)>) -> Project {
+        let folder = tempfile::tempdir().unwrap();
+        copy(&root().join("dbt"), &folder.path().join("dbt"));
+        copy(&root().join("examples"), &folder.path().join("examples"));
+        let project = Project { folder, target, vars, environment };
+        project.run(&["deps"], "");
+        project
+    }
+
+    fn duckdb() -> Project {
+        let file = tempfile::Builder::new().prefix("mergeql-dbt").tempdir().unwrap().keep().join("test.duckdb");
+        let vars = format!("mergeql_extension: {}", variable("MERGEQL_DUCKDB_EXTENSION"));
+        Project::new("duckdb", vars, vec![("MERGEQL_DUCKDB_FILE".into(), file.display().to_string())])
+    }
+
+    fn postgres(cluster: &Cluster) -> Project {
+        let environment = [("PGHOST", cluster.folder.display().to_string()), ("PGUSER", "postgres".into()), ("PGDATABASE", cluster.database())];
+        Project::new("postgres", String::new(), environment.map(|(k, v)| (k.to_owned(), v)).to_vec())
+    }
+
+    fn command(&self, folder: &str, arguments: &[&str], vars: &str) -> (bool, String) {
+        let vars = [self.vars.as_str(), vars].into_iter().filter(|v| !v.is_empty()).collect::<Vec<_>>().join(", ");
+        let dbt = Path::new(&variable("MERGEQL_DBT_PYTHON")).with_file_name("dbt");
+        let output = Command::new(dbt)
+            .args(arguments)
+            .args(["--target", self.target, "--vars", &format!("{{{vars}}}"), "--profiles-dir", "."])
+            .current_dir(self.folder.path().join(folder))
+            .env("DBT_SEND_ANONYMOUS_USAGE_STATS", "false")
+            .env("NO_COLOR", "1")
+            .envs(self.environment.iter().cloned())
+            .output()
+            .unwrap();
+        (output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr))
+    }
+
+    fn run(&self, arguments: &[&str], vars: &str) -> String {
+        let (fine, output) = self.command("dbt/integration_tests", arguments, vars);
+        assert!(fine, "{arguments:?} {vars} on {}\n{output}", self.target);
+        output
+    }
+
+    fn fails(&self, arguments: &[&str], vars: &str, parts: &[&str]) {
+        let (fine, output) = self.command("dbt/integration_tests", arguments, vars);
+        assert!(!fine, "{arguments:?} should fail");
+        parts.iter().for_each(|part| assert!(output.contains(part), "`{part}` is not in\n{output}"));
+    }
+
+    /// The rows of a model as text, in order.
+    fn rows(&self, model: &str) -> Vec<String> {
+        let query = format!("select * from {{{{ ref('{model}') }}}} order by 1");
+        let output = self.run(&["show", "--quiet", "--inline", &query, "--limit", "-1", "--output", "json"], "");
+        let json: serde_json::Value = serde_json::from_str(&output[output.find('{').unwrap()..]).unwrap();
+        json["show"].as_array().unwrap().iter().map(|row| row.as_object().unwrap().values().map(|v| v.to_string()).collect::<Vec<_>>().join(" | ")).collect()
+    }
+}
+
+fn everything(project: &Project) {
+    let built = project.run(&["build"], "");
+    assert!(built.contains("ERROR=0"), "{built}");
+    assert_eq!(project.rows("people").len(), 4);
+    let first = project.rows("visits");
+    assert_eq!(first, project.rows("visits_crdt"));
+
+    // Late, then everything again in another order: the same as all at once.
+    let models = ["-s", "visits", "visits_crdt"];
+    let batch = |vars: &str| project.run(&[&["run"], &models[..]].concat(), vars);
+    batch("late: true");
+    let late = project.rows("visits");
+    assert_ne!(first, late);
+    batch("late: true");
+    batch("");
+    assert_eq!(project.rows("visits"), late);
+    project.run(&["run", "--full-refresh", "-s", "visits"], "everything: true");
+    assert_eq!(project.rows("visits"), late);
+    // A column that came later was appended.
+    let with_tens = project.rows("visits_crdt");
+    assert!(with_tens.iter().zip(&late).all(|(a, b)| a.starts_with(b.as_str()) && a.len() > b.len()), "{with_tens:?}");
+
+    let errors = |model: &str, parts: &[&str]| project.fails(&["run", "-s", model], "errors: true", parts);
+    errors("wrong_strategy", &["unknown_strategy", "maxx", "did you mean `max`"]);
+    errors("wrong_column", &["unknown_column", "salry", "did you mean `salary`"]);
+    errors("no_key", &["unique_key"]);
+
+    // Without the extension: the strategies of plain SQL, and a clear error for the others.
+    project.run(&["run", "-s", "people_plain"], "mergeql_plain_sql: true");
+    project.run(&["test", "-s", "plain_sql_is_what_the_extension_gives"], "");
+    project.fails(&["run", "-s", "people"], "mergeql_plain_sql: true", &["plain SQL has no lawful answer for the strategy `union`"]);
+    project.run(&["docs", "generate"], "");
+}
+
+#[test]
+fn in_duckdb() {
+    let project = Project::duckdb();
+    everything(&project);
+}
+
+#[test]
+fn in_postgres() {
+    let cluster = Cluster::start();
+    everything(&Project::postgres(&cluster));
+}
+
+/// The example of the README in two commands.
+#[test]
+fn the_example_shop() {
+    let project = Project::duckdb();
+    for arguments in [&["deps"][..], &["build"]] {
+        let (fine, output) = project.command("examples/dbt_shop", arguments, "");
+        assert!(fine, "{output}");
+    }
+}
