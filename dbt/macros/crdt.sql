@@ -66,8 +66,8 @@
   {%- set quoted = [] -%}{%- set kept = [] -%}
   {%- for column in columns -%}
     {%- do quoted.append(adapter.quote(column)) -%}
-    {%- set none = 'cast(null as ' ~ ('crdt' if target.type == 'postgres' else 'blob') ~ ') as ' -%}
-    {%- do kept.append(adapter.quote(column) if column in of_batch else none ~ adapter.quote(column)) -%}
+    {%- set absent = 'cast(null as ' ~ ('crdt' if target.type == 'postgres' else 'blob') ~ ') as ' -%}
+    {%- do kept.append(adapter.quote(column) if column in of_batch else absent ~ adapter.quote(column)) -%}
   {%- endfor -%}
   {%- set known = '(select s.* from ' ~ states ~ ' as s where exists (select 1 from ' ~ incoming ~ ' as b where ' ~ same | join(' and ') ~ ')) AS known' -%}
   {%- set fresh = '(select ' ~ kept | join(', ') ~ ' from ' ~ incoming ~ ') AS fresh' -%}
