@@ -193,9 +193,12 @@ impl Tensor {
         if let Store::Memory(values) = &self.store {
             return Ok(&values[range]);
         }
-        buffer.values.resize(range.len(), 0.0);
-        self.read(range, &mut buffer.values, &mut buffer.bytes)?;
-        Ok(&buffer.values)
+        let n = range.len();
+        if buffer.values.len() < n {
+            buffer.values.resize(n, 0.0);
+        }
+        self.read(range, &mut buffer.values[..n], &mut buffer.bytes)?;
+        Ok(&buffer.values[..n])
     }
 
     /// The same tensor, with its elements in memory.
@@ -222,7 +225,19 @@ impl Tensor {
             return rows.read(self.shape[1..].iter().product(), range, out);
         }
         let width = dtype::width(self.dtype).unwrap_or(1);
-        bytes.resize(range.len() * width, 0);
+        if self.dtype == Dtype::F32 && cfg!(target_endian = "little") {
+            // As they are in the file.
+            let out: &mut [u8] = bytemuck::cast_slice_mut(out);
+            self.raw((range.start * width) as u64, out)?;
+            return match self.first_not_finite(out) {
+                Some(at) => Err(self.not_finite(range.start + at)),
+                None => Ok(()),
+            };
+        }
+        if bytes.len() < range.len() * width {
+            bytes.resize(range.len() * width, 0);
+        }
+        let bytes = &mut bytes[..range.len() * width];
         self.raw((range.start * width) as u64, bytes)?;
         dtype::decode(self.dtype, bytes, out)
             .map_err(|e| Error { message: format!("tensor `{}`: {}", self.name, e.message), ..e })?;

@@ -1,7 +1,7 @@
 //! Numbers as checkpoints store them: read into f32, and rounded once on the way out (to nearest, ties to even).
 
 use half::slice::HalfFloatSliceExt;
-use half::{bf16, f16};
+use half::f16;
 use mergeql_udfs::{Error, Result};
 pub use safetensors::Dtype;
 
@@ -104,15 +104,27 @@ pub fn not_finite(dtype: Dtype, bytes: &[u8]) -> Option<usize> {
 /// `type_mismatch` for a type that is no float.
 pub fn encode(dtype: Dtype, values: &[f32], out: &mut Vec<u8>) -> Result<()> {
     match dtype {
+        Dtype::F32 if cfg!(target_endian = "little") => out.extend_from_slice(bytemuck::cast_slice(values)),
         Dtype::F32 => values.iter().for_each(|v| out.extend(v.to_le_bytes())),
         Dtype::F64 => values.iter().for_each(|v| out.extend(f64::from(*v).to_le_bytes())),
-        Dtype::BF16 => values.iter().for_each(|v| out.extend(bf16::from_f32(*v).to_le_bytes())),
+        Dtype::BF16 => {
+            let from = out.len();
+            out.resize(from + 2 * values.len(), 0);
+            out[from..].chunks_exact_mut(2).zip(values).for_each(|(o, v)| o.copy_from_slice(&to_bf16(*v).to_le_bytes()));
+        }
         Dtype::F16 => values.iter().for_each(|v| out.extend(f16::from_f32(*v).to_le_bytes())),
         Dtype::F8_E5M2 => out.extend(values.iter().map(|v| to_f8(*v, 2))),
         Dtype::F8_E4M3 => out.extend(values.iter().map(|v| to_f8(*v, 3))),
         other => return Err(Error::type_mismatch(format!("{} is no type of floats", name(other)))),
     }
     Ok(())
+}
+
+/// The upper half, rounded to nearest with ties to even; NaN stays NaN. Without branches, so that it runs on vectors.
+fn to_bf16(v: f32) -> u16 {
+    let bits = v.to_bits();
+    let rounded = (bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16) as u16;
+    if v.is_nan() { (bits >> 16) as u16 | 0x40 } else { rounded }
 }
 
 /// Four bits of exponent with bias 7, three of mantissa, no infinities (Micikevicius et al. 2022, FP8 formats for deep learning).

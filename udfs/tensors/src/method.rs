@@ -96,6 +96,8 @@ pub struct Method {
     pub models: (usize, usize),
     /// Whether the answer depends on the order in which the models are written. EXPLAIN and the manual say so.
     pub ordered: bool,
+    /// Whether it reads each element once, so that there is no use in holding them.
+    pub reads_once: bool,
     /// Its parameters.
     pub params: &'static [Param],
     /// What can be wrong with a tensor's parameters and files, without reading an element.
@@ -117,6 +119,7 @@ impl Method {
         base: Base::Required,
         models: (1, usize::MAX),
         ordered: false,
+        reads_once: false,
         params: &[],
         check: |_| Ok(()),
         prepare: |_| Ok(Kernel::Whole(Vec::new())),

@@ -3,7 +3,7 @@
 
 use crate::checkpoint::{Buffer, Checkpoint, Tensor};
 use crate::dtype;
-use crate::method::{Input, Job, Kernel, Settings, Survey, Tile, Value};
+use crate::method::{Input, Job, Kernel, Prepare, Settings, Survey, Tile, Value};
 use crate::output::{Layout, Writer};
 use crate::plan::{How, Merge, Plan, Task};
 use mergeql_udfs::{Code, Error, Result};
@@ -26,21 +26,23 @@ pub(crate) fn part(hash: &mut Sha256, bytes: &[u8]) {
     hash.update(bytes);
 }
 
-const READ: u64 = 4 << 20;
+/// Bytes of one read: what stays in a core's own cache.
+const READ: u64 = 256 << 10;
 
-fn hash_tensor(tensor: &Tensor) -> Result<Hash> {
-    let (mut hash, mut buffer) = (Sha256::new(), Vec::new());
+fn hash_tensor(tensor: &Tensor, buffer: &mut Vec<u8>) -> Result<Hash> {
+    let mut hash = Sha256::new();
     let size = tensor.bytes.end - tensor.bytes.start;
     let mut at = 0;
+    buffer.resize(READ as usize, 0);
     while at < size {
-        buffer.resize(READ.min(size - at) as usize, 0);
-        tensor.raw(at, &mut buffer)?;
-        if let Some(place) = tensor.first_not_finite(&buffer) {
+        let part = &mut buffer[..READ.min(size - at) as usize];
+        tensor.raw(at, part)?;
+        if let Some(place) = tensor.first_not_finite(part) {
             let width = dtype::width(tensor.dtype).unwrap_or(1);
             return Err(tensor.not_finite(at as usize / width + place));
         }
-        hash.update(&buffer);
-        at += buffer.len() as u64;
+        hash.update(&*part);
+        at += part.len() as u64;
     }
     Ok(hash.finalize().into())
 }
@@ -52,7 +54,8 @@ fn hash_tensor(tensor: &Tensor) -> Result<Hash> {
 /// `io`.
 pub fn contribution(name: &str, checkpoint: &Checkpoint, weight: Option<f64>, version: Option<&str>) -> Result<Hash> {
     let tensors: Vec<(&String, &Tensor)> = checkpoint.tensors.iter().collect();
-    let hashes: Vec<Hash> = tensors.par_iter().map(|(_, tensor)| hash_tensor(tensor)).collect::<Result<_>>()?;
+    let hash = |buffer: &mut Vec<u8>, (_, tensor): &(&String, &Tensor)| hash_tensor(tensor, buffer);
+    let hashes: Vec<Hash> = tensors.par_iter().with_max_len(1).map_init(Vec::new, hash).collect::<Result<_>>()?;
     let mut hash = Sha256::new();
     hash.update(b"mergeql.contribution.1");
     part(&mut hash, name.as_bytes());
@@ -207,12 +210,12 @@ pub struct Written {
     pub resumed: bool,
 }
 
-/// Elements of a tile: as many as fit, and whole granules.
+/// Elements of a tile: as many as stay in a core's own cache and fit, and whole granules.
 fn tile_size(granule: usize, inputs: usize, memory: u64) -> usize {
     // Two buffers of each input, its bytes, and the output.
     let threads = rayon::current_num_threads() as u64;
     let fits = memory / 2 / threads / (4 * (2 * inputs as u64 + 4));
-    let wanted = fits.clamp(1 << 12, 1 << 18) as usize;
+    let wanted = fits.clamp(1 << 12, 1 << 16) as usize;
     (wanted / granule).max(1) * granule
 }
 
@@ -255,58 +258,137 @@ fn surveys(plan: &Plan) -> Result<BTreeMap<usize, (Survey, usize)>> {
     Ok(found)
 }
 
-/// Computes the bytes of a tensor, and gives them away in order.
-///
-/// # Errors
-/// What the method says, what reading says, and what `sink` says.
-pub fn compute(
-    task: &Task,
-    survey: Option<&(Survey, usize)>,
-    memory: u64,
-    mut sink: impl FnMut(Vec<u8>) -> Result<()>,
-) -> Result<()> {
-    let merge = match &task.how {
-        How::Made { tensor, .. } => return copy(task, tensor, &[], sink),
-        How::Copy { from, others } => return copy(task, from, others, sink),
-        How::Merge(merge) => merge,
-    };
-    let job = Job { survey: survey.map(|s| &s.0), offset: survey.map_or(0, |s| s.1), ..merge.job(task) };
-    let encode = |values: &[f32]| {
-        let mut bytes = Vec::with_capacity(values.len() * task.dtype.bitsize() / 8);
-        dtype::encode(task.dtype, values, &mut bytes)?;
-        Ok(bytes)
-    };
-    match (merge.method.prepare)(&job)? {
-        Kernel::Whole(values) if values.len() == task.len() => values.chunks(1 << 20).try_for_each(|chunk| sink(encode(chunk)?)),
-        Kernel::Whole(values) => Err(Error::new(
-            Code::Unsupported,
-            format!("`{}` gave {} elements for tensor `{}`", merge.method.name, values.len(), task.name),
-        )),
-        Kernel::Tiles { granule, run } => {
-            let (n, inputs) = (task.len(), merge.models.len() + usize::from(merge.base.is_some()));
-            let size = tile_size(granule.max(1), inputs, memory);
-            let batch = size * rayon::current_num_threads();
-            let tile = |room: &mut (Vec<Buffer>, Vec<f32>), from: usize| -> Result<Vec<u8>> {
-                let range = from..(from + size).min(n);
-                let (buffers, out) = room;
-                buffers.resize_with(inputs, Buffer::default);
-                let mut parts = Vec::with_capacity(inputs);
-                for (input, buffer) in merge.models.iter().chain(&merge.base).zip(buffers.iter_mut()) {
-                    parts.push(input.tensor.view(range.clone(), buffer)?);
-                }
-                let base = if merge.base.is_some() { parts.pop().unwrap_or(&[]) } else { &[] };
-                out.resize(range.len(), 0.0);
-                run(&Tile { range, models: parts, base }, out)?;
-                encode(out)
-            };
-            for start in (0..n).step_by(batch) {
-                let starts: Vec<usize> = (start..(start + batch).min(n)).step_by(size).collect();
-                let computed: Vec<Vec<u8>> = starts.into_par_iter().map_init(Default::default, tile).collect::<Result<_>>()?;
-                computed.into_iter().try_for_each(&mut sink)?;
-            }
-            Ok(())
+/// Tensors that are computed together: enough of them that no thread waits for another.
+fn groups(plan: &Plan, members: &[usize]) -> Vec<Vec<usize>> {
+    let full = rayon::current_num_threads() << 19;
+    let mut groups: Vec<Vec<usize>> = Vec::new();
+    let mut size = usize::MAX;
+    for index in members {
+        let len = plan.tasks[*index].len();
+        if size.saturating_add(len) > full {
+            groups.push(Vec::new());
+            size = 0;
+        }
+        size += len;
+        if let Some(group) = groups.last_mut() {
+            group.push(*index);
         }
     }
+    groups
+}
+
+/// The merge with its inputs in memory, where its method reads them more than once and there is room.
+fn loaded(merge: &Merge, room: u64) -> Result<Option<Merge>> {
+    let inputs = || merge.models.iter().chain(&merge.base);
+    let size: u64 = inputs().map(|i| 4 * i.tensor.len() as u64).sum();
+    if merge.method.reads_once || size > room {
+        return Ok(None);
+    }
+    let load = |input: &Input| Ok(Input { tensor: input.tensor.loaded()?, ..input.clone() });
+    Ok(Some(Merge {
+        models: merge.models.iter().map(load).collect::<Result<_>>()?,
+        base: merge.base.as_ref().map(load).transpose()?,
+        ..merge.clone()
+    }))
+}
+
+fn encoded(task: &Task, values: &[f32]) -> Result<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(values.len() * task.dtype.bitsize() / 8);
+    dtype::encode(task.dtype, values, &mut bytes)?;
+    Ok(bytes)
+}
+
+/// Computes the bytes of some tensors, and gives them away in order.
+///
+/// # Errors
+/// What the methods say, what reading says, and what `sink` says.
+fn compute(
+    plan: &Plan,
+    members: &[usize],
+    found: &BTreeMap<usize, (Survey, usize)>,
+    mut sink: impl FnMut(usize, Vec<u8>) -> Result<()>,
+) -> Result<()> {
+    let memory = plan.options.memory_limit;
+    for group in groups(plan, members) {
+        let room = memory / 4 / group.len() as u64;
+        let load = |index: &usize| match &plan.tasks[*index].how {
+            How::Merge(merge) => loaded(merge, room),
+            _ => Ok(None),
+        };
+        let in_memory: Vec<Option<Merge>> = group.par_iter().with_max_len(1).map(load).collect::<Result<_>>()?;
+        let mut jobs: Vec<Option<Job<'_>>> = Vec::with_capacity(group.len());
+        for (index, loaded) in group.iter().zip(&in_memory) {
+            let (task, survey) = (&plan.tasks[*index], found.get(index));
+            let merge = match (loaded, &task.how) {
+                (Some(merge), _) => Some(merge),
+                (None, How::Merge(merge)) => Some(&**merge),
+                _ => None,
+            };
+            jobs.push(merge.map(|m| Job { survey: survey.map(|s| &s.0), offset: survey.map_or(0, |s| s.1), ..m.job(task) }));
+        }
+        let prepare = |(job, index): (&Option<Job<'_>>, &usize)| match (job, &plan.tasks[*index].how) {
+            (Some(_), How::Merge(merge)) => Some(merge.method.prepare),
+            _ => None,
+        };
+        let methods: Vec<Option<Prepare>> = jobs.iter().zip(&group).map(prepare).collect();
+        let kernels: Vec<Option<Kernel<'_>>> = jobs
+            .par_iter()
+            .with_max_len(1)
+            .zip(&methods)
+            .map(|(job, prepare)| match (job, prepare) {
+                (Some(job), Some(prepare)) => prepare(job).map(Some),
+                _ => Ok(None),
+            })
+            .collect::<Result<_>>()?;
+        // Every tile of every tensor, in order.
+        let mut parts: Vec<(usize, usize, usize)> = Vec::new();
+        for (at, (index, kernel)) in group.iter().zip(&kernels).enumerate() {
+            let task = &plan.tasks[*index];
+            match kernel {
+                Some(Kernel::Tiles { granule, .. }) => {
+                    let inputs = jobs[at].as_ref().map_or(1, |job| job.models.len() + 1);
+                    let size = tile_size((*granule).max(1), inputs, memory);
+                    parts.extend((0..task.len()).step_by(size).map(|from| (at, from, (from + size).min(task.len()))));
+                }
+                _ => parts.push((at, 0, task.len())),
+            }
+        }
+        for batch in parts.chunks(8 * rayon::current_num_threads()) {
+            let tile = |room: &mut (Vec<Buffer>, Vec<f32>), (at, from, to): &(usize, usize, usize)| -> Result<Option<Vec<u8>>> {
+                let (Some(job), Some(Kernel::Tiles { run, .. })) = (&jobs[*at], &kernels[*at]) else { return Ok(None) };
+                let (buffers, out) = room;
+                let range = *from..*to;
+                let inputs: Vec<&Input> = job.models.iter().chain(job.base).collect();
+                buffers.resize_with(inputs.len().max(buffers.len()), Buffer::default);
+                let mut parts = Vec::with_capacity(inputs.len());
+                for (input, buffer) in inputs.iter().zip(buffers.iter_mut()) {
+                    parts.push(input.tensor.view(range.clone(), buffer)?);
+                }
+                let base = if job.base.is_some() { parts.pop().unwrap_or(&[]) } else { &[] };
+                out.resize(range.len(), 0.0);
+                run(&Tile { range, models: parts, base }, out)?;
+                encoded(&plan.tasks[group[*at]], out).map(Some)
+            };
+            let computed: Vec<Option<Vec<u8>>> = batch.par_iter().with_max_len(1).map_init(Default::default, tile).collect::<Result<_>>()?;
+            for ((at, ..), bytes) in batch.iter().zip(computed) {
+                let index = group[*at];
+                let task = &plan.tasks[index];
+                match (bytes, &kernels[*at], &task.how) {
+                    (Some(bytes), ..) => sink(index, bytes)?,
+                    (None, Some(Kernel::Whole(values)), _) if values.len() == task.len() => {
+                        values.chunks(1 << 18).try_for_each(|chunk| sink(index, encoded(task, chunk)?))?;
+                    }
+                    (None, _, How::Made { tensor, .. }) => copy(task, tensor, &[], |bytes| sink(index, bytes))?,
+                    (None, _, How::Copy { from, others }) => copy(task, from, others, |bytes| sink(index, bytes))?,
+                    (None, ..) => {
+                        let message = format!("`{}` gave no tensor of the shape of `{}`", task.strategy(), task.name);
+                        return Err(Error::new(Code::Unsupported, message));
+                    }
+                }
+            }
+        }
+    }
+    Ok(())
 }
 
 fn copy(task: &Task, from: &Tensor, others: &[Tensor], mut sink: impl FnMut(Vec<u8>) -> Result<()>) -> Result<()> {
@@ -361,7 +443,7 @@ impl<'a> Surveyed<'a> {
     /// What the method says, and reading.
     pub fn tensor(&self, index: usize, wanted: bool) -> Result<(Vec<u8>, Hash)> {
         let (mut bytes, mut hash) = (Vec::new(), Sha256::new());
-        compute(&self.plan.tasks[index], self.found.get(&index), self.plan.options.memory_limit, |part| {
+        compute(self.plan, &[index], &self.found, |_, part| {
             hash.update(&part);
             if wanted {
                 bytes.extend(part);
@@ -387,7 +469,15 @@ pub fn resolve(sealed: &Sealed) -> Result<BTreeMap<String, Vec<u8>>> {
 /// As [`write`], but for files.
 pub fn hashes(sealed: &Sealed) -> Result<BTreeMap<String, Hash>> {
     let surveyed = Surveyed::new(sealed)?;
-    sealed.plan.tasks.iter().enumerate().map(|(i, task)| Ok((task.name.clone(), surveyed.tensor(i, false)?.1))).collect()
+    let mut hashes: BTreeMap<String, Sha256> = sealed.plan.tasks.iter().map(|t| (t.name.clone(), Sha256::new())).collect();
+    let all: Vec<usize> = (0..sealed.plan.tasks.len()).collect();
+    compute(&sealed.plan, &all, &surveyed.found, |index, bytes| {
+        if let Some(hash) = hashes.get_mut(&sealed.plan.tasks[index].name) {
+            hash.update(&bytes);
+        }
+        Ok(())
+    })?;
+    Ok(hashes.into_iter().map(|(name, hash)| (name, hash.finalize().into())).collect())
 }
 
 /// Computes all tensors into a file (a path that ends in `.safetensors`) or a folder. Files appear whole or not at all; a run that was
@@ -413,27 +503,23 @@ pub fn write(
     let mut done = (0..plan.tasks.len()).filter(|i| writer.has(*i)).map(|i| plan.tasks[i].bytes()).sum::<u64>();
     // One thread writes and hashes while the others compute; a few parts wait between them.
     std::thread::scope(|scope| {
-        let (send, receive) = std::sync::mpsc::sync_channel::<(usize, Vec<u8>)>(4);
+        let (send, receive) = std::sync::mpsc::sync_channel::<(usize, Vec<u8>)>(16);
         let writing = scope.spawn(move || -> Result<Writer> {
             for (index, bytes) in receive {
                 writer.write(index, &bytes)?;
             }
             Ok(writer)
         });
-        let computing = || -> Result<()> {
-            for index in todo {
-                let task = &plan.tasks[index];
-                compute(task, found.get(&index), plan.options.memory_limit, |bytes| {
-                    done += bytes.len() as u64;
-                    report(Progress { doing: "merge", tensor: &task.name, done, total });
-                    // A writer that has stopped says why itself.
-                    send.send((index, bytes)).map_err(|_| Error::new(Code::Io, "the output can no longer be written"))
-                })?;
-                if task.is_empty() {
-                    send.send((index, Vec::new())).map_err(|_| Error::new(Code::Io, "the output can no longer be written"))?;
-                }
-            }
-            Ok(())
+        let mut computing = || -> Result<()> {
+            // A writer that has stopped says why itself.
+            let stopped = |_| Error::new(Code::Io, "the output can no longer be written");
+            compute(plan, &todo, &found, |index, bytes| {
+                done += bytes.len() as u64;
+                report(Progress { doing: "merge", tensor: &plan.tasks[index].name, done, total });
+                send.send((index, bytes)).map_err(stopped)
+            })?;
+            let empty = todo.iter().filter(|i| plan.tasks[**i].is_empty());
+            empty.copied().try_for_each(|index| send.send((index, Vec::new())).map_err(stopped))
         };
         let computed = computing();
         drop(send);

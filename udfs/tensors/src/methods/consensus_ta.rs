@@ -8,6 +8,7 @@ pub const METHOD: Method = Method {
     aliases: &[("tall_consensus", &[])],
     title: "the sum of what each model changed, where it matters to enough of them",
     paper: "Wang et al. 2024, arXiv:2405.07813",
+    reads_once: true,
     params: &[
         each(
             "lambda",

@@ -30,6 +30,7 @@ pub const LINEAR: Method = Method {
     name: "dare_linear",
     title: "what each model changed, thinned out at random, summed",
     paper: "Yu et al. 2024, arXiv:2311.03099",
+    reads_once: true,
     params: PARAMS,
     check: |job| masks(job).map(|_| ()),
     prepare: |job| prepare(job, false),

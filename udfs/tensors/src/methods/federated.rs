@@ -11,6 +11,7 @@ pub const AVG: Method = Method {
     title: "the mean of the clients by their examples",
     paper: "McMahan et al. 2017, arXiv:1602.05629",
     base: Base::None,
+    reads_once: true,
     synonyms: &[("weight", "num_samples")],
     params: &[SAMPLES],
     check: |job| job.shares("num_samples").map(|_| ()),

@@ -9,6 +9,7 @@ pub const METHOD: Method = Method {
     title: "the mean of the models by their weights",
     paper: "Wortsman et al. 2022, arXiv:2203.05482",
     base: Base::None,
+    reads_once: true,
     params: &[WEIGHT, param("normalize", Kind::Flag, "true", "whether the weights are divided by their sum")],
     check: |job| if job.flag("normalize") { job.check_shares() } else { Ok(()) },
     prepare,

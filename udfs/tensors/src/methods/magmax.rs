@@ -8,6 +8,7 @@ pub const METHOD: Method = Method {
     title: "of each entry the change of greatest magnitude",
     paper: "Marczak et al. 2024, arXiv:2407.06322",
     synonyms: &[("lambda", "scale")],
+    reads_once: true,
     params: &[param("scale", Kind::Number, "1", "scales the merged task vector")],
     prepare,
     ..Method::COMMON

@@ -8,6 +8,7 @@ pub const METHOD: Method = Method {
     title: "entries of the model where they are near to the base, the base where they are far",
     paper: "mergekit",
     models: (1, 1),
+    reads_once: true,
     params: &[param("t", Kind::Number, "!", "the distance up to which an entry is taken whole")],
     prepare,
     ..Method::COMMON

@@ -7,6 +7,7 @@ pub const METHOD: Method = Method {
     name: "negmerge",
     title: "the base less the mean of the entries whose sign agrees in every model",
     paper: "Kim et al. 2024, arXiv:2410.05583",
+    reads_once: true,
     params: &[param("lambda", Kind::Number, "1", "scales what is taken off")],
     prepare,
     ..Method::COMMON

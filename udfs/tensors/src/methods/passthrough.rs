@@ -9,6 +9,7 @@ pub const METHOD: Method = Method {
     paper: "mergekit",
     base: Base::None,
     models: (1, 1),
+    reads_once: true,
     params: &[each("scale", Kind::Number, "1", "what its elements are multiplied by")],
     prepare,
     ..Method::COMMON

@@ -8,6 +8,7 @@ pub const METHOD: Method = Method {
     name: "ram",
     title: "what one model alone changed, and the mean of what several changed",
     paper: "arXiv:2601.13572",
+    reads_once: true,
     params: &[],
     prepare: |job| prepare(job, false),
     ..Method::COMMON
@@ -16,6 +17,7 @@ pub const METHOD: Method = Method {
 pub const PLUS: Method = Method {
     name: "ram_plus",
     aliases: &[("ramplus_tl", &[])],
+    reads_once: false,
     title: "as ram, with what one model alone changed scaled up by how much of its change is shared",
     params: &[
         param("r", Kind::Number, "0.1", "how much the share of common changes scales those of one model alone"),

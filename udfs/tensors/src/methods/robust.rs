@@ -10,6 +10,7 @@ pub const MEDIAN: Method = Method {
     title: "of each entry the median",
     paper: "Yin et al. 2018, arXiv:1803.01498",
     base: Base::None,
+    reads_once: true,
     prepare: |job| Ok(trimmed((job.models.len() - 1) / 2)),
     ..Method::COMMON
 };

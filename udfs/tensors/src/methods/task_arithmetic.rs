@@ -8,6 +8,7 @@ pub const METHOD: Method = Method {
     name: "task_arithmetic",
     title: "the base plus the weighted sum of what each model changed",
     paper: "Ilharco et al. 2023, arXiv:2212.04089",
+    reads_once: true,
     params: &[
         WEIGHT,
         LAMBDA,
