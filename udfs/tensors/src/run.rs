@@ -215,7 +215,7 @@ fn tile_size(granule: usize, inputs: usize, memory: u64) -> usize {
     // Two buffers of each input, its bytes, and the output.
     let threads = rayon::current_num_threads() as u64;
     let fits = memory / 2 / threads / (4 * (2 * inputs as u64 + 4));
-    let wanted = fits.clamp(1 << 12, 1 << 16) as usize;
+    let wanted = fits.clamp(1 << 12, 1 << 15) as usize;
     (wanted / granule).max(1) * granule
 }
 

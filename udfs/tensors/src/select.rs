@@ -29,6 +29,31 @@ impl Cut {
     }
 }
 
+impl Cut {
+    /// Writes 1 for the elements that lie before it, 0 for the others; `start` is the index of the first. Keys that are equal to the cut's are
+    /// rare, so their indices are looked at in a pass of its own.
+    pub fn mark(&self, values: &[f32], key: impl Fn(f32) -> u32, start: usize, out: &mut [f32]) {
+        if self.all {
+            return out.fill(1.0);
+        }
+        let (n, mut tied) = (values.len().min(out.len()), false);
+        let (values, out) = (&values[..n], &mut out[..n]);
+        for at in 0..n {
+            let own = key(values[at]);
+            out[at] = if own < self.key { 1.0 } else { 0.0 };
+            tied |= own == self.key;
+        }
+        // All that are tied lie on one side, unless the cut goes through here.
+        if tied && self.index > start {
+            for at in 0..n.min(self.index - start) {
+                if key(values[at]) == self.key {
+                    out[at] = 1.0;
+                }
+            }
+        }
+    }
+}
+
 /// A key that orders floats of one sign by magnitude, ascending.
 pub fn small_first(v: f32) -> u32 {
     v.to_bits() & 0x7fff_ffff
@@ -142,6 +167,10 @@ mod tests {
                 };
                 let cut = first(values.len(), k, keys).expect("no errors");
                 let before: Vec<usize> = (0..values.len()).filter(|i| cut.after(of(values[*i]), *i)).collect();
+                let mut marks = vec![0.5; values.len()];
+                cut.mark(&values[..7], of, 0, &mut marks[..7]);
+                cut.mark(&values[7..], of, 7, &mut marks[7..]);
+                assert!(marks.iter().enumerate().all(|(i, m)| *m == f32::from(u8::from(cut.after(of(values[i]), i)))));
                 let mut sorted: Vec<usize> = (0..values.len()).collect();
                 sorted.sort_by_key(|i| (of(values[*i]), *i));
                 sorted.truncate(k);

@@ -37,11 +37,10 @@ struct Between(Vec<(Cut, Cut)>);
 impl Thin for Between {
     fn factors(&self, i: usize, range: Range<usize>, delta: &[f32], out: &mut [f32]) -> Result<()> {
         let (from, to) = self.0[i];
-        for (at, (o, d)) in out.iter_mut().zip(delta).enumerate() {
-            let key = select::small_first(*d);
-            let kept = !from.after(key, range.start + at) && to.after(key, range.start + at);
-            *o = f32::from(u8::from(kept));
-        }
+        let mut below = vec![0.0; out.len()];
+        from.mark(delta, select::small_first, range.start, &mut below);
+        to.mark(delta, select::small_first, range.start, out);
+        out.iter_mut().zip(&below).for_each(|(o, b)| *o -= b);
         Ok(())
     }
 }

@@ -84,44 +84,53 @@ pub fn kernel<'a>(job: &'a Job<'a>, thin: impl Thin + 'a, sum: Sum, granule: usi
 fn run(tile: &Tile<'_>, thin: &impl Thin, sum: Sum, weights: &[f32], scales: &[f32], out: &mut [f32]) -> Result<()> {
     let n = out.len();
     let mut factors = vec![0.0f32; n];
+    // Indexed loops over slices of one length, without branches: what the compiler turns into vectors.
     let weighted = |i: usize, delta: &mut [f32], factors: &mut [f32]| -> Result<()> {
-        delta.iter_mut().zip(tile.models[i].iter().zip(tile.base)).for_each(|(d, (m, b))| *d = m - b);
+        let (model, base) = (&tile.models[i][..n], &tile.base[..n]);
+        for at in 0..n {
+            delta[at] = model[at] - base[at];
+        }
         thin.factors(i, tile.range.clone(), delta, factors)?;
         let scale = weights[i] * scales[i];
-        delta.iter_mut().zip(factors.iter()).for_each(|(d, f)| *d *= f * scale);
+        for at in 0..n {
+            delta[at] *= factors[at] * scale;
+        }
         Ok(())
     };
     out.fill(0.0);
+    let base = &tile.base[..n];
     if !sum.consensus {
         let mut delta = vec![0.0f32; n];
         for i in 0..weights.len() {
-            weighted(i, &mut delta, &mut factors)?;
+            weighted(i, &mut delta[..n], &mut factors[..n])?;
             out.iter_mut().zip(&delta).for_each(|(o, d)| *o += d);
         }
         let total: f32 = weights.iter().sum();
         let scale = if sum.normalize && total.abs() >= 1e-8 { sum.lambda / total } else { sum.lambda };
-        out.iter_mut().zip(tile.base).for_each(|(o, b)| *o = b + scale * *o);
+        out.iter_mut().zip(base).for_each(|(o, b)| *o = b + scale * *o);
         return Ok(());
     }
-    let mut deltas = vec![vec![0.0f32; n]; weights.len()];
-    for (i, delta) in deltas.iter_mut().enumerate() {
-        weighted(i, delta, &mut factors)?;
+    let mut deltas = vec![0.0f32; n * weights.len()];
+    for (i, delta) in deltas.chunks_exact_mut(n.max(1)).enumerate() {
+        weighted(i, delta, &mut factors[..n])?;
         out.iter_mut().zip(&*delta).for_each(|(o, d)| *o += d);
     }
-    // The elected sign, +1 for a sum of 0, in `out`; what agrees with it is summed into `agreeing`, its weights into `factors`.
+    // The elected sign, +1 for a sum of 0, in `out`; what agrees with it is summed into `agreeing`, its weights into `divisors`.
     out.iter_mut().for_each(|o| *o = if *o >= 0.0 { 1.0 } else { -1.0 });
-    let mut agreeing = vec![0.0f32; n];
-    factors.fill(0.0);
-    for (delta, weight) in deltas.iter().zip(weights) {
-        for (((sum, divisor), sign), d) in agreeing.iter_mut().zip(factors.iter_mut()).zip(out.iter()).zip(delta) {
-            let agrees = d * sign > 0.0;
-            *sum += if agrees { *d } else { 0.0 };
-            *divisor += if agrees { *weight } else { 0.0 };
+    let (mut agreeing, mut divisors) = (vec![0.0f32; n], factors);
+    divisors.fill(0.0);
+    for (delta, weight) in deltas.chunks_exact(n.max(1)).zip(weights) {
+        let (sums, divisors, signs) = (&mut agreeing[..n], &mut divisors[..n], &out[..n]);
+        for at in 0..n {
+            let agrees = delta[at] * signs[at] > 0.0;
+            sums[at] += if agrees { delta[at] } else { 0.0 };
+            divisors[at] += if agrees { *weight } else { 0.0 };
         }
     }
-    for (((o, sum_of), divisor), b) in out.iter_mut().zip(&agreeing).zip(&factors).zip(tile.base) {
-        let divisor = if sum.normalize && divisor.abs() >= 1e-8 { *divisor } else { 1.0 };
-        *o = b + sum.lambda * (sum_of / divisor);
+    let (sums, divisors, out) = (&agreeing[..n], &divisors[..n], &mut out[..n]);
+    for at in 0..n {
+        let divisor = if sum.normalize && divisors[at].abs() >= 1e-8 { divisors[at] } else { 1.0 };
+        out[at] = base[at] + sum.lambda * (sums[at] / divisor);
     }
     Ok(())
 }

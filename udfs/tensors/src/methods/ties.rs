@@ -52,10 +52,7 @@ struct Greatest {
 
 impl Thin for Greatest {
     fn factors(&self, i: usize, range: Range<usize>, delta: &[f32], out: &mut [f32]) -> Result<()> {
-        let (cut, start) = (self.cuts[i], self.offset + range.start);
-        for (at, (o, d)) in out.iter_mut().zip(delta).enumerate() {
-            *o = f32::from(u8::from(cut.after(select::great_first(*d), start + at)));
-        }
+        self.cuts[i].mark(delta, select::great_first, self.offset + range.start, out);
         Ok(())
     }
 }
