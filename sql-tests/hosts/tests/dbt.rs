@@ -47,7 +47,8 @@ impl Project {
     }
 
     fn postgres(cluster: &Cluster) -> Project {
-        let environment = [("PGHOST", cluster.folder.display().to_string()), ("PGUSER", "postgres".into()), ("PGDATABASE", cluster.database())];
+        let environment =
+            [("PGHOST", cluster.folder.display().to_string()), ("PGUSER", "postgres".into()), ("PGDATABASE", cluster.database())];
         Project::new("postgres", String::new(), environment.map(|(k, v)| (k.to_owned(), v)).to_vec())
     }
 
@@ -83,7 +84,12 @@ impl Project {
         let query = format!("select * from {{{{ ref('{model}') }}}} order by 1");
         let output = self.run(&["show", "--quiet", "--inline", &query, "--limit", "-1", "--output", "json"], "");
         let json: serde_json::Value = serde_json::from_str(&output[output.find('{').unwrap()..]).unwrap();
-        json["show"].as_array().unwrap().iter().map(|row| row.as_object().unwrap().values().map(|v| v.to_string()).collect::<Vec<_>>().join(" | ")).collect()
+        json["show"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|row| row.as_object().unwrap().values().map(|v| v.to_string()).collect::<Vec<_>>().join(" | "))
+            .collect()
     }
 }
 
@@ -117,7 +123,11 @@ fn everything(project: &Project) {
     // Without the extension: the strategies of plain SQL, and a clear error for the others.
     project.run(&["run", "-s", "people_plain"], "mergeql_plain_sql: true");
     project.run(&["test", "-s", "plain_sql_is_what_the_extension_gives"], "");
-    project.fails(&["run", "-s", "people"], "mergeql_plain_sql: true", &["plain SQL has no lawful answer for the strategy `union`"]);
+    project.fails(
+        &["run", "-s", "people"],
+        "mergeql_plain_sql: true",
+        &["plain SQL has no lawful answer for the strategy `union`"],
+    );
     project.run(&["docs", "generate"], "");
 }
 

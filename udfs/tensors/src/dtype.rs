@@ -1,7 +1,7 @@
 //! Numbers as checkpoints store them: read into f32, and rounded once on the way out (to nearest, ties to even).
 
-use half::slice::HalfFloatSliceExt;
 use half::f16;
+use half::slice::HalfFloatSliceExt;
 use mergeql_udfs::{Error, Result};
 pub use safetensors::Dtype;
 

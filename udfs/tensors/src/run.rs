@@ -151,6 +151,10 @@ impl Sealed {
                     // A file for each model stands with its model.
                     let of_models = merge.models.iter().filter_map(|m| files.get(m.place));
                     let in_order: Vec<&Checkpoint> = if files.len() > 1 { of_models.collect() } else { files.iter().collect() };
+                    if files.len() == 1 {
+                        // One file for all goes by the places of the models.
+                        merge.models.iter().for_each(|m| hash.update((m.place as u64).to_le_bytes()));
+                    }
                     for file in in_order {
                         if !sides.contains_key(&file.path) {
                             sides.insert(file.path.clone(), contribution("", file, None, None)?);
@@ -369,7 +373,8 @@ fn compute(
                 run(&Tile { range, models: parts, base }, out)?;
                 encoded(&plan.tasks[group[*at]], out).map(Some)
             };
-            let computed: Vec<Option<Vec<u8>>> = batch.par_iter().with_max_len(1).map_init(Default::default, tile).collect::<Result<_>>()?;
+            let computed: Vec<Option<Vec<u8>>> =
+                batch.par_iter().with_max_len(1).map_init(Default::default, tile).collect::<Result<_>>()?;
             for ((at, ..), bytes) in batch.iter().zip(computed) {
                 let index = group[*at];
                 let task = &plan.tasks[index];

@@ -1,7 +1,9 @@
 //! Every method, each in a file of its own with the paper that defines it.
 
+mod adarank;
 mod arcee_fusion;
 mod breadcrumbs;
+mod coefficients;
 mod consensus_ta;
 mod dare;
 mod della;
@@ -66,9 +68,12 @@ pub static ALL: &[Method] = &[
     passthrough::METHOD,
     fisher::METHOD,
     regmean::METHOD,
+    coefficients::ADA,
+    coefficients::DAM,
     emr::METHOD,
     star::METHOD,
     knots::METHOD,
+    adarank::METHOD,
     tsv_m::METHOD,
     iso::C,
     iso::CTS,

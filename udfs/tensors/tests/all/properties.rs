@@ -376,3 +376,31 @@ fn rows_of_other_tensors() {
     let tensor = Tensor::rows("r", vec![a, b], rows);
     assert_eq!(tensor.all().expect("rows"), [3.0, 4.0, 3.0, 5.0, 0.0, 0.0, 2.0, 3.0]);
 }
+
+/// Coefficients and masks of a training run, as tensors in a file.
+#[test]
+fn coefficients_and_masks_come_from_files() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| folder.path().join(format!("{name}.safetensors"));
+    let tensor = |name: &str, shape: &[usize], values: Vec<f32>| (name.to_owned(), (shape.to_vec(), values));
+    write(&path("base"), &BTreeMap::from([tensor("w", &[2, 3], vec![1.0; 6])]));
+    write(&path("a"), &BTreeMap::from([tensor("w", &[2, 3], vec![2.0, 3.0, 4.0, 5.0, 6.0, 7.0])]));
+    write(&path("b"), &BTreeMap::from([tensor("w", &[2, 3], vec![1.0, 1.0, 1.0, 1.0, 1.0, 5.0])]));
+    write(&path("ada"), &BTreeMap::from([tensor("w", &[2], vec![0.5, 0.25])]));
+    write(&path("dam"), &BTreeMap::from([tensor("w", &[2, 3], vec![1.0, 0.0, 0.5, 0.0, 2.0, 0.5])]));
+    write(&path("masks"), &BTreeMap::from([tensor("0.w", &[2], vec![1.0, 1.0]), tensor("1.w", &[2], vec![0.0, 0.0])]));
+    let merge = |strategy: &str, param: &str, file: &str, order: [&str; 2]| {
+        let open =
+            |name: &str| Model { name: name.to_owned(), checkpoint: Checkpoint::open(path(name)).expect("a model"), weight: None };
+        let mut request = ask(strategy, &[(param, Value::Text(path(file).to_string_lossy().into_owned()))], &[], None);
+        request.models = order.iter().map(|name| open(name)).collect();
+        request.base = Some(open("base"));
+        resolve(request).expect(strategy)["w"].clone()
+    };
+    assert_eq!(merge("adamerging", "coefficients", "ada", ["a", "b"]), [1.5, 2.0, 2.5, 3.0, 3.5, 5.0]);
+    assert_eq!(merge("adamerging", "coefficients", "ada", ["b", "a"]), [1.25, 1.5, 1.75, 2.0, 2.25, 4.5]);
+    assert_eq!(merge("dam", "coefficients", "dam", ["a", "b"]), [2.0, 2.0, 2.5, 5.0, 2.0, 6.0]);
+    // All components of one task, none of the other: that task's model.
+    let kept = merge("adarank", "masks", "masks", ["a", "b"]);
+    assert!(kept.iter().zip([2.0, 3.0, 4.0, 5.0, 6.0, 7.0]).all(|(got, want)| (got - want).abs() < 1e-5), "{kept:?}");
+}
