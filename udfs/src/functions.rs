@@ -194,6 +194,26 @@ fn of_every_state() -> Vec<Function> {
                 Some(state) => bytes(catalog::compress(state)?),
             })
         }),
+        f("crdt_from_frame", "the state of a frame of the earlier Python library", 1..=1, Type::Bytes, |a| {
+            Ok(match &a[0] {
+                Value::Null => Value::Null,
+                Value::Bytes(frame) => bytes(crate::frames::from_frame(frame)?),
+                other => return Err(Error::type_mismatch(format!("a frame is bytes, not a {}", other.kind()))),
+            })
+        }),
+        Function {
+            name: "crdt_to_frame",
+            title: "the frame of the earlier Python library for a state",
+            arguments: 1..=1,
+            returns: Type::Bytes,
+            gives_state: false,
+            run: |a| {
+                Ok(match state(&a[0])? {
+                    None => Value::Null,
+                    Some(state) => bytes(crate::frames::to_frame(state)?),
+                })
+            },
+        },
         f("mergeql_version", "the version of MergeQL", 0..=0, Type::Text, |_| Ok(Value::text(env!("CARGO_PKG_VERSION")))),
         f("mergeql_order_key", "bytes that sort as the value does (R2)", 1..=1, Type::Bytes, |a| {
             Ok(if a[0].is_null() { Value::Null } else { bytes(order_key(&a[0])) })

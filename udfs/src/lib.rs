@@ -10,6 +10,7 @@ pub mod catalog;
 pub mod codec;
 mod error;
 mod fast;
+pub mod frames;
 pub mod functions;
 mod lattice;
 pub mod laws;
