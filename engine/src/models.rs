@@ -321,6 +321,20 @@ pub async fn merge_config(
     merged
 }
 
+/// The page about how some models differ from their base.
+///
+/// # Errors
+/// As reading them.
+pub async fn report(paths: Vec<String>, base: String) -> Result<String> {
+    blocking(move || {
+        let models = models_of(&paths)?;
+        let mut base = models_of(&[base])?;
+        let base = base.pop().ok_or_else(|| Error::invalid_argument("there is no base"))?;
+        mergeql_tensors::report::html(&models, &base)
+    })
+    .await
+}
+
 // Rows about tensors.
 
 const TENSOR: &str = "tensor";

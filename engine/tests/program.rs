@@ -341,7 +341,9 @@ fn the_page_on_models() {
         }
         ran += 1;
     }
-    assert_eq!(ran, 6);
+    assert_eq!(ran, 7);
+    let report = std::fs::read_to_string(folder.path().join("report.html")).unwrap();
+    assert!(report.ends_with("</html>\n") && report.matches("<svg").count() == 4 && report.matches("</svg>").count() == 4);
     // The statement that a config stands for gives the bytes that the config gives.
     let statement = stdout(&run(folder.path(), &["migrate", "config.yml", "--out", "from-statement/"]));
     stdout(&run(folder.path(), &["-c", &statement]));

@@ -544,7 +544,7 @@ mod tests {
     }
 
     fn vectors() -> Vec<(String, Vec<u8>)> {
-        let lines = include_str!("../tests/golden/frames.jsonl").lines();
+        let lines = include_str!("../tests/frames.jsonl").lines();
         let read = |line: &str| {
             let json: serde_json::Value = serde_json::from_str(line).expect("JSON");
             (json["id"].as_str().expect("an id").to_owned(), bytes(json["hex"].as_str().expect("bytes")))

@@ -58,6 +58,8 @@ enum Command {
     MergeModels(models::MergeModels),
     /// Print the MERGE MODELS statement that a config of mergekit stands for
     Migrate(models::Migrate),
+    /// Write a page about how some models differ from their base
+    TensorReport(models::TensorReport),
     /// Keep the set of models of a merge: add, remove, join, show, resolve
     #[command(subcommand)]
     ModelSet(models::ModelSet),
@@ -166,6 +168,7 @@ async fn dispatch(arguments: Arguments) -> Result<ExitCode, MergeError> {
     match &arguments.command {
         Some(Command::MergeModels(command)) => return models::merge(&context, command).await,
         Some(Command::Migrate(command)) => return models::migrate(command),
+        Some(Command::TensorReport(command)) => return models::report(command).await,
         Some(Command::ModelSet(command)) => {
             return models::set(&context, command, &Output::new(arguments.format, arguments.output.clone())?).await;
         }

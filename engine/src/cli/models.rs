@@ -80,6 +80,29 @@ pub fn migrate(command: &Migrate) -> Result<ExitCode, MergeError> {
     Ok(ExitCode::SUCCESS)
 }
 
+#[derive(Debug, Args)]
+pub struct TensorReport {
+    /// The fine-tuned models: files, folders, indices or patterns
+    #[arg(required = true)]
+    models: Vec<String>,
+    /// What they started from
+    #[arg(long, value_name = "MODEL")]
+    base: String,
+    /// Where the page goes
+    #[arg(long, value_name = "FILE", default_value = "report.html")]
+    out: PathBuf,
+}
+
+/// Writes the page.
+pub async fn report(command: &TensorReport) -> Result<ExitCode, MergeError> {
+    let page = models::report(command.models.clone(), command.base.clone()).await?;
+    let partial = command.out.with_extension("partial");
+    let written = std::fs::write(&partial, page).and_then(|()| std::fs::rename(&partial, &command.out));
+    written.map_err(|e| io(&command.out.display().to_string(), &e))?;
+    println!("{}", command.out.display());
+    Ok(ExitCode::SUCCESS)
+}
+
 #[derive(Debug, Subcommand)]
 pub enum ModelSet {
     /// Begin a set with the recipe that resolves it

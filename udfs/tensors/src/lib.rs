@@ -17,6 +17,7 @@ pub mod model;
 pub mod output;
 pub mod plan;
 pub mod reduce;
+pub mod report;
 pub mod rng;
 pub mod run;
 pub mod select;
