@@ -656,11 +656,12 @@ fn tensor_compare(mut arguments: Arguments) -> Result<Lazy, Error> {
     let columns = vec![TENSOR, "cosine", "l2", "sign_agreement", "conflict_share", "max_abs"];
     let make = move |columns: &[&str]| {
         let mut rows = Vec::new();
-        for name in models[0].checkpoint.tensors.keys() {
-            let Some(both) = common(&models, name) else { continue };
+        let names: std::collections::BTreeSet<&String> = models.iter().flat_map(|m| m.checkpoint.tensors.keys()).collect();
+        for name in names {
             let mut row = Row::default();
             row.texts.insert(TENSOR, name.clone());
-            if columns.iter().any(|c| *c != TENSOR) {
+            // What only one of them has, or has in another shape, is a row without numbers.
+            if let Some(both) = common(&models, name).filter(|_| columns.iter().any(|c| *c != TENSOR)) {
                 let found = stats::compare(both[0], both[1])?;
                 row.numbers.extend([
                     ("cosine", found.cosine),

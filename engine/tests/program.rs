@@ -363,6 +363,22 @@ fn the_page_on_models() {
 }
 
 #[test]
+fn a_set_of_models_knows_its_files() {
+    let folder = models();
+    let set = |arguments: &[&str]| run(folder.path(), &[&["model-set"], arguments].concat());
+    stdout(&set(&["new", "a.set", "--base", "base.safetensors", "--strategy", "* = ties(density = 0.5)"]));
+    assert!(failure(&set(&["new", "b.set", "--strategy", "* = tise"])).1.contains("did you mean `ties`"));
+    stdout(&set(&["add", "a.set", "math.safetensors", "--origin", "x"]));
+    stdout(&set(&["add", "a.set", "chat.safetensors", "--origin", "x"]));
+    stdout(&set(&["resolve", "a.set", "--out", "out/"]));
+    assert!(failure(&set(&["resolve", "a.set", "--out", "out/"])).1.contains("this file exists"));
+    stdout(&set(&["resolve", "a.set", "--out", "out/", "--overwrite"]));
+    assert!(failure(&set(&["remove", "a.set", "nobody"])).1.contains("no model of the set is called `nobody`"));
+    std::fs::copy(folder.path().join("base.safetensors"), folder.path().join("chat.safetensors")).unwrap();
+    assert!(failure(&set(&["resolve", "a.set"])).1.contains("`chat.safetensors` is not the model that was added"));
+}
+
+#[test]
 fn a_killed_merge_of_models_is_resumed() {
     let folder = tempfile::tempdir().unwrap();
     // Large enough to be killed in the middle: 24 tensors of 4 MB in two models.

@@ -164,6 +164,9 @@ pub enum ModelSet {
         /// Where the model goes; without it the hashes of the tensors are printed
         #[arg(long, value_name = "DIR")]
         out: Option<String>,
+        /// Replace a model that is there
+        #[arg(long)]
+        overwrite: bool,
     },
 }
 
@@ -196,10 +199,37 @@ fn shown(value: &Value) -> String {
     }
 }
 
+/// Whether the files of a set are those that were added, and the base the one that it began with.
+fn check_files(state: &Value) -> Result<(), MergeError> {
+    let json = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap_or_default();
+    let info = json(&shown(&call("crdt_info", std::slice::from_ref(state))?));
+    let recipe = json(info["state"]["recipe"].as_str().unwrap_or_default());
+    let base = serde_json::json!({ "path": recipe["base"], "sha256": recipe["base_sha256"], "name": "" });
+    let leaves = info["value"].as_array().into_iter().flatten().map(|leaf| json(leaf.as_str().unwrap_or_default()));
+    for leaf in leaves.chain([base]) {
+        let (Some(path), Some(recorded)) = (leaf["path"].as_str(), leaf["sha256"].as_str()) else { continue };
+        let now = json(&describe(path, leaf["name"].as_str(), leaf["weight"].as_f64(), leaf["version"].as_str())?);
+        if now["sha256"] != recorded {
+            let message = format!("`{path}` is not the model that was added: its hash is {}, not {recorded}", now["sha256"]);
+            return Err(MergeError::new(Code::InvalidArgument, message)
+                .help("bring the old file back; or remove it from the set and add it anew"));
+        }
+    }
+    Ok(())
+}
+
 /// Changes, shows or resolves a set.
 pub async fn set(context: &MergeContext, command: &ModelSet, output: &Output) -> Result<ExitCode, MergeError> {
     match command {
         ModelSet::New { set, base, strategy, with } => {
+            // What is wrong with the recipe is said now, not when the set is resolved.
+            let with_text = with.as_ref().map(|w| format!(" WITH ({w})")).unwrap_or_default();
+            let probe = mergeql_lang::parse(&format!("MERGE MODELS 'a' STRATEGY {strategy}{with_text}"))?;
+            if let mergeql_lang::ast::Statement::MergeModels { models, .. } = probe {
+                for rule in models.rules.iter().filter(|r| !mergeql::tensors::lora::is_strategy(&r.strategy.value)) {
+                    mergeql::tensors::methods::find(&rule.strategy.value)?;
+                }
+            }
             if set.exists() {
                 return Err(
                     MergeError::new(Code::Io, format!("`{}` exists", set.display())).help("remove it, or choose another name")
@@ -221,7 +251,18 @@ pub async fn set(context: &MergeContext, command: &ModelSet, output: &Output) ->
             let leaf = describe(model, name.as_deref(), *weight, version.as_deref())?;
             save(set, &call("model_set_add", &[load(set)?, Value::text(leaf), Value::text(origin.as_str())])?)
         }
-        ModelSet::Remove { set, model } => save(set, &call("model_set_remove", &[load(set)?, Value::text(model.as_str())])?),
+        ModelSet::Remove { set, model } => {
+            let before = load(set)?;
+            let after = call("model_set_remove", &[before.clone(), Value::text(model.as_str())])?;
+            if before == after {
+                return Err(MergeError::new(
+                    Code::InvalidArgument,
+                    format!("no model of the set is called `{model}`, or has this hash"),
+                )
+                .help("`mergeql model-set show` lists them"));
+            }
+            save(set, &after)
+        }
         ModelSet::Join { set, others } => {
             let mut state = load(set)?;
             for other in others {
@@ -236,9 +277,18 @@ pub async fn set(context: &MergeContext, command: &ModelSet, output: &Output) ->
             println!("{json:#}");
             Ok(ExitCode::SUCCESS)
         }
-        ModelSet::Resolve { set, out } => {
-            let statement = call("model_set_resolve", &[load(set)?, out.as_deref().map_or(Value::Null, Value::text)])?;
-            output.statement(context, &shown(&statement), true).await?;
+        ModelSet::Resolve { set, out, overwrite } => {
+            let state = load(set)?;
+            check_files(&state)?;
+            let statement = call("model_set_resolve", &[state, out.as_deref().map_or(Value::Null, Value::text)])?;
+            let mut statement = shown(&statement);
+            if *overwrite {
+                statement = match statement.rfind(" WITH (") {
+                    Some(at) => format!("{}overwrite = true, {}", &statement[..at + 7], &statement[at + 7..]),
+                    None => statement.replacen(" INTO ", " WITH (overwrite = true) INTO ", 1),
+                };
+            }
+            output.statement(context, &statement, true).await?;
             Ok(ExitCode::SUCCESS)
         }
     }

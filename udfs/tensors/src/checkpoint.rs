@@ -71,6 +71,8 @@ pub struct Tensor {
     name: Arc<str>,
     /// Whether NaN and infinity are let through.
     pub lenient: bool,
+    /// The type that elements are rounded to when they are read.
+    rounded: Option<Dtype>,
 }
 
 /// The tensors of one model.
@@ -133,6 +135,7 @@ impl Tensor {
             bytes,
             name: name.into(),
             lenient: true,
+            rounded: None,
         }
     }
 
@@ -149,6 +152,7 @@ impl Tensor {
             bytes: 0..size,
             name: name.into(),
             lenient,
+            rounded: None,
         }
     }
 
@@ -190,7 +194,7 @@ impl Tensor {
     /// # Errors
     /// As [`Tensor::read`].
     pub fn view<'a>(&'a self, range: Range<usize>, buffer: &'a mut Buffer) -> Result<&'a [f32]> {
-        if let Store::Memory(values) = &self.store {
+        if let (Store::Memory(values), None) = (&self.store, self.rounded) {
             return Ok(&values[range]);
         }
         let n = range.len();
@@ -199,6 +203,12 @@ impl Tensor {
         }
         self.read(range, &mut buffer.values[..n], &mut buffer.bytes)?;
         Ok(&buffer.values[..n])
+    }
+
+    /// The same tensor, its elements rounded to a type when they are read.
+    pub fn rounded(&self, dtype: Dtype) -> Tensor {
+        let narrower = dtype != self.dtype && !matches!(dtype, Dtype::F32 | Dtype::F64) && dtype::is_float(self.dtype);
+        Tensor { rounded: narrower.then_some(dtype), ..self.clone() }
     }
 
     /// The same tensor, with its elements in memory.
@@ -217,6 +227,16 @@ impl Tensor {
     /// # Errors
     /// `io`; `type_mismatch` for elements that are no floats; `invalid_argument` for one that is not finite.
     pub fn read(&self, range: Range<usize>, out: &mut [f32], bytes: &mut Vec<u8>) -> Result<()> {
+        self.read_as_stored(range, out, bytes)?;
+        if let Some(dtype) = self.rounded {
+            bytes.clear();
+            dtype::encode(dtype, out, bytes)?;
+            dtype::decode(dtype, bytes, out)?;
+        }
+        Ok(())
+    }
+
+    fn read_as_stored(&self, range: Range<usize>, out: &mut [f32], bytes: &mut Vec<u8>) -> Result<()> {
         if let Store::Memory(values) = &self.store {
             out.copy_from_slice(&values[range]);
             return Ok(());
@@ -361,9 +381,11 @@ fn open_file(path: &Path, into: &mut BTreeMap<String, Tensor>) -> Result<()> {
             bytes: from as u64..to as u64,
             name: name.as_str().into(),
             lenient: false,
+            rounded: None,
         };
         if into.insert(name.clone(), tensor).is_some() {
-            return Err(broken(path, format!("tensor `{name}` is in two of the files")));
+            return Err(failed(path, format!("tensor `{name}` is in another file beside it, too"))
+                .with_help("a folder is one model: name the files themselves, or a pattern, to merge several"));
         }
     }
     Ok(())

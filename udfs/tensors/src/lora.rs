@@ -44,9 +44,21 @@ fn factor(name: &str) -> Option<(&str, bool, &str)> {
     })
 }
 
-/// The value for a module in a pattern map of PEFT: keys are ends of names.
-fn by_pattern(map: &Json, module: &str) -> Option<f64> {
-    map.as_object()?.iter().find(|(key, _)| module == key.as_str() || module.ends_with(&format!(".{key}")))?.1.as_f64()
+/// The name of a module in the base model: PEFT's own prefix is not part of it.
+fn in_base(module: &str) -> &str {
+    module.strip_prefix("base_model.model.").unwrap_or(module)
+}
+
+/// The value for a module in a pattern map of PEFT: keys are regular expressions for the ends of names.
+fn by_pattern(map: &Json, module: &str) -> Result<Option<f64>> {
+    for (key, value) in map.as_object().into_iter().flatten() {
+        let pattern = regex::Regex::new(&format!(r"^(?:.*\.)?(?:{key})$"))
+            .map_err(|e| Error::invalid_argument(format!("the pattern `{key}` of the adapter's config is none: {e}")))?;
+        if pattern.is_match(in_base(module)) {
+            return Ok(value.as_f64());
+        }
+    }
+    Ok(None)
 }
 
 impl Adapter {
@@ -58,8 +70,19 @@ impl Adapter {
         let path = model.checkpoint.folder().join("adapter_config.json");
         let config: Json = match std::fs::read_to_string(&path) {
             Ok(text) => serde_json::from_str(&text).map_err(|e| Error::new(Code::Io, format!("`{}`: {e}", path.display())))?,
-            Err(_) => Json::Null,
+            // A file by itself is the change itself; a folder is an adapter of PEFT, whose scale is in its config.
+            Err(_) if !model.checkpoint.path.is_dir() => Json::Null,
+            Err(e) => return Err(wrong(format!("`{}`: {e}", path.display()))),
         };
+        if config.is_object() && config["lora_alpha"].as_f64().is_none() {
+            return Err(wrong("its config has no lora_alpha, and so no scale".to_owned()));
+        }
+        if config["use_dora"].as_bool() == Some(true) {
+            return Err(Error::new(
+                Code::Unsupported,
+                format!("`{}` is an adapter with magnitudes (DoRA), which are not merged", model.checkpoint.path.display()),
+            ));
+        }
         let mut pairs: BTreeMap<String, (Option<Tensor>, Option<Tensor>)> = BTreeMap::new();
         for (name, tensor) in &model.checkpoint.tensors {
             let (module, is_a, _) = factor(name).ok_or_else(|| wrong(format!("tensor `{name}` is no factor")))?;
@@ -72,12 +95,12 @@ impl Adapter {
             if a.shape.len() != 2 || b.shape.len() != 2 || a.shape[0] != b.shape[1] {
                 return Err(wrong(format!("the factors of `{module}` have the shapes {:?} and {:?}", a.shape, b.shape)));
             }
-            let rank = by_pattern(&config["rank_pattern"], &module).unwrap_or(a.shape[0] as f64);
+            let rank = by_pattern(&config["rank_pattern"], &module)?.unwrap_or(a.shape[0] as f64);
             if rank != a.shape[0] as f64 {
                 return Err(wrong(format!("the config says rank {rank} for `{module}`, its factors have {}", a.shape[0])));
             }
             // Without a config the factors are the change itself.
-            let alpha = by_pattern(&config["alpha_pattern"], &module).or(config["lora_alpha"].as_f64()).unwrap_or(rank);
+            let alpha = by_pattern(&config["alpha_pattern"], &module)?.or(config["lora_alpha"].as_f64()).unwrap_or(rank);
             let scale = if config["use_rslora"].as_bool() == Some(true) { alpha / rank.sqrt() } else { alpha / rank };
             modules.insert(module, Module { a, b, scale });
         }
@@ -243,7 +266,8 @@ fn config(adapters: &[Adapter], order: &[usize], ranks: &BTreeMap<String, usize>
         .cloned()
         .unwrap_or_else(|| json!({ "peft_type": "LORA" }));
     let greatest = ranks.values().max().copied().unwrap_or(0);
-    let others: BTreeMap<&String, &usize> = ranks.iter().filter(|(_, rank)| **rank != greatest).collect();
+    let others = ranks.iter().filter(|(_, rank)| **rank != greatest);
+    let others: BTreeMap<String, usize> = others.map(|(name, rank)| (regex::escape(in_base(name)), *rank)).collect();
     config["r"] = json!(greatest);
     config["lora_alpha"] = json!(greatest);
     config["use_rslora"] = json!(false);

@@ -241,7 +241,12 @@ impl<'a> Planner<'a> {
         }
         let path = self.path(name);
         let checkpoint = Checkpoint::open(&path).map_err(|e| {
-            e.with_help(format!("`{name}` is a folder or a file below {}; models are not downloaded", self.folder.display()))
+            let below = if self.folder.as_os_str().is_empty() {
+                "the current folder".to_owned()
+            } else {
+                self.folder.display().to_string()
+            };
+            e.with_help(format!("`{name}` is a folder or a file below {below}; models are not downloaded"))
         })?;
         self.models.push(Model { name: name.to_owned(), checkpoint, weight: None });
         Ok(self.models.len() - 1)
@@ -308,6 +313,8 @@ impl<'a> Planner<'a> {
 
     fn plan(mut self, options: &Options) -> Result<Stage> {
         let options = self.options(options)?;
+        // `dtype` is what the models are read in, and written in unless out_dtype says otherwise.
+        let dtype = self.config.get("dtype").and_then(Json::as_str).map(dtype::parse).transpose()?;
         let slices = self.slices.clone();
         let mut files = Files::default();
         for slice in &slices {
@@ -367,10 +374,11 @@ impl<'a> Planner<'a> {
                             wrong(format!("`{}` has no tensor `{name}`", model.name))
                                 .with_help("models of one merge have the same layers; mind layer_range")
                         })?;
-                        match &tokens {
-                            Some(tokens) if tokenizer::has_rows(name) => tokens.rows(&planner.models, &model.name, name, tensor),
-                            _ => Ok(tensor.clone()),
-                        }
+                        let tensor = match &tokens {
+                            Some(tokens) if tokenizer::has_rows(name) => tokens.rows(&planner.models, &model.name, name, tensor)?,
+                            _ => tensor.clone(),
+                        };
+                        Ok(dtype.map_or_else(|| tensor.clone(), |dtype| tensor.rounded(dtype)))
                     };
                     let mut inputs = Vec::new();
                     for (place, (at, model)) in chosen.iter().enumerate() {

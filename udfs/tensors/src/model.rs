@@ -70,6 +70,19 @@ pub(crate) fn save(path: &Path, text: impl AsRef<[u8]>) -> Result<()> {
 /// # Errors
 /// As [`run::write`].
 pub fn write(sealed: &Sealed, out: &Path, extras: &Extras, report: impl FnMut(Progress<'_>)) -> Result<Merged> {
+    if out.as_os_str().is_empty() {
+        return Err(Error::invalid_argument("the name of the output is empty")
+            .with_help("name a folder, or a file that ends in .safetensors"));
+    }
+    let real = |path: &Path| path.canonicalize().ok();
+    for model in sealed.plan.models.iter().chain(&sealed.plan.base) {
+        let mut files = model.checkpoint.tensors.values().map(|t| t.file());
+        let read = |file: &Path| real(file) == real(out) || file.parent().and_then(real) == real(out);
+        if real(out).is_some() && files.any(read) {
+            return Err(failed(out, format!("the model `{}` is read from there", model.name))
+                .with_help("choose another place for the output"));
+        }
+    }
     let metadata = BTreeMap::from([
         ("format".to_owned(), "pt".to_owned()),
         ("mergeql.set".to_owned(), hex(&sealed.hash)),

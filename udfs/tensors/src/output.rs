@@ -114,6 +114,30 @@ impl Layout {
     }
 }
 
+/// Whether a file is one of those that hold a model, or their index.
+fn holds_model(name: &str) -> bool {
+    name == "model.safetensors"
+        || name == "model.safetensors.index.json"
+        || (name.starts_with("model-") && name.ends_with(".safetensors"))
+}
+
+impl Layout {
+    /// Files of a model that is there and is laid out otherwise: beside this one they would be read for it.
+    fn stale(&self) -> Vec<PathBuf> {
+        let Some(first) = self.parts.first().filter(|p| p.path.file_name().is_some_and(|n| holds_model(&n.to_string_lossy())))
+        else {
+            return Vec::new();
+        };
+        let folder = first.path.parent().filter(|f| !f.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let own = |path: &PathBuf| {
+            self.parts.iter().any(|p| p.path.file_name() == path.file_name())
+                || self.index.as_ref().is_some_and(|(i, _)| i.file_name() == path.file_name())
+        };
+        let entries = std::fs::read_dir(folder).into_iter().flatten().filter_map(|e| Some(e.ok()?.path()));
+        entries.filter(|path| path.file_name().is_some_and(|n| holds_model(&n.to_string_lossy())) && !own(path)).collect()
+    }
+}
+
 /// Writes tensors to their places.
 pub struct Writer {
     layout: Layout,
@@ -131,7 +155,8 @@ impl Writer {
     /// `io` where the output exists, unless it is to be replaced, and where it cannot be written.
     pub fn new(layout: Layout, merge: &Hash, overwrite: bool) -> Result<Writer> {
         let finals = layout.parts.iter().map(|p| &p.path).chain(layout.index.iter().map(|(path, _)| path));
-        for path in finals {
+        let here: Vec<PathBuf> = finals.cloned().chain(layout.stale()).collect();
+        for path in &here {
             if path.exists() && !overwrite {
                 return Err(
                     failed(path, "this file exists").with_help("choose another place, or replace it with WITH (overwrite = true)")
@@ -239,7 +264,20 @@ impl Writer {
         if let Some((path, text)) = &layout.index {
             std::fs::write(partial(path), text).and_then(|()| std::fs::rename(partial(path), path)).map_err(|e| failed(path, e))?;
         }
+        for path in layout.stale() {
+            std::fs::remove_file(&path).map_err(|e| failed(&path, e))?;
+        }
         std::fs::remove_file(&layout.journal).map_err(|e| failed(&layout.journal, e))
+    }
+
+    /// Removes what was written: it would be no use to a later run.
+    pub fn discard(self) {
+        self.layout
+            .parts
+            .iter()
+            .map(|p| partial(&p.path))
+            .chain([self.layout.journal.clone()])
+            .for_each(|path| drop(std::fs::remove_file(path)));
     }
 }
 

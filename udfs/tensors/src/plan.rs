@@ -356,6 +356,25 @@ impl Plan {
             model.checkpoint = model.checkpoint.clone().lenient(options.propagate_nan);
         }
         let mut files = Files::default();
+        // What is named twice is there once; lists of parameters must keep their places.
+        let lists = rules.iter().flat_map(|r| r.params.values()).any(|v| matches!(v, Value::List(_)));
+        if !lists {
+            let mut seen: Vec<(PathBuf, String, Option<u64>)> = Vec::new();
+            models.retain(|m| {
+                let key = (m.checkpoint.path.clone(), m.name.clone(), m.weight.map(f64::to_bits));
+                let new = !seen.contains(&key);
+                seen.push(key);
+                new
+            });
+        }
+        let weighted = rules.iter().find(|r| r.params.contains_key("weight") || r.params.contains_key("weights"));
+        if let Some(rule) = weighted.filter(|_| models.iter().any(|m| m.weight.is_some())) {
+            return Err(Error::invalid_argument(format!(
+                "the models have weights, and the rule for `{}` has others",
+                rule.pattern
+            ))
+            .with_help("write WEIGHT after the models, or weight = [...] in the rules"));
+        }
         // Weights are a list for the strategies that have one, in the order of the models.
         let mut common = options.clone();
         if models.iter().any(|m| m.weight.is_some()) {

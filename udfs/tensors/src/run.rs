@@ -120,6 +120,15 @@ impl Sealed {
         let models: Vec<Hash> =
             plan.models.iter().map(|m| contribution(&m.name, &m.checkpoint, m.weight, None)).collect::<Result<_>>()?;
         let base = plan.base.as_ref().map(|m| contribution("", &m.checkpoint, None, None)).transpose()?;
+        for task in &plan.tasks {
+            let How::Copy { from, others } = &task.how else { continue };
+            let own = hash_tensor(from, &mut Vec::new())?;
+            for other in others {
+                if hash_tensor(other, &mut Vec::new())? != own {
+                    return Err(differs(task, from, other));
+                }
+            }
+        }
         for task in &mut plan.tasks {
             let How::Merge(merge) = &mut task.how else { continue };
             let Merge { method, settings, models: inputs, base: in_base, .. } = &mut **merge;
@@ -296,9 +305,19 @@ fn loaded(merge: &Merge, room: u64) -> Result<Option<Merge>> {
     }))
 }
 
-fn encoded(task: &Task, values: &[f32]) -> Result<Vec<u8>> {
+/// The bytes of elements; `strict` where NaN and infinity are an error.
+fn encoded(task: &Task, values: &[f32], strict: bool) -> Result<Vec<u8>> {
     let mut bytes = Vec::with_capacity(values.len() * task.dtype.bitsize() / 8);
     dtype::encode(task.dtype, values, &mut bytes)?;
+    if let Some(at) = dtype::not_finite(task.dtype, &bytes).filter(|_| strict) {
+        return Err(Error::invalid_argument(format!(
+            "tensor `{}` gets {}, which {} cannot hold",
+            task.name,
+            values[at],
+            dtype::name(task.dtype)
+        ))
+        .with_help("choose a wider out_dtype or other parameters, or let it through with WITH (nan = 'propagate')"));
+    }
     Ok(bytes)
 }
 
@@ -312,7 +331,7 @@ fn compute(
     found: &BTreeMap<usize, (Survey, usize)>,
     mut sink: impl FnMut(usize, Vec<u8>) -> Result<()>,
 ) -> Result<()> {
-    let memory = plan.options.memory_limit;
+    let (memory, strict) = (plan.options.memory_limit, !plan.options.propagate_nan);
     for group in groups(plan, members) {
         let room = memory / 4 / group.len() as u64;
         let load = |index: &usize| match &plan.tasks[*index].how {
@@ -371,7 +390,7 @@ fn compute(
                 let base = if job.base.is_some() { parts.pop().unwrap_or(&[]) } else { &[] };
                 out.resize(range.len(), 0.0);
                 run(&Tile { range, models: parts, base }, out)?;
-                encoded(&plan.tasks[group[*at]], out).map(Some)
+                encoded(&plan.tasks[group[*at]], out, strict).map(Some)
             };
             let computed: Vec<Option<Vec<u8>>> =
                 batch.par_iter().with_max_len(1).map_init(Default::default, tile).collect::<Result<_>>()?;
@@ -381,7 +400,7 @@ fn compute(
                 match (bytes, &kernels[*at], &task.how) {
                     (Some(bytes), ..) => sink(index, bytes)?,
                     (None, Some(Kernel::Whole(values)), _) if values.len() == task.len() => {
-                        values.chunks(1 << 18).try_for_each(|chunk| sink(index, encoded(task, chunk)?))?;
+                        values.chunks(1 << 18).try_for_each(|chunk| sink(index, encoded(task, chunk, strict)?))?;
                     }
                     (None, _, How::Made { tensor, .. }) => copy(task, tensor, &[], |bytes| sink(index, bytes))?,
                     (None, _, How::Copy { from, others }) => copy(task, from, others, |bytes| sink(index, bytes))?,
@@ -396,6 +415,17 @@ fn compute(
     Ok(())
 }
 
+fn differs(task: &Task, from: &Tensor, other: &Tensor) -> Error {
+    Error::type_mismatch(format!(
+        "tensor `{}` is {}, which no arithmetic merges, and differs between `{}` and `{}`",
+        task.name,
+        dtype::name(task.dtype),
+        from.file().display(),
+        other.file().display()
+    ))
+    .with_help("leave it out of the models that have the wrong one")
+}
+
 fn copy(task: &Task, from: &Tensor, others: &[Tensor], mut sink: impl FnMut(Vec<u8>) -> Result<()>) -> Result<()> {
     let size = from.bytes.end - from.bytes.start;
     let mut other_bytes = Vec::new();
@@ -406,14 +436,7 @@ fn copy(task: &Task, from: &Tensor, others: &[Tensor], mut sink: impl FnMut(Vec<
             other_bytes.resize(bytes.len(), 0);
             other.raw(at, &mut other_bytes)?;
             if other_bytes != bytes {
-                return Err(Error::type_mismatch(format!(
-                    "tensor `{}` is {}, which no arithmetic merges, and differs between `{}` and `{}`",
-                    task.name,
-                    dtype::name(task.dtype),
-                    from.file().display(),
-                    other.file().display()
-                ))
-                .with_help("leave it out of the models that have the wrong one"));
+                return Err(differs(task, from, other));
             }
         }
         if task.dtype != from.dtype {
@@ -531,7 +554,13 @@ pub fn write(
         let writer = writing.join().map_err(|_| Error::new(Code::Io, "writing stopped"))?;
         let writer = match (computed, writer) {
             (_, Err(e)) => return Err(e),
-            (Err(e), _) => return Err(e),
+            (Err(e), Ok(writer)) => {
+                // After a full disk a later run goes on; after a wrong tensor there is nothing to go on with.
+                if e.code != Code::Io {
+                    writer.discard();
+                }
+                return Err(e);
+            }
             (Ok(()), Ok(writer)) => writer,
         };
         let written = writer.written()?;

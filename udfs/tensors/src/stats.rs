@@ -46,6 +46,7 @@ pub fn summary(tensor: &Tensor) -> Result<Option<Summary>> {
         Ok(values.iter().fold((f32::INFINITY, f32::NEG_INFINITY), |(low, high), v| (low.min(*v), high.max(*v))))
     });
     let (min, max) = ends.try_reduce(|| (f32::INFINITY, f32::NEG_INFINITY), |a, b| Ok((a.0.min(b.0), a.1.max(b.1))))?;
+    let (min, max) = if min > max { (f32::NAN, f32::NAN) } else { (min, max) };
     Ok(Some(Summary { min: f64::from(min), max: f64::from(max), mean, std: (spread / n).sqrt(), norm: sums[1].sqrt() }))
 }
 

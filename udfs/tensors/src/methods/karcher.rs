@@ -2,7 +2,7 @@
 //!
 //! The iteration stays in the span of the models, so it runs on their inner products and costs no pass over the tensors.
 
-use crate::method::{Base, Job, Kernel, Kind, Method, WEIGHT, param};
+use crate::method::{Base, Job, Kernel, Kind, Method, Semantics, WEIGHT, param};
 use mergeql_udfs::Result;
 
 pub const METHOD: Method = Method {
@@ -22,7 +22,9 @@ pub const METHOD: Method = Method {
 
 fn prepare<'a>(job: &'a Job<'a>) -> Result<Kernel<'a>> {
     let gram = job.gram(false)?;
-    let shares = job.shares("weight")?;
+    // mergekit's has no weights.
+    let uniform = job.settings.semantics == Semantics::Mergekit;
+    let shares = if uniform { vec![1.0 / gram.n as f64; gram.n] } else { job.shares("weight")? };
     let present: Vec<usize> = (0..gram.n).filter(|i| gram.norm(*i) > 0.0).collect();
     let mut factors = vec![0.0; gram.n];
     let total: f64 = present.iter().map(|i| shares[*i]).sum();

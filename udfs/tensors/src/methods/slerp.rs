@@ -8,7 +8,7 @@ use mergeql_udfs::{Error, Result};
 
 pub const METHOD: Method = Method {
     name: "slerp",
-    title: "the way from the base, or the first model, to the other along the arc between them",
+    title: "the way from the base to one model, or from the first of two models to the other, along the arc between them",
     paper: "Shoemake 1985, doi:10.1145/325165.325242",
     base: Base::Optional,
     models: (1, 2),

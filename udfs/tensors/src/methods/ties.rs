@@ -14,7 +14,12 @@ pub const METHOD: Method = Method {
     params: &[
         WEIGHT,
         LAMBDA,
-        each("density", Kind::Share, "1", "the share of each task vector that is kept, greatest magnitude first"),
+        each(
+            "density",
+            Kind::Share,
+            "1",
+            "the share of each task vector that is kept, greatest magnitude first; never less than one entry",
+        ),
         param(
             "scope",
             Kind::Word(&["tensor", "model"]),

@@ -161,3 +161,76 @@ fn a_file_that_shrinks() {
     std::fs::OpenOptions::new().write(true).open(&path).expect("a file").set_len(200).expect("a shorter file");
     says(&error(vec![opened], None, "linear", &[]), Code::Io, &["a.safetensors"]);
 }
+
+/// Outputs that would hide a model, hold what they cannot, or be read while they are written.
+#[test]
+fn outputs_that_cannot_be() {
+    use mergeql_tensors::model::{self, Extras};
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| folder.path().join(name);
+    let tensor = |name: &str, v: f32| (name.to_owned(), (vec![40], vec![v; 40]));
+    std::fs::create_dir(path("in")).expect("a folder");
+    write(&path("in/a.safetensors"), &BTreeMap::from([tensor("w", 1.0), tensor("x", 2.0)]));
+    let merge = |change: &dyn Fn(&mut Options), scale: f64, out: &Path| {
+        let mut options = Options::default();
+        change(&mut options);
+        let params = Params::from([("scale".to_owned(), Value::Number(scale))]);
+        let rules = vec![Rule { pattern: "*".into(), strategy: "passthrough".into(), params }];
+        let request = Request { models: vec![opened(&path("in/a.safetensors"))], base: None, rules, options };
+        model::write(&Sealed::new(Plan::new(request)?)?, out, &Extras::default(), |_| ())
+    };
+    let files = || -> Vec<String> {
+        let mut names: Vec<String> = std::fs::read_dir(path("out"))
+            .expect("a folder")
+            .map(|e| e.expect("a file").file_name().to_string_lossy().into_owned())
+            .collect();
+        names.retain(|name| name.contains("model") || name.contains("partial"));
+        names.sort();
+        names
+    };
+    // A model in another layout is replaced as a whole.
+    merge(&|o| o.max_shard_size = 100, 1.0, &path("out")).expect("shards");
+    assert_eq!(files().len(), 3);
+    says(&merge(&|_| (), 3.0, &path("out")).expect_err("it exists"), Code::Io, &["this file exists", "overwrite = true"]);
+    merge(&|o| o.overwrite = true, 3.0, &path("out")).expect("a single file");
+    assert_eq!(files(), ["model.safetensors"]);
+    assert_eq!(Checkpoint::open(path("out")).expect("a model").tensors["w"].all().expect("floats"), [3.0; 40]);
+    // f16 ends at 65504; nothing is left behind.
+    let narrow = |o: &mut Options| o.out_dtype = Some(mergeql_tensors::dtype::Dtype::F16);
+    says(
+        &merge(&narrow, 1e5, &path("narrow")).expect_err("too great"),
+        Code::InvalidArgument,
+        &["`w`", "f16 cannot hold", "nan = 'propagate'"],
+    );
+    assert_eq!(std::fs::read_dir(path("narrow")).expect("a folder").count(), 0);
+    says(&merge(&|_| (), 1.0, Path::new("")).expect_err("no name"), Code::InvalidArgument, &["is empty"]);
+    let over = |o: &mut Options| o.overwrite = true;
+    says(&merge(&over, 1.0, &path("in/a.safetensors")).expect_err("an input"), Code::Io, &["read from there"]);
+    says(&merge(&over, 1.0, &path("in")).expect_err("an input"), Code::Io, &["read from there"]);
+}
+
+#[test]
+fn weights_in_two_places() {
+    let mut models = vec![model("m0"), model("m1")];
+    models[0].weight = Some(1.0);
+    let weights = Value::List(vec![Value::Number(3.0), Value::Number(4.0)]);
+    says(&error(models, None, "linear", &[("weight", weights)]), Code::InvalidArgument, &["have weights", "has others"]);
+}
+
+/// Integers that differ are found before anything is written.
+#[test]
+fn integers_must_agree() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let integers = |name: &str, v: i64| {
+        let path = folder.path().join(format!("{name}.safetensors"));
+        let bytes: Vec<u8> = [v; 4].iter().flat_map(|v| v.to_le_bytes()).collect();
+        let view = safetensors::tensor::TensorView::new(safetensors::Dtype::I64, vec![4], &bytes).expect("a tensor");
+        safetensors::serialize_to_file([("ids", view)], None, &path).expect("a file");
+        opened(&path)
+    };
+    says(
+        &error(vec![integers("a", 1), integers("b", 2)], None, "linear", &[]),
+        Code::TypeMismatch,
+        &["`ids`", "i64", "a.safetensors", "b.safetensors"],
+    );
+}

@@ -209,3 +209,46 @@ fn procrustes_turns_one_matrix_onto_another() {
     assert_eq!(misses(&linalg::elements(turn.as_ref()), &want["R"], &case["tolerance"]), (0, String::new()));
     assert_eq!(misses(&linalg::elements((a * turn).as_ref()), &want["aligned"], &case["tolerance"]), (0, String::new()));
 }
+
+/// Keys of PEFT's patterns are regular expressions for the ends of names in the base model.
+#[test]
+fn scales_of_single_modules() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let module = "base_model.model.model.layers.0.self_attn.v_proj";
+    let factor = |name: &str, shape: [usize; 2]| (format!("{module}.{name}.weight"), (shape.to_vec(), vec![1.0; 4]));
+    crate::properties::write(
+        &folder.path().join("adapter_model.safetensors"),
+        &[factor("lora_A", [2, 2]), factor("lora_B", [2, 2])].into_iter().collect(),
+    );
+    for (key, scale) in [
+        ("v_proj", 10.0),
+        (".*v_proj", 10.0),
+        (r"model\\.layers\\.\\d+\\.self_attn\\.v_proj", 10.0),
+        ("^model.layers.0.self_attn.v_proj", 10.0),
+        ("q_proj", 2.0),
+        ("proj", 2.0),
+    ] {
+        let config = format!(r#"{{"r": 2, "lora_alpha": 4, "alpha_pattern": {{"{key}": 20}}}}"#);
+        std::fs::write(folder.path().join("adapter_config.json"), config).expect("a config");
+        let adapter = Model { name: "a".into(), checkpoint: Checkpoint::open(folder.path()).expect("an adapter"), weight: None };
+        let rules = vec![Rule { pattern: "*".into(), strategy: "lora_svd".into(), params: Params::new() }];
+        let (plan, _) =
+            lora::plan(Request { models: vec![adapter], base: None, rules, options: Options::default() }).expect("a plan");
+        let values: Vec<Vec<f32>> = run::resolve(&Sealed::new(plan).expect("hashes"))
+            .expect("factors")
+            .values()
+            .map(|b| b.chunks(4).map(|c| f32::from_le_bytes(c.try_into().expect("4"))).collect())
+            .collect();
+        // B A of ones has 2 s everywhere; the factors are one direction with that product.
+        let (a, b) = (&values[0], &values[1]);
+        let inner = a.len() / 2;
+        let cell: f32 = (0..inner).map(|k| b[k] * a[2 * k]).sum();
+        assert!((cell - 2.0 * scale).abs() < 1e-4, "{key}: {cell}");
+    }
+    std::fs::write(folder.path().join("adapter_config.json"), "{}").expect("a config");
+    let adapter = Model { name: "a".into(), checkpoint: Checkpoint::open(folder.path()).expect("an adapter"), weight: None };
+    let rules = vec![Rule { pattern: "*".into(), strategy: "lora_svd".into(), params: Params::new() }];
+    let error =
+        lora::plan(Request { models: vec![adapter], base: None, rules, options: Options::default() }).expect_err("no scale");
+    assert!(error.to_string().contains("lora_alpha"));
+}
