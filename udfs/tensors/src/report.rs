@@ -52,7 +52,7 @@ fn heatmap(rows: &[String], columns: &[String], value: impl Fn(usize, usize) -> 
     for (r, name) in rows.iter().enumerate() {
         let y = 24 + r * CELL;
         let _ = write!(svg, "<text x=\"{}\" y=\"{}\" text-anchor=\"end\">{}</text>", left - 6, y + 17, escaped(name));
-        for c in 0..columns.len() {
+        for (c, column) in columns.iter().enumerate() {
             if let Some(v) = value(r, c) {
                 let x = left + c * CELL;
                 let text = if scale(v) > 0.55 { "#fff" } else { "#222" };
@@ -61,7 +61,7 @@ fn heatmap(rows: &[String], columns: &[String], value: impl Fn(usize, usize) -> 
                     "<g><title>{}, {}: {v:.4}</title><rect x=\"{x}\" y=\"{y}\" width=\"{CELL}\" height=\"{CELL}\" fill=\"{}\" stroke=\"#ddd\"/>\
                      <text x=\"{}\" y=\"{}\" text-anchor=\"middle\" fill=\"{text}\" font-size=\"9\">{v:.2}</text></g>",
                     escaped(name),
-                    escaped(&columns[c]),
+                    escaped(column),
                     color(scale(v)),
                     x + CELL / 2,
                     y + 16
@@ -134,8 +134,8 @@ pub fn html(models: &[Model], base: &Model) -> Result<String> {
     // Over all tensors: products of task vectors from their cosines and lengths.
     let mut products = vec![0.0; n * n];
     for (_, conflict) in &found {
-        for at in 0..n * n {
-            products[at] += conflict.cosines[at] * conflict.norms[at / n] * conflict.norms[at % n];
+        for (at, (product, cosine)) in products.iter_mut().zip(&conflict.cosines).enumerate() {
+            *product += cosine * conflict.norms[at / n] * conflict.norms[at % n];
         }
     }
     let lengths: Vec<f64> = (0..n).map(|i| products[i * n + i].sqrt()).collect();

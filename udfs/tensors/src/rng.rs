@@ -42,6 +42,7 @@ impl Philox {
     }
 
     /// The numbers of the elements `4 * block .. 4 * (block + LANES)`: as many at once as vectors hold.
+    #[allow(clippy::needless_range_loop)] // a lane is a place in four arrays, which become four vectors
     fn many(&self, block: u64, out: &mut [u32; 4 * LANES]) {
         let mut counters = [[0u32; LANES]; 4];
         for lane in 0..LANES {
