@@ -344,6 +344,9 @@ fn the_page_on_models() {
     assert_eq!(ran, 7);
     let report = std::fs::read_to_string(folder.path().join("report.html")).unwrap();
     assert!(report.ends_with("</html>\n") && report.matches("<svg").count() == 4 && report.matches("</svg>").count() == 4);
+    // What only one of two models has, or has in another shape, is a row without numbers.
+    let compared = "SELECT tensor, cosine IS NULL AS n FROM tensor_compare('adapters/a', 'adapters/b') ORDER BY tensor";
+    assert_eq!(stdout(&run(folder.path(), &["-c", compared, "--format", "csv"])), "tensor,n\nq.lora_A,true\nq.lora_B,true\n");
     // The statement that a config stands for gives the bytes that the config gives.
     let statement = stdout(&run(folder.path(), &["migrate", "config.yml", "--out", "from-statement/"]));
     stdout(&run(folder.path(), &["-c", &statement]));

@@ -79,7 +79,8 @@ pub fn resolution(merge: &Merge) -> String {
     format!("MERGE t {}", merge_text(&kept).trim_start().replace('\n', " "))
 }
 
-fn models_text(models: &Models) -> String {
+/// A merge of models, laid out: what follows `MERGE MODELS`.
+pub fn models_text(models: &Models) -> String {
     let source = |m: &ModelSource| {
         let alias = m.alias.as_ref().map(|a| format!(" AS {}", name(a))).unwrap_or_default();
         let weight = m.weight.map(|w| format!(" WEIGHT {w}")).unwrap_or_default();

@@ -16,7 +16,7 @@ mod target;
 
 pub use bind::{UserStrategies, bind};
 pub use diagnostic::{Diagnostic, Result, Span};
-pub use format::{format, merge_text, resolution};
+pub use format::{format, merge_text, models_text, resolution};
 pub use parser::{is_incomplete, parse, split};
 pub use strategies::{check_strategy, check_unverified, find_strategy};
 pub use target::{added_columns, bind_into, check_fit};

@@ -119,11 +119,14 @@ impl Item {
 
     fn pairs(&self) -> Result<Vec<(&str, &Item)>> {
         let Item::Map(pairs) = self else { return Err(corrupt("what should be a map is none")) };
-        let text = |(key, item)| match key {
-            &Item::Plain(Value::Text(ref text)) => Ok((&**text, item)),
-            other => Err(corrupt(format!("a key is no text: {other:?}"))),
-        };
-        pairs.iter().map(|(key, item)| text((key, item))).collect()
+        let mut keyed = Vec::with_capacity(pairs.len());
+        for (key, item) in pairs {
+            match key {
+                Item::Plain(Value::Text(text)) => keyed.push((&**text, item)),
+                other => return Err(corrupt(format!("a key is no text: {other:?}"))),
+            }
+        }
+        Ok(keyed)
     }
 
     fn plain(&self) -> Result<&Value> {

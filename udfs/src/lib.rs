@@ -14,6 +14,7 @@ pub mod frames;
 pub mod functions;
 mod lattice;
 pub mod laws;
+pub mod merkle;
 mod partial;
 mod strategies;
 mod types;

@@ -72,7 +72,8 @@ fn hosts(tests: &[&str], environment: &Environment) -> Outcome {
 
 /// Where dbt is.
 fn dbt_environment() -> Result<Environment, String> {
-    let packages = ["dbt-core==1.11.16", "dbt-duckdb==1.11.1", "dbt-postgres==1.11.0", "duckdb==2.0.0"];
+    let packages =
+        ["dbt-core==1.11.16", "dbt-duckdb==1.11.1", "dbt-postgres==1.11.0", "duckdb==2.0.0", "sqlfluff-templater-dbt==4.4.0"];
     Ok(vec![("MERGEQL_DBT_PYTHON", duckdb::python("dbt", &packages)?.display().to_string())])
 }
 

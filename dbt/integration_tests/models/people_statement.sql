@@ -1,2 +1,5 @@
 {{ config(materialized='view') }}
-{{ mergeql.statement("MERGE " ~ ref('crm').include(database=false) ~ ", " ~ ref('erp').include(database=false) ~ " ON id STRATEGY salary = max, tags = union, * = lww VERSION BY updated_at") }}
+{%- set crm, erp = ref('crm').include(database=false), ref('erp').include(database=false) -%}
+{{ mergeql.statement(
+    "MERGE " ~ crm ~ ", " ~ erp ~ " ON id STRATEGY salary = max, tags = union, * = lww VERSION BY updated_at"
+) }}

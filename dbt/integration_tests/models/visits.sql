@@ -3,10 +3,18 @@
     merge_strategies={'visits': 'gcounter(device)', 'name': 'lww', 'tags': 'union'}, merge_default='max'
 ) }}
 {#- With `late` the late batch alone, with `everything` all batches at once. -#}
-{% if not var('late', false) or var('everything', false) %}
-select id, device, visits, name, tags, updated_at, gone from {{ ref('events') }}
-{% endif %}
-{% if var('everything', false) %} union all {% endif %}
-{% if var('late', false) or var('everything', false) %}
-select id, device, visits, name, tags, updated_at, gone from {{ ref('late_events') }}
-{% endif %}
+{%- set batches = [ref('events'), ref('late_events')] if var('everything', false) else [ref('late_events') if var('late', false) else ref('events')] -%}
+{% for batch in batches %}
+    select
+        id,
+        device,
+        visits,
+        name,
+        tags,
+        updated_at,
+        gone
+    from {{ batch }}
+    {% if not loop.last %}
+        union all
+    {% endif %}
+{% endfor %}

@@ -6,8 +6,10 @@ use clap::{Args, Subcommand};
 use mergeql::tensors::contribution::describe;
 use mergeql::tensors::mergekit::Config;
 use mergeql::tensors::plan::Options;
-use mergeql::tensors::run::hex;
 use mergeql::{MergeContext, MergeError, models, parse_size};
+use mergeql_lang::Span;
+use mergeql_lang::ast::{Name, Setting, Statement};
+use mergeql_udfs::merkle::hex;
 use mergeql_udfs::{Code, Value, functions};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -225,7 +227,7 @@ pub async fn set(context: &MergeContext, command: &ModelSet, output: &Output) ->
             // What is wrong with the recipe is said now, not when the set is resolved.
             let with_text = with.as_ref().map(|w| format!(" WITH ({w})")).unwrap_or_default();
             let probe = mergeql_lang::parse(&format!("MERGE MODELS 'a' STRATEGY {strategy}{with_text}"))?;
-            if let mergeql_lang::ast::Statement::MergeModels { models, .. } = probe {
+            if let Statement::MergeModels { models, .. } = probe {
                 for rule in models.rules.iter().filter(|r| !mergeql::tensors::lora::is_strategy(&r.strategy.value)) {
                     mergeql::tensors::methods::find(&rule.strategy.value)?;
                 }
@@ -282,11 +284,10 @@ pub async fn set(context: &MergeContext, command: &ModelSet, output: &Output) ->
             check_files(&state)?;
             let statement = call("model_set_resolve", &[state, out.as_deref().map_or(Value::Null, Value::text)])?;
             let mut statement = shown(&statement);
-            if *overwrite {
-                statement = match statement.rfind(" WITH (") {
-                    Some(at) => format!("{}overwrite = true, {}", &statement[..at + 7], &statement[at + 7..]),
-                    None => statement.replacen(" INTO ", " WITH (overwrite = true) INTO ", 1),
-                };
+            if let (true, Statement::MergeModels { mut models, .. }) = (*overwrite, mergeql_lang::parse(&statement)?) {
+                let name = Name { value: "overwrite".into(), quoted: false, span: Span::default() };
+                models.options.push((name, Setting::Flag(true)));
+                statement = format!("MERGE MODELS {}", mergeql_lang::models_text(&models));
             }
             output.statement(context, &statement, true).await?;
             Ok(ExitCode::SUCCESS)

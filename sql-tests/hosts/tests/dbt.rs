@@ -77,6 +77,23 @@ impl Project {
         output
     }
 
+    /// The models as sqlfluff sees them, with dbt's templater.
+    fn lint(&self, folder: &str) {
+        use std::io::Write;
+        let folder = self.folder.path().join(folder);
+        let mut settings = std::fs::OpenOptions::new().append(true).open(folder.join(".sqlfluff")).unwrap();
+        writeln!(settings, "\n[sqlfluff:templater:dbt:context]\n{}", self.vars.replacen(": ", " = ", 1)).unwrap();
+        let linter = Path::new(&variable("MERGEQL_DBT_PYTHON")).with_file_name("sqlfluff");
+        let output = Command::new(linter)
+            .args(["lint", "--nocolor", "--processes", "1", "."])
+            .current_dir(folder)
+            .envs(self.environment.iter().cloned())
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && !text.contains("fatal exception"), "{text}");
+    }
+
     fn fails(&self, arguments: &[&str], vars: &str, parts: &[&str]) {
         let (fine, output) = self.command("dbt/integration_tests", arguments, vars);
         assert!(!fine, "{arguments:?} should fail");
@@ -124,6 +141,11 @@ fn everything(project: &Project) {
     errors("wrong_column", &["unknown_column", "salry", "did you mean `salary`"]);
     errors("no_key", &["unique_key"]);
 
+    // The generic tests fail where they should.
+    project.run(&["run", "-s", "people_disagree"], "errors: true");
+    let parts = ["FAIL 5 sources_disagree", "FAIL 4 not_what_its_input_gives", "FAIL 1 no_such_strategy"];
+    project.fails(&["test", "-s", "people_disagree"], "errors: true", &parts);
+
     // Without the extension: the strategies of plain SQL, and a clear error for the others.
     project.run(&["run", "-s", "people_plain"], "mergeql_plain_sql: true");
     project.run(&["test", "-s", "plain_sql_is_what_the_extension_gives"], "");
@@ -133,12 +155,17 @@ fn everything(project: &Project) {
         &["plain SQL has no lawful answer for the strategy `union`"],
     );
     project.run(&["docs", "generate"], "");
+    let manifest = std::fs::read_to_string(project.folder.path().join("dbt/integration_tests/target/manifest.json")).unwrap();
+    let manifest: serde_json::Value = serde_json::from_str(&manifest).unwrap();
+    let documented = manifest["macros"]["macro.mergeql.conflicts"]["arguments"][3]["description"].as_str().unwrap();
+    assert!(documented.contains("tell newer from older"), "{documented}");
 }
 
 #[test]
 fn in_duckdb() {
     let project = Project::duckdb();
     everything(&project);
+    project.lint("dbt/integration_tests");
 }
 
 #[test]
@@ -155,4 +182,5 @@ fn the_example_shop() {
         let (fine, output) = project.command("examples/dbt_shop", arguments, "");
         assert!(fine, "{output}");
     }
+    project.lint("examples/dbt_shop");
 }

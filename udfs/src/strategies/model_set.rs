@@ -7,10 +7,10 @@ use crate::error::{Code, Error, Result};
 use crate::functions::Function;
 use crate::lattice::dots::{DotStore, dot_of};
 use crate::lattice::origins::origin;
+use crate::merkle::{self, hex, marked};
 use crate::types::Type;
 use crate::value::Value;
 use serde_json::Value as Json;
-use sha2::{Digest, Sha256};
 
 pub(crate) fn register(entries: &mut Vec<Entry>) {
     entries.push(Entry::of::<ModelSet>().with_functions(functions));
@@ -147,10 +147,6 @@ impl State for Set {
     }
 }
 
-fn hex(hash: &[u8; 32]) -> String {
-    hash.iter().map(|b| format!("{b:02x}")).collect()
-}
-
 /// A field of a contribution that is JSON.
 fn field(leaf: &Value, name: &str) -> Option<Json> {
     let Value::Text(text) = leaf else { return None };
@@ -161,25 +157,13 @@ impl Set {
     /// The root of a Merkle tree over the visible contributions in the order of their hashes, and the recipe; the causal context counts
     /// for nothing.
     fn hash(&self) -> [u8; 32] {
-        let digest = |mark: u8, parts: &[&[u8]]| -> [u8; 32] {
-            let mut hash = Sha256::new();
-            hash.update([mark]);
-            parts.iter().for_each(|part| hash.update(part));
-            hash.finalize().into()
-        };
         let leaf = |value: &Value| match (field(value, "sha256"), value) {
-            (Some(Json::String(hash)), _) => digest(0, &[hash.as_bytes()]),
-            (_, Value::Text(text)) => digest(0, &[text.as_bytes()]),
-            _ => digest(0, &[]),
+            (Some(Json::String(hash)), _) => marked(0, &[hash.as_bytes()]),
+            (_, Value::Text(text)) => marked(0, &[text.as_bytes()]),
+            _ => marked(0, &[]),
         };
-        let mut level: Vec<[u8; 32]> = self.models.values().map(leaf).collect();
-        level.sort_unstable();
-        level.dedup();
-        while level.len() > 1 {
-            level = level.chunks(2).map(|pair| if let [a, b] = pair { digest(1, &[a, b]) } else { pair[0] }).collect();
-        }
-        let root = level.first().copied().unwrap_or_default();
-        digest(2, &[&root, self.recipe.as_deref().unwrap_or_default().as_bytes()])
+        let root = merkle::root(self.models.values().map(leaf).collect());
+        marked(2, &[&root, self.recipe.as_deref().unwrap_or_default().as_bytes()])
     }
 
     /// The statement that merges what is visible, in the order of the hashes.

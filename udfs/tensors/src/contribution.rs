@@ -1,8 +1,9 @@
 //! A model as the text that stands for it in a `model_set`.
 
 use crate::checkpoint::Checkpoint;
-use crate::run::{contribution, hex};
+use crate::run::contribution;
 use mergeql_udfs::functions::Function;
+use mergeql_udfs::merkle::hex;
 use mergeql_udfs::{Error, Result, Type, Value};
 use serde_json::json;
 use std::path::Path;

@@ -291,9 +291,6 @@ impl<'a> Planner<'a> {
                 params.insert(param.name.to_owned(), value);
             }
         }
-        if self.method.param("epsilon").is_some() && self.method.name.starts_with("della") && !params.contains_key("epsilon") {
-            params.insert("epsilon".into(), Value::Number(0.15));
-        }
         Ok(params)
     }
 

@@ -94,6 +94,8 @@ pub struct Method {
     pub base: Base,
     /// How many models it takes, the base not counted.
     pub models: (usize, usize),
+    /// How many beside a base, where that is another number.
+    pub beside_base: Option<(usize, usize)>,
     /// Whether the answer depends on the order in which the models are written. EXPLAIN and the manual say so.
     pub ordered: bool,
     /// Whether it reads each element once, so that there is no use in holding them.
@@ -118,6 +120,7 @@ impl Method {
         paper: "",
         base: Base::Required,
         models: (1, usize::MAX),
+        beside_base: None,
         ordered: false,
         reads_once: false,
         params: &[],

@@ -3,7 +3,8 @@
 use crate::dtype;
 use crate::mergekit;
 use crate::plan::How;
-use crate::run::{self, Progress, Sealed, Written, hex, parameters};
+use crate::run::{self, Progress, Sealed, Written, parameters};
+use mergeql_udfs::merkle::{Hash, hex};
 use mergeql_udfs::{Code, Error, Result};
 use serde_json::{Value as Json, json};
 use std::collections::BTreeMap;
@@ -28,8 +29,8 @@ pub struct Extras {
 pub struct Merged {
     /// Each tensor, and the hash of its bytes.
     pub tensors: Vec<Written>,
-    /// The hash of the set of contributions and all parameters.
-    pub hash: run::Hash,
+    /// The hash of the set of contributions, the base and all parameters.
+    pub hash: Hash,
     /// What a reader should know.
     pub notes: Vec<String>,
 }
@@ -85,7 +86,8 @@ pub fn write(sealed: &Sealed, out: &Path, extras: &Extras, report: impl FnMut(Pr
     }
     let metadata = BTreeMap::from([
         ("format".to_owned(), "pt".to_owned()),
-        ("mergeql.set".to_owned(), hex(&sealed.hash)),
+        ("mergeql.set".to_owned(), hex(&sealed.set)),
+        ("mergeql.merge".to_owned(), hex(&sealed.hash)),
         ("mergeql.version".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
     ]);
     let single = out.extension().is_some_and(|e| e == "safetensors");
@@ -164,7 +166,12 @@ fn card(sealed: &Sealed, tensors: &[Written]) -> String {
     );
     let _ =
         writeln!(text, "{}: the answer depends on the set of contributions and the parameters alone.\n", env!("CARGO_PKG_VERSION"));
-    let _ = writeln!(text, "Set: `{}`\n\n## Contributions\n\n| model | weight | SHA-256 |\n|---|---|---|", hex(&sealed.hash));
+    let _ = writeln!(
+        text,
+        "- Set (root over the contributions): `{}`\n- Merge (set, base and parameters): `{}`\n\n## Contributions\n\n| model | weight | SHA-256 |\n|---|---|---|",
+        hex(&sealed.set),
+        hex(&sealed.hash)
+    );
     let mut rows: Vec<(String, String, String)> = sealed
         .plan
         .models

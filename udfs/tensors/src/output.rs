@@ -2,7 +2,8 @@
 //! whole, and a journal beside them says which tensors are done, by hash, so that a run that was killed goes on from there.
 
 use crate::plan::Task;
-use crate::run::{Hash, Written, hex};
+use crate::run::Written;
+use mergeql_udfs::merkle::{Hash, hex};
 use mergeql_udfs::{Code, Error, Result};
 use safetensors::tensor::{Metadata, TensorInfo};
 use serde_json::json;

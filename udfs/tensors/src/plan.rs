@@ -315,11 +315,9 @@ pub fn merge_task(name: &str, chosen: &Chosen, models: Vec<Input>, base: Option<
         .with_help("name the model that they all started from: BASE 'base.safetensors'"));
     }
     let base = base.filter(|_| method.base != Base::None);
-    // Two ends make an arc: with a base, one model.
-    let ends = if method.name == "slerp" && base.is_some() { (1, 1) } else { method.models };
-    let least = if method.name == "slerp" && base.is_none() { 2 } else { ends.0 };
-    if models.len() < least || models.len() > ends.1 {
-        let wanted = match (least, ends.1) {
+    let (least, most) = method.beside_base.filter(|_| base.is_some()).unwrap_or(method.models);
+    if models.len() < least || models.len() > most {
+        let wanted = match (least, most) {
             (a, b) if a == b => a.to_string(),
             (a, usize::MAX) => format!("{a} or more"),
             (a, b) => format!("{a} to {b}"),

@@ -1,15 +1,11 @@
 //! A page about how some models differ from their base: conflicts by layer and kind of tensor, cosines between task vectors, each model's share, and
 //! lengths. One file of HTML and SVG, without scripts.
 
-use crate::dtype;
-use crate::method::{Input, Job, Params, Semantics, Settings};
-use crate::methods;
 use crate::plan::Model;
-use crate::stats::{self, Conflict};
+use crate::stats;
 use mergeql_udfs::{Error, Result};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
-use std::sync::Arc;
 
 /// Digits are replaced by `*`: the kind of a tensor; the first number is its layer.
 fn kind(name: &str) -> (Option<usize>, String) {
@@ -104,28 +100,7 @@ fn bars(names: &[String], values: &[f64], unit: &str) -> String {
 /// As reading; `invalid_argument` where the models and the base have no tensors of floats in common.
 pub fn html(models: &[Model], base: &Model) -> Result<String> {
     let names: Vec<String> = models.iter().map(|m| m.name.clone()).collect();
-    let settings = Settings::new(methods::find("task_arithmetic")?.0, &Params::new(), Semantics::Paper, models.len())?;
-    let mut found: Vec<(String, Conflict)> = Vec::new();
-    for (name, tensor) in &base.checkpoint.tensors {
-        let input = |(place, model): (usize, &Model)| {
-            let tensor = model.checkpoint.get(name).filter(|t| t.shape == tensor.shape && dtype::is_float(t.dtype))?;
-            Some(Input { tensor: tensor.clone(), hash: [0; 32], place, model: place })
-        };
-        let inputs: Option<Vec<Input>> = models.iter().enumerate().map(input).collect();
-        let Some(inputs) = inputs.filter(|_| dtype::is_float(tensor.dtype)) else { continue };
-        let of_base = Input { tensor: tensor.clone(), hash: [0; 32], place: usize::MAX, model: usize::MAX };
-        let job = Job {
-            name,
-            shape: &tensor.shape,
-            models: &inputs,
-            base: Some(&of_base),
-            settings: &settings,
-            sides: Arc::default(),
-            offset: 0,
-            survey: None,
-        };
-        found.push((name.clone(), stats::conflict(&job)?));
-    }
+    let found = stats::conflicts(models, base)?;
     if found.is_empty() || models.is_empty() {
         return Err(Error::invalid_argument("the models and the base have no tensors in common")
             .with_help("name fine-tuned models, and what they started from"));

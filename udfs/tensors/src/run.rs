@@ -6,18 +6,16 @@ use crate::dtype;
 use crate::method::{Input, Job, Kernel, Prepare, Settings, Survey, Tile, Value};
 use crate::output::{Layout, Writer};
 use crate::plan::{How, Merge, Plan, Task};
+use mergeql_udfs::merkle::{self, Hash};
 use mergeql_udfs::{Code, Error, Result};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// A SHA-256 hash.
-pub type Hash = [u8; 32];
-
-/// As lower-case hexadecimal digits.
-pub fn hex(hash: &Hash) -> String {
-    hash.iter().map(|b| format!("{b:02x}")).collect()
+/// What each gave, or the first error in their order: which thread is faster decides nothing.
+fn in_order<T: Send>(results: impl IndexedParallelIterator<Item = Result<T>>) -> Result<Vec<T>> {
+    results.collect::<Vec<_>>().into_iter().collect()
 }
 
 /// Adds bytes after their length, so that no two lists of parts read alike.
@@ -55,7 +53,7 @@ fn hash_tensor(tensor: &Tensor, buffer: &mut Vec<u8>) -> Result<Hash> {
 pub fn contribution(name: &str, checkpoint: &Checkpoint, weight: Option<f64>, version: Option<&str>) -> Result<Hash> {
     let tensors: Vec<(&String, &Tensor)> = checkpoint.tensors.iter().collect();
     let hash = |buffer: &mut Vec<u8>, (_, tensor): &(&String, &Tensor)| hash_tensor(tensor, buffer);
-    let hashes: Vec<Hash> = tensors.par_iter().with_max_len(1).map_init(Vec::new, hash).collect::<Result<_>>()?;
+    let hashes: Vec<Hash> = in_order(tensors.par_iter().with_max_len(1).map_init(Vec::new, hash))?;
     let mut hash = Sha256::new();
     hash.update(b"mergeql.contribution.1");
     part(&mut hash, name.as_bytes());
@@ -72,25 +70,6 @@ pub fn contribution(name: &str, checkpoint: &Checkpoint, weight: Option<f64>, ve
     Ok(hash.finalize().into())
 }
 
-/// The root of a Merkle tree over leaves in this order; an odd one goes up as it is.
-pub fn merkle_root(leaves: &[Hash]) -> Hash {
-    let mut level = leaves.to_vec();
-    while level.len() > 1 {
-        let join = |pair: &[Hash]| match pair {
-            [a, b] => {
-                let mut hash = Sha256::new();
-                hash.update([1]);
-                hash.update(a);
-                hash.update(b);
-                hash.finalize().into()
-            }
-            _ => pair[0],
-        };
-        level = level.chunks(2).map(join).collect();
-    }
-    level.first().copied().unwrap_or_else(|| Sha256::new().finalize().into())
-}
-
 /// A plan whose contributions are hashed, and whose inputs stand in the order of the hashes.
 #[derive(Debug)]
 pub struct Sealed {
@@ -100,7 +79,9 @@ pub struct Sealed {
     pub models: Vec<Hash>,
     /// The hash of the base.
     pub base: Option<Hash>,
-    /// The hash of the set and of all parameters.
+    /// The hash of the set of contributions.
+    pub set: Hash,
+    /// The hash of the set, the base, and all that was chosen for each tensor.
     pub hash: Hash,
 }
 
@@ -143,10 +124,8 @@ impl Sealed {
         let mut sides: BTreeMap<PathBuf, Hash> = BTreeMap::new();
         let mut hash = Sha256::new();
         hash.update(b"mergeql.resolution.1");
-        let mut leaves = models.clone();
-        leaves.sort_unstable();
-        leaves.dedup();
-        hash.update(merkle_root(&leaves));
+        let set = merkle::root(models.clone());
+        hash.update(set);
         part(&mut hash, base.as_ref().map_or(&[][..], |b| &b[..]));
         part(&mut hash, plan.context.as_bytes());
         for task in &plan.tasks {
@@ -177,7 +156,7 @@ impl Sealed {
                 }
             }
         }
-        Ok(Sealed { models, base, hash: hash.finalize().into(), plan })
+        Ok(Sealed { models, base, set, hash: hash.finalize().into(), plan })
     }
 }
 
@@ -338,7 +317,7 @@ fn compute(
             How::Merge(merge) => loaded(merge, room),
             _ => Ok(None),
         };
-        let in_memory: Vec<Option<Merge>> = group.par_iter().with_max_len(1).map(load).collect::<Result<_>>()?;
+        let in_memory: Vec<Option<Merge>> = in_order(group.par_iter().with_max_len(1).map(load))?;
         let mut jobs: Vec<Option<Job<'_>>> = Vec::with_capacity(group.len());
         for (index, loaded) in group.iter().zip(&in_memory) {
             let (task, survey) = (&plan.tasks[*index], found.get(index));
@@ -354,15 +333,11 @@ fn compute(
             _ => None,
         };
         let methods: Vec<Option<Prepare>> = jobs.iter().zip(&group).map(prepare).collect();
-        let kernels: Vec<Option<Kernel<'_>>> = jobs
-            .par_iter()
-            .with_max_len(1)
-            .zip(&methods)
-            .map(|(job, prepare)| match (job, prepare) {
+        let kernels: Vec<Option<Kernel<'_>>> =
+            in_order(jobs.par_iter().with_max_len(1).zip(&methods).map(|(job, prepare)| match (job, prepare) {
                 (Some(job), Some(prepare)) => prepare(job).map(Some),
                 _ => Ok(None),
-            })
-            .collect::<Result<_>>()?;
+            }))?;
         // Every tile of every tensor, in order.
         let mut parts: Vec<(usize, usize, usize)> = Vec::new();
         for (at, (index, kernel)) in group.iter().zip(&kernels).enumerate() {
@@ -392,8 +367,7 @@ fn compute(
                 run(&Tile { range, models: parts, base }, out)?;
                 encoded(&plan.tasks[group[*at]], out, strict).map(Some)
             };
-            let computed: Vec<Option<Vec<u8>>> =
-                batch.par_iter().with_max_len(1).map_init(Default::default, tile).collect::<Result<_>>()?;
+            let computed: Vec<Option<Vec<u8>>> = in_order(batch.par_iter().with_max_len(1).map_init(Default::default, tile))?;
             for ((at, ..), bytes) in batch.iter().zip(computed) {
                 let index = group[*at];
                 let task = &plan.tasks[index];

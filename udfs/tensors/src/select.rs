@@ -18,11 +18,6 @@ impl Cut {
     /// Everything lies before it.
     pub const ALL: Cut = Cut { key: u32::MAX, index: usize::MAX, all: true };
 
-    /// The key of the first element that doesn't lie before it.
-    pub fn key(&self) -> u32 {
-        self.key
-    }
-
     /// Whether an element lies before it.
     pub fn after(&self, key: u32, index: usize) -> bool {
         self.all || key < self.key || (key == self.key && index < self.index)
@@ -91,6 +86,31 @@ pub fn first<S: Default + Send>(
     }
     if k >= n {
         return Ok(Cut::ALL);
+    }
+    locate(n, k, keys)
+}
+
+/// The key of the element at a rank, from 0, of `n` of which there is one at least.
+///
+/// # Errors
+/// The first that `keys` gives.
+pub fn key_at<S: Default + Send>(
+    n: usize,
+    rank: usize,
+    keys: impl Fn(Range<usize>, &mut Vec<u32>, &mut S) -> Result<()> + Sync,
+) -> Result<u32> {
+    // The first that doesn't lie before the cut.
+    Ok(locate(n, rank.min(n.saturating_sub(1)), keys)?.key)
+}
+
+/// The cut before which `k` of more than `k` elements lie.
+fn locate<S: Default + Send>(
+    n: usize,
+    k: usize,
+    keys: impl Fn(Range<usize>, &mut Vec<u32>, &mut S) -> Result<()> + Sync,
+) -> Result<Cut> {
+    if n == 0 {
+        return Ok(Cut::NONE);
     }
     let tiles = || (0..n.div_ceil(TILE)).into_par_iter().map(|i| i * TILE..((i + 1) * TILE).min(n));
     let count = |of: &(dyn Fn(u32) -> Option<u16> + Sync)| -> Result<Vec<u64>> {
@@ -167,6 +187,12 @@ mod tests {
                 };
                 let cut = first(values.len(), k, keys).expect("no errors");
                 let before: Vec<usize> = (0..values.len()).filter(|i| cut.after(of(values[*i]), *i)).collect();
+                if k < values.len() {
+                    let at = key_at(values.len(), k, keys).expect("no errors");
+                    let mut all: Vec<u32> = values.iter().map(|v| of(*v)).collect();
+                    all.sort_unstable();
+                    assert_eq!(at, all[k]);
+                }
                 let mut marks = vec![0.5; values.len()];
                 cut.mark(&values[..7], of, 0, &mut marks[..7]);
                 cut.mark(&values[7..], of, 7, &mut marks[7..]);

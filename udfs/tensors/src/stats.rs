@@ -1,10 +1,14 @@
 //! What can be said of tensors and of how models differ, one pass each.
 
 use crate::checkpoint::{Buffer, Tensor};
-use crate::method::{Job, Pair};
+use crate::dtype;
+use crate::method::{Input, Job, Pair, Params, Semantics, Settings};
+use crate::methods;
+use crate::plan::Model;
 use crate::reduce::{self, blocks};
 use mergeql_udfs::Result;
 use rayon::prelude::*;
+use std::sync::Arc;
 
 /// Of one tensor.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -111,7 +115,7 @@ pub struct Conflict {
 ///
 /// # Errors
 /// As [`Tensor::read`].
-pub fn conflict(job: &Job<'_>) -> Result<Conflict> {
+fn conflict(job: &Job<'_>) -> Result<Conflict> {
     let models = job.models.len();
     let gram = job.gram(true)?;
     let norms: Vec<f64> = (0..models).map(|i| gram.norm(i)).collect();
@@ -143,4 +147,34 @@ pub fn conflict(job: &Job<'_>) -> Result<Conflict> {
         cosines: (0..models * models).map(|at| gram.cosine(at / models, at % models)).collect(),
         norms,
     })
+}
+
+/// How models differ from what they started from: for each tensor of floats that all have in one shape, by name.
+///
+/// # Errors
+/// As [`Tensor::read`].
+pub fn conflicts(models: &[Model], base: &Model) -> Result<Vec<(String, Conflict)>> {
+    let settings = Settings::new(methods::find("task_arithmetic")?.0, &Params::new(), Semantics::Paper, models.len())?;
+    let mut found = Vec::new();
+    for (name, tensor) in &base.checkpoint.tensors {
+        let input = |(place, model): (usize, &Model)| {
+            let tensor = model.checkpoint.get(name).filter(|t| t.shape == tensor.shape && dtype::is_float(t.dtype))?;
+            Some(Input { tensor: tensor.clone(), hash: [0; 32], place, model: place })
+        };
+        let inputs: Option<Vec<Input>> = models.iter().enumerate().map(input).collect();
+        let Some(inputs) = inputs.filter(|_| dtype::is_float(tensor.dtype)) else { continue };
+        let of_base = Input { tensor: tensor.clone(), hash: [0; 32], place: usize::MAX, model: usize::MAX };
+        let job = Job {
+            name,
+            shape: &tensor.shape,
+            models: &inputs,
+            base: Some(&of_base),
+            settings: &settings,
+            sides: Arc::default(),
+            offset: 0,
+            survey: None,
+        };
+        found.push((name.clone(), conflict(&job)?));
+    }
+    Ok(found)
 }

@@ -2,7 +2,7 @@
 //! As mergekit documents it; the quantiles are exact at any size.
 
 use crate::method::{Job, Kernel, Method, Pair};
-use crate::select::{self, Cut};
+use crate::select;
 use mergeql_udfs::Result;
 use rayon::prelude::*;
 
@@ -40,14 +40,13 @@ fn prepare<'a>(job: &'a Job<'a>) -> Result<Kernel<'a>> {
     let importance = move |delta: f32, index: usize, rows: &[f32]| delta.abs() * rows[index / width];
     let quantile = |share: f64| -> Result<f32> {
         let rank = (share * n.saturating_sub(1) as f64) as usize;
-        let cut = select::first(n, rank, |range, keys, pair: &mut Pair| {
+        let key = select::key_at(n, rank, |range, keys, pair: &mut Pair| {
             keys.clear();
             let delta = job.delta(0, range.clone(), pair)?;
             keys.extend(delta.iter().enumerate().map(|(at, d)| select::by_value(importance(*d, range.start + at, &rows))));
             Ok(())
         })?;
-        // The element at a rank is the first that doesn't lie before the cut.
-        Ok(if cut == Cut::NONE { smallest(job, |d, at| importance(d, at, &rows))? } else { select::value_of(cut.key()) })
+        Ok(select::value_of(key))
     };
     let (low, middle, high) = (quantile(0.25)?, quantile(0.5)?, quantile(0.75)?);
     let threshold = middle + 1.5 * (high - low);
@@ -61,16 +60,4 @@ fn prepare<'a>(job: &'a Job<'a>) -> Result<Kernel<'a>> {
             Ok(())
         }),
     })
-}
-
-fn smallest(job: &Job<'_>, of: impl Fn(f32, usize) -> f32) -> Result<f32> {
-    let mut pair = Pair::default();
-    let mut least = f32::INFINITY;
-    let mut start = 0;
-    while start < job.len() {
-        let end = (start + crate::reduce::BLOCK).min(job.len());
-        least = job.delta(0, start..end, &mut pair)?.iter().enumerate().fold(least, |a, (at, d)| a.min(of(*d, start + at)));
-        start = end;
-    }
-    Ok(least)
 }

@@ -11,18 +11,22 @@ const PARAMS: &[Param] = &[
     WEIGHT,
     LAMBDA,
     each("density", Kind::Share, "1", "the probability with which an entry of a task vector is kept"),
-    param("seed", Kind::Count, "0", "another seed keeps other entries"),
+    SEED,
     param("rescale", RESCALE, "", "what is kept is divided by its probability, scaled to the L1 norm of the whole, or left"),
-    param(
-        "masks",
-        Kind::Files,
-        "",
-        "a file with tensors `<model>.<tensor>` that say which entries are kept, in place of random numbers",
-    ),
+    MASKS,
     NORMALIZE,
     INT8_MASK,
 ];
 
+/// What random numbers start from.
+pub const SEED: Param = param("seed", Kind::Count, "0", "another seed keeps other entries");
+/// Masks in place of random numbers.
+pub const MASKS: Param = param(
+    "masks",
+    Kind::Files,
+    "",
+    "a file with tensors `<model>.<tensor>` that say which entries are kept, in place of random numbers",
+);
 /// The ways to rescale.
 pub const RESCALE: Kind = Kind::Word(&["inv_p", "l1", "none"]);
 

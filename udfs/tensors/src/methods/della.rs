@@ -1,7 +1,7 @@
 //! DELLA: entries are dropped with a probability that falls with their rank by magnitude (Deep, Bhardwaj, Poria 2024, DELLA-Merging,
 //! arXiv:2406.11617).
 
-use super::dare::{RESCALE, masks, rescale, streams};
+use super::dare::{MASKS, RESCALE, SEED, masks, rescale, streams};
 use super::task_vectors::{INT8_MASK, Sum, Thin, kernel};
 use crate::checkpoint::{Buffer, Tensor};
 use crate::method::{Job, Kernel, Kind, LAMBDA, Method, Pair, Param, Semantics, WEIGHT, each, param};
@@ -14,15 +14,15 @@ const PARAMS: &[Param] = &[
     WEIGHT,
     LAMBDA,
     each("density", Kind::Share, "1", "the mean probability with which an entry of a task vector is kept"),
-    each("epsilon", Kind::Share, "0", "how far the probability lies from the mean for the smallest and the greatest of a row"),
-    param("seed", Kind::Count, "0", "another seed keeps other entries"),
-    param("rescale", RESCALE, "", "what is kept is divided by its own probability, scaled to the L1 norm of the whole, or left"),
-    param(
-        "masks",
-        Kind::Files,
+    each(
+        "epsilon",
+        Kind::Share,
         "",
-        "a file with tensors `<model>.<tensor>` that say which entries are kept, in place of random numbers",
+        "how far the probability lies from the mean for the smallest and the greatest of a row; 0 if it isn't given, with mergekit's numbers 0.15",
     ),
+    SEED,
+    param("rescale", RESCALE, "", "what is kept is divided by its own probability, scaled to the L1 norm of the whole, or left"),
+    MASKS,
     param("normalize", Kind::Flag, "", "whether the sum is divided by the weights that took part"),
     param(
         "output",
@@ -115,8 +115,13 @@ impl Thin for Della {
     }
 }
 
+fn epsilons(job: &Job<'_>) -> Vec<f64> {
+    let usual = if job.settings.semantics == Semantics::Mergekit { 0.15 } else { 0.0 };
+    job.models.iter().map(|m| job.settings.of_model("epsilon", m.place).unwrap_or(usual)).collect()
+}
+
 fn check(job: &Job<'_>) -> Result<()> {
-    let (densities, epsilons) = (job.of_models("density"), job.of_models("epsilon"));
+    let (densities, epsilons) = (job.of_models("density"), epsilons(job));
     for (density, epsilon) in densities.iter().zip(&epsilons) {
         if density - epsilon < -1e-9 || density + epsilon > 1.0 + 1e-9 {
             return Err(Error::invalid_argument(format!(
@@ -129,7 +134,7 @@ fn check(job: &Job<'_>) -> Result<()> {
 }
 
 fn prepare<'a>(job: &'a Job<'a>, consensus: bool) -> Result<Kernel<'a>> {
-    let (densities, epsilons) = (job.of_models("density"), job.of_models("epsilon"));
+    let (densities, epsilons) = (job.of_models("density"), epsilons(job));
     let rows = Rows::of(job.shape);
     if job.settings.word("output") == Some("keep_probability") {
         let (density, epsilon) = (densities[0], epsilons[0]);

@@ -11,7 +11,8 @@ pub const METHOD: Method = Method {
     title: "the way from the base to one model, or from the first of two models to the other, along the arc between them",
     paper: "Shoemake 1985, doi:10.1145/325165.325242",
     base: Base::Optional,
-    models: (1, 2),
+    models: (2, 2),
+    beside_base: Some((1, 1)),
     ordered: true,
     params: &[param("t", Kind::Share, "!", "how far along: 0 is the base, or the first model")],
     prepare,
@@ -32,16 +33,14 @@ pub fn factors(cosine: f64, t: f64) -> (f64, f64) {
 
 fn prepare<'a>(job: &'a Job<'a>) -> Result<Kernel<'a>> {
     let ends: Vec<&Input> = job.base.into_iter().chain(job.models).collect();
-    // A base that is one of the models, as configs of mergekit write it, is that end.
-    if ends.len() != 2 {
+    let [from, to] = ends[..] else {
         return Err(Error::invalid_argument(format!(
             "`slerp` goes between two tensors, and `{}` comes in {}",
             job.name,
             ends.len()
-        ))
-        .with_help("give a base and one model, or two models"));
-    }
-    let both = Job { models: &[ends[0].clone(), ends[1].clone()], base: None, ..job.clone() };
+        )));
+    };
+    let both = Job { models: &[from.clone(), to.clone()], base: None, ..job.clone() };
     let cosine = both.gram(false)?.cosine(0, 1);
     if cosine < -LINE && job.settings.semantics == Semantics::Paper {
         return Err(Error::invalid_argument(format!(

@@ -61,7 +61,7 @@ fn configs_give_what_mergekit_gives() {
             }
         }
         let card = std::fs::read_to_string(out.join("README.md")).expect("a card");
-        assert!(card.contains("Set: `"), "{card}");
+        assert!(card.contains("- Set (root over the contributions): `"), "{card}");
         assert!(!out.join(".stages").exists());
     }
     assert!(failures.is_empty(), "{}", failures.join("\n"));

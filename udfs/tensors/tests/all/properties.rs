@@ -404,3 +404,66 @@ fn coefficients_and_masks_come_from_files() {
     let kept = merge("adarank", "masks", "masks", ["a", "b"]);
     assert!(kept.iter().zip([2.0, 3.0, 4.0, 5.0, 6.0, 7.0]).all(|(got, want)| (got - want).abs() < 1e-5), "{kept:?}");
 }
+
+/// Where the paper and mergekit differ, each gives its own.
+#[test]
+fn the_two_semantics() {
+    let with = |semantics, mut request: Request| {
+        request.options.semantics = semantics;
+        resolve(request)
+    };
+    // Opposite tensors have no shortest arc; mergekit takes the line.
+    let opposite = || ask("slerp", &[("t", number(0.25))], &["neg"], Some("base"));
+    let error = with(Semantics::Paper, opposite()).expect_err("no arc").to_string();
+    assert!(error.contains("opposite directions") && error.contains("semantics = 'mergekit'"), "{error}");
+    with(Semantics::Mergekit, opposite()).expect("a line");
+    // mergekit's Karcher mean has no weights.
+    let mean = |weights: &[f64]| ask("karcher", &[("weight", numbers(weights))], &["m0", "m1"], None);
+    let karcher = |semantics, weights: &[f64]| with(semantics, mean(weights)).expect("a mean");
+    assert_ne!(karcher(Semantics::Paper, &[1.0, 3.0]), karcher(Semantics::Paper, &[1.0, 1.0]));
+    assert_eq!(karcher(Semantics::Mergekit, &[1.0, 3.0]), karcher(Semantics::Mergekit, &[1.0, 1.0]));
+    // DELLA's epsilon is 0.15 there, which a density of 0.9 has no room for.
+    let della = || ask("della", &[("density", number(0.9))], &["m0"], Some("base"));
+    with(Semantics::Paper, della()).expect("epsilon 0");
+    assert!(with(Semantics::Mergekit, della()).expect_err("epsilon 0.15").to_string().contains("epsilon 0.15"));
+}
+
+/// `dtype` of a config is what models are read in: f32 models give what the same models in bf16 give.
+#[test]
+fn configs_read_models_in_their_dtype() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for name in ["base", "m0", "m1"] {
+        std::fs::copy(data().join(format!("inputs/{name}.safetensors")), folder.path().join(format!("{name}.safetensors")))
+            .expect("a copy");
+        let whole = Checkpoint::open(data().join(format!("inputs/{name}.safetensors"))).expect("a model");
+        let mut bytes: BTreeMap<&String, (Vec<usize>, Vec<u8>)> = BTreeMap::new();
+        for (tensor, t) in &whole.tensors {
+            let mut out = Vec::new();
+            mergeql_tensors::dtype::encode(mergeql_tensors::dtype::Dtype::BF16, &t.all().expect("floats"), &mut out).expect("bf16");
+            bytes.insert(tensor, (t.shape.clone(), out));
+        }
+        let views = bytes.iter().map(|(name, (shape, bytes))| {
+            (
+                name.to_string(),
+                safetensors::tensor::TensorView::new(safetensors::Dtype::BF16, shape.clone(), bytes).expect("a tensor"),
+            )
+        });
+        safetensors::serialize_to_file(views, None, &folder.path().join(format!("{name}_16.safetensors"))).expect("a file");
+    }
+    let run = |suffix: &str| {
+        let config = format!(
+            "merge_method: ties\nbase_model: base{suffix}.safetensors\ndtype: bfloat16\nmodels:\n  - {{model: m0{suffix}.safetensors, parameters: {{weight: 0.4, density: 0.5}}}}\n  \
+             - {{model: m1{suffix}.safetensors, parameters: {{weight: 0.7, density: 0.5}}}}\n"
+        );
+        let out = folder.path().join(format!("out{suffix}"));
+        mergeql_tensors::mergekit::run(&config, folder.path(), &out, &Options::default(), |_| ()).expect("a merge");
+        load(&out)
+    };
+    assert_eq!(run(""), run("_16"));
+}
+
+#[test]
+fn a_repeated_model_fits_where_few_are_taken() {
+    let twice = ask("nuslerp", &[], &["m0", "m1", "m0"], None);
+    assert_eq!(resolve(twice).expect("two models"), resolve(ask("nuslerp", &[], &["m0", "m1"], None)).expect("two models"));
+}

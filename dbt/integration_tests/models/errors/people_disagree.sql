@@ -1,0 +1,2 @@
+{{ config(materialized='view', enabled=var('errors', false)) }}
+select * from {{ ref('people') }}
