@@ -19,7 +19,7 @@ fn main() {
     let mut out = String::new();
     for name in &names {
         let path = folder.join(format!("{name}.rs"));
-        writeln!(out, "#[path = {:?}]\nmod r#{name};", path.display().to_string()).expect("a String takes all");
+        writeln!(out, "#[path = {:?}]\npub(crate) mod r#{name};", path.display().to_string()).expect("a String takes all");
     }
     writeln!(out, "pub(crate) fn register(entries: &mut Vec<crate::catalog::Entry>) {{").expect("a String takes all");
     for name in &names {

@@ -14,7 +14,7 @@ use std::fmt::Debug;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
-/// Every aggregate of the catalogue: `crdt_x`, `crdt_x_state`, `crdt_x_with`, `crdt_x_state_with`, for names and aliases.
+/// Every aggregate of the catalogue: `crdt_x`, `crdt_x_state`, `crdt_x_with`, `crdt_x_state_with`, for names and aliases; and the plain ones.
 pub fn all() -> Vec<AggregateUDF> {
     let mut functions = Vec::new();
     for entry in catalog::all() {
@@ -33,6 +33,16 @@ pub fn all() -> Vec<AggregateUDF> {
             functions.push(AggregateUDF::from(function));
         }
     }
+    functions.extend(catalog::plain().iter().map(|entry| {
+        AggregateUDF::from(CrdtAggregate {
+            name: catalog::plain_name(entry),
+            aliases: Vec::new(),
+            entry,
+            state: false,
+            configured: false,
+            signature: Signature::variadic_any(Volatility::Immutable),
+        })
+    }));
     functions
 }
 

@@ -315,10 +315,11 @@ fn builtin(
         let literals: Vec<Value> =
             alias.args.iter().filter_map(|(_, a)| if let Argument::Literal(v, _) = a { Some(v.clone()) } else { None }).collect();
         for call in &mut calls {
-            if let Some(arg) = entry.spec().args.iter().find(|a| matches!(a.kind, ArgKind::Text | ArgKind::Literals))
+            if let Some(arg) =
+                entry.spec().args.iter().find(|a| matches!(a.kind, ArgKind::Text | ArgKind::Number | ArgKind::Literals))
                 && let Some(first) = literals.first()
             {
-                let value = if arg.kind == ArgKind::Text { first.clone() } else { Value::List(literals.clone()) };
+                let value = if arg.kind == ArgKind::Literals { Value::List(literals.clone()) } else { first.clone() };
                 call.args.retain(|(n, _)| n != arg.name);
                 call.args.push((arg.name.to_owned(), value));
             }

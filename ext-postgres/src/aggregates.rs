@@ -144,9 +144,15 @@ impl Site {
     fn new(call: Call) -> Result<Site, Failure> {
         let name = call.name();
         let unknown = || Diagnostic::new(Code::Unsupported, format!("`{name}` is no step of an aggregate of the catalogue"));
-        let base = name.strip_prefix("_crdt_").and_then(|n| n.strip_suffix("_update")).ok_or_else(unknown)?;
-        let (base, configured) = base.strip_suffix("_with").map_or((base, false), |base| (base, true));
-        let entry = catalog::find(base).ok_or_else(unknown)?;
+        let step = name.strip_suffix("_update").ok_or_else(unknown)?;
+        let (entry, configured) = match step.strip_prefix("_crdt_") {
+            Some(base) => {
+                let (base, configured) = base.strip_suffix("_with").map_or((base, false), |base| (base, true));
+                (catalog::find(base), configured)
+            }
+            None => (catalog::plain().iter().find(|e| step.strip_prefix('_') == Some(&catalog::plain_name(e))), false),
+        };
+        let entry = entry.ok_or_else(unknown)?;
         let first = 1 + usize::from(configured);
         let arguments = call.len().saturating_sub(first);
         let end = first + entry.spec().inputs_among(arguments);

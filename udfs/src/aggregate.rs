@@ -56,7 +56,7 @@ impl Call {
         }
         for arg in spec.args {
             match arg.kind {
-                ArgKind::Text | ArgKind::Choice(_) => {
+                ArgKind::Text | ArgKind::Number | ArgKind::Choice(_) => {
                     if let Some(value) = rest.next() {
                         self.args.push((arg.name.to_owned(), value.clone()));
                     }

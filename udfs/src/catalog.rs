@@ -36,6 +36,8 @@ pub struct Arg {
 /// What an argument is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ArgKind {
+    /// One number.
+    Number,
     /// One text literal.
     Text,
     /// One or more literals.
@@ -129,6 +131,7 @@ pub struct Entry {
     bind: fn(&Call) -> Result<Arc<dyn Aggregate>>,
     open: fn(&[u8]) -> Result<Box<dyn AnyState>>,
     functions: fn() -> Vec<Function>,
+    plain: bool,
 }
 
 impl Entry {
@@ -139,7 +142,14 @@ impl Entry {
             bind: |call| Ok(Arc::new(Bound::<S>::new(call)?)),
             open: open_body::<S>,
             functions: Vec::new,
+            plain: false,
         }
+    }
+
+    /// The entry of a plain aggregate, which is no strategy: its partial results add up, so that rows that come twice count twice. It is
+    /// called `sketch_<name>`, and there is no aggregate of its states.
+    pub(crate) fn plain<S: Strategy>() -> Entry {
+        Entry { plain: true, ..Entry::of::<S>() }
     }
 
     /// The same entry with scalar functions of its own: those that change a state.
@@ -183,16 +193,27 @@ impl Entry {
     }
 }
 
-static CATALOG: LazyLock<Vec<Entry>> = LazyLock::new(|| {
+/// The strategies, and the plain aggregates.
+static CATALOG: LazyLock<(Vec<Entry>, Vec<Entry>)> = LazyLock::new(|| {
     let mut entries = Vec::new();
     crate::strategies::register(&mut entries);
-    entries.sort_by_key(|e| e.spec.type_id);
-    entries
+    entries.sort_by_key(|e: &Entry| e.spec.type_id);
+    entries.into_iter().partition(|e| !e.plain)
 });
 
 /// Every strategy, in the order of type ids.
 pub fn all() -> &'static [Entry] {
-    &CATALOG
+    &CATALOG.0
+}
+
+/// Every plain aggregate: those that make the finished sketches that some strategies join. Each is called [`plain_name`] in SQL.
+pub fn plain() -> &'static [Entry] {
+    &CATALOG.1
+}
+
+/// The name of a plain aggregate in SQL.
+pub fn plain_name(entry: &Entry) -> String {
+    format!("sketch_{}", entry.spec.name)
 }
 
 /// The strategy of this name or alias, in any case of letters.
@@ -206,7 +227,7 @@ pub fn names() -> impl Iterator<Item = &'static str> {
 }
 
 pub(crate) fn by_type_id(id: u8) -> Option<&'static Entry> {
-    all().iter().find(|e| e.spec.type_id == id)
+    all().iter().chain(plain()).find(|e| e.spec.type_id == id)
 }
 
 /// Opens state bytes of any type.

@@ -84,6 +84,7 @@ pub fn record(arguments: &[Value]) -> Result<Value> {
 /// Every scalar function that a host registers.
 pub fn all() -> Vec<Function> {
     let mut functions = of_every_state();
+    functions.extend(crate::sketch::functions());
     functions.extend(catalog::all().iter().flat_map(|entry| entry.functions()));
     functions
 }
@@ -116,15 +117,10 @@ fn of_every_state() -> Vec<Function> {
             })
         }),
         f("crdt_value_double", "the value of a state that is a number", 1..=1, Type::Float64, |a| {
-            with_value(a, |v| match &v {
-                Value::Null | Value::Float(_) => Ok(v),
-                Value::Int(i) => Ok(Value::float(*i as f64)),
-                Value::Decimal { .. } => {
-                    let mut sum = crate::value::Exact::default();
-                    sum.add(&v);
-                    Ok(Value::float(sum.quotient(1)))
-                }
-                other => Err(not_a(other, "a number")),
+            with_value(a, |v| match v.to_f64() {
+                Some(number) => Ok(Value::float(number)),
+                None if v.is_null() => Ok(v),
+                None => Err(not_a(&v, "a number")),
             })
         }),
         f("crdt_value_text", "the value of a state as canonical text", 1..=1, Type::Text, |a| {

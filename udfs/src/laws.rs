@@ -191,6 +191,7 @@ pub fn rows_with(entry: &Entry, call: &Call, given: Option<&[Value]>) -> Vec<Row
                 ["{\"a\":1}", "{\"a\":{\"b\":2}}", "{\"a\":[1,2],\"c\":null}", "[3]", "null"].map(Value::text).into()
             }
             _ if entry.spec().name == "state" && i == 0 => states(),
+            _ if i == 0 && catalog::plain().iter().any(|e| e.spec().name == entry.spec().name) => finished(entry),
             _ if i >= fixed && matches!(ty, Type::Int { .. }) => vec![Value::Int(1), Value::Int(2), Value::Null],
             _ => domain(ty),
         })
@@ -214,6 +215,24 @@ fn states() -> Vec<Value> {
         Some(Value::Bytes(partial.encode()?.into()))
     };
     (1..4).filter_map(state).chain([Value::Null]).collect()
+}
+
+/// Finished sketches of a few values, for a strategy that joins them.
+fn finished(entry: &Entry) -> Vec<Value> {
+    let made = |call: Call| -> crate::Result<Vec<Value>> {
+        let mut found = Vec::new();
+        let builder = catalog::plain().iter().find(|e| e.spec().name == entry.spec().name).expect("invariant: the caller found it");
+        let values = domain(&call.value_type());
+        for n in [1, values.len()] {
+            let mut partial = builder.bind(&call)?.partial();
+            values[..n].iter().try_for_each(|v| partial.update(std::slice::from_ref(v)))?;
+            found.push(partial.value()?);
+        }
+        Ok(found)
+    };
+    let builder = catalog::plain().iter().find(|e| e.spec().name == entry.spec().name);
+    let calls = builder.map(|b| (b.spec().samples)()).unwrap_or_default();
+    calls.into_iter().take(1).flat_map(|call| made(call).unwrap_or_default()).chain([Value::Null]).collect()
 }
 
 /// Holds a machine to the laws over every list of up to `size` rows, and over random longer ones, `cases` of each kind.

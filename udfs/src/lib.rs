@@ -16,6 +16,7 @@ mod lattice;
 pub mod laws;
 pub mod merkle;
 mod partial;
+mod sketch;
 mod strategies;
 mod types;
 pub mod value;

@@ -73,6 +73,10 @@ fn results(entry: &Entry) -> Given {
             found.push((name, ty, bound.result_type()));
         }
     }
+    let only_bytes = Call::new(std::iter::once(Type::Bytes).chain(spec.inputs[1..].iter().map(|_| Type::Text)).collect());
+    if let (true, Ok(bound)) = (found.is_empty(), entry.bind(&only_bytes)) {
+        found.push((None, Type::Bytes, bound.result_type()));
+    }
     if found.iter().all(|(_, ty, result)| ty == result) {
         return Given::Same;
     }
@@ -103,40 +107,24 @@ fn aggregates(out: &mut String) {
             line(format!("CREATE FUNCTION _crdt_{name}(internal, text, anyelement{rest}) RETURNS {given} {}", c("mergeql_finish")));
         }
     }
-    for name in ["text", "bigint", "double precision", "numeric", "json"] {
-        line(format!("CREATE FUNCTION _crdt_{}(internal) RETURNS {name} {}", name.replace(' ', "_"), c("mergeql_finish")));
+    for name in ["text", "bigint", "double precision", "numeric", "json", "bytea", "text[]"] {
+        line(format!("CREATE FUNCTION {}(internal) RETURNS {name} {}", finishing(name), c("mergeql_finish")));
     }
     for entry in catalog::all() {
         let spec = entry.spec();
-        let fixed = spec.inputs.iter().filter(|i| **i != Input::Versions).count();
-        let more = spec.versioned()
-            || spec.args.iter().any(|a| !matches!(a.kind, catalog::ArgKind::Column(..) | catalog::ArgKind::RespectNulls));
         line(format!("\n-- {}: {}", spec.name, spec.title));
         for configured in [false, true] {
             let (suffix, json) = if configured { ("_with", "text, ") } else { ("", "") };
             let update = format!("_crdt_{}{suffix}_update", spec.name);
-            let mut rests = Vec::new();
-            if fixed == 1 {
-                rests.push("");
-            }
-            if fixed > 1 || (more && !configured) || spec.versioned() {
-                rests.push(", VARIADIC \"any\"");
-            }
-            for rest in rests {
-                line(format!(
-                    "CREATE FUNCTION {update}(internal, {json}anyelement{rest}) RETURNS internal {}",
-                    c("mergeql_update")
-                ));
-                let steps = format!(
-                    "SFUNC = {update}, STYPE = internal, SSPACE = 128, COMBINEFUNC = _crdt_combine, SERIALFUNC = _crdt_encoded, \
-                     DESERIALFUNC = _crdt_sent, PARALLEL = SAFE"
-                );
+            for rest in rests(entry, configured) {
+                line(adding(&update, json, rest));
+                let steps = stages(&update);
                 let overloads: Vec<(&str, String)> = match results(entry) {
                     Given::Same => vec![("anyelement", "FINALFUNC = _crdt_same, FINALFUNC_EXTRA".to_owned())],
                     Given::Array => vec![("anyelement", "FINALFUNC = _crdt_array, FINALFUNC_EXTRA".to_owned())],
-                    Given::One(ty) => vec![("anyelement", format!("FINALFUNC = _crdt_{ty}"))],
+                    Given::One(ty) => vec![("anyelement", format!("FINALFUNC = {}", finishing(ty)))],
                     Given::Each(types) => {
-                        types.iter().map(|(ty, result)| (*ty, format!("FINALFUNC = _crdt_{}", result.replace(' ', "_")))).collect()
+                        types.iter().map(|(ty, result)| (*ty, format!("FINALFUNC = {}", finishing(result)))).collect()
                     }
                 };
                 for base in std::iter::once(&spec.name).chain(spec.aliases) {
@@ -152,6 +140,53 @@ fn aggregates(out: &mut String) {
             }
         }
     }
+    for entry in catalog::plain() {
+        let name = catalog::plain_name(entry);
+        let update = format!("_{name}_update");
+        line(format!("\n-- {name}: {}", entry.spec().title));
+        for rest in rests(entry, false) {
+            line(adding(&update, "", rest));
+            let signature = format!("{name}(anyelement{rest})");
+            line(format!("CREATE AGGREGATE {signature} ({}, FINALFUNC = _crdt_bytea);", stages(&update)));
+            line(format!("COMMENT ON AGGREGATE {signature} IS {};", text(entry.spec().title)));
+        }
+    }
+}
+
+/// The function that gives a result of a type.
+fn finishing(ty: &str) -> String {
+    format!("_crdt_{}", ty.replace("[]", "_array").replace(' ', "_"))
+}
+
+/// What may follow the first argument of an aggregate.
+fn rests(entry: &Entry, configured: bool) -> Vec<&'static str> {
+    let spec = entry.spec();
+    let fixed = spec.inputs.iter().filter(|i| **i != Input::Versions).count();
+    let more = spec.versioned()
+        || spec.args.iter().any(|a| !matches!(a.kind, catalog::ArgKind::Column(..) | catalog::ArgKind::RespectNulls));
+    let mut rests = Vec::new();
+    if fixed == 1 {
+        rests.push("");
+    }
+    if fixed > 1 || (more && !configured) || spec.versioned() {
+        rests.push(", VARIADIC \"any\"");
+    }
+    rests
+}
+
+/// The function that adds a row.
+fn adding(update: &str, json: &str, rest: &str) -> String {
+    format!(
+        "CREATE FUNCTION {update}(internal, {json}anyelement{rest}) RETURNS internal AS 'MODULE_PATHNAME', 'mergeql_update' LANGUAGE C PARALLEL SAFE;"
+    )
+}
+
+/// What every aggregate of ours is made of, but its last function.
+fn stages(update: &str) -> String {
+    format!(
+        "SFUNC = {update}, STYPE = internal, SSPACE = 128, COMBINEFUNC = _crdt_combine, SERIALFUNC = _crdt_encoded, \
+         DESERIALFUNC = _crdt_sent, PARALLEL = SAFE"
+    )
 }
 
 /// Every scalar function of the core.
@@ -220,9 +255,9 @@ pub fn script() -> Result<String, String> {
 
 /// The comment on a function that is a step of aggregates.
 fn step(line: &str) -> Option<String> {
-    let function = line.strip_prefix("CREATE FUNCTION _crdt_")?;
+    let function = line.strip_prefix("CREATE FUNCTION ").filter(|f| f.starts_with("_crdt_") || f.starts_with("_sketch_"))?;
     let (signature, _) = function.split_once(") RETURNS")?;
-    Some(format!("COMMENT ON FUNCTION _crdt_{signature}) IS 'a step of the aggregates, not called by itself';\n"))
+    Some(format!("COMMENT ON FUNCTION {signature}) IS 'a step of the aggregates, not called by itself';\n"))
 }
 
 fn control() -> String {

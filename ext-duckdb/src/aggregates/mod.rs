@@ -85,13 +85,16 @@ pub fn register(connection: &Connection) -> Result<(), String> {
             }
         }
     }
+    for entry in catalog::plain() {
+        register_set(connection, entry, &catalog::plain_name(entry), false, false)?;
+    }
     merges::register(connection)
 }
 
 /// Arguments that are literals, after the inputs: how many there may be.
 fn literal_counts(args: &[Arg]) -> std::ops::RangeInclusive<usize> {
     args.iter().fold(0..=0, |range, arg| match arg.kind {
-        ArgKind::Text | ArgKind::Choice(_) => *range.start()..=range.end() + 1,
+        ArgKind::Text | ArgKind::Number | ArgKind::Choice(_) => *range.start()..=range.end() + 1,
         ArgKind::Literals | ArgKind::Sources => range.start() + 1..=range.end() + MOST_LITERALS,
         ArgKind::Column(..) | ArgKind::RespectNulls => range,
     })

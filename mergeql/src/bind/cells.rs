@@ -309,6 +309,10 @@ impl Binder<'_> {
             match (arg.kind, argument) {
                 (ArgKind::Text, Argument::Literal(value @ Value::Text(_), _)) => args.push((arg.name.to_owned(), value.clone())),
                 (ArgKind::Text, _) => return Err(refuse("a text in quotes")),
+                (ArgKind::Number, Argument::Literal(value @ (Value::Int(_) | Value::Decimal { .. } | Value::Float(_)), _)) => {
+                    args.push((arg.name.to_owned(), value.clone()));
+                }
+                (ArgKind::Number, _) => return Err(refuse("a number")),
                 (ArgKind::Choice(words), Argument::Literal(value @ Value::Text(word), _)) if words.contains(&&**word) => {
                     args.push((arg.name.to_owned(), value.clone()));
                 }

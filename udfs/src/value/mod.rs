@@ -202,6 +202,20 @@ impl Value {
         }
     }
 
+    /// A number as the nearest double; `None` for what is no number.
+    pub fn to_f64(&self) -> Option<f64> {
+        match self {
+            Value::Float(v) => Some(*v),
+            Value::Int(v) => Some(*v as f64),
+            Value::Decimal { .. } => {
+                let mut sum = Exact::default();
+                sum.add(self);
+                Some(sum.quotient(1))
+            }
+            _ => None,
+        }
+    }
+
     /// Memory beyond the value itself, in bytes.
     pub fn heap_size(&self) -> usize {
         match self {
