@@ -77,6 +77,11 @@ fn dbt_environment() -> Result<Environment, String> {
     Ok(vec![("MERGEQL_DBT_PYTHON", duckdb::python("dbt", &packages)?.display().to_string())])
 }
 
+/// Where the Python package of DataSketches is.
+fn sketches_environment() -> Result<Environment, String> {
+    Ok(vec![("MERGEQL_SKETCHES_PYTHON", duckdb::python("sketches", &["datasketches==5.2.0"])?.display().to_string())])
+}
+
 /// `cargo xtask test-dbt`
 fn test_dbt() -> Outcome {
     let mut environment = duckdb::environment()?;
@@ -91,6 +96,7 @@ fn test() -> Outcome {
     environment.extend(postgres::test()?);
     environment.extend(sqlite::test()?);
     environment.extend(dbt_environment()?);
+    environment.extend(sketches_environment()?);
     hosts(&["exchange", "dbt"], &environment)?;
     docs::check(&root())?;
     new_strategy::check(&root())

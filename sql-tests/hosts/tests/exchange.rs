@@ -139,3 +139,100 @@ fn states_travel_between_all_hosts() {
     }
     assert!(exchanged >= 200, "only {exchanged} pairs of states were exchanged");
 }
+
+/// Sketches made here are read by Apache DataSketches' Python package, and the reverse; over the same values both overlap.
+#[test]
+fn sketches_travel_to_datasketches_and_back() {
+    use mergeql_udfs::{Call, Type, Value, catalog, functions};
+    use std::io::{BufRead, BufReader, Write};
+    let python =
+        std::env::var("MERGEQL_SKETCHES_PYTHON").expect("run `cargo xtask test`: it installs the package and names it here");
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/sketches.py");
+    let mut process = std::process::Command::new(python)
+        .arg(script)
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut asked = process.stdin.take().unwrap();
+    let mut answers = BufReader::new(process.stdout.take().unwrap()).lines();
+    let run = |name: &str, args: &[Value]| (functions::all().into_iter().find(|f| f.name == name).unwrap().run)(args).unwrap();
+    let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
+    let number = |value: Value| value.to_f64().unwrap();
+    for kind in ["hll", "theta", "cpc", "kll", "tdigest", "topk"] {
+        for (values, what) in [
+            ((0..1).map(Value::Int).collect::<Vec<_>>(), "one integer"),
+            ((0..5).map(Value::Int).collect(), "few integers"),
+            ((0..200).map(Value::Int).collect(), "some integers"),
+            ((0..50_000).map(Value::Int).collect(), "many integers"),
+            ((0..300).map(|v| Value::text(format!("value {v}"))).collect(), "texts"),
+            ((0..300).map(|v| Value::float(f64::from(v) / 4.0)).collect(), "doubles"),
+        ] {
+            let of_set = matches!(kind, "hll" | "theta" | "cpc");
+            if (!of_set && what == "texts" && kind != "topk") || (kind == "topk" && values.len() > 100) {
+                continue;
+            }
+            let ty = match &values[0] {
+                Value::Int(_) => Type::INT64,
+                Value::Float(_) => Type::Float64,
+                _ => Type::Text,
+            };
+            let entry = if of_set {
+                catalog::find(kind).unwrap()
+            } else {
+                catalog::plain().iter().find(|e| e.spec().name == kind).unwrap()
+            };
+            let mut ours = entry.bind(&Call::new(vec![ty])).unwrap().partial();
+            values.iter().for_each(|v| ours.update(std::slice::from_ref(v)).unwrap());
+            let state = |image: Value| {
+                let call = Call::new(vec![Type::Bytes, Type::Text, Type::INT64]);
+                let mut partial = catalog::find(kind).unwrap().bind(&call).unwrap().partial();
+                partial.update(&[image, Value::text("a"), Value::Int(1)]).unwrap();
+                Value::Bytes(partial.encode().unwrap().into())
+            };
+            let image =
+                if of_set { run("crdt_to_sketch", &[Value::Bytes(ours.encode().unwrap().into())]) } else { ours.value().unwrap() };
+            let Value::Bytes(bytes) = &image else { panic!("no image") };
+            let shown: Vec<serde_json::Value> = values.iter().map(|v| serde_json::from_str(&v.to_json()).unwrap()).collect();
+            writeln!(asked, "{}", serde_json::json!({"kind": kind, "values": shown, "image": hex(bytes)})).unwrap();
+            let answer: serde_json::Value = serde_json::from_str(&answers.next().unwrap().unwrap()).unwrap();
+            let read = answer["read"].as_f64().unwrap();
+            let n = values.len() as f64;
+            match kind {
+                "topk" => assert_eq!(read, 1.0, "{kind} of {what}"),
+                "kll" | "tdigest" => {
+                    let [middle, most] = [values.len() / 2, values.len() - 1].map(|at| values[at].to_f64().unwrap());
+                    // Their t-digest says 23433 for the median of 0 to 49999, from its own rows as from ours.
+                    let near = if kind == "kll" { 0.02 } else { 0.05 };
+                    assert!((read - middle).abs() <= near * most + 1.0, "{kind} of {what}: {read}");
+                }
+                _ => assert!((read / n - 1.0).abs() < 0.05, "{kind} of {what}: they read {read}"),
+            }
+            let Some(theirs) = answer["image"].as_str() else { continue };
+            let theirs: Vec<u8> =
+                (0..theirs.len() / 2).map(|i| u8::from_str_radix(&theirs[2 * i..2 * i + 2], 16).unwrap()).collect();
+            let theirs = Value::Bytes(theirs.into());
+            match kind {
+                "topk" => {
+                    let Value::List(items) = run("topk_items", &[state(theirs)]) else { panic!("no items") };
+                    assert!(!items.is_empty() && items.len() <= values.len(), "{kind} of {what}");
+                }
+                "kll" | "tdigest" => {
+                    let of = |image: Value| number(run("sketch_quantile", &[state(image), Value::float(0.5)]));
+                    let spread = values[values.len() - 1].to_f64().unwrap();
+                    assert!((of(theirs) - of(image.clone())).abs() <= 0.03 * spread + 1.0, "{kind} of {what}");
+                }
+                _ => {
+                    let (ours, theirs) =
+                        (run("crdt_from_sketch", std::slice::from_ref(&image)), run("crdt_from_sketch", &[theirs]));
+                    // The same values, so that the union is no more than either.
+                    let both = number(run("sketch_estimate", &[run("crdt_join", &[ours.clone(), theirs.clone()])]));
+                    assert_eq!(both, number(run("sketch_estimate", &[ours])), "{kind} of {what}");
+                    assert_eq!(both, number(run("sketch_estimate", &[theirs])), "{kind} of {what}");
+                }
+            }
+        }
+    }
+    drop(asked);
+    assert!(process.wait().unwrap().success());
+}

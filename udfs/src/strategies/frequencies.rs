@@ -35,8 +35,8 @@ impl Family for CountMin {
         title: "how often any value was there, over the sketches of all origins",
         doc: "Each origin brings a finished count-min sketch, made by `sketch_countmin(value)`, with a version; the newest of each counts. \
               `countmin_estimate(state, value)` is never too small, and too great by a share of all rows that `buckets` bounds (`2.72 / buckets`). Its value is \
-              the number of rows. Sketches of two sizes don't add up: that is an error. DataSketches in C++ and Python reads and adds its image, but places \
-              items in other buckets, so ask it only here.",
+              the number of rows. Sketches of two sizes don't add up: that is an error. Its image counts in 64-bit integers; DataSketches in C++ places items in \
+              other buckets, so ask it only here.",
         example: (
             "SELECT countmin_estimate(state, 'x') AS n FROM (SELECT crdt_countmin_state(s, shop, 1) AS state FROM (SELECT shop, sketch_countmin(v) AS s FROM (VALUES ('a', 'x'), ('a', 'x'), ('b', 'x'), ('b', 'y')) AS t(shop, v) GROUP BY shop) AS made) AS kept",
             "3",

@@ -47,8 +47,8 @@ impl Theta {
         let sketch = guarded(|| CompactThetaSketch::deserialize(image).map_err(corrupt))?;
         let mut hashes: Vec<u64> = sketch.iter().map(|entry| entry.hash()).collect();
         hashes.sort_unstable();
-        // An image doesn't say its size: the default, or what its hashes need.
-        let lg_k = (hashes.len().next_power_of_two().trailing_zeros() as u8).clamp(12, 26);
+        // An image doesn't say its precision. One that was updated holds up to twice as many hashes as one that was trimmed.
+        let lg_k = (hashes.len().max(1).ilog2() as u8).clamp(12, 26);
         let mut theta = Theta { lg_k, theta: sketch.theta64(), hashes };
         theta.trim();
         Ok(theta)
