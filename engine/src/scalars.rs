@@ -111,7 +111,8 @@ impl RowUdf {
             (n, m) if n == m => TypeSignature::Any(n),
             _ => TypeSignature::VariadicAny,
         };
-        RowUdf { returns: physical(&function.returns), function, signature: Signature::new(signature, Volatility::Immutable) }
+        let volatility = if function.volatile { Volatility::Volatile } else { Volatility::Immutable };
+        RowUdf { returns: physical(&function.returns), function, signature: Signature::new(signature, volatility) }
     }
 }
 

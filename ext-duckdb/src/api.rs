@@ -111,6 +111,7 @@ slots! {
     211 scalar_function_set_name(Pointer, *const c_char);
     212 scalar_function_set_varargs(Pointer, Pointer);
     213 scalar_function_set_special_handling(Pointer);
+    214 scalar_function_set_volatile(Pointer);
     215 scalar_function_add_parameter(Pointer, Pointer);
     216 scalar_function_set_return_type(Pointer, Pointer);
     217 scalar_function_set_extra_info(Pointer, Pointer, Delete);

@@ -12,76 +12,28 @@ use mergeql_udfs::{Error, Order, Type, Value, catalog};
 /// Registers every scalar function, and the table of strategies.
 pub fn register(connection: &Connection) -> Result<(), String> {
     let own = [
-        Function {
-            name: "mergeql_exact_double",
-            gives_state: false,
-            title: "an integer as a double that holds it exactly",
-            arguments: 1..=1,
-            returns: Type::Float64,
-            run: |a| a[0].clone().widen(&Type::Float64),
-        },
-        Function {
-            name: "mergeql_widens",
-            gives_state: false,
-            title: "whether a nested value comes into a wider type as it is",
-            arguments: 2..=2,
-            returns: Type::Boolean,
-            run: widens,
-        },
-        Function {
-            name: "mergeql_rank",
-            gives_state: false,
-            title: "a candidate as bytes, the greatest of which wins",
-            arguments: 2..=usize::MAX,
-            returns: Type::Bytes,
-            run: rank,
-        },
-        Function {
-            name: "mergeql_json",
-            gives_state: false,
-            title: "the value of a state as JSON that DuckDB casts without loss",
-            arguments: 1..=1,
-            returns: Type::Text,
-            run: json,
-        },
-        Function {
-            name: "mergeql_query",
-            gives_state: false,
-            title: "the SQL of a statement that is read like a table",
-            arguments: 1..=1,
-            returns: Type::Text,
-            run: statements::query,
-        },
-        Function {
-            name: "mergeql_sql",
-            gives_state: false,
-            title: "the plain SQL that a statement stands for",
-            arguments: 1..=1,
-            returns: Type::Text,
-            run: statements::sql,
-        },
-        Function {
-            name: "mergeql_schema",
-            gives_state: false,
-            title: "keeps the schemas of a statement's sources",
-            arguments: 1..=usize::MAX,
-            returns: Type::Text,
-            run: statements::schema,
-        },
-        Function {
-            name: "mergeql_bound",
-            gives_state: false,
-            title: "the SQL of a statement whose schemas are known",
-            arguments: 1..=1,
-            returns: Type::Text,
-            run: statements::bound,
-        },
+        Function::of("mergeql_exact_double", "an integer as a double that holds it exactly", 1..=1, Type::Float64, |a| {
+            a[0].clone().widen(&Type::Float64)
+        }),
+        Function::of("mergeql_widens", "whether a nested value comes into a wider type as it is", 2..=2, Type::Boolean, widens),
+        Function::of("mergeql_rank", "a candidate as bytes, the greatest of which wins", 2..=usize::MAX, Type::Bytes, rank),
+        Function::of("mergeql_json", "the value of a state as JSON that DuckDB casts without loss", 1..=1, Type::Text, json),
+        Function::of("mergeql_query", "the SQL of a statement that is read like a table", 1..=1, Type::Text, statements::query),
+        Function::of("mergeql_sql", "the plain SQL that a statement stands for", 1..=1, Type::Text, statements::sql),
+        Function::of(
+            "mergeql_schema",
+            "keeps the schemas of a statement's sources",
+            1..=usize::MAX,
+            Type::Text,
+            statements::schema,
+        ),
+        Function::of("mergeql_bound", "the SQL of a statement whose schemas are known", 1..=1, Type::Text, statements::bound),
     ];
     for function in functions::all().into_iter().chain(own) {
         let name = function.name;
         let (least, most) = (*function.arguments.start(), *function.arguments.end());
         let any = || LogicalType::of_id(id::ANY);
-        let row = || Row { run: function.run, returns: function.returns.clone() };
+        let row = || Row { run: function.run, returns: function.returns.clone(), volatile: function.volatile };
         let overloads = match most {
             usize::MAX => vec![Overload { parameters: Vec::new(), rest: Some(any()), row: row() }],
             most => {
@@ -162,7 +114,11 @@ struct Overload {
 impl Overload {
     /// From `n` arguments of a type to one of the same.
     fn over(n: usize, ty: Type, run: fn(&[Value]) -> mergeql_udfs::Result<Value>) -> Overload {
-        Overload { parameters: (0..n).map(|_| LogicalType::of(&ty)).collect(), rest: None, row: Row { run, returns: ty } }
+        Overload {
+            parameters: (0..n).map(|_| LogicalType::of(&ty)).collect(),
+            rest: None,
+            row: Row { run, returns: ty, volatile: false },
+        }
     }
 }
 
@@ -170,6 +126,7 @@ impl Overload {
 struct Row {
     run: fn(&[Value]) -> mergeql_udfs::Result<Value>,
     returns: Type,
+    volatile: bool,
 }
 
 /// Registers all functions of a name at once.
@@ -187,6 +144,9 @@ fn add_set(connection: &Connection, name: &str, overloads: Vec<Overload>) -> Res
             }
             (api.scalar_function_set_return_type)(function, LogicalType::of(&row.returns).0);
             (api.scalar_function_set_special_handling)(function);
+            if row.volatile {
+                (api.scalar_function_set_volatile)(function);
+            }
             (api.scalar_function_set_extra_info)(function, leak(row), drop_box::<Row>);
             (api.scalar_function_set_function)(function, run);
             (api.add_scalar_function_to_set)(set, function);

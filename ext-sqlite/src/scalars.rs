@@ -28,11 +28,11 @@ pub fn register(connection: &Connection) -> rusqlite::Result<()> {
         let (least, most) = (*function.arguments.start(), *function.arguments.end());
         let counts = if most == usize::MAX { vec![-1] } else { (least as i32..=most as i32).collect() };
         for count in counts {
-            add(connection, function.name, count, function.run)?;
+            add(connection, function.name, count, function.run, function.volatile)?;
         }
     }
     for (name, count, run) in OWN {
-        add(connection, name, count, run)?;
+        add(connection, name, count, run, false)?;
     }
     connection.create_scalar_function("mergeql_record", -1, PURE, |context| {
         Ok(Answer::typed(&functions::record(&arguments(context)?).map_err(shown)?))
@@ -42,11 +42,12 @@ pub fn register(connection: &Connection) -> rusqlite::Result<()> {
     connection.create_scalar_function("mergeql_fold", 4, direct, fold)
 }
 
-fn add(connection: &Connection, name: &str, arguments_: i32, run: Run) -> rusqlite::Result<()> {
+fn add(connection: &Connection, name: &str, arguments_: i32, run: Run, volatile: bool) -> rusqlite::Result<()> {
     let run: AssertUnwindSafe<Run> = AssertUnwindSafe(run);
     let call = move |context: &Context<'_>| Answer::of((run.0)(&arguments(context)?).map_err(shown)?);
     assert_safe(&call);
-    connection.create_scalar_function(name, arguments_, PURE, call)
+    let flags = if volatile { PURE - FunctionFlags::SQLITE_DETERMINISTIC } else { PURE };
+    connection.create_scalar_function(name, arguments_, flags, call)
 }
 
 /// A function pointer can be called again after a panic.

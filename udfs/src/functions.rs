@@ -12,7 +12,7 @@ use crate::value::order_key::order_key;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
-/// A function of one row. The same arguments always give the same result.
+/// A function of one row. The same arguments always give the same result, but for one that reads the clock.
 pub struct Function {
     /// Its name in SQL.
     pub name: &'static str,
@@ -22,6 +22,8 @@ pub struct Function {
     pub returns: Type,
     /// Whether the result is a state, where hosts have a type for them.
     pub gives_state: bool,
+    /// Whether it reads the clock, so that a host must call it for every row.
+    pub volatile: bool,
     /// One line for people.
     pub title: &'static str,
     /// What it does; arguments may be NULL.
@@ -29,9 +31,20 @@ pub struct Function {
 }
 
 impl Function {
+    /// A function that gives a value.
+    pub fn of(
+        name: &'static str,
+        title: &'static str,
+        arguments: RangeInclusive<usize>,
+        returns: Type,
+        run: fn(&[Value]) -> Result<Value>,
+    ) -> Function {
+        Function { name, arguments, returns, gives_state: false, volatile: false, title, run }
+    }
+
     /// A function of `n` arguments, the first a state, that gives a state.
     pub(crate) fn state(name: &'static str, title: &'static str, n: usize, run: fn(&[Value]) -> Result<Value>) -> Function {
-        Function { name, arguments: n..=n, returns: Type::Bytes, gives_state: true, title, run }
+        Function { gives_state: true, ..Function::of(name, title, n..=n, Type::Bytes, run) }
     }
 }
 
@@ -91,12 +104,8 @@ pub fn all() -> Vec<Function> {
 
 fn of_every_state() -> Vec<Function> {
     let f = |name: &'static str, title, arguments, returns, run| Function {
-        name,
-        title,
-        arguments,
-        gives_state: returns == Type::Bytes && (name.starts_with("crdt_") || name == "mergeql_gset_of"),
-        returns,
-        run,
+        gives_state: returns == Type::Bytes && (name.starts_with("crdt_") && name != "crdt_to_frame" || name == "mergeql_gset_of"),
+        ..Function::of(name, title, arguments, returns, run)
     };
     vec![
         f("crdt_join", "the join of two states", 2..=2, Type::Bytes, |a| {
@@ -197,19 +206,12 @@ fn of_every_state() -> Vec<Function> {
                 other => return Err(Error::type_mismatch(format!("a frame is bytes, not a {}", other.kind()))),
             })
         }),
-        Function {
-            name: "crdt_to_frame",
-            title: "the frame of the earlier Python library for a state",
-            arguments: 1..=1,
-            returns: Type::Bytes,
-            gives_state: false,
-            run: |a| {
-                Ok(match state(&a[0])? {
-                    None => Value::Null,
-                    Some(state) => bytes(crate::frames::to_frame(state)?),
-                })
-            },
-        },
+        f("crdt_to_frame", "the frame of the earlier Python library for a state", 1..=1, Type::Bytes, |a| {
+            Ok(match state(&a[0])? {
+                None => Value::Null,
+                Some(state) => bytes(crate::frames::to_frame(state)?),
+            })
+        }),
         f("mergeql_version", "the version of MergeQL", 0..=0, Type::Text, |_| Ok(Value::text(env!("CARGO_PKG_VERSION")))),
         f("mergeql_order_key", "bytes that sort as the value does (R2)", 1..=1, Type::Bytes, |a| {
             Ok(if a[0].is_null() { Value::Null } else { bytes(order_key(&a[0])) })

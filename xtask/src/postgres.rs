@@ -204,9 +204,10 @@ fn scalars(out: &mut String) {
         };
         for signature in signatures {
             let name = function.name;
+            let volatility = if function.volatile { "VOLATILE" } else { "IMMUTABLE" };
             let _ = writeln!(
                 out,
-                "CREATE FUNCTION {name}({signature}) RETURNS {result} AS 'MODULE_PATHNAME', 'mergeql_scalar' LANGUAGE C IMMUTABLE PARALLEL SAFE;\n\
+                "CREATE FUNCTION {name}({signature}) RETURNS {result} AS 'MODULE_PATHNAME', 'mergeql_scalar' LANGUAGE C {volatility} PARALLEL SAFE;\n\
                  COMMENT ON FUNCTION {name}({signature}) IS {};",
                 text(function.title)
             );

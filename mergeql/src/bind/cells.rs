@@ -10,6 +10,11 @@ use sqlparser::ast::{Expr, Ident, VisitMut, VisitorMut};
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
+/// Whether a strategy counts increments and decrements, which are columns; without them it joins a column of states.
+fn of_two_columns(strategy: &str) -> bool {
+    catalog::find(strategy).is_some_and(|entry| entry.spec().inputs.contains(&Role::Increments))
+}
+
 impl Binder<'_> {
     pub(super) fn cells(&self, versions: &Versions) -> Result<Vec<Cell>> {
         let mut given: Vec<(usize, &StrategyCall)> = Vec::new();
@@ -40,8 +45,8 @@ impl Binder<'_> {
                         }
                         given.push((column, call));
                     }
-                    // A PN-counter made of two other columns is a column of its own.
-                    Err(_) if call.name.value.eq_ignore_ascii_case("pncounter") && !call.args.is_empty() => made.push((name, call)),
+                    // A counter made of two other columns is a column of its own.
+                    Err(_) if of_two_columns(&call.name.value) && !call.args.is_empty() => made.push((name, call)),
                     Err(e) => return Err(e),
                 },
             }
@@ -214,7 +219,7 @@ impl Binder<'_> {
             }
             None => versions,
         };
-        let states = spec.name == "pncounter" && columns.is_empty();
+        let states = of_two_columns(spec.name) && columns.is_empty();
         let mut inputs = Vec::new();
         for role in spec.inputs {
             match role {

@@ -55,7 +55,8 @@ fn clause(name: &str) -> Option<(&'static str, String)> {
         "priority" => ("t", "priority('a', '10')".to_owned()),
         "counter" | "gauge" | "avg" | "median" => ("n", format!("{name}(o)")),
         "pncounter" => ("p", "pncounter(n, n, o)".to_owned()),
-        "vclock" => ("n", "vclock(o)".to_owned()),
+        "vclock" | "dvv" | "hlc" => ("n", format!("{name}(o)")),
+        "bounded" => ("p", "bounded(n, n, o)".to_owned()),
         "lwwmap" => ("t", "lwwmap(o)".to_owned()),
         "any" | "every" => ("b", name.to_owned()),
         "bits_or" | "bits_and" => ("n", name.to_owned()),
@@ -66,7 +67,7 @@ fn clause(name: &str) -> Option<(&'static str, String)> {
         // No column of a batch holds finished sketches.
         "kll" | "tdigest" | "countmin" | "topk" => return None,
         // Their rows are dots, or say whether an element is gone: no column of a batch does.
-        "orset" | "rwset" | "twopset" | "ewflag" | "dwflag" | "mvr" | "model_set" => return None,
+        "orset" | "rwset" | "twopset" | "ewflag" | "dwflag" | "mvr" | "model_set" | "ormap" => return None,
         other => panic!("the test does not know `{other}`: give it a column"),
     })
 }

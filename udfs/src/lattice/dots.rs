@@ -11,7 +11,7 @@ use crate::lattice::origins::Origins;
 use crate::value::Value;
 
 /// Counters of one origin that were seen, as runs of neighbours: first and last, in order, with gaps between them.
-type Runs = Vec<(u64, u64)>;
+pub type Runs = Vec<(u64, u64)>;
 
 /// The dots of a value: origin and counter, in order.
 type Dots = Vec<(Value, u64)>;
@@ -77,6 +77,11 @@ impl DotStore {
     /// The greatest counter of an origin.
     pub fn last(&self, origin: &Value) -> u64 {
         self.seen.get(origin).and_then(|runs| runs.last()).map_or(0, |(_, last)| *last)
+    }
+
+    /// The counters that were seen of each origin, as runs: first and last.
+    pub fn seen(&self) -> impl Iterator<Item = (&Value, &Runs)> {
+        self.seen.iter()
     }
 
     /// Nothing was seen?

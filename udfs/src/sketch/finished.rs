@@ -106,6 +106,12 @@ impl<F: Family> Strategy for Combined<F> {
     type State = Latest<F>;
 
     fn configure(call: &Call) -> Result<Self> {
+        if call.inputs.len() < 2 {
+            return Err(Error::invalid_argument(format!(
+                "`{}` takes a finished sketch, its origin, and perhaps a version",
+                F::SPEC.name
+            )));
+        }
         match call.value_type() {
             Type::Bytes | Type::Null => Ok(Combined { versions: VersionOrder::configure(false, call)?, family: PhantomData }),
             other => {
@@ -169,8 +175,8 @@ impl<F: Family> State for Latest<F> {
     fn decode(r: &mut Reader<'_>) -> Result<Self> {
         let versions = VersionOrder::decode(r)?;
         let entry = |r: &mut Reader<'_>| match (r.value()?, r.values()?) {
-            (image @ Value::Bytes(_), version) => Ok((image, version)),
-            _ => Err(Error::corrupt_state("a sketch in the state is not bytes")),
+            (image @ Value::Bytes(_), version) if !version.last().is_some_and(Value::is_null) => Ok((image, version)),
+            _ => Err(Error::corrupt_state("a sketch in the state is not bytes, or its version is not in its shortest form")),
         };
         Ok(Latest { versions, origins: origins::decode(r, entry)?, family: PhantomData })
     }

@@ -210,7 +210,7 @@ fn to_image(value: &Value) -> Result<Value> {
 
 /// The functions over sketches.
 pub(crate) fn functions() -> Vec<Function> {
-    let f = |name, title, arguments, returns, run| Function { name, title, arguments, returns, gives_state: false, run };
+    let f = Function::of;
     vec![
         f("sketch_estimate", "how many distinct values a `hll`, `theta` or `cpc` has seen, about", 1..=1, Type::Float64, |a| {
             estimate(a, 0)

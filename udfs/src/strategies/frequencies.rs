@@ -191,7 +191,7 @@ fn frequent(sketch: &FrequentItemsSketch<String>) -> Vec<(String, u64, u64, u64)
 }
 
 fn functions() -> Vec<Function> {
-    let f = |name, title, n, returns, run| Function { name, title, arguments: n..=n, returns, gives_state: false, run };
+    let f = |name, title, n, returns, run| Function::of(name, title, n..=n, returns, run);
     let row = ["item", "estimate", "at_least", "at_most"].map(|name| (name.into(), if name == "item" { Type::Text } else { Type::INT64 }));
     vec![
         f("countmin_estimate", "how often a value was there, at most a little less often", 2, Type::INT64, |a| {

@@ -183,7 +183,11 @@ impl<const STATISTIC: u8> State for Newest<STATISTIC> {
         let versions = VersionOrder::decode(r)?;
         let origins = origins::decode(r, |r| {
             let value = number(&r.value()?).cloned().map_err(|e| Error::corrupt_state(e.message))?;
-            Ok((value, r.values()?))
+            let version = r.values()?;
+            if version.last().is_some_and(Value::is_null) {
+                return Err(Error::corrupt_state("a version in the state is not in its shortest form"));
+            }
+            Ok((value, version))
         })?;
         Ok(Newest { versions, origins })
     }

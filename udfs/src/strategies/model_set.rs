@@ -215,7 +215,7 @@ fn closed(set: &Set) -> Result<Value> {
 }
 
 fn functions() -> Vec<Function> {
-    let text = |name, title, arguments, run| Function { name, arguments, returns: Type::Text, gives_state: false, title, run };
+    let text = |name, title, arguments, run| Function::of(name, title, arguments, Type::Text, run);
     vec![
         Function::state("model_set_new", "an empty set of models with a recipe, as JSON with base, base_sha256, strategy and with", 1, |a| {
             let Value::Text(recipe) = &a[0] else { return Err(Error::invalid_argument("a recipe is JSON: {\"strategy\": \"* = linear\"}")) };

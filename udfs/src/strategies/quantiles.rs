@@ -333,7 +333,7 @@ fn image(args: &[Value]) -> Result<Value> {
 }
 
 fn functions() -> Vec<Function> {
-    let f = |name, title, n, returns, run| Function { name, title, arguments: n..=n, returns, gives_state: false, run };
+    let f = |name, title, n, returns, run| Function::of(name, title, n..=n, returns, run);
     vec![
         f("sketch_quantile", "the value that a share of all values lies up to, of a `kll` or a `tdigest`", 2, Type::Float64, quantile),
         f("sketch_combined", "the sketches of all origins as one finished sketch, as other libraries read it", 1, Type::Bytes, image),

@@ -31,28 +31,22 @@ pub fn describe(path: &str, name: Option<&str>, weight: Option<f64>, version: Op
 
 /// The scalar functions that read files, for hosts that let them.
 pub fn functions() -> Vec<Function> {
-    vec![Function {
-        name: "model_contribution",
-        arguments: 1..=4,
-        returns: Type::Text,
-        gives_state: false,
-        title: "a model as a contribution to a model_set: its file, and perhaps a name, a weight and a version",
-        run: |a| {
+    vec![Function::of(
+        "model_contribution",
+        "a model as a contribution to a model_set: its file, and perhaps a name, a weight and a version",
+        1..=4,
+        Type::Text,
+        |a| {
             let text = |i: usize| match a.get(i) {
                 None | Some(Value::Null) => Ok(None),
                 Some(Value::Text(text)) => Ok(Some(text.to_string())),
                 Some(other) => Err(Error::invalid_argument(format!("`model_contribution` takes texts and a weight, not {other}"))),
             };
-            let weight = match a.get(2).map(Value::to_worth) {
-                None | Some(Value::Null) => None,
-                Some(Value::Float(v)) => Some(v),
-                Some(Value::Int(n)) => Some(n as f64),
-                Some(other) => other.to_string().parse().ok(),
-            };
+            let weight = a.get(2).and_then(Value::to_f64);
             match text(0)? {
                 None => Ok(Value::Null),
                 Some(path) => Ok(Value::text(describe(&path, text(1)?.as_deref(), weight, text(3)?.as_deref())?)),
             }
         },
-    }]
+    )]
 }

@@ -1,0 +1,228 @@
+//! `ormap`: a map from keys to states of any type, whose keys can be removed.
+
+use crate::aggregate::{Call, State, Strategy, decode, encode};
+use crate::catalog::{self, Entry, Input, Spec};
+use crate::codec::{Reader, Writer};
+use crate::error::{Code, Error, Result};
+use crate::functions::Function;
+use crate::lattice::dots::{DotStore, dot_of};
+use crate::lattice::origins::origin;
+use crate::types::Type;
+use crate::value::Value;
+
+pub(crate) fn register(entries: &mut Vec<Entry>) {
+    entries.push(Entry::of::<ObservedMap>().with_functions(functions));
+}
+
+#[derive(Debug)]
+struct ObservedMap;
+
+/// Each dot holds a list of a key and a state; a key has the join of its dots.
+#[derive(Debug, Clone, PartialEq, Default)]
+struct Entries(DotStore);
+
+impl Entries {
+    /// Key and state of each dot that holds one.
+    fn held(&self) -> impl Iterator<Item = (&Value, &[u8])> {
+        self.0.values().filter_map(|held| match held {
+            Value::List(pair) => match &pair[..] {
+                [key, Value::Bytes(state)] => Some((key, &**state)),
+                _ => None,
+            },
+            _ => None,
+        })
+    }
+
+    /// The state of a key.
+    fn get(&self, key: &Value) -> Result<Option<Vec<u8>>> {
+        let mut joined: Option<Vec<u8>> = None;
+        for (_, state) in self.held().filter(|(known, _)| *known == key) {
+            joined = Some(match joined {
+                Some(known) => catalog::join(&known, state)?,
+                None => state.to_vec(),
+            });
+        }
+        Ok(joined)
+    }
+
+    fn keys(&self) -> Vec<Value> {
+        let mut keys: Vec<Value> = self.held().map(|(key, _)| key.clone()).collect();
+        // Values in order are keys in order.
+        keys.dedup();
+        keys
+    }
+
+    /// Ends the dots of a key that were seen.
+    fn forget(&mut self, key: &Value) {
+        let ended: Vec<Value> = self.0.values().filter(|held| matches!(held, Value::List(pair) if pair.first() == Some(key))).cloned().collect();
+        ended.iter().for_each(|held| self.0.remove(held));
+    }
+}
+
+/// What a dot holds: a key, and a state in its canonical bytes.
+fn held(key: &Value, state: &Value) -> Result<Value> {
+    if key.is_null() {
+        return Err(Error::invalid_argument("the key of an entry is NULL"));
+    }
+    let Value::Bytes(bytes) = state else {
+        return Err(Error::new(Code::NotAState, format!("an entry of a map is a CRDT state, not a {}", state.kind())));
+    };
+    let opened = catalog::open(bytes)?;
+    if opened.spec().name == ObservedMap::SPEC.name {
+        return Err(Error::new(Code::Unsupported, "a map of maps").with_help("make one key of both: 'outer/inner'"));
+    }
+    Ok(Value::List(vec![key.clone(), Value::Bytes(opened.encode().into())]))
+}
+
+impl Strategy for ObservedMap {
+    const SPEC: Spec = Spec {
+        name: "ormap",
+        aliases: &[],
+        type_id: 45,
+        since: "0.1.0",
+        title: "a map from keys to states of any type, where a change wins over a removal that has not seen it",
+        doc: "Every change of an entry is a dot that holds the key and a state of any other type (a counter, a set, a register), and ends the dots of the \
+              key that it has seen; a removal ends them too. So an entry that is changed here while it is removed there stays, with what the change had \
+              seen; changes at the same time are joined. A row is (state, origin, counter, key): that dot holds the state under the key; a NULL state says \
+              that the dot is over. `ormap_put(state, key, entry, origin)`, `ormap_remove(state, key)` and `ormap_get(state, key)` work on a state; the \
+              value is the map of the entries' values.",
+        inputs: &[Input::Value, Input::Origin, Input::Versions],
+        args: &[super::r#counter::ORIGIN],
+        takes: "states, with the origin, its counter and the key",
+        selects: false,
+        closed: |_| false,
+        example: (
+            "SELECT crdt_value(ormap_put(ormap_put(NULL, 'likes', counter_add(NULL, 'a', 2), 'a'), 'views', counter_add(NULL, 'a', 7), 'a')) AS m",
+            "{\"likes\":2,\"views\":7}",
+        ),
+        source: "Almeida, Shoker, Baquero 2018, Delta state replicated data types, section 7.3 (maps of causal CRDTs)",
+        samples: || vec![Call::new(vec![Type::Bytes, Type::Text, Type::INT64, Type::Text])],
+    };
+    type State = Entries;
+
+    fn configure(call: &Call) -> Result<Self> {
+        if call.inputs.len() != 4 || !matches!(call.inputs[2], Type::Int { .. } | Type::Null) || call.flagged("descending") {
+            return Err(Error::invalid_argument("`ormap` takes a state, its origin, the origin's counter, an integer, and the key"));
+        }
+        match call.value_type() {
+            Type::Bytes | Type::Null => Ok(ObservedMap),
+            other => Err(Error::type_mismatch(format!("an entry of a map is a CRDT state, not {other}"))),
+        }
+    }
+
+    /// Entries of several types have no one type.
+    fn result_type(&self) -> Type {
+        Type::Text
+    }
+
+    fn empty(&self) -> Entries {
+        Entries::default()
+    }
+
+    fn update(&self, state: &mut Entries, row: &[Value]) -> Result<()> {
+        let Some((origin, n)) = dot_of(row)? else { return Ok(()) };
+        let held = if row[0].is_null() { None } else { Some(held(&row[3], &row[0])?) };
+        state.0.learn(held.as_ref(), origin, n);
+        Ok(())
+    }
+
+    fn resolve(&self, state: &Entries) -> Result<Value> {
+        let value = state.value()?;
+        Ok(if value.is_null() { value } else { Value::text(value.to_json()) })
+    }
+}
+
+impl State for Entries {
+    fn join(&mut self, other: &Self) -> Result<()> {
+        self.0.join(&other.0);
+        Ok(())
+    }
+
+    fn value(&self) -> Result<Value> {
+        if self.0.is_empty() {
+            return Ok(Value::Null);
+        }
+        let mut entries = Vec::new();
+        for key in self.keys() {
+            if let Some(state) = self.get(&key)? {
+                entries.push((key, catalog::open(&state)?.value()?));
+            }
+        }
+        Ok(Value::map(entries))
+    }
+
+    fn bottom(&self) -> Self {
+        Self::default()
+    }
+
+    fn delta(&self, since: &Self) -> Self {
+        Entries(self.0.delta(&since.0))
+    }
+
+    fn encode(&self, w: &mut Writer) {
+        self.0.encode(w);
+    }
+
+    fn decode(r: &mut Reader<'_>) -> Result<Self> {
+        let entries = Entries(DotStore::decode(r)?);
+        for value in entries.0.values() {
+            let corrupt = || Error::corrupt_state("a dot of a map holds no key and state");
+            let Value::List(pair) = value else { return Err(corrupt()) };
+            let [key, state] = &pair[..] else { return Err(corrupt()) };
+            if held(key, state).map_err(|_| corrupt())? != *value {
+                return Err(corrupt());
+            }
+        }
+        Ok(entries)
+    }
+
+    fn heap_size(&self) -> usize {
+        self.0.heap_size()
+    }
+
+    fn info(&self) -> Value {
+        let entry = |key: Value| {
+            let state = self.get(&key).ok().flatten().and_then(|state| catalog::open(&state).ok());
+            let shown = state.map_or(Value::Null, |state| {
+                Value::record(vec![("type".into(), Value::text(state.spec().name)), ("state".into(), state.info())])
+            });
+            (key, shown)
+        };
+        Value::map(self.keys().into_iter().map(entry).collect())
+    }
+}
+
+fn known(state: &Value) -> Result<Entries> {
+    match state {
+        Value::Null => Ok(Entries::default()),
+        Value::Bytes(bytes) => decode::<ObservedMap>(bytes),
+        other => Err(Error::new(Code::NotAState, format!("a {} is not a CRDT state", other.kind()))),
+    }
+}
+
+fn bytes(entries: &Entries) -> Value {
+    Value::Bytes(encode::<ObservedMap>(entries).into())
+}
+
+fn functions() -> Vec<Function> {
+    vec![
+        Function::state("ormap_put", "the map whose entry is joined with a state, by an origin", 4, |a| {
+            let (mut entries, who) = (known(&a[0])?, origin(&a[3])?);
+            let mut entry = held(&a[1], &a[2])?;
+            if let (Some(before), Value::Bytes(state)) = (entries.get(&a[1])?, &a[2]) {
+                entry = held(&a[1], &Value::Bytes(catalog::join(&before, state)?.into()))?;
+            }
+            entries.forget(&a[1]);
+            entries.0.add(&entry, who);
+            Ok(bytes(&entries))
+        }),
+        Function::state("ormap_remove", "the map without a key, as far as its changes were seen", 2, |a| {
+            let mut entries = known(&a[0])?;
+            entries.forget(&a[1]);
+            Ok(bytes(&entries))
+        }),
+        Function::state("ormap_get", "the state of a key; NULL where there is none", 2, |a| {
+            Ok(known(&a[0])?.get(&a[1])?.map_or(Value::Null, |state| Value::Bytes(state.into())))
+        }),
+    ]
+}
