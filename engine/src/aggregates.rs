@@ -35,7 +35,7 @@ pub fn all() -> Vec<AggregateUDF> {
     }
     functions.extend(catalog::plain().iter().map(|entry| {
         AggregateUDF::from(CrdtAggregate {
-            name: catalog::plain_name(entry),
+            name: catalog::plain_name(entry).to_owned(),
             aliases: Vec::new(),
             entry,
             state: false,

@@ -150,7 +150,7 @@ impl Site {
                 let (base, configured) = base.strip_suffix("_with").map_or((base, false), |base| (base, true));
                 (catalog::find(base), configured)
             }
-            None => (catalog::plain().iter().find(|e| step.strip_prefix('_') == Some(&catalog::plain_name(e))), false),
+            None => (catalog::plain().iter().find(|e| step.strip_prefix('_') == Some(catalog::plain_name(e))), false),
         };
         let entry = entry.ok_or_else(unknown)?;
         let first = 1 + usize::from(configured);

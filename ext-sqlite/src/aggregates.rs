@@ -30,7 +30,7 @@ pub fn register(connection: &Connection) -> rusqlite::Result<()> {
         }
     }
     for entry in catalog::plain() {
-        connection.create_window_function(catalog::plain_name(entry).as_str(), -1, PURE, Function::new(entry, false, false))?;
+        connection.create_window_function(catalog::plain_name(entry), -1, PURE, Function::new(entry, false, false))?;
     }
     connection.create_window_function("crdt_merge", 1, PURE, Merge)
 }

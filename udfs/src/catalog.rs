@@ -18,6 +18,8 @@ pub enum Input {
     Increments,
     /// Decrements of a PN-counter.
     Decrements,
+    /// The digest of a row.
+    Digest,
     /// What makes a row newer: any number of columns, the last inputs.
     Versions,
 }
@@ -131,7 +133,8 @@ pub struct Entry {
     bind: fn(&Call) -> Result<Arc<dyn Aggregate>>,
     open: fn(&[u8]) -> Result<Box<dyn AnyState>>,
     functions: fn() -> Vec<Function>,
-    plain: bool,
+    /// Its name in SQL, where it is no strategy.
+    plain: Option<&'static str>,
 }
 
 impl Entry {
@@ -142,14 +145,13 @@ impl Entry {
             bind: |call| Ok(Arc::new(Bound::<S>::new(call)?)),
             open: open_body::<S>,
             functions: Vec::new,
-            plain: false,
+            plain: None,
         }
     }
 
-    /// The entry of a plain aggregate, which is no strategy: its partial results add up, so that rows that come twice count twice. It is
-    /// called `sketch_<name>`, and there is no aggregate of its states.
-    pub(crate) fn plain<S: Strategy>() -> Entry {
-        Entry { plain: true, ..Entry::of::<S>() }
+    /// The entry of an aggregate that is no strategy: it has this name in SQL, and there is no aggregate of its states.
+    pub(crate) fn plain<S: Strategy>(name: &'static str) -> Entry {
+        Entry { plain: Some(name), ..Entry::of::<S>() }
     }
 
     /// The same entry with scalar functions of its own: those that change a state.
@@ -198,7 +200,7 @@ static CATALOG: LazyLock<(Vec<Entry>, Vec<Entry>)> = LazyLock::new(|| {
     let mut entries = Vec::new();
     crate::strategies::register(&mut entries);
     entries.sort_by_key(|e: &Entry| e.spec.type_id);
-    entries.into_iter().partition(|e| !e.plain)
+    entries.into_iter().partition(|e| e.plain.is_none())
 });
 
 /// Every strategy, in the order of type ids.
@@ -206,14 +208,15 @@ pub fn all() -> &'static [Entry] {
     &CATALOG.0
 }
 
-/// Every plain aggregate: those that make the finished sketches that some strategies join. Each is called [`plain_name`] in SQL.
+/// Every aggregate that is no strategy; each is called [`plain_name`] in SQL. Those that make finished sketches (`sketch_x`) are not
+/// idempotent: rows that come twice count twice.
 pub fn plain() -> &'static [Entry] {
     &CATALOG.1
 }
 
 /// The name of a plain aggregate in SQL.
-pub fn plain_name(entry: &Entry) -> String {
-    format!("sketch_{}", entry.spec.name)
+pub fn plain_name(entry: &Entry) -> &'static str {
+    entry.plain.unwrap_or(entry.spec.name)
 }
 
 /// The strategy of this name or alias, in any case of letters.

@@ -186,12 +186,15 @@ pub fn rows_with(entry: &Entry, call: &Call, given: Option<&[Value]>) -> Vec<Row
                 Type::Int { .. } => vec![Value::Int(1), Value::Int(2)],
                 _ => ["a", "b", "c"].map(Value::text).into(),
             },
+            Some(Input::Digest) => vec![Value::Bytes([0; 32].into()), Value::Bytes([7; 32].into()), Value::Null],
             _ if i == 0 && given.is_some() => given.unwrap_or_default().to_vec(),
             _ if entry.spec().name == "json" && i == 0 => {
                 ["{\"a\":1}", "{\"a\":{\"b\":2}}", "{\"a\":[1,2],\"c\":null}", "[3]", "null"].map(Value::text).into()
             }
             _ if matches!(entry.spec().name, "state" | "ormap") && i == 0 => states(),
-            _ if i == 0 && catalog::plain().iter().any(|e| e.spec().name == entry.spec().name) => finished(entry),
+            _ if i == 0 && *ty == Type::Bytes && catalog::plain().iter().any(|e| e.spec().name == entry.spec().name) => {
+                finished(entry)
+            }
             _ if i >= fixed && matches!(ty, Type::Int { .. }) => vec![Value::Int(1), Value::Int(2), Value::Null],
             _ => domain(ty),
         })

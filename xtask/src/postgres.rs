@@ -64,6 +64,7 @@ fn results(entry: &Entry) -> Given {
         let input = |i: &Input| match i {
             Input::Value | Input::Increments | Input::Decrements => ty.clone(),
             Input::Origin => Type::Text,
+            Input::Digest => Type::Bytes,
             Input::Versions => Type::INT64,
         };
         let call = Call::new(spec.inputs.iter().map(input).collect());
@@ -256,7 +257,9 @@ pub fn script() -> Result<String, String> {
 
 /// The comment on a function that is a step of aggregates.
 fn step(line: &str) -> Option<String> {
-    let function = line.strip_prefix("CREATE FUNCTION ").filter(|f| f.starts_with("_crdt_") || f.starts_with("_sketch_"))?;
+    let function = line
+        .strip_prefix("CREATE FUNCTION ")
+        .filter(|f| f.starts_with("_crdt_") || catalog::plain().iter().any(|e| f[1..].starts_with(catalog::plain_name(e))))?;
     let (signature, _) = function.split_once(") RETURNS")?;
     Some(format!("COMMENT ON FUNCTION {signature}) IS 'a step of the aggregates, not called by itself';\n"))
 }

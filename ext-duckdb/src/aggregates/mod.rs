@@ -86,7 +86,7 @@ pub fn register(connection: &Connection) -> Result<(), String> {
         }
     }
     for entry in catalog::plain() {
-        register_set(connection, entry, &catalog::plain_name(entry), false, false)?;
+        register_set(connection, entry, catalog::plain_name(entry), false, false)?;
     }
     merges::register(connection)
 }
@@ -196,6 +196,7 @@ fn bind_some(entry: &Entry, ty: &Type, inputs: usize) -> Option<Arc<dyn Aggregat
         _ if i == 0 => ty.clone(),
         Some(Input::Origin) => Type::Text,
         Some(Input::Decrements) => ty.clone(),
+        Some(Input::Digest) => Type::Bytes,
         _ => Type::INT64,
     };
     let call = Call::new((0..inputs).map(input).collect());

@@ -225,7 +225,7 @@ impl Binder<'_> {
             match role {
                 _ if states => {}
                 Role::Value => inputs.push(Input::Column(column.ok_or_else(|| self.unknown_strategy(&written.name))?)),
-                Role::Increments | Role::Decrements => inputs.push(Input::Column(columns[&role_id(*role)])),
+                Role::Increments | Role::Decrements | Role::Digest => inputs.push(Input::Column(columns[&role_id(*role)])),
                 Role::Origin if spec.name == "source" => inputs.push(Input::SourceName),
                 Role::Origin => match columns.get(&role_id(Role::Origin)) {
                     Some(column) => inputs.push(Input::Column(*column)),
@@ -340,7 +340,7 @@ impl Binder<'_> {
         }
         let missing = known.iter().find(|a| matches!(a.kind, ArgKind::Column(_, true)) && !used.contains(&a.name));
         match missing {
-            Some(arg) if !used.is_empty() => {
+            Some(arg) if !used.is_empty() || arg.kind == ArgKind::Column(Role::Digest, true) => {
                 Err(Diagnostic::at(Code::InvalidArgument, at, format!("`{shown}` needs the column of its {}", arg.name)))
             }
             _ => Ok(()),
@@ -385,6 +385,7 @@ fn role_id(role: Role) -> u8 {
         Role::Increments => 2,
         Role::Decrements => 3,
         Role::Versions => 4,
+        Role::Digest => 5,
     }
 }
 

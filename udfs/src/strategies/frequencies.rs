@@ -16,8 +16,8 @@ use std::collections::BTreeMap;
 pub(crate) fn register(entries: &mut Vec<Entry>) {
     entries.push(Entry::of::<Combined<CountMin>>().with_functions(functions));
     entries.push(Entry::of::<Combined<TopK>>());
-    entries.push(Entry::plain::<Building<CountMin>>());
-    entries.push(Entry::plain::<Building<TopK>>());
+    entries.push(Entry::plain::<Building<CountMin>>("sketch_countmin"));
+    entries.push(Entry::plain::<Building<TopK>>("sketch_topk"));
 }
 
 /// Count-min sketches.

@@ -14,8 +14,8 @@ use std::collections::BTreeMap;
 pub(crate) fn register(entries: &mut Vec<Entry>) {
     entries.push(Entry::of::<Combined<Kll>>().with_functions(functions));
     entries.push(Entry::of::<Combined<TDigest>>());
-    entries.push(Entry::plain::<Building<Kll>>());
-    entries.push(Entry::plain::<Building<TDigest>>());
+    entries.push(Entry::plain::<Building<Kll>>("sketch_kll"));
+    entries.push(Entry::plain::<Building<TDigest>>("sketch_tdigest"));
 }
 
 /// The marks of a five-number summary (Tukey 1977).
