@@ -387,8 +387,8 @@ impl<S: Strategy> Groups for Plain<S> {
     fn merge(&mut self, states: &Column<'_>, groups: &[usize], total: usize) -> Result<()> {
         self.grow(total);
         for (i, &group) in groups.iter().enumerate() {
-            if let Value::Bytes(bytes) = states.value(i) {
-                let other = decode::<S>(&bytes)?;
+            if let Some(bytes) = states.bytes(i) {
+                let other = decode::<S>(bytes)?;
                 let state = &mut self.states[group];
                 let before = state.heap_size();
                 state.join(&other)?;

@@ -150,6 +150,18 @@ impl<'a> Column<'a> {
         }
     }
 
+    /// Row `i` where it is bytes.
+    pub fn bytes(&self, i: usize) -> Option<&'a [u8]> {
+        match &self.data {
+            Data::Bytes(bytes) => self.is_valid(i).then(|| bytes.get(i)),
+            Data::Values(values) => match &values[i] {
+                Value::Bytes(bytes) => Some(bytes),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
     /// Row `i` as a value, canonical at any depth (R9). Text that is not UTF-8 is replaced where it is broken; hosts whose text
     /// may be invalid check it first.
     pub fn value(&self, i: usize) -> Value {

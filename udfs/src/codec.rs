@@ -434,13 +434,21 @@ pub(crate) fn raw_bytes(value: &[u8]) -> Option<&[u8]> {
 
 /// Puts a body into its envelope.
 pub fn seal(type_id: u8, flags: u8, body: &[u8]) -> Vec<u8> {
-    let mut w = Writer { out: Vec::with_capacity(body.len() + 15) };
+    let mut out = Vec::with_capacity(body.len() + 15);
+    seal_onto(&mut out, type_id, flags, body);
+    out
+}
+
+/// As [`seal`], behind what is there.
+pub fn seal_onto(out: &mut Vec<u8>, type_id: u8, flags: u8, body: &[u8]) {
+    let start = out.len();
+    let mut w = Writer { out: std::mem::take(out) };
     w.out.extend(MAGIC);
     w.out.extend([VERSION, type_id, flags]);
     w.bytes(body);
-    let sum = crc32c::crc32c(&w.out);
+    let sum = crc32c::crc32c(&w.out[start..]);
     w.out.extend(sum.to_le_bytes());
-    w.out
+    *out = w.out;
 }
 
 /// Opens an envelope: the type id and the (inflated) body.

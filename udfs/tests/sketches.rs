@@ -218,3 +218,41 @@ fn hostile_images() {
     }
     std::panic::set_hook(quiet);
 }
+
+/// The store for many groups keeps few coupons in place: it gives what the states give, across all its sizes.
+#[test]
+fn many_groups_equal_one_by_one() {
+    use mergeql_udfs::laws::values_of;
+    use mergeql_udfs::{Column, OwnedColumn};
+    for precision in [4, 8, 12] {
+        let args = [("precision", Value::Int(precision))];
+        let bound = catalog::find("hll").unwrap().bind(&call("hll", &args)).unwrap();
+        let sizes = [0, 1, 6, 7, 8, 9, 10, 11, 12, 100, 500];
+        let mut rows: Vec<(i64, usize)> =
+            sizes.iter().enumerate().flat_map(|(group, n)| (0..*n).map(move |v| (v, group))).collect();
+        Random(9).shuffle(&mut rows);
+        let (mut parts, mut whole) = ([bound.groups(), bound.groups()], bound.groups());
+        for (i, chunk) in rows.chunks(64).enumerate() {
+            let values: Vec<Value> = chunk.iter().map(|(v, _)| Value::Int((*v).into())).collect();
+            let groups: Vec<usize> = chunk.iter().map(|(_, group)| *group).collect();
+            parts[i % 2].update(&[Column::of_values(&values)], &groups, None, sizes.len()).unwrap();
+        }
+        for part in &mut parts {
+            // In two steps, as a host that emits early takes them.
+            let states: Vec<Value> = [5, 6].iter().flat_map(|n| values_of(&part.states(*n).unwrap())).collect();
+            whole.merge(&Column::of_values(&states), &(0..sizes.len()).collect::<Vec<_>>(), sizes.len()).unwrap();
+            assert!(part.size() < 1 << 20);
+        }
+        let shown = |column: OwnedColumn| -> Vec<Value> { (0..column.len()).map(|i| column.value(i)).collect() };
+        let expected: Vec<Value> =
+            sizes.iter().map(|n| if *n == 0 { Value::Null } else { bytes(state("hll", &args, 0..*n)) }).collect();
+        let first = whole.states(11).unwrap();
+        assert_eq!(shown(first), expected, "precision {precision}");
+        whole.merge(&Column::of_values(&expected), &(0..sizes.len()).collect::<Vec<_>>(), sizes.len()).unwrap();
+        let values: Vec<Value> = expected
+            .iter()
+            .map(|state| if let Value::Bytes(b) = state { catalog::open(b).unwrap().value().unwrap() } else { Value::Null })
+            .collect();
+        assert_eq!(shown(whole.finish(11).unwrap()), values);
+    }
+}

@@ -3,5 +3,6 @@
 //! Each is held against the plain store by the derived tests.
 
 pub mod best;
+pub(crate) mod coupons;
 pub mod slot;
 pub mod texts;

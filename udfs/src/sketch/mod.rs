@@ -5,7 +5,7 @@
 
 pub mod finished;
 
-use crate::aggregate::{Call, State, Strategy, decode, encode};
+use crate::aggregate::{Call, Groups, State, Strategy, decode, encode};
 use crate::catalog::{self, Spec};
 use crate::error::{Code, Error, Result};
 use crate::functions::Function;
@@ -56,6 +56,11 @@ pub(crate) trait Sketch: State {
     fn result_type() -> Type {
         Type::INT64
     }
+
+    /// As [`Strategy::fast`].
+    fn fast(&self) -> Option<Box<dyn Groups>> {
+        None
+    }
 }
 
 /// The strategy of a sketch.
@@ -81,6 +86,10 @@ impl<S: Sketch> Strategy for Sketched<S> {
     fn update(&self, state: &mut S, row: &[Value]) -> Result<()> {
         with_item(&row[0], |item| state.add(item));
         Ok(())
+    }
+
+    fn fast(&self) -> Option<Box<dyn Groups>> {
+        self.0.fast()
     }
 
     fn resolve(&self, state: &S) -> Result<Value> {

@@ -1,6 +1,6 @@
 //! `hll`: HyperLogLog.
 
-use crate::aggregate::{Call, State};
+use crate::aggregate::{Call, Groups, State};
 use crate::catalog::{Arg, ArgKind, Entry, Input, Spec};
 use crate::codec::{Reader, Writer};
 use crate::error::{Error, Result};
@@ -32,16 +32,16 @@ enum Kept {
 }
 
 impl Hll {
-    fn new(lg_k: u8) -> Hll {
+    pub(crate) fn new(lg_k: u8) -> Hll {
         Hll { lg_k, kept: Kept::Coupons(Vec::new()) }
     }
 
     /// How many coupons are kept before they become registers: as many as DataSketches keeps, so that the set alone decides.
-    fn most_coupons(lg_k: u8) -> usize {
+    pub(crate) fn most_coupons(lg_k: u8) -> usize {
         if lg_k < 8 { 7 } else { 3 << (lg_k - 5) }
     }
 
-    fn offer(&mut self, coupon: u32) {
+    pub(crate) fn offer(&mut self, coupon: u32) {
         match &mut self.kept {
             Kept::Registers(registers) => raise(registers, coupon),
             Kept::Coupons(coupons) => {
@@ -98,6 +98,15 @@ impl Hll {
         Ok(hll)
     }
 
+    /// The estimate as a whole number.
+    pub(crate) fn distinct(&self) -> Result<i64> {
+        Ok(match &self.kept {
+            // The table of DataSketches for coupons adds less than a half to so few.
+            Kept::Coupons(coupons) if coupons.len() <= 4096 => coupons.len() as i64,
+            _ => self.estimate(0, 1)?.round() as i64,
+        })
+    }
+
     /// The estimate, or a bound of it.
     pub(crate) fn estimate(&self, side: i8, deviations: u8) -> Result<f64> {
         let sketch = HllSketch::deserialize(&self.image()).map_err(corrupt)?;
@@ -112,6 +121,28 @@ impl Hll {
             _ => sketch.composite_estimate(),
         })
     }
+}
+
+/// The coupon of an item: its register, and the zeros that lead its hash.
+pub(crate) fn coupon_of(item: &[u8]) -> u32 {
+    let (low, high) = murmur(item);
+    let value = high.leading_zeros().min(62) + 1;
+    value << ADDRESS | (low as u32 & ((1 << ADDRESS) - 1))
+}
+
+/// Writes the image of coupons, which ascend.
+pub(crate) fn coupon_image(lg_k: u8, coupons: &[u32], out: &mut Vec<u8>) {
+    const COMPACT: u8 = 8;
+    let listed = coupons.len() < 8;
+    // The least table of a power of two that is at most three quarters full.
+    let lg_table = if listed { 3 } else { (coupons.len() * 4).div_ceil(3).next_power_of_two().trailing_zeros().max(5) as u8 };
+    let empty = if coupons.is_empty() { 4 } else { 0 };
+    let (longs, count, mode) = if listed { (2, coupons.len() as u8, 8) } else { (3, 0, 9) };
+    out.extend([longs, 1, 7, lg_k, lg_table, COMPACT | empty, count, mode]);
+    if !listed {
+        out.extend((coupons.len() as u32).to_le_bytes());
+    }
+    coupons.iter().for_each(|coupon| out.extend(coupon.to_le_bytes()));
 }
 
 fn raise(registers: &mut [u8], coupon: u32) {
@@ -147,26 +178,19 @@ impl Sketch for Hll {
     }
 
     fn add(&mut self, item: &[u8]) {
-        let (low, high) = murmur(item);
-        let value = high.leading_zeros().min(62) + 1;
-        self.offer(value << ADDRESS | (low as u32 & ((1 << ADDRESS) - 1)));
+        self.offer(coupon_of(item));
+    }
+
+    fn fast(&self) -> Option<Box<dyn Groups>> {
+        Some(crate::fast::coupons::groups(self.lg_k))
     }
 
     /// The format is at <https://datasketches.apache.org/docs/HLL/HllSketches.html>; coupons ascend, and the flag says that there is no history.
     fn image(&self) -> Vec<u8> {
-        const COMPACT: u8 = 8;
         match &self.kept {
             Kept::Coupons(coupons) => {
-                let listed = coupons.len() < 8;
-                // The least table of a power of two that is at most three quarters full.
-                let lg_table = if listed { 3 } else { (coupons.len() * 4).div_ceil(3).next_power_of_two().trailing_zeros().max(5) as u8 };
-                let empty = if coupons.is_empty() { 4 } else { 0 };
-                let (longs, count, mode) = if listed { (2, coupons.len() as u8, 8) } else { (3, 0, 9) };
-                let mut out = vec![longs, 1, 7, self.lg_k, lg_table, COMPACT | empty, count, mode];
-                if !listed {
-                    out.extend((coupons.len() as u32).to_le_bytes());
-                }
-                out.extend(coupons.iter().flat_map(|coupon| coupon.to_le_bytes()));
+                let mut out = Vec::with_capacity(12 + 4 * coupons.len());
+                coupon_image(self.lg_k, coupons, &mut out);
                 out
             }
             Kept::Registers(registers) => {
@@ -206,7 +230,7 @@ impl State for Hll {
     }
 
     fn value(&self) -> Result<Value> {
-        Ok(Value::Int(self.estimate(0, 1)?.round() as i128))
+        Ok(Value::Int(self.distinct()?.into()))
     }
 
     fn bottom(&self) -> Self {
