@@ -27,9 +27,9 @@ pub struct MergeModels {
     /// Replace a model that is there
     #[arg(long)]
     overwrite: bool,
-    /// The most bytes of one file, like 5GB
-    #[arg(long, value_name = "SIZE", default_value = "5GB")]
-    max_shard_size: String,
+    /// The most bytes of one file of a folder [default: 5GB]
+    #[arg(long, value_name = "SIZE")]
+    max_shard_size: Option<String>,
     /// Let NaN and infinity in the models through
     #[arg(long)]
     propagate_nan: bool,
@@ -54,13 +54,14 @@ fn read(path: &Path) -> Result<String, MergeError> {
 /// Runs a config.
 pub async fn merge(context: &MergeContext, command: &MergeModels) -> Result<ExitCode, MergeError> {
     let text = read(&command.config)?;
-    let size = parse_size(&command.max_shard_size).filter(|n| *n > 0);
-    let size =
-        size.ok_or_else(|| MergeError::new(Code::InvalidArgument, format!("`{}` is no size; write 5GB", command.max_shard_size)))?;
+    let size = |text: &String| match parse_size(text) {
+        Some(n @ 1..) => Ok(n as u64),
+        _ => Err(MergeError::new(Code::InvalidArgument, format!("`{text}` is no size; write 5GB"))),
+    };
     let options = Options {
         overwrite: command.overwrite,
         propagate_nan: command.propagate_nan,
-        max_shard_size: size as u64,
+        max_shard_size: command.max_shard_size.as_ref().map(size).transpose()?,
         ..Options::default()
     };
     let folder = command.models.clone().unwrap_or_default();

@@ -96,7 +96,7 @@ fn set(options: &mut Options, name: &str, given: Value) -> Result<Option<Value>,
             Value::Flag(yes) => options.overwrite = yes,
             other => return Err(wrong("true or false", &other)),
         },
-        "max_shard_size" => options.max_shard_size = size(&given).ok_or_else(|| wrong("a size like '5GB'", &given))?,
+        "max_shard_size" => options.max_shard_size = Some(size(&given).ok_or_else(|| wrong("a size like '5GB'", &given))?),
         "memory_limit" => options.memory_limit = size(&given).ok_or_else(|| wrong("a size like '512MB'", &given))?,
         "backend" => match &given {
             Value::Text(text) if text == "auto" || text == "cpu" => {}

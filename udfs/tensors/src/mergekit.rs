@@ -106,6 +106,21 @@ impl Config {
     }
 }
 
+/// What a config may say.
+const KEYS: [&str; 11] = [
+    "name",
+    "merge_method",
+    "models",
+    "slices",
+    "base_model",
+    "parameters",
+    "dtype",
+    "out_dtype",
+    "tokenizer",
+    "tokenizer_source",
+    "chat_template",
+];
+
 struct Planner<'a> {
     config: &'a Json,
     folder: &'a Path,
@@ -302,6 +317,20 @@ impl<'a> Planner<'a> {
         names.filter(|name| self.method.param(name).is_none()).cloned().collect()
     }
 
+    /// Models without the weight that mergekit asks for.
+    fn unweighted(&self) -> Option<String> {
+        let asks = self.method.param("weight").is_some_and(|p| p.per_model)
+            && !["karcher", "model_stock", "sce"].contains(&self.method.name);
+        let said = |slice: &Slice, source: &Source| {
+            [&source.parameters, &slice.parameters, &self.config["parameters"]].iter().any(|p| p.get("weight").is_some())
+        };
+        let lacking = self.slices.iter().find_map(|slice| {
+            let merged = slice.sources.iter().filter(|s| self.method.base == Base::None || Some(&s.model) != self.base.as_ref());
+            merged.into_iter().find(|source| !said(slice, source))
+        });
+        lacking.filter(|_| asks).map(|source| format!("`{}` has no weight, which mergekit refuses: it is taken as 1", source.model))
+    }
+
     fn options(&self, options: &Options) -> Result<Options> {
         let dtype = ["out_dtype", "dtype"].iter().find_map(|key| self.config.get(*key)?.as_str());
         let out_dtype = dtype.map(dtype::parse).transpose()?.or(options.out_dtype);
@@ -337,6 +366,9 @@ impl<'a> Planner<'a> {
             .into_iter()
             .map(|name| format!("`{}` has no parameter `{name}`: it has no effect", self.method.name))
             .collect();
+        let unknown = self.config.as_object().into_iter().flat_map(|map| map.keys()).filter(|key| !KEYS.contains(&key.as_str()));
+        notes.extend(unknown.map(|key| format!("a config has no `{key}`: it has no effect")));
+        notes.extend(self.unweighted());
         let mut tasks = Vec::new();
         let mut out_layer = 0;
         for (number, slice) in slices.iter().enumerate() {

@@ -75,6 +75,11 @@ pub fn write(sealed: &Sealed, out: &Path, extras: &Extras, report: impl FnMut(Pr
         return Err(Error::invalid_argument("the name of the output is empty")
             .with_help("name a folder, or a file that ends in .safetensors"));
     }
+    let single = out.extension().is_some_and(|e| e == "safetensors");
+    if single && sealed.plan.options.max_shard_size.is_some() {
+        return Err(Error::invalid_argument(format!("`{}` is one file, which has no shards", out.display()))
+            .with_help("name a folder, or leave max_shard_size out"));
+    }
     let real = |path: &Path| path.canonicalize().ok();
     for model in sealed.plan.models.iter().chain(&sealed.plan.base) {
         let mut files = model.checkpoint.tensors.values().map(|t| t.file());
@@ -90,7 +95,6 @@ pub fn write(sealed: &Sealed, out: &Path, extras: &Extras, report: impl FnMut(Pr
         ("mergeql.merge".to_owned(), hex(&sealed.hash)),
         ("mergeql.version".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
     ]);
-    let single = out.extension().is_some_and(|e| e == "safetensors");
     let beside = |tensors: &[Written]| {
         if single {
             return Ok(());

@@ -46,7 +46,7 @@ pub struct Options {
     /// Parameters for every rule whose method has them: `lambda`, `seed` ...
     pub common: Params,
     /// The most bytes of one output file.
-    pub max_shard_size: u64,
+    pub max_shard_size: Option<u64>,
     /// The most bytes held for tiles.
     pub memory_limit: u64,
     /// Whether an output that exists is replaced.
@@ -61,7 +61,7 @@ impl Default for Options {
             propagate_nan: false,
             merge_present: false,
             common: Params::new(),
-            max_shard_size: 5_000_000_000,
+            max_shard_size: None,
             memory_limit: 512 << 20,
             overwrite: false,
         }
@@ -352,6 +352,14 @@ impl Plan {
         }
         for model in models.iter_mut().chain(&mut base) {
             model.checkpoint = model.checkpoint.clone().lenient(options.propagate_nan);
+        }
+        for (at, model) in models.iter().enumerate() {
+            let other = models[..at].iter().find(|m| m.name == model.name && m.checkpoint.path != model.checkpoint.path);
+            if let Some(other) = other {
+                let [one, two] = [other, model].map(|m| m.checkpoint.path.display().to_string());
+                return Err(Error::new(Code::DuplicateSource, format!("two models are called `{}`: {one} and {two}", model.name))
+                    .with_help("give one of them another name with AS"));
+            }
         }
         let mut files = Files::default();
         // What is named twice is there once; lists of parameters must keep their places.

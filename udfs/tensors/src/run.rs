@@ -178,6 +178,9 @@ fn canonical(merge: &Merge, files: bool) -> String {
     shown.map(show).collect::<Vec<_>>().join(", ")
 }
 
+/// The most bytes of a file of a folder, unless something else is said.
+const SHARD: u64 = 5_000_000_000;
+
 /// How far a run is.
 #[derive(Debug, Clone)]
 pub struct Progress<'a> {
@@ -497,7 +500,7 @@ pub fn write(
 ) -> Result<Vec<Written>> {
     let Sealed { plan, .. } = sealed;
     let total = plan.writes();
-    let layout = Layout::new(&plan.tasks, out, plan.options.max_shard_size, metadata)?;
+    let layout = Layout::new(&plan.tasks, out, plan.options.max_shard_size.unwrap_or(SHARD), metadata)?;
     let mut writer = Writer::new(layout, &sealed.hash, plan.options.overwrite)?;
     let todo: Vec<usize> = (0..plan.tasks.len()).filter(|i| !writer.has(*i)).collect();
     report(Progress { doing: "survey", tensor: "", done: 0, total });

@@ -189,12 +189,22 @@ fn outputs_that_cannot_be() {
         names
     };
     // A model in another layout is replaced as a whole.
-    merge(&|o| o.max_shard_size = 100, 1.0, &path("out")).expect("shards");
+    merge(&|o| o.max_shard_size = Some(100), 1.0, &path("out")).expect("shards");
     assert_eq!(files().len(), 3);
     says(&merge(&|_| (), 3.0, &path("out")).expect_err("it exists"), Code::Io, &["this file exists", "overwrite = true"]);
     merge(&|o| o.overwrite = true, 3.0, &path("out")).expect("a single file");
     assert_eq!(files(), ["model.safetensors"]);
     assert_eq!(Checkpoint::open(path("out")).expect("a model").tensors["w"].all().expect("floats"), [3.0; 40]);
+    says(
+        &merge(&|o| o.max_shard_size = Some(100), 1.0, &path("one.safetensors")).expect_err("no shards"),
+        Code::InvalidArgument,
+        &["one.safetensors", "no shards"],
+    );
+    // Two files of one name are two models.
+    std::fs::create_dir(path("other")).expect("a folder");
+    write(&path("other/a.safetensors"), &BTreeMap::from([tensor("w", 5.0), tensor("x", 2.0)]));
+    let both = vec![opened(&path("in/a.safetensors")), opened(&path("other/a.safetensors"))];
+    says(&error(both, None, "linear", &[]), Code::DuplicateSource, &["two models are called `a`", "AS"]);
     // f16 ends at 65504; nothing is left behind.
     let narrow = |o: &mut Options| o.out_dtype = Some(mergeql_tensors::dtype::Dtype::F16);
     says(

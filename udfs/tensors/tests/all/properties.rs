@@ -360,7 +360,7 @@ fn a_run_that_was_stopped_is_resumed() {
 fn shards_and_their_index_hold_the_same_model() {
     let folder = tempfile::tempdir().expect("a folder");
     let mut request = ask("linear", &[], &["m0", "m1"], None);
-    request.options.max_shard_size = 1000;
+    request.options.max_shard_size = Some(1000);
     let sealed = Sealed::new(Plan::new(request).expect("a plan")).expect("models");
     run::write(&sealed, folder.path(), &BTreeMap::new(), |_| (), |_| Ok(())).expect("shards");
     assert!(folder.path().join("model-00003-of-00003.safetensors").exists());
@@ -460,6 +460,18 @@ fn configs_read_models_in_their_dtype() {
         load(&out)
     };
     assert_eq!(run(""), run("_16"));
+}
+
+#[test]
+fn what_a_config_says_in_vain_is_said() {
+    let config = "merge_method: linear\ndtype: float32\nmystery: 3\nmodels:\n  - {model: m0.safetensors, parameters: {weight: 0.4, densty: 1}}\n  - model: m1.safetensors\n";
+    let folder = tempfile::tempdir().expect("a folder");
+    let inputs = data().join("inputs");
+    let merged = mergeql_tensors::mergekit::run(config, &inputs, &folder.path().join("out"), &Options::default(), |_| ());
+    let notes = merged.expect("a merge").notes.join("\n");
+    for part in ["no `mystery`", "no parameter `densty`", "`m1.safetensors` has no weight"] {
+        assert!(notes.contains(part), "{part} is not in {notes}");
+    }
 }
 
 #[test]
