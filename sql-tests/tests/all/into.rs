@@ -55,6 +55,7 @@ fn clause(name: &str) -> Option<(&'static str, String)> {
         "priority" => ("t", "priority('a', '10')".to_owned()),
         "counter" | "gauge" | "avg" | "median" => ("n", format!("{name}(o)")),
         "pncounter" => ("p", "pncounter(n, n, o)".to_owned()),
+        "similar" => ("t", "similar(o)".to_owned()),
         "vclock" | "dvv" | "hlc" => ("n", format!("{name}(o)")),
         "bounded" => ("p", "bounded(n, n, o)".to_owned()),
         "lwwmap" => ("t", "lwwmap(o)".to_owned()),
