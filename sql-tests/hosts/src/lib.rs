@@ -194,11 +194,18 @@ pub struct Sample {
     pub state: String,
 }
 
-/// The sample of a call, as far as every host's SQL can say it; `type_name` is the host's, which `holds` values of some kinds.
+/// The sample of a call, as far as every host's SQL can say it; `type_name` is the host's, and `blob` its literal of
+/// hex digits; it `holds` values of some kinds.
 ///
 /// # Panics
 /// If the core does not take its own sample.
-pub fn sample(entry: &Entry, call: &Call, type_name: impl Fn(&Type) -> String, holds: impl Fn(&Value) -> bool) -> Option<Sample> {
+pub fn sample(
+    entry: &Entry,
+    call: &Call,
+    type_name: impl Fn(&Type) -> String,
+    blob: impl Fn(&str) -> String,
+    holds: impl Fn(&Value) -> bool,
+) -> Option<Sample> {
     let cell = |(v, ty): (&Value, &Type)| {
         let name = type_name(ty);
         Some(match v {
@@ -207,6 +214,7 @@ pub fn sample(entry: &Entry, call: &Call, type_name: impl Fn(&Type) -> String, h
             Value::Int(v) => format!("CAST({v} AS {name})"),
             Value::Bool(v) => v.to_string(),
             Value::Float(v) => format!("CAST('{v}' AS {name})"),
+            Value::Bytes(bytes) => blob(&bytes.iter().map(|b| format!("{b:02x}")).collect::<String>()),
             Value::Text(t) if !t.contains('\0') => format!("CAST('{}' AS {name})", t.replace('\'', "''")),
             _ => return None,
         })

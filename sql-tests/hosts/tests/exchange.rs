@@ -80,7 +80,13 @@ fn partners(cluster: &Cluster) -> Vec<Partner> {
     let engine = Connection::Engine(MergeContext::new(Config::default()).unwrap(), runtime);
     let process = |host: Host| Connection::Process(Box::new(host));
     vec![
-        Partner { name: "engine", connection: engine, type_name: duckdb_type_name, blob: hex_literal, bytes: same },
+        Partner {
+            name: "engine",
+            connection: engine,
+            type_name: |ty| if *ty == Type::Bytes { "BYTEA".to_owned() } else { duckdb_type_name(ty) },
+            blob: hex_literal,
+            bytes: same,
+        },
         Partner {
             name: "duckdb",
             connection: process(duckdb),
@@ -117,7 +123,7 @@ fn states_travel_between_all_hosts() {
             let booleans = call.inputs.contains(&Type::Boolean);
             let with = call.to_json().replace('\'', "''");
             let samples: Vec<Option<Sample>> =
-                partners.iter().map(|p| sample(entry, &call, p.type_name, |v| !v.is_nan())).collect();
+                partners.iter().map(|p| sample(entry, &call, p.type_name, p.blob, |v| !v.is_nan())).collect();
             if booleans || samples.iter().any(Option::is_none) {
                 continue;
             }

@@ -39,7 +39,11 @@ fn every_aggregate_keeps_the_laws_and_the_bytes() {
         host.raw(&format!("SET max_parallel_workers_per_gather = {}", if parallel { 4 } else { 0 })).unwrap();
         for entry in catalog::all() {
             for call in (entry.spec().samples)() {
-                let Some(Sample { rows, state: expected, .. }) = sample(entry, &call, type_name, |_| true) else { continue };
+                let Some(Sample { rows, state: expected, .. }) =
+                    sample(entry, &call, type_name, |hex| format!("decode('{hex}', 'hex')"), |_| true)
+                else {
+                    continue;
+                };
                 let name = entry.spec().name;
                 let columns: Vec<String> = (0..call.inputs.len()).map(|i| format!("c{i}")).collect();
                 let columns = columns.join(", ");

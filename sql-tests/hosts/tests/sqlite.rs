@@ -32,7 +32,7 @@ fn every_aggregate_keeps_the_laws_and_the_bytes() {
     for entry in catalog::all() {
         for call in (entry.spec().samples)() {
             let Some(Sample { rows, state: expected, .. }) =
-                sample(entry, &call, |ty| sqlite_type_name(ty).to_owned(), |v| !v.is_nan())
+                sample(entry, &call, |ty| sqlite_type_name(ty).to_owned(), |hex| format!("X'{hex}'"), |v| !v.is_nan())
             else {
                 continue;
             };

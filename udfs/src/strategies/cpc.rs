@@ -40,7 +40,7 @@ impl Cpc {
 
     /// Reads an image.
     pub(crate) fn from_image(image: &[u8]) -> Result<Cpc> {
-        let lg_k = image.get(3).copied().filter(|k| (4..=26).contains(k)).ok_or_else(|| corrupt("the precision is not from 4 to 26"))?;
+        let lg_k = image.get(3).copied().filter(|k| (4..=21).contains(k)).ok_or_else(|| corrupt("the precision is not from 4 to 21"))?;
         guarded(|| {
             let sketch = Cpc(CpcSketch::deserialize(image).map_err(corrupt)?);
             let canonical = sketch.union(&Cpc::new(lg_k));
@@ -75,7 +75,7 @@ impl Sketch for Cpc {
         doc: "A CPC sketch of Apache DataSketches: stored, it takes about 40 % less than a HyperLogLog of the same accuracy, and more time to make. \
               The standard error is about `0.69 / sqrt(2^precision)`: 1.5 % at 11.",
         inputs: &[Input::Value],
-        args: &[Arg { name: "precision", kind: ArgKind::Number, doc: "lg of the number of rows of its matrix, from 4 to 26; default 11" }],
+        args: &[Arg { name: "precision", kind: ArgKind::Number, doc: "lg of the number of rows of its matrix, from 4 to 21; default 11" }],
         takes: "any type",
         selects: false,
         closed: |_| false,
@@ -88,7 +88,7 @@ impl Sketch for Cpc {
     };
 
     fn configured(call: &Call) -> Result<Self> {
-        Ok(Cpc::new(number(call, "precision", 11, 4..=26)? as u8))
+        Ok(Cpc::new(number(call, "precision", 11, 4..=21)? as u8))
     }
 
     fn add(&mut self, item: &[u8]) {

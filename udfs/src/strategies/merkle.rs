@@ -66,9 +66,25 @@ impl PartialEq for Tree {
 
 impl Tree {
     fn push(&mut self, key: &[u8], digest: Hash) {
+        self.add(position(key), key, digest);
+    }
+
+    fn add(&mut self, position: u128, key: &[u8], digest: Hash) {
+        // Rows that come again and again must not pile up.
+        if self.rows.len() >= 2 * self.settled.max(1 << 12) {
+            self.settle_now();
+        }
         let start = self.keys.len();
         self.keys.extend_from_slice(key);
-        self.rows.push(Row { position: position(key), digest, key: (start, self.keys.len()) });
+        self.rows.push(Row { position, digest, key: (start, self.keys.len()) });
+    }
+
+    fn check_size(&self) -> Result<()> {
+        if self.keys.len() > u32::MAX as usize {
+            return Err(Error::new(Code::LimitExceeded, "the keys of a Merkle tree take more than 4 GiB")
+                .with_help("make a tree for each part of the table, merkle_bucket says which"));
+        }
+        Ok(())
     }
 
     fn key(&self, row: &Row) -> &[u8] {
@@ -78,8 +94,18 @@ impl Tree {
     fn settle_now(&mut self) {
         if self.settled < self.rows.len() {
             self.rows.sort_unstable_by(|a, b| a.position.cmp(&b.position).then_with(|| b.digest.cmp(&a.digest)));
+            let before = self.rows.len();
             self.rows.dedup_by_key(|row| row.position);
             self.settled = self.rows.len();
+            if self.rows.len() < before {
+                let mut keys = Vec::with_capacity(self.keys.len());
+                for row in &mut self.rows {
+                    let start = keys.len();
+                    keys.extend_from_slice(&self.keys[row.key.0..row.key.1]);
+                    row.key = (start, keys.len());
+                }
+                self.keys = keys;
+            }
         }
     }
 
@@ -181,7 +207,7 @@ impl Strategy for Merkle {
             Error::invalid_argument("a digest has 32 bytes").with_help("row_digest(...) makes one of a row's values")
         })?;
         state.push(&encoded(&row[0]), digest);
-        Ok(())
+        state.check_size()
     }
 }
 
@@ -223,13 +249,9 @@ fn encoded(key: &Value) -> Vec<u8> {
 
 impl State for Tree {
     fn join(&mut self, other: &Self) -> Result<()> {
-        for row in &other.rows {
-            let start = self.keys.len();
-            self.keys.extend_from_slice(other.key(row));
-            self.rows.push(Row { key: (start, self.keys.len()), ..*row });
-        }
+        other.rows.iter().for_each(|row| self.add(row.position, other.key(row), row.digest));
         self.settle_now();
-        Ok(())
+        self.check_size()
     }
 
     fn value(&self) -> Result<Value> {
@@ -292,7 +314,7 @@ impl State for Tree {
         if tree.rows.windows(2).any(|w| w[0].position >= w[1].position) {
             return Err(Error::corrupt_state("the rows of the tree are not in order"));
         }
-        tree.settled = n;
+        tree.settled = tree.rows.len();
         // What they hash to is compared with the encoding.
         r.take(32 * n.saturating_sub(1))?;
         Ok(tree)

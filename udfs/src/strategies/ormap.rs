@@ -68,8 +68,12 @@ fn held(key: &Value, state: &Value) -> Result<Value> {
         return Err(Error::new(Code::NotAState, format!("an entry of a map is a CRDT state, not a {}", state.kind())));
     };
     let opened = catalog::open(bytes)?;
+    // States of states would nest without end.
     if opened.spec().name == ObservedMap::SPEC.name {
         return Err(Error::new(Code::Unsupported, "a map of maps").with_help("make one key of both: 'outer/inner'"));
+    }
+    if opened.spec().name == "state" {
+        return Err(Error::new(Code::Unsupported, "a map of states of `state`").with_help("put the state itself into the map: crdt_value gives it"));
     }
     Ok(Value::List(vec![key.clone(), Value::Bytes(opened.encode().into())]))
 }
