@@ -59,6 +59,9 @@ struct Tree {
 
 impl PartialEq for Tree {
     fn eq(&self, other: &Self) -> bool {
+        if self.rows.is_empty() || other.rows.is_empty() {
+            return self.rows.is_empty() && other.rows.is_empty();
+        }
         let (a, b) = (self.settle(), other.settle());
         a.rows.len() == b.rows.len() && a.rows.iter().zip(&b.rows).all(|(a, b)| (a.position, a.digest) == (b.position, b.digest))
     }
@@ -525,7 +528,7 @@ fn bits(value: &Value) -> Result<u32> {
 
 fn buckets(args: &[Value]) -> Result<Value> {
     let (Some(tree), bits) = (Stored::open(&args[0])?, bits(&args[1])?) else { return Ok(Value::Null) };
-    let mut parts = vec![0..tree.n];
+    let mut parts = Vec::from([Range { start: 0, end: tree.n }]);
     for bit in (128 - bits..128).rev() {
         parts = parts.into_iter().flat_map(|rows| {
             let at = tree.part(&rows, bit);

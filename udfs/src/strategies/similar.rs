@@ -119,7 +119,7 @@ impl Index {
 
     /// For each key the least key that it is connected with: the components of the graph of near duplicates.
     fn clusters(&self) -> Vec<(Value, Value)> {
-        let keys: Vec<&Value> = self.signatures.iter().map(|(key, _)| key).collect();
+        let keys: Vec<&Value> = self.signatures.keys().collect();
         let distinct = self.distinct();
         let mut labels: Vec<usize> = (0..keys.len()).collect();
         fn find(labels: &mut [usize], mut at: usize) -> usize {
@@ -229,8 +229,9 @@ impl State for Index {
 
     /// Only the keys whose texts are new.
     fn delta(&self, since: &Self) -> Self {
-        let news = |(key, signature): &(&Value, &Box<[u32]>)| since.signatures.get(key) != Some(*signature);
-        Index { settings: self.settings, signatures: self.signatures.iter().filter(news).map(|(key, s)| (key.clone(), s.clone())).collect() }
+        let mut signatures = self.signatures.clone();
+        signatures.retain(|key, signature| since.signatures.get(key) != Some(signature));
+                Index { settings: self.settings, signatures }
     }
 
     fn encode(&self, w: &mut Writer) {
@@ -301,7 +302,7 @@ fn functions() -> Vec<Function> {
             list(&[("a", Type::Text), ("b", Type::Text), ("similarity", Type::Float64)]),
             |args| {
                 let Some(index) = index(&args[0])? else { return Ok(Value::Null) };
-                let keys: Vec<&Value> = index.signatures.iter().map(|(key, _)| key).collect();
+                let keys: Vec<&Value> = index.signatures.keys().collect();
                 let distinct = index.distinct();
                 let mut found: Vec<(usize, usize, f64)> = Vec::new();
                 for (_, group) in &distinct {
