@@ -5,7 +5,7 @@
 use crate::batch::{Bits, Column, OwnedColumn};
 use crate::catalog::{ArgKind, Spec};
 use crate::codec::{self, Reader, Writer};
-use crate::error::{Error, Result};
+use crate::error::{Code, Error, Result};
 use crate::fast::slot::Shape;
 use crate::partial::{Partial, Single};
 use crate::types::Type;
@@ -203,6 +203,16 @@ pub trait Strategy: Debug + Send + Sync + Sized + 'static {
     /// `invalid_argument` or `type_mismatch` for values that the strategy refuses.
     fn update(&self, state: &mut Self::State, row: &[Value]) -> Result<()>;
 
+    /// As [`Strategy::update`] with row `i` of columns, where that is faster than with values; `row` is there to be used again.
+    ///
+    /// # Errors
+    /// As [`Strategy::update`].
+    fn update_at(&self, state: &mut Self::State, columns: &[Column<'_>], i: usize, row: &mut Vec<Value>) -> Result<()> {
+        row.clear();
+        row.extend(columns.iter().map(|c| c.value(i)));
+        self.update(state, row)
+    }
+
     /// The resolved value as the host's column shows it; the state's value unless that needs the column's type.
     ///
     /// # Errors
@@ -337,6 +347,7 @@ impl<S: Strategy> Aggregate for Bound<S> {
             strategy: self.strategy.clone(),
             inputs: self.inputs.clone(),
             states: Vec::new(),
+            measured: Vec::new(),
             heap: 0,
             row: Vec::new(),
         })
@@ -347,23 +358,45 @@ struct Plain<S: Strategy> {
     strategy: Arc<S>,
     inputs: Vec<Type>,
     states: Vec<S::State>,
-    /// An estimate of what the states hold outside themselves, kept up as rows come in.
+    measured: Vec<Measured>,
+    /// What the states held outside themselves when they were last measured.
     heap: usize,
     row: Vec<Value>,
+}
+
+/// When a state is measured: to measure it can cost as much as it holds, so it is done again only when a quarter more has come to it.
+#[derive(Debug, Clone, Copy, Default)]
+struct Measured {
+    changes: u32,
+    next: u32,
+    bytes: usize,
 }
 
 impl<S: Strategy> Plain<S> {
     fn grow(&mut self, total: usize) {
         if self.states.len() < total {
             self.states.resize_with(total, || self.strategy.empty());
+            self.measured.resize(total, Measured::default());
+        }
+    }
+
+    /// A state was changed.
+    fn changed(&mut self, group: usize) {
+        let measured = &mut self.measured[group];
+        measured.changes = measured.changes.saturating_add(1);
+        if measured.changes >= measured.next {
+            measured.next = measured.changes.saturating_add(measured.changes / 4).saturating_add(1);
+            let bytes = self.states[group].heap_size();
+            self.heap = (self.heap + bytes).saturating_sub(measured.bytes);
+            measured.bytes = bytes;
         }
     }
 
     fn take(&mut self, n: usize) -> Vec<S::State> {
         let rest = self.states.split_off(n.min(self.states.len()));
-        let taken = std::mem::replace(&mut self.states, rest);
-        self.heap = self.states.iter().map(State::heap_size).sum();
-        taken
+        self.measured.drain(..n.min(self.measured.len()));
+        self.heap = self.measured.iter().map(|m| m.bytes).sum();
+        std::mem::replace(&mut self.states, rest)
     }
 }
 
@@ -374,12 +407,8 @@ impl<S: Strategy> Groups for Plain<S> {
             if filter.is_some_and(|f| !f.get(i)) {
                 continue;
             }
-            self.row.clear();
-            self.row.extend(columns.iter().map(|c| c.value(i)));
-            let state = &mut self.states[group];
-            let before = state.heap_size();
-            self.strategy.update(state, &self.row)?;
-            self.heap = (self.heap + state.heap_size()).saturating_sub(before);
+            self.strategy.update_at(&mut self.states[group], columns, i, &mut self.row)?;
+            self.changed(group);
         }
         Ok(())
     }
@@ -388,11 +417,8 @@ impl<S: Strategy> Groups for Plain<S> {
         self.grow(total);
         for (i, &group) in groups.iter().enumerate() {
             if let Some(bytes) = states.bytes(i) {
-                let other = decode::<S>(bytes)?;
-                let state = &mut self.states[group];
-                let before = state.heap_size();
-                state.join(&other)?;
-                self.heap = (self.heap + state.heap_size()).saturating_sub(before);
+                self.states[group].join(&decode::<S>(bytes)?)?;
+                self.changed(group);
             }
         }
         Ok(())
@@ -423,7 +449,7 @@ impl<S: Strategy> Groups for Plain<S> {
     }
 
     fn size(&self) -> usize {
-        self.states.capacity() * size_of::<S::State>() + self.heap
+        self.states.capacity() * (size_of::<S::State>() + size_of::<Measured>()) + self.heap
     }
 }
 
@@ -431,7 +457,7 @@ impl<S: Strategy> Groups for Plain<S> {
 pub(crate) fn encode<S: Strategy>(state: &S::State) -> Vec<u8> {
     let mut w = Writer::default();
     state.encode(&mut w);
-    codec::seal(S::SPEC.type_id, 0, w.as_bytes())
+    codec::seal_body(S::SPEC.type_id, w)
 }
 
 pub(crate) fn decode<S: Strategy>(bytes: &[u8]) -> Result<S::State> {
@@ -441,6 +467,23 @@ pub(crate) fn decode<S: Strategy>(bytes: &[u8]) -> Result<S::State> {
         return Err(Error::type_mismatch(format!("a state of type `{found}` cannot join one of type `{}`", S::SPEC.name)));
     }
     decode_body::<S>(&body)
+}
+
+/// The state in an argument of a function; `None` for no state.
+///
+/// # Errors
+/// `not_a_state`, and as [`decode`].
+pub(crate) fn argument<S: Strategy>(value: &Value) -> Result<Option<S::State>> {
+    bytes_of(value)?.map(decode::<S>).transpose()
+}
+
+/// The bytes of an argument that should be a state; `None` for no state.
+pub(crate) fn bytes_of(value: &Value) -> Result<Option<&[u8]>> {
+    match value {
+        Value::Null => Ok(None),
+        Value::Bytes(bytes) => Ok(Some(bytes)),
+        other => Err(Error::new(Code::NotAState, format!("a {} is not a CRDT state", other.kind()))),
+    }
 }
 
 /// Reads a body and holds it to its canonical form: a state has exactly one encoding.

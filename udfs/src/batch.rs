@@ -259,7 +259,11 @@ impl OwnedColumn {
         let (mut offsets, mut bytes, mut validity) = (vec![0], Vec::new(), Vec::new());
         for row in rows {
             validity.push(row.is_some());
-            bytes.extend(row.unwrap_or_default());
+            match row {
+                // One long state needs no copy.
+                Some(row) if bytes.is_empty() => bytes = row,
+                row => bytes.extend(row.unwrap_or_default()),
+            }
             offsets.push(bytes.len());
         }
         OwnedColumn { ty, data: OwnedData::Strings { offsets, bytes }, validity: Some(validity) }

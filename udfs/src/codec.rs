@@ -4,6 +4,7 @@
 
 use crate::error::{Code, Error, Result};
 use crate::value::{Value, canonical, packed};
+use std::borrow::Cow;
 use std::cmp::Ordering;
 use std::io::Read;
 use std::sync::Arc;
@@ -14,6 +15,9 @@ pub const MAGIC: [u8; 2] = *b"MQ";
 pub const VERSION: u8 = 1;
 /// Flag: the body is zstd-compressed.
 pub const COMPRESSED: u8 = 1;
+/// Flag: behind the body stand its index and the index's length: what can be computed from the body, to read parts of it. The state is the
+/// body alone.
+pub const INDEXED: u8 = 2;
 /// Values nest no deeper than this.
 pub const MAX_DEPTH: usize = 64;
 /// A compressed body may inflate to this many bytes at most.
@@ -54,6 +58,11 @@ impl Writer {
     /// Forgets what was written, to be used again.
     pub fn clear(&mut self) {
         self.out.clear();
+    }
+
+    /// Makes room for so many bytes more, and for an envelope.
+    pub fn reserve(&mut self, bytes: usize) {
+        self.out.reserve(bytes + 32);
     }
 
     /// Bytes as they are.
@@ -451,12 +460,46 @@ pub fn seal_onto(out: &mut Vec<u8>, type_id: u8, flags: u8, body: &[u8]) {
     *out = w.out;
 }
 
+/// Puts a body into its envelope where it is.
+pub fn seal_body(type_id: u8, body: Writer) -> Vec<u8> {
+    let mut out = body.out;
+    let mut head = Writer::default();
+    head.raw(&MAGIC);
+    head.raw(&[VERSION, type_id, 0]);
+    head.length(out.len());
+    out.reserve(head.out.len() + 4);
+    out.splice(0..0, head.out);
+    let sum = crc32c::crc32c(&out);
+    out.extend(sum.to_le_bytes());
+    out
+}
+
+/// Puts a body and its index into an envelope.
+pub fn seal_indexed(type_id: u8, body: &[u8], index: &[u8]) -> Vec<u8> {
+    let mut w = Writer { out: Vec::with_capacity(body.len() + index.len() + 25) };
+    w.raw(&MAGIC);
+    w.raw(&[VERSION, type_id, INDEXED]);
+    w.bytes(body);
+    w.bytes(index);
+    let sum = crc32c::crc32c(&w.out);
+    w.raw(&sum.to_le_bytes());
+    w.out
+}
+
 /// Opens an envelope: the type id and the (inflated) body.
 ///
 /// # Errors
 /// `not_a_state` for bytes that never were one, `corrupt_state` for those that are broken, `limit_exceeded` for a body that
 /// inflates past [`MAX_INFLATED`].
-pub fn open(bytes: &[u8]) -> Result<(u8, std::borrow::Cow<'_, [u8]>)> {
+pub fn open(bytes: &[u8]) -> Result<(u8, Cow<'_, [u8]>)> {
+    open_indexed(bytes).map(|(type_id, body, _)| (type_id, body))
+}
+
+/// As [`open`], with the index of the body where it has one. The checksum covers it, but whether it is that of the body nobody has looked.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_indexed(bytes: &[u8]) -> Result<(u8, Cow<'_, [u8]>, Option<&[u8]>)> {
     if bytes.len() < 2 || bytes[..2] != MAGIC {
         return Err(Error::new(Code::NotAState, "these bytes are not a CRDT state")
             .with_help("states come from the crdt_*_state functions and begin with \"MQ\""));
@@ -467,18 +510,19 @@ pub fn open(bytes: &[u8]) -> Result<(u8, std::borrow::Cow<'_, [u8]>)> {
         return Err(Error::corrupt_state(format!("state format version {} is not known here", header[2])));
     }
     let (type_id, flags) = (header[3], header[4]);
-    if flags & !COMPRESSED != 0 {
+    if !matches!(flags, 0 | COMPRESSED | INDEXED) {
         return Err(Error::corrupt_state(format!("unknown flags {flags:#04x} in the state")));
     }
     let body = r.bytes()?;
+    let index = if flags == INDEXED { Some(r.bytes()?) } else { None };
     let covered = bytes.len() - r.rest.len();
     let sum = r.take(4)?;
     r.end()?;
     if crc32c::crc32c(&bytes[..covered]).to_le_bytes() != sum {
         return Err(Error::corrupt_state("the checksum of the state does not match"));
     }
-    if flags & COMPRESSED == 0 {
-        return Ok((type_id, body.into()));
+    if flags != COMPRESSED {
+        return Ok((type_id, body.into(), index));
     }
     let broken = |e: std::io::Error| Error::corrupt_state(format!("the compressed state does not inflate: {e}"));
     let mut inflated = Vec::new();
@@ -486,7 +530,7 @@ pub fn open(bytes: &[u8]) -> Result<(u8, std::borrow::Cow<'_, [u8]>)> {
     if inflated.len() > MAX_INFLATED {
         return Err(Error::new(Code::LimitExceeded, format!("the state inflates past {MAX_INFLATED} bytes")));
     }
-    Ok((type_id, inflated.into()))
+    Ok((type_id, inflated.into(), None))
 }
 
 /// The type id of a row of states: what a table that keeps states has in its state column.

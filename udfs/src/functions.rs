@@ -1,7 +1,7 @@
 //! The scalar functions over states, and those that the lowering needs (`mergeql_*`): written once over values, registered by every
 //! host.
 
-use crate::aggregate::Call;
+use crate::aggregate::{Call, bytes_of as state};
 use crate::batch::Column;
 use crate::catalog::{self, Comparison};
 use crate::codec;
@@ -199,12 +199,23 @@ fn of_every_state() -> Vec<Function> {
                 Some(state) => bytes(catalog::compress(state)?),
             })
         }),
-        f("crdt_from_frame", "the state of a frame of the earlier Python library", 1..=1, Type::Bytes, |a| {
-            Ok(match &a[0] {
-                Value::Null => Value::Null,
-                Value::Bytes(frame) => bytes(crate::frames::from_frame(frame)?),
-                other => return Err(Error::type_mismatch(format!("a frame is bytes, not a {}", other.kind()))),
-            })
+        f(
+            "crdt_from_frame",
+            "the state of a frame of the earlier Python library; of a delta of rows with the name of their key",
+            1..=2,
+            Type::Bytes,
+            |a| {
+                let key = match a.get(1) {
+                    Some(Value::Text(key)) => Some(&**key),
+                    None | Some(Value::Null) => None,
+                    Some(other) => return Err(Error::type_mismatch(format!("the name of a key is a text, not a {}", other.kind()))),
+                };
+                Ok(frame(&a[0])?.map_or(Ok(Value::Null), |frame| crate::frames::from_frame(frame, key).map(bytes))?)
+            },
+        ),
+        f("crdt_frames", "the frames of a batch of the earlier Python library", 1..=1, list_of(Type::Bytes), |a| {
+            let Some(batch) = frame(&a[0])? else { return Ok(Value::Null) };
+            Ok(Value::List(crate::frames::of_batch(batch)?.into_iter().map(|frame| bytes(frame.to_vec())).collect()))
         }),
         f("crdt_to_frame", "the frame of the earlier Python library for a state", 1..=1, Type::Bytes, |a| {
             Ok(match state(&a[0])? {
@@ -251,11 +262,12 @@ fn bytes(b: Vec<u8>) -> Value {
     Value::Bytes(b.into())
 }
 
-fn state(value: &Value) -> Result<Option<&[u8]>> {
+/// The bytes of an argument that should be a frame.
+fn frame(value: &Value) -> Result<Option<&[u8]>> {
     match value {
         Value::Null => Ok(None),
-        Value::Bytes(b) => Ok(Some(b)),
-        other => Err(Error::new(Code::NotAState, format!("a {} is not a CRDT state", other.kind()))),
+        Value::Bytes(frame) => Ok(Some(frame)),
+        other => Err(Error::type_mismatch(format!("a frame is bytes, not a {}", other.kind()))),
     }
 }
 

@@ -187,6 +187,7 @@ pub fn rows_with(entry: &Entry, call: &Call, given: Option<&[Value]>) -> Vec<Row
                 _ => ["a", "b", "c"].map(Value::text).into(),
             },
             Some(Input::Digest) => vec![Value::Bytes([0; 32].into()), Value::Bytes([7; 32].into()), Value::Null],
+            Some(Input::Frame) => frames(entry),
             _ if i == 0 && given.is_some() => given.unwrap_or_default().to_vec(),
             _ if entry.spec().name == "json" && i == 0 => {
                 ["{\"a\":1}", "{\"a\":{\"b\":2}}", "{\"a\":[1,2],\"c\":null}", "[3]", "null"].map(Value::text).into()
@@ -218,6 +219,19 @@ fn states() -> Vec<Value> {
         Some(Value::Bytes(partial.encode()?.into()))
     };
     (1..4).filter_map(state).chain([Value::Null]).collect()
+}
+
+/// Frames of the earlier Python library, for a strategy that joins them.
+fn frames(entry: &Entry) -> Vec<Value> {
+    let all = include_str!("../tests/frames.jsonl").lines().chain(include_str!("../tests/more_frames.jsonl").lines());
+    let hex = |line: &str| Some(line.rsplit_once("\"hex\": \"")?.1.trim_end_matches(['"', '}']).to_owned());
+    let byte = |digits: &[u8]| u8::from_str_radix(std::str::from_utf8(digits).unwrap_or_default(), 16).ok();
+    let frames = all.filter_map(hex).filter_map(|hex| hex.as_bytes().chunks(2).map(byte).collect::<Option<Vec<u8>>>());
+    let own = |frame: &Vec<u8>| {
+        let state = crate::frames::from_frame(frame, None);
+        state.and_then(|state| Ok(catalog::open(&state)?.spec().name == entry.spec().name)).unwrap_or(false)
+    };
+    frames.filter(own).map(|frame| Value::Bytes(frame.into())).chain([Value::Null]).collect()
 }
 
 /// Finished sketches of a few values, for a strategy that joins them.

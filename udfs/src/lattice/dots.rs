@@ -129,6 +129,12 @@ impl DotStore {
         self.see(origin, n, n);
     }
 
+    /// Learns that a run of dots, of which none holds a value, is over.
+    pub fn learn_run(&mut self, origin: &Value, first: u64, last: u64) {
+        debug_assert!(self.live.is_empty());
+        self.see(origin, first, last);
+    }
+
     /// A new dot of an origin holds a value.
     pub fn add(&mut self, value: &Value, origin: &Value) {
         let n = self.last(origin) + 1;

@@ -4,51 +4,115 @@ use crate::codec::{Reader, Writer};
 use crate::error::{Error, Result};
 use crate::types::Type;
 use crate::value::{Exact, Value};
+use std::collections::BTreeMap;
 
-/// What each origin said, a lattice of its own that the strategy chooses; sorted by origin. Most groups have few.
+/// What each origin said, a lattice of its own that the strategy chooses; in the order of origins. Most groups have few, which lie side by
+/// side; many are a tree, so that one more costs the logarithm of their number.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Origins<E>(Vec<(Value, E)>);
+pub enum Origins<E> {
+    /// At most [`FEW`].
+    Few(Vec<(Value, E)>),
+    /// More than that.
+    Many(BTreeMap<Value, E>),
+}
+
+/// How many entries lie side by side.
+const FEW: usize = 64;
 
 impl<E> Default for Origins<E> {
     fn default() -> Self {
-        Origins(Vec::new())
+        Origins::Few(Vec::new())
+    }
+}
+
+/// The entries of a map in order.
+#[derive(Clone)]
+pub enum Entries<'a, E> {
+    /// Of few.
+    Few(std::slice::Iter<'a, (Value, E)>),
+    /// Of many.
+    Many(std::collections::btree_map::Iter<'a, Value, E>),
+}
+
+impl<'a, E> Iterator for Entries<'a, E> {
+    type Item = (&'a Value, &'a E);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        match self {
+            Entries::Few(entries) => entries.next().map(|(origin, entry)| (origin, entry)),
+            Entries::Many(entries) => entries.next(),
+        }
     }
 }
 
 impl<E> Origins<E> {
+    /// A map of entries that are in order.
+    fn of_sorted(entries: Vec<(Value, E)>) -> Self {
+        if entries.len() <= FEW { Origins::Few(entries) } else { Origins::Many(entries.into_iter().collect()) }
+    }
+
     /// What an origin said, changed by `more` if it is known, else made by `new`.
     pub fn say(&mut self, origin: &Value, more: impl FnOnce(&mut E), new: impl FnOnce() -> E) {
-        match self.0.binary_search_by(|(known, _)| known.cmp(origin)) {
-            Ok(at) => more(&mut self.0[at].1),
-            Err(at) => self.0.insert(at, (origin.clone(), new())),
+        match self {
+            Origins::Few(entries) => match entries.binary_search_by(|(known, _)| known.cmp(origin)) {
+                Ok(at) => more(&mut entries[at].1),
+                Err(at) => {
+                    entries.insert(at, (origin.clone(), new()));
+                    if entries.len() > FEW {
+                        *self = Self::of_sorted(std::mem::take(entries));
+                    }
+                }
+            },
+            Origins::Many(entries) => match entries.get_mut(origin) {
+                Some(entry) => more(entry),
+                None => drop(entries.insert(origin.clone(), new())),
+            },
         }
     }
 
     /// What an origin said.
     pub fn get(&self, origin: &Value) -> Option<&E> {
-        self.0.binary_search_by(|(known, _)| known.cmp(origin)).ok().map(|at| &self.0[at].1)
+        match self {
+            Origins::Few(entries) => entries.binary_search_by(|(known, _)| known.cmp(origin)).ok().map(|at| &entries[at].1),
+            Origins::Many(entries) => entries.get(origin),
+        }
     }
 
     /// Each origin and what it said, in order.
-    pub fn iter(&self) -> impl Iterator<Item = (&Value, &E)> {
-        self.0.iter().map(|(origin, entry)| (origin, entry))
+    pub fn iter(&self) -> Entries<'_, E> {
+        match self {
+            Origins::Few(entries) => Entries::Few(entries.iter()),
+            Origins::Many(entries) => Entries::Many(entries.iter()),
+        }
     }
 
     /// What each origin said.
-    pub fn values(&self) -> impl Iterator<Item = &E> + Clone {
-        self.0.iter().map(|(_, entry)| entry)
+    pub fn values(&self) -> impl Iterator<Item = &E> + Clone
+    where
+        E: Clone,
+    {
+        self.iter().map(|(_, entry)| entry)
+    }
+
+    /// How many origins there are.
+    pub fn len(&self) -> usize {
+        match self {
+            Origins::Few(entries) => entries.len(),
+            Origins::Many(entries) => entries.len(),
+        }
     }
 
     /// Nobody said anything?
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.len() == 0
     }
 }
 
 impl<E: Clone + PartialEq> Origins<E> {
     /// Only the origins that say something else than in the other map.
     pub fn news(&self, since: &Self) -> Self {
-        Origins(self.0.iter().filter(|(origin, entry)| since.get(origin) != Some(entry)).cloned().collect())
+        let news = self.iter().filter(|(origin, entry)| since.get(origin) != Some(*entry));
+        Self::of_sorted(news.map(|(origin, entry)| (origin.clone(), entry.clone())).collect())
     }
 }
 
@@ -184,7 +248,7 @@ pub fn check_number(strategy: &str, ty: &Type) -> Result<()> {
 
 /// Writes a map of origins.
 pub fn encode<E>(origins: &Origins<E>, w: &mut Writer, mut entry: impl FnMut(&E, &mut Writer)) {
-    w.length(origins.0.len());
+    w.length(origins.len());
     for (origin, e) in origins.iter() {
         w.value(origin);
         entry(e, w);
@@ -205,7 +269,7 @@ pub fn decode<E>(r: &mut Reader<'_>, mut entry: impl FnMut(&mut Reader<'_>) -> R
         }
         origins.push((origin, entry(r)?));
     }
-    Ok(Origins(origins))
+    Ok(Origins::of_sorted(origins))
 }
 
 /// Memory held by a map of origins, in bytes.

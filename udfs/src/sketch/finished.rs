@@ -2,10 +2,10 @@
 //! origin ([`Building`], a plain aggregate), and what joins is the newest finished one of each origin ([`Latest`]).
 
 use super::{corrupt, guarded};
-use crate::aggregate::{Call, State, Strategy, decode};
+use crate::aggregate::{Call, State, Strategy, argument};
 use crate::catalog::{Input, Spec};
 use crate::codec::{Reader, Writer};
-use crate::error::{Code, Error, Result};
+use crate::error::{Error, Result};
 use crate::lattice::origins::{self, Origins, origin};
 use crate::lattice::version::VersionOrder;
 use crate::strategies::counter::ORIGIN;
@@ -200,11 +200,7 @@ impl<F: Family> State for Latest<F> {
 
 /// The sketch of a state, all origins as one; `None` for no state.
 pub(crate) fn combined<F: Family>(state: &Value) -> Result<Option<F::Image>> {
-    match state {
-        Value::Null => Ok(None),
-        Value::Bytes(bytes) => decode::<Combined<F>>(bytes)?.combined(),
-        other => Err(Error::new(Code::NotAState, format!("a {} is not a CRDT state", other.kind()))),
-    }
+    argument::<Combined<F>>(state)?.map_or(Ok(None), |latest| latest.combined())
 }
 
 /// The image of a state's sketch, all origins as one.

@@ -5,13 +5,14 @@
 
 pub mod finished;
 
-use crate::aggregate::{Call, Groups, State, Strategy, decode, encode};
+use crate::aggregate::{Call, Groups, State, Strategy, argument, bytes_of, encode};
 use crate::catalog::{self, Spec};
-use crate::error::{Code, Error, Result};
+use crate::error::{Error, Result};
 use crate::functions::Function;
 use crate::strategies::{bloom::Bloom, cpc::Cpc, hll::Hll, minhash::MinHash, theta::Theta};
 use crate::types::Type;
 use crate::value::Value;
+use datasketches::common::NumStdDev;
 use std::fmt::Display;
 use std::ops::RangeInclusive;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -113,6 +114,15 @@ pub(crate) fn number(call: &Call, name: &str, default: i64, range: RangeInclusiv
     })
 }
 
+/// Standard deviations as DataSketches counts them.
+pub(crate) fn deviations(n: u8) -> NumStdDev {
+    match n {
+        1 => NumStdDev::One,
+        2 => NumStdDev::Two,
+        _ => NumStdDev::Three,
+    }
+}
+
 /// That two states cannot join.
 pub(crate) fn differ(what: &str, a: impl Display, b: impl Display) -> Error {
     Error::type_mismatch(format!("a sketch of {what} {a} cannot join one of {what} {b}"))
@@ -130,23 +140,15 @@ pub(crate) fn guarded<R>(run: impl FnOnce() -> Result<R>) -> Result<R> {
 }
 
 fn state<S: Sketch>(value: &Value) -> Result<Option<S>> {
-    match value {
-        Value::Null => Ok(None),
-        Value::Bytes(bytes) => decode::<Sketched<S>>(bytes).map(Some),
-        other => Err(Error::new(Code::NotAState, format!("a {} is not a CRDT state", other.kind()))),
-    }
+    argument::<Sketched<S>>(value)
 }
 
 /// The name of the type of a state; `None` for no state.
 pub(crate) fn name_of(value: &Value) -> Result<Option<&'static str>> {
-    match value {
-        Value::Null => Ok(None),
-        Value::Bytes(bytes) => Ok(Some(catalog::open(bytes)?.spec().name)),
-        other => Err(Error::new(Code::NotAState, format!("a {} is not a CRDT state", other.kind()))),
-    }
+    bytes_of(value)?.map(|bytes| Ok(catalog::open(bytes)?.spec().name)).transpose()
 }
 
-fn bytes_of<S: Sketch>(state: &S) -> Value {
+fn state_of<S: Sketch>(state: &S) -> Value {
     Value::Bytes(encode::<Sketched<S>>(state).into())
 }
 
@@ -186,10 +188,10 @@ fn jaccard(args: &[Value]) -> Result<Value> {
 /// The state of an image of DataSketches; the third byte says of which family.
 fn from_image(image: &[u8]) -> Result<Value> {
     Ok(match image.get(2) {
-        Some(3) => bytes_of(&Theta::from_image(image)?),
-        Some(7) => bytes_of(&Hll::from_image(image)?),
-        Some(16) => bytes_of(&Cpc::from_image(image)?),
-        Some(21) => bytes_of(&Bloom::from_image(image)?),
+        Some(3) => state_of(&Theta::from_image(image)?),
+        Some(7) => state_of(&Hll::from_image(image)?),
+        Some(16) => state_of(&Cpc::from_image(image)?),
+        Some(21) => state_of(&Bloom::from_image(image)?),
         Some(family) if finished::FAMILIES.iter().any(|(_, f)| f == family) => {
             return Err(Error::type_mismatch("a sketch of a multiset is no state: joined twice it would count twice")
                 .with_help("give it with its origin and version to crdt_kll, crdt_tdigest, crdt_countmin or crdt_topk"));
@@ -244,13 +246,13 @@ pub(crate) fn functions() -> Vec<Function> {
             jaccard,
         ),
         Function::state("theta_intersect", "the sketch of the values that both sets have", 2, |a| {
-            Ok(state::<Theta>(&a[0])?.zip(state::<Theta>(&a[1])?).map_or(Value::Null, |(a, b)| bytes_of(&a.intersect(&b))))
+            Ok(state::<Theta>(&a[0])?.zip(state::<Theta>(&a[1])?).map_or(Value::Null, |(a, b)| state_of(&a.intersect(&b))))
         }),
         Function::state("theta_difference", "the sketch of the values that only the first set has", 2, |a| {
             match (state::<Theta>(&a[0])?, &a[1]) {
                 (None, _) => Ok(Value::Null),
                 (Some(_), Value::Null) => Ok(a[0].clone()),
-                (Some(set), other) => Ok(state::<Theta>(other)?.map_or(Value::Null, |other| bytes_of(&set.without(&other)))),
+                (Some(set), other) => Ok(state::<Theta>(other)?.map_or(Value::Null, |other| state_of(&set.without(&other)))),
             }
         }),
         f("bloom_contains", "false: the value was never added; true: it was, or the filter errs", 2..=2, Type::Boolean, |a| {

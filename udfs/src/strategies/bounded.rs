@@ -1,9 +1,9 @@
 //! `bounded`: a counter that never falls below its bound.
 
-use crate::aggregate::{Call, State, Strategy, decode, encode};
+use crate::aggregate::{Call, State, Strategy, argument, encode};
 use crate::catalog::{Arg, ArgKind, Entry, Input, Spec};
 use crate::codec::{Reader, Writer};
-use crate::error::{Code, Error, Result};
+use crate::error::{Error, Result};
 use crate::functions::Function;
 use crate::lattice::origins::{self, Origins, origin};
 use crate::sketch::{differ, number};
@@ -204,11 +204,7 @@ impl State for Accounts {
 }
 
 fn known(state: &Value) -> Result<Accounts> {
-    match state {
-        Value::Null => Ok(Accounts { bound: 0, origins: Origins::default() }),
-        Value::Bytes(bytes) => decode::<Bounded>(bytes),
-        other => Err(Error::new(Code::NotAState, format!("a {} is not a CRDT state", other.kind()))),
-    }
+    Ok(argument::<Bounded>(state)?.unwrap_or(Accounts { bound: 0, origins: Origins::default() }))
 }
 
 fn bytes(accounts: &Accounts) -> Value {

@@ -1,9 +1,9 @@
 //! `counter` and `pncounter`: what each origin counted, then the sum.
 
-use crate::aggregate::{Call, State, Strategy, decode, encode};
+use crate::aggregate::{Call, State, Strategy, bytes_of, decode, encode};
 use crate::catalog::{self, Arg, ArgKind, Entry, Input, Spec};
 use crate::codec::{Reader, Writer};
-use crate::error::{Code, Error, Result};
+use crate::error::{Error, Result};
 use crate::fast::slot::Shape;
 use crate::functions::Function;
 use crate::lattice::origins::{self, Origins, check_number, grown, number, origin, sum, sum_type};
@@ -271,11 +271,7 @@ fn add(state: &Value, who: &Value, n: &Value) -> Result<Value> {
     let (who, n) = (origin(who)?, number(n)?);
     let more = |known: &Value, n: &Value| sum([known.clone(), n.clone()].iter());
     let falls = *n < Value::Int(0);
-    let bytes = match state {
-        Value::Null => None,
-        Value::Bytes(bytes) => Some(bytes),
-        other => return Err(Error::new(Code::NotAState, format!("a {} is not a CRDT state", other.kind()))),
-    };
+    let bytes = bytes_of(state)?;
     let grows_only = bytes.is_some_and(|b| catalog::open(b).is_ok_and(|s| s.spec().name == Counter::SPEC.name));
     let state = match bytes {
         Some(bytes) if grows_only => {
@@ -285,7 +281,7 @@ fn add(state: &Value, who: &Value, n: &Value) -> Result<Value> {
             encode::<Counter>(&counts)
         }
         _ => {
-            let mut counts = bytes.map_or(Ok(UpAndDown::default()), |b| decode::<PnCounter>(b))?;
+            let mut counts = bytes.map_or(Ok(UpAndDown::default()), decode::<PnCounter>)?;
             let (up, down) = counts.0.get(who).cloned().unwrap_or((Value::Int(0), Value::Int(0)));
             let entry = if falls { (up, more(&down, &negated(n))?) } else { (more(&up, n)?, down) };
             keep_both(&mut counts.0, who, &entry);

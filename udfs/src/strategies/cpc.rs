@@ -7,7 +7,6 @@ use crate::error::Result;
 use crate::sketch::{Sketch, Sketched, corrupt, differ, guarded, number};
 use crate::types::Type;
 use crate::value::Value;
-use datasketches::common::NumStdDev;
 use datasketches::cpc::{CpcSketch, CpcUnion};
 use datasketches::hash::value::raw_bytes;
 
@@ -52,11 +51,7 @@ impl Cpc {
     /// The estimate, or a bound of it.
     pub(crate) fn estimate(&self, side: i8, deviations: u8) -> f64 {
         let sketch = self.union(&Cpc::new(self.0.lg_k())).0;
-        let deviations = match deviations {
-            1 => NumStdDev::One,
-            2 => NumStdDev::Two,
-            _ => NumStdDev::Three,
-        };
+        let deviations = crate::sketch::deviations(deviations);
         match side {
             -1 => sketch.lower_bound(deviations),
             1 => sketch.upper_bound(deviations),

@@ -1,9 +1,9 @@
 //! `dvv`: a version vector that says exactly which events were seen.
 
-use crate::aggregate::{Call, State, Strategy, decode, encode};
+use crate::aggregate::{Call, State, Strategy, argument, encode};
 use crate::catalog::{Entry, Input, Spec};
 use crate::codec::{Reader, Writer};
-use crate::error::{Code, Error, Result};
+use crate::error::{Error, Result};
 use crate::functions::Function;
 use crate::lattice::dots::{DotStore, dot_of};
 use crate::lattice::origins::origin;
@@ -118,12 +118,15 @@ impl State for Seen {
     }
 }
 
+/// The state of runs of seen events; `None` of none.
+pub(crate) fn of_runs<'a>(runs: impl Iterator<Item = (&'a str, u64, u64)>) -> Option<Vec<u8>> {
+    let mut seen = Seen::default();
+    runs.for_each(|(origin, first, last)| seen.0.learn_run(&Value::text(origin), first, last));
+    (!seen.0.is_empty()).then(|| encode::<Dotted>(&seen))
+}
+
 fn seen(state: &Value) -> Result<Seen> {
-    match state {
-        Value::Null => Ok(Seen::default()),
-        Value::Bytes(bytes) => decode::<Dotted>(bytes),
-        other => Err(Error::new(Code::NotAState, format!("a {} is not a CRDT state", other.kind()))),
-    }
+    Ok(argument::<Dotted>(state)?.unwrap_or_default())
 }
 
 fn functions() -> Vec<Function> {

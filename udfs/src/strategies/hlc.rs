@@ -1,9 +1,9 @@
 //! `hlc`: a hybrid logical clock.
 
-use crate::aggregate::{Call, State, Strategy, decode, encode};
+use crate::aggregate::{Call, State, Strategy, argument, encode};
 use crate::catalog::{Entry, Input, Spec};
 use crate::codec::{Reader, Writer};
-use crate::error::{Code, Error, Result};
+use crate::error::{Error, Result};
 use crate::functions::Function;
 use crate::lattice::origins::origin;
 use crate::types::{Type, Unit};
@@ -150,11 +150,7 @@ impl State for Stamp {
 }
 
 fn seen(state: &Value) -> Result<Stamp> {
-    match state {
-        Value::Null => Ok(Stamp::default()),
-        Value::Bytes(bytes) => decode::<Hybrid>(bytes),
-        other => Err(Error::new(Code::NotAState, format!("a {} is not a CRDT state", other.kind()))),
-    }
+    Ok(argument::<Hybrid>(state)?.unwrap_or_default())
 }
 
 fn bytes(stamp: &Stamp) -> Value {

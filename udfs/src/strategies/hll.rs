@@ -7,7 +7,6 @@ use crate::error::{Error, Result};
 use crate::sketch::{Sketch, Sketched, corrupt, differ, guarded, murmur, number};
 use crate::types::Type;
 use crate::value::Value;
-use datasketches::common::NumStdDev;
 use datasketches::hll::{HllSketch, HllType, HllUnion};
 
 pub(crate) fn register(entries: &mut Vec<Entry>) {
@@ -110,11 +109,7 @@ impl Hll {
     /// The estimate, or a bound of it.
     pub(crate) fn estimate(&self, side: i8, deviations: u8) -> Result<f64> {
         let sketch = HllSketch::deserialize(&self.image()).map_err(corrupt)?;
-        let deviations = match deviations {
-            1 => NumStdDev::One,
-            2 => NumStdDev::Two,
-            _ => NumStdDev::Three,
-        };
+        let deviations = crate::sketch::deviations(deviations);
         Ok(match side {
             -1 => sketch.lower_bound(deviations),
             1 => sketch.upper_bound(deviations),

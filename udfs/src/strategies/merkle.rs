@@ -1,14 +1,14 @@
 //! `merkle`: a tree of hashes over keys and digests of rows, which says where two tables differ.
 
-use crate::aggregate::{Call, State, Strategy, encode};
+use crate::aggregate::{Call, State, Strategy, bytes_of, decode};
+use crate::batch::Column;
 use crate::catalog::{Arg, ArgKind, Entry, Input, Spec};
 use crate::codec::{self, Reader, Writer};
 use crate::error::{Code, Error, Result};
 use crate::functions::Function;
 use crate::merkle::{Hash, hex, marked};
 use crate::types::Type;
-use crate::value::Value;
-use sha2::{Digest, Sha256};
+use crate::value::{Value, packed};
 use std::borrow::Cow;
 use std::ops::Range;
 
@@ -40,80 +40,95 @@ fn node(left: &Hash, right: &Hash) -> Hash {
     marked(mark::NODE, &[left, right])
 }
 
-#[derive(Debug, Clone, Copy, PartialEq)]
-struct Row {
-    position: u128,
-    digest: Hash,
-    /// Where its key lies among the bytes of keys.
-    key: (usize, usize),
-}
-
-/// Rows by position, each once; a key that has two digests has the greater.
+/// Rows, each a position, a digest and the encoding of a key; of a key that comes with two digests the greater counts.
 #[derive(Debug, Clone, Default)]
 struct Tree {
+    positions: Vec<u128>,
+    digests: Vec<Hash>,
+    /// Where the key of each row ends in `keys`.
+    ends: Vec<u32>,
     keys: Vec<u8>,
-    rows: Vec<Row>,
-    /// How many rows are in order; those behind came since.
+    /// How many rows are in order of their positions, each once; those behind came since.
     settled: usize,
 }
 
 impl PartialEq for Tree {
     fn eq(&self, other: &Self) -> bool {
-        if self.rows.is_empty() || other.rows.is_empty() {
-            return self.rows.is_empty() && other.rows.is_empty();
+        if self.positions.is_empty() || other.positions.is_empty() {
+            return self.positions.is_empty() && other.positions.is_empty();
         }
         let (a, b) = (self.settle(), other.settle());
-        a.rows.len() == b.rows.len() && a.rows.iter().zip(&b.rows).all(|(a, b)| (a.position, a.digest) == (b.position, b.digest))
+        a.positions == b.positions && a.digests == b.digests
     }
 }
 
 impl Tree {
-    fn push(&mut self, key: &[u8], digest: Hash) {
-        self.add(position(key), key, digest);
+    /// Adds a row: a key and a digest.
+    ///
+    /// # Errors
+    /// `invalid_argument`, `limit_exceeded`.
+    fn update(&mut self, key: &Value, digest: &[u8]) -> Result<()> {
+        let digest = digest.try_into().map_err(|_| {
+            Error::invalid_argument("a digest has 32 bytes").with_help("row_digest(...) makes one of a row's values")
+        })?;
+        packed::with_bytes(&key.to_worth(), |key| self.offer(position(key), key, digest))
     }
 
-    fn add(&mut self, position: u128, key: &[u8], digest: Hash) {
+    /// # Errors
+    /// `limit_exceeded`.
+    fn offer(&mut self, position: u128, key: &[u8], digest: &Hash) -> Result<()> {
         // Rows that come again and again must not pile up.
-        if self.rows.len() >= 2 * self.settled.max(1 << 12) {
+        if self.positions.len() >= 4 * self.settled.max(1 << 16) {
             self.settle_now();
         }
-        let start = self.keys.len();
-        self.keys.extend_from_slice(key);
-        self.rows.push(Row { position, digest, key: (start, self.keys.len()) });
-    }
-
-    fn check_size(&self) -> Result<()> {
-        if self.keys.len() > u32::MAX as usize {
-            return Err(Error::new(Code::LimitExceeded, "the keys of a Merkle tree take more than 4 GiB")
+        if self.keys.len() + key.len() > u32::MAX as usize || self.positions.len() >= u32::MAX as usize {
+            return Err(Error::new(Code::LimitExceeded, "a Merkle tree has more than 4 GiB of keys")
                 .with_help("make a tree for each part of the table, merkle_bucket says which"));
         }
+        self.push(position, key, digest);
         Ok(())
     }
 
-    fn key(&self, row: &Row) -> &[u8] {
-        &self.keys[row.key.0..row.key.1]
+    fn push(&mut self, position: u128, key: &[u8], digest: &Hash) {
+        self.keys.extend_from_slice(key);
+        self.ends.push(self.keys.len() as u32);
+        self.positions.push(position);
+        self.digests.push(*digest);
     }
 
-    fn settle_now(&mut self) {
-        if self.settled < self.rows.len() {
-            self.rows.sort_unstable_by(|a, b| a.position.cmp(&b.position).then_with(|| b.digest.cmp(&a.digest)));
-            let before = self.rows.len();
-            self.rows.dedup_by_key(|row| row.position);
-            self.settled = self.rows.len();
-            if self.rows.len() < before {
-                let mut keys = Vec::with_capacity(self.keys.len());
-                for row in &mut self.rows {
-                    let start = keys.len();
-                    keys.extend_from_slice(&self.keys[row.key.0..row.key.1]);
-                    row.key = (start, keys.len());
-                }
-                self.keys = keys;
-            }
+    fn key(&self, row: usize) -> &[u8] {
+        let start = if row == 0 { 0 } else { self.ends[row - 1] as usize };
+        &self.keys[start..self.ends[row] as usize]
+    }
+
+    fn with_capacity(rows: usize, keys: usize) -> Tree {
+        Tree {
+            positions: Vec::with_capacity(rows),
+            digests: Vec::with_capacity(rows),
+            ends: Vec::with_capacity(rows),
+            keys: Vec::with_capacity(keys),
+            settled: 0,
         }
     }
 
+    fn settle_now(&mut self) {
+        if self.settled == self.positions.len() {
+            return;
+        }
+        let mut settled = Tree::with_capacity(self.positions.len(), self.keys.len());
+        let rows = self.in_order();
+        settled.positions.extend(rows.iter().map(|row| self.positions[*row as usize]));
+        settled.digests.extend(rows.iter().map(|row| self.digests[*row as usize]));
+        for row in rows {
+            settled.keys.extend_from_slice(self.key(row as usize));
+            settled.ends.push(settled.keys.len() as u32);
+        }
+        settled.settled = settled.positions.len();
+        *self = settled;
+    }
+
     fn settle(&self) -> Cow<'_, Tree> {
-        if self.settled == self.rows.len() {
+        if self.settled == self.positions.len() {
             return Cow::Borrowed(self);
         }
         let mut settled = self.clone();
@@ -121,23 +136,81 @@ impl Tree {
         Cow::Owned(settled)
     }
 
-    /// The hashes of the nodes, each at the place before which it splits its rows; the last is the root.
-    fn nodes(&self) -> (Vec<Hash>, Hash) {
-        let mut nodes = vec![[0; 32]; self.rows.len().saturating_sub(1)];
-        let root = if self.rows.is_empty() { [0; 32] } else { self.hash(0..self.rows.len(), &mut nodes) };
-        (nodes, root)
+    /// The rows in order, each once.
+    fn in_order(&self) -> Vec<u32> {
+        if self.settled == self.positions.len() {
+            return (0..self.settled as u32).collect();
+        }
+        order(&self.positions, &self.digests)
     }
 
-    fn hash(&self, rows: Range<usize>, nodes: &mut [Hash]) -> Hash {
-        if rows.len() == 1 {
-            let row = &self.rows[rows.start];
-            return leaf(row.position, &row.digest);
+    /// The hash of all rows; what is done with the hash of each node, and the place before which that splits its rows, is the caller's.
+    ///
+    /// Where rows part is the first bit that their positions don't share, so that the nodes are the Cartesian tree of those bits between
+    /// neighbours: one pass with a stack builds it (Vuillemin 1980, A unifying look at data structures).
+    fn root(&self, mut see: impl FnMut(usize, &Hash)) -> Hash {
+        let rows = self.in_order();
+        let mut waiting: Vec<(Hash, u32, usize)> = Vec::new();
+        let mut hash = [0; 32];
+        let mut leaves = Vec::with_capacity(BATCH);
+        for (batch, some) in rows.chunks(BATCH).enumerate() {
+            // Rows lie anywhere: they are fetched together, before any is hashed.
+            leaves.clear();
+            leaves.extend(some.iter().map(|row| (self.positions[*row as usize], self.digests[*row as usize])));
+            let next = rows.get((batch + 1) * BATCH).map(|row| self.positions[*row as usize]);
+            for (i, (position, digest)) in leaves.iter().enumerate() {
+                hash = leaf(*position, digest);
+                let next = leaves.get(i + 1).map(|(next, _)| *next).or(next);
+                let bit = next.map_or(u32::MAX, |next| 127 - (position ^ next).leading_zeros());
+                while let Some((left, _, place)) = waiting.pop_if(|(_, left_bit, _)| *left_bit < bit) {
+                    hash = node(&left, &hash);
+                    see(place, &hash);
+                }
+                waiting.push((hash, bit, batch * BATCH + i));
+            }
         }
-        let at = split(rows.clone(), |i| self.rows[i].position);
-        let hash = node(&self.hash(rows.start..at, nodes), &self.hash(at..rows.end, nodes));
-        nodes[at - 1] = hash;
         hash
     }
+
+    /// What a reader of single paths needs beside the state, whose rows are in order: the positions, and the hashes of the nodes.
+    fn index(&self) -> Vec<u8> {
+        let n = self.positions.len();
+        let mut index = vec![0; 16 * n + 32 * n.saturating_sub(1)];
+        let (positions, nodes) = index.split_at_mut(16 * n);
+        positions.chunks_exact_mut(16).zip(&self.positions).for_each(|(out, position)| out.copy_from_slice(&position.to_be_bytes()));
+        self.root(|at, node| nodes[32 * at..32 * (at + 1)].copy_from_slice(node));
+        index
+    }
+}
+
+/// How many rows are fetched before they are hashed.
+const BATCH: usize = 256;
+
+/// The rows by position, of those at one position that with the greatest digest. Positions are hashes: their first bits part them evenly.
+fn order(positions: &[u128], digests: &[Hash]) -> Vec<u32> {
+    let bits = positions.len().max(1).ilog2().saturating_sub(2);
+    let part = |position: u128| (position >> (127 - bits) >> 1) as usize;
+    let mut next = vec![0usize; (1 << bits) + 1];
+    positions.iter().for_each(|p| next[part(*p) + 1] += 1);
+    (1..next.len()).for_each(|i| next[i] += next[i - 1]);
+    let mut keyed = vec![(0u64, 0u32); positions.len()];
+    for (row, position) in positions.iter().enumerate() {
+        let at = &mut next[part(*position)];
+        keyed[*at] = (((position << bits) >> 64) as u64, row as u32);
+        *at += 1;
+    }
+    let (position, digest) = (|row: u32| positions[row as usize], |row: u32| digests[row as usize]);
+    let mut start = 0;
+    // Each part now ends where the next began.
+    for end in next {
+        let part = &mut keyed[start..end.max(start)];
+        part.sort_unstable_by(|(a, x), (b, y)| {
+            a.cmp(b).then_with(|| position(*x).cmp(&position(*y))).then_with(|| digest(*y).cmp(&digest(*x)))
+        });
+        start = end;
+    }
+    keyed.dedup_by(|(a, x), (b, y)| a == b && position(*x) == position(*y));
+    keyed.into_iter().map(|(_, row)| row).collect()
 }
 
 /// Where rows part: at the first bit of their positions that is not the same in all of them.
@@ -201,16 +274,21 @@ impl Strategy for Merkle {
     }
 
     fn update(&self, state: &mut Tree, row: &[Value]) -> Result<()> {
-        let digest = match &row[1] {
-            Value::Null => return Ok(()),
-            Value::Bytes(digest) => Hash::try_from(&**digest).ok(),
-            _ => None,
-        };
-        let digest = digest.ok_or_else(|| {
-            Error::invalid_argument("a digest has 32 bytes").with_help("row_digest(...) makes one of a row's values")
-        })?;
-        state.push(&encoded(&row[0]), digest);
-        state.check_size()
+        match &row[1] {
+            Value::Null => Ok(()),
+            digest => state.update(&row[0], bytes_of(digest)?.unwrap_or_default()),
+        }
+    }
+
+    fn update_at(&self, state: &mut Tree, columns: &[Column<'_>], i: usize, row: &mut Vec<Value>) -> Result<()> {
+        match columns[1].bytes(i) {
+            Some(digest) => state.update(&columns[0].value(i), digest),
+            None => {
+                row.clear();
+                row.extend(columns.iter().map(|c| c.value(i)));
+                self.update(state, row)
+            }
+        }
     }
 }
 
@@ -238,28 +316,59 @@ impl Strategy for Built {
         Merkle.update(state, row)
     }
 
+    fn update_at(&self, state: &mut Tree, columns: &[Column<'_>], i: usize, row: &mut Vec<Value>) -> Result<()> {
+        Merkle.update_at(state, columns, i, row)
+    }
+
     fn resolve(&self, state: &Tree) -> Result<Value> {
-        Ok(if state.rows.is_empty() { Value::Null } else { Value::Bytes(encode::<Merkle>(state).into()) })
+        Ok(if state.positions.is_empty() { Value::Null } else { Value::Bytes(indexed(state).into()) })
     }
 }
 
-/// The encoding of a key: that of its worth, so that 1 and 1.0 are one key, as in MERGE.
-fn encoded(key: &Value) -> Vec<u8> {
-    let mut w = Writer::default();
-    w.value(&key.to_worth());
-    w.as_bytes().to_vec()
+/// The position of a key: of the encoding of its worth, so that 1 and 1.0 are one key, as in MERGE.
+fn position_of(key: &Value) -> u128 {
+    packed::with_bytes(&key.to_worth(), position)
 }
 
 impl State for Tree {
     fn join(&mut self, other: &Self) -> Result<()> {
-        other.rows.iter().for_each(|row| self.add(row.position, other.key(row), row.digest));
         self.settle_now();
-        self.check_size()
+        let other = other.settle();
+        if self.positions.is_empty() {
+            *self = other.into_owned();
+            return Ok(());
+        }
+        if self.keys.len() + other.keys.len() > u32::MAX as usize {
+            // What is too much is said where a row is added; equal keys may make it less.
+            (0..other.positions.len()).try_for_each(|row| self.offer(other.positions[row], other.key(row), &other.digests[row]))?;
+            self.settle_now();
+            return Ok(());
+        }
+        let mut joined = Tree::with_capacity(self.positions.len() + other.positions.len(), self.keys.len() + other.keys.len());
+        let (mut a, mut b) = (0, 0);
+        loop {
+            let from_self = match (self.positions.get(a), other.positions.get(b)) {
+                (None, None) => break,
+                (Some(x), Some(y)) if x == y => {
+                    let greater = self.digests[a] >= other.digests[b];
+                    // Of an equal pair one is passed over.
+                    if greater { b += 1 } else { a += 1 }
+                    greater
+                }
+                (Some(x), Some(y)) => x < y,
+                (left, _) => left.is_some(),
+            };
+            let (from, row) = if from_self { (&*self, &mut a) } else { (&*other, &mut b) };
+            joined.push(from.positions[*row], from.key(*row), &from.digests[*row]);
+            *row += 1;
+        }
+        joined.settled = joined.positions.len();
+        *self = joined;
+        Ok(())
     }
 
     fn value(&self) -> Result<Value> {
-        let tree = self.settle();
-        Ok(if tree.rows.is_empty() { Value::Null } else { Value::text(hex(&tree.nodes().1)) })
+        Ok(if self.positions.is_empty() { Value::Null } else { Value::text(hex(&self.root(|_, _| {}))) })
     }
 
     fn bottom(&self) -> Self {
@@ -270,130 +379,129 @@ impl State for Tree {
     fn delta(&self, since: &Self) -> Self {
         let (own, since) = (self.settle(), since.settle());
         let mut delta = Tree::default();
-        for row in &own.rows {
-            let known = since.rows.binary_search_by_key(&row.position, |r| r.position).map(|at| since.rows[at].digest);
-            if known != Ok(row.digest) {
-                delta.push(own.key(row), row.digest);
+        for (row, position) in own.positions.iter().enumerate() {
+            let known = since.positions.binary_search(position).map(|at| since.digests[at]);
+            if known != Ok(own.digests[row]) {
+                delta.push(*position, own.key(row), &own.digests[row]);
             }
         }
+        delta.settled = delta.positions.len();
         delta
     }
 
-    /// Count, positions, digests, ends of keys, keys, hashes of nodes: each an array, so that one row is read without the others.
+    /// Count, digests, ends of keys, keys: in the order of positions, which the keys say.
     fn encode(&self, w: &mut Writer) {
         let tree = self.settle();
-        w.raw(&(tree.rows.len() as u32).to_le_bytes());
-        tree.rows.iter().for_each(|row| w.raw(&row.position.to_be_bytes()));
-        tree.rows.iter().for_each(|row| w.raw(&row.digest));
-        let mut end = 0u32;
-        for row in &tree.rows {
-            end += (row.key.1 - row.key.0) as u32;
-            w.raw(&end.to_le_bytes());
-        }
-        tree.rows.iter().for_each(|row| w.raw(tree.key(row)));
-        tree.nodes().0.iter().for_each(|node| w.raw(node));
+        w.reserve(4 + 36 * tree.positions.len() + tree.keys.len());
+        w.raw(&(tree.positions.len() as u32).to_le_bytes());
+        w.raw(tree.digests.as_flattened());
+        tree.ends.iter().for_each(|end| w.raw(&end.to_le_bytes()));
+        w.raw(&tree.keys);
     }
 
     fn decode(r: &mut Reader<'_>) -> Result<Self> {
         let n = u32::from_le_bytes(*r.take(4)?.first_chunk().expect("invariant: four bytes")) as usize;
-        let positions = r.take(n.checked_mul(16).ok_or_else(short)?)?;
         let digests = r.take(n.checked_mul(32).ok_or_else(short)?)?;
         let ends = r.take(4 * n)?;
-        let mut tree = Tree::default();
+        let mut tree = Tree::with_capacity(n, 0);
         let mut start = 0u32;
-        for ((at, digest), end) in positions.chunks_exact(16).zip(digests.chunks_exact(32)).zip(ends.chunks_exact(4)) {
-            let end = u32::from_le_bytes(*end.first_chunk().expect("invariant: four bytes"));
+        for (digest, end) in digests.as_chunks::<32>().0.iter().zip(ends.as_chunks::<4>().0) {
+            let end = u32::from_le_bytes(*end);
             let key = r.take(end.checked_sub(start).ok_or_else(short)? as usize)?;
             let mut reader = Reader::new(key);
-            reader.value()?;
+            reader.skip()?;
             reader.end()?;
             start = end;
-            tree.push(key, *digest.first_chunk().expect("invariant: 32 bytes"));
-            let row = tree.rows.last().map(|row| row.position.to_be_bytes());
-            if row.as_ref().map(|p| &p[..]) != Some(at) {
-                return Err(Error::corrupt_state("a key of the tree is not where its hash says"));
+            let position = position(key);
+            if tree.positions.last().is_some_and(|last| *last >= position) {
+                return Err(Error::corrupt_state("the rows of the tree are not in order"));
             }
+            tree.push(position, key, digest);
         }
-        if tree.rows.windows(2).any(|w| w[0].position >= w[1].position) {
-            return Err(Error::corrupt_state("the rows of the tree are not in order"));
-        }
-        tree.settled = tree.rows.len();
-        // What they hash to is compared with the encoding.
-        r.take(32 * n.saturating_sub(1))?;
+        tree.settled = n;
         Ok(tree)
     }
 
     fn heap_size(&self) -> usize {
-        self.keys.capacity() + self.rows.capacity() * size_of::<Row>()
+        self.keys.capacity() + self.positions.capacity() * 16 + self.digests.capacity() * 32 + self.ends.capacity() * 4
     }
 
     fn info(&self) -> Value {
         let tree = self.settle();
         Value::record(vec![
-            ("rows".into(), Value::Int(tree.rows.len() as i128)),
-            ("root".into(), Value::text(hex(&tree.nodes().1))),
+            ("rows".into(), Value::Int(tree.positions.len() as i128)),
+            ("root".into(), Value::text(hex(&tree.root(|_, _| {})))),
         ])
     }
+}
+
+/// The state bytes of a tree with the index that [`Stored`] reads.
+fn indexed(tree: &Tree) -> Vec<u8> {
+    let tree = tree.settle();
+    let mut w = Writer::default();
+    tree.encode(&mut w);
+    codec::seal_indexed(MERKLE.type_id, w.as_bytes(), &tree.index())
 }
 
 fn short() -> Error {
     Error::corrupt_state("the tree in the state is cut off")
 }
 
-/// A tree in state bytes, of which only what is asked for is read.
+/// A tree in state bytes with an index, of which only what is asked for is read.
 struct Stored<'a> {
     n: usize,
     body: Cow<'a, [u8]>,
+    /// Positions, then hashes of nodes.
+    index: Cow<'a, [u8]>,
     /// How many rows were looked at.
     read: std::cell::Cell<usize>,
 }
 
 impl<'a> Stored<'a> {
     fn open(state: &'a Value) -> Result<Option<Stored<'a>>> {
-        let bytes = match state {
-            Value::Null => return Ok(None),
-            Value::Bytes(bytes) => bytes,
-            other => return Err(Error::new(Code::NotAState, format!("a {} is not a CRDT state", other.kind()))),
-        };
-        let (id, body) = codec::open(bytes)?;
+        let Some(bytes) = bytes_of(state)? else { return Ok(None) };
+        let (id, body, index) = codec::open_indexed(bytes)?;
         if id != MERKLE.type_id {
             return Err(Error::type_mismatch("this state is no Merkle tree").with_help("merkle_agg(key, digest) makes one"));
         }
         let n = body.first_chunk().map(|n| u32::from_le_bytes(*n)).ok_or_else(short)? as usize;
-        let stored = Stored { n, body, read: std::cell::Cell::new(0) };
+        let index = match index {
+            Some(index) => Cow::Borrowed(index),
+            None => Cow::Owned(decode::<Merkle>(bytes)?.index()),
+        };
+        let stored = Stored { n, body, index, read: std::cell::Cell::new(0) };
         let keys = if n == 0 { 0 } else { stored.end(n - 1)? };
         // Every array is there as a whole.
-        let size = 4 + n.checked_mul(52).ok_or_else(short)? + keys + 32 * n.saturating_sub(1);
-        if stored.body.len() == size { Ok(Some(stored)) } else { Err(short()) }
+        let size = 4 + n.checked_mul(36).ok_or_else(short)? + keys;
+        let whole = stored.body.len() == size && stored.index.len() == 16 * n + 32 * n.saturating_sub(1);
+        if whole { Ok(Some(stored)) } else { Err(short()) }
     }
 
     fn end(&self, row: usize) -> Result<usize> {
-        let at = self.n.checked_mul(48).and_then(|at| at.checked_add(4 + 4 * row)).ok_or_else(short)?;
+        let at = self.n.checked_mul(32).and_then(|at| at.checked_add(4 + 4 * row)).ok_or_else(short)?;
         let end = self.body.get(at..).and_then(|b| b.first_chunk()).ok_or_else(short)?;
         Ok(u32::from_le_bytes(*end) as usize)
     }
 
     fn position(&self, row: usize) -> u128 {
         self.read.set(self.read.get() + 1);
-        let at = 4 + 16 * row;
-        self.body.get(at..).and_then(|b| b.first_chunk()).map_or(0, |p| u128::from_be_bytes(*p))
+        self.index.get(16 * row..).and_then(|b| b.first_chunk()).map_or(0, |p| u128::from_be_bytes(*p))
     }
 
     fn digest(&self, row: usize) -> Hash {
-        let at = 4 + 16 * self.n + 32 * row;
-        self.body.get(at..).and_then(|b| b.first_chunk()).copied().unwrap_or_default()
+        self.body.get(4 + 32 * row..).and_then(|b| b.first_chunk()).copied().unwrap_or_default()
     }
 
     fn key(&self, row: usize) -> Result<Value> {
         let start = if row == 0 { 0 } else { self.end(row - 1)? };
-        let keys = 4 + 52 * self.n;
+        let keys = 4 + 36 * self.n;
         let bytes = self.body.get(keys + start..keys + self.end(row)?).ok_or_else(short)?;
         Reader::new(bytes).value()
     }
 
     fn node(&self, at: usize) -> Hash {
-        let nodes = self.body.len() - 32 * (self.n - 1);
-        self.body.get(nodes + 32 * (at - 1)..).and_then(|b| b.first_chunk()).copied().unwrap_or_default()
+        let nodes = 16 * self.n;
+        self.index.get(nodes + 32 * (at - 1)..).and_then(|b| b.first_chunk()).copied().unwrap_or_default()
     }
 
     /// The hash of rows that are a node or a leaf; `None` of none.
@@ -482,7 +590,7 @@ fn diff(args: &[Value]) -> Result<Value> {
 /// The hashes beside the path of a key, from the leaf up, as hex; `<` before those on the left.
 fn prove(args: &[Value]) -> Result<Value> {
     let Some(tree) = Stored::open(&args[0])? else { return Ok(Value::Null) };
-    let Some(row) = tree.find(position(&encoded(&args[1]))) else { return Ok(Value::Null) };
+    let Some(row) = tree.find(position_of(&args[1])) else { return Ok(Value::Null) };
     let (mut rows, mut steps) = (0..tree.n, Vec::new());
     while rows.len() > 1 {
         let at = split(rows.clone(), |i| tree.position(i));
@@ -508,7 +616,7 @@ fn verify(args: &[Value]) -> Result<Value> {
         };
     };
     let Ok(digest) = Hash::try_from(&**digest) else { return Ok(Value::Bool(false)) };
-    let mut hash = leaf(position(&encoded(&args[1])), &digest);
+    let mut hash = leaf(position_of(&args[1]), &digest);
     for step in proof.split_whitespace() {
         let (left, beside) = (step.starts_with('<'), step.get(1..).and_then(hash_of_hex));
         let Some(beside) = beside.filter(|_| left || step.starts_with('>')) else {
@@ -540,13 +648,10 @@ fn buckets(args: &[Value]) -> Result<Value> {
 }
 
 fn row_digest(args: &[Value]) -> Result<Value> {
-    let mut hash = Sha256::new();
-    hash.update([mark::ROW]);
-    hash.update((args.len() as u64).to_le_bytes());
     let mut w = Writer::default();
     args.iter().for_each(|value| w.value(&value.to_worth()));
-    hash.update(w.as_bytes());
-    Ok(Value::Bytes(<[u8; 32]>::from(hash.finalize()).into()))
+    let digest = marked(mark::ROW, &[&(args.len() as u64).to_le_bytes(), w.as_bytes()]);
+    Ok(Value::Bytes(digest.into()))
 }
 
 fn functions() -> Vec<Function> {
@@ -560,7 +665,7 @@ fn functions() -> Vec<Function> {
         Function::of("merkle_buckets", "the hashes of 2^bits parts of a Merkle tree's keys; NULL of an empty part", 2..=2, list(Type::Text), buckets),
         Function::of("merkle_bucket", "in which of 2^bits parts of the keys a key is, from 0", 2..=2, Type::INT64, |a| {
             let bits = bits(&a[1])?;
-            Ok(Value::Int(position(&encoded(&a[0])).checked_shr(128 - bits).unwrap_or(0) as i128))
+            Ok(Value::Int(position_of(&a[0]).checked_shr(128 - bits).unwrap_or(0) as i128))
         }),
     ]
 }
@@ -568,14 +673,12 @@ fn functions() -> Vec<Function> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::aggregate::decode;
-
     fn tree(rows: impl IntoIterator<Item = (i128, u8)>) -> Value {
         let mut tree = Tree::default();
         for (key, digest) in rows {
-            tree.push(&encoded(&Value::Int(key)), [digest; 32]);
+            Merkle.update(&mut tree, &[Value::Int(key), Value::Bytes([digest; 32].into())]).unwrap();
         }
-        Value::Bytes(encode::<Merkle>(&tree).into())
+        Value::Bytes(indexed(&tree).into())
     }
 
     #[test]
@@ -600,7 +703,7 @@ mod tests {
     fn a_changed_row_changes_one_path() {
         let hashes = |state: &Value| {
             let Value::Bytes(bytes) = state else { panic!("no state") };
-            decode::<Merkle>(bytes).unwrap().nodes().0
+            decode::<Merkle>(bytes).unwrap().index()[16 * 4096..].chunks(32).map(<[u8]>::to_vec).collect::<Vec<_>>()
         };
         let (a, b) = (hashes(&tree((0..4096).map(|i| (i, 1)))), hashes(&tree((0..4096).map(|i| (i, if i == 9 { 2 } else { 1 })))));
         let changed = a.iter().zip(&b).filter(|(a, b)| a != b).count();

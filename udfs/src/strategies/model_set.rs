@@ -1,9 +1,9 @@
 //! `model_set`: which models take part in a merge, as a set with removals, and how they are merged.
 
-use crate::aggregate::{Call, State, Strategy, decode, encode};
+use crate::aggregate::{Call, State, Strategy, argument, encode};
 use crate::catalog::{Entry, Input, Spec};
 use crate::codec::{Reader, Writer};
-use crate::error::{Code, Error, Result};
+use crate::error::{Error, Result};
 use crate::functions::Function;
 use crate::lattice::dots::{DotStore, dot_of};
 use crate::lattice::origins::origin;
@@ -203,11 +203,7 @@ impl Set {
 }
 
 fn open(state: &Value) -> Result<Set> {
-    match state {
-        Value::Null => Ok(Set::default()),
-        Value::Bytes(bytes) => decode::<ModelSet>(bytes),
-        other => Err(Error::new(Code::NotAState, format!("a {} is not a CRDT state", other.kind()))),
-    }
+    Ok(argument::<ModelSet>(state)?.unwrap_or_default())
 }
 
 fn closed(set: &Set) -> Result<Value> {

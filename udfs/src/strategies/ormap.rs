@@ -1,6 +1,6 @@
 //! `ormap`: a map from keys to states of any type, whose keys can be removed.
 
-use crate::aggregate::{Call, State, Strategy, decode, encode};
+use crate::aggregate::{Call, State, Strategy, argument, encode};
 use crate::catalog::{self, Entry, Input, Spec};
 use crate::codec::{Reader, Writer};
 use crate::error::{Code, Error, Result};
@@ -197,11 +197,7 @@ impl State for Entries {
 }
 
 fn known(state: &Value) -> Result<Entries> {
-    match state {
-        Value::Null => Ok(Entries::default()),
-        Value::Bytes(bytes) => decode::<ObservedMap>(bytes),
-        other => Err(Error::new(Code::NotAState, format!("a {} is not a CRDT state", other.kind()))),
-    }
+    Ok(argument::<ObservedMap>(state)?.unwrap_or_default())
 }
 
 fn bytes(entries: &Entries) -> Value {

@@ -1,9 +1,9 @@
 //! `orset`, `ewflag`, `dwflag` and `mvr`: what is known of dots, read as a set, as a flag, or as a register.
 
-use crate::aggregate::{Call, State, Strategy, decode, encode};
+use crate::aggregate::{Call, State, Strategy, argument, encode};
 use crate::catalog::{Entry, Input, Spec};
 use crate::codec::{Reader, Writer};
-use crate::error::{Code, Error, Result};
+use crate::error::{Error, Result};
 use crate::functions::Function;
 use crate::lattice::dots::{DotStore, dot_of};
 use crate::types::Type;
@@ -194,11 +194,7 @@ impl<const READ: u8> State for Known<READ> {
 
 /// A state that a function changes; no state is the empty one.
 fn changed<const READ: u8>(state: &Value, change: impl FnOnce(&mut DotStore) -> Result<()>) -> Result<Value> {
-    let mut known = match state {
-        Value::Null => Known::default(),
-        Value::Bytes(bytes) => decode::<Dotted<READ>>(bytes)?,
-        other => return Err(Error::new(Code::NotAState, format!("a {} is not a CRDT state", other.kind()))),
-    };
+    let mut known = argument::<Dotted<READ>>(state)?.unwrap_or_default();
     change(&mut known.0)?;
     Ok(Value::Bytes(encode::<Dotted<READ>>(&known).into()))
 }

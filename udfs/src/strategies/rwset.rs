@@ -1,9 +1,9 @@
 //! `rwset`: a set where a removal wins over an addition that has not seen it.
 
-use crate::aggregate::{Call, State, Strategy, decode, encode};
+use crate::aggregate::{Call, State, Strategy, argument, encode};
 use crate::catalog::{Entry, Input, Spec};
 use crate::codec::{Reader, Writer};
-use crate::error::{Code, Error, Result};
+use crate::error::{Error, Result};
 use crate::functions::Function;
 use crate::lattice::dots::DotStore;
 use crate::types::Type;
@@ -145,11 +145,7 @@ fn change(state: &Value, element: &Value, origin: &Value, removes: bool) -> Resu
     if element.is_null() {
         return Err(Error::invalid_argument("NULL is no element"));
     }
-    let mut claims = match state {
-        Value::Null => Claims::default(),
-        Value::Bytes(bytes) => decode::<RemoveWins>(bytes)?,
-        other => return Err(Error::new(Code::NotAState, format!("a {} is not a CRDT state", other.kind()))),
-    };
+    let mut claims = argument::<RemoveWins>(state)?.unwrap_or_default();
     // What this one has seen of both kinds is over.
     claims.0.remove(&claim(element, true));
     claims.0.remove(&claim(element, false));

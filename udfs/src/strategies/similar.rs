@@ -1,10 +1,10 @@
 //! `similar`: an index of texts that finds near duplicates.
 
 use super::minhash::hash;
-use crate::aggregate::{Call, State, Strategy, decode};
+use crate::aggregate::{Call, State, Strategy, argument};
 use crate::catalog::{Arg, ArgKind, Entry, Input, Spec};
 use crate::codec::{Reader, Writer};
-use crate::error::{Code, Error, Result};
+use crate::error::{Error, Result};
 use crate::functions::Function;
 use crate::lattice::origins::origin;
 use crate::sketch::{differ, murmur, number};
@@ -61,6 +61,12 @@ fn alike(a: &[u32], b: &[u32]) -> f64 {
     a.iter().zip(b).filter(|(a, b)| a == b).count() as f64 / a.len() as f64
 }
 
+/// How many texts that share a band are compared with all others that do.
+const CROWD: usize = 256;
+
+/// With how many others a text is compared in a band that more texts share.
+const NEIGHBOURS: usize = 16;
+
 /// How many parts a band has: as many as leave no more than one in a hundred pairs at the threshold without a common band.
 fn band(settings: Settings) -> usize {
     let missed = |rows: usize| (1.0 - settings.threshold.powi(rows as i32)).powi((settings.size / rows) as i32);
@@ -84,37 +90,59 @@ impl Index {
         groups.into_iter().collect()
     }
 
-    /// Pairs of different signatures that are near enough: banded LSH says which to compare.
-    fn pairs(&self, distinct: &[(&[u32], Vec<usize>)]) -> Vec<(usize, usize, f64)> {
+    /// Offers pairs of different signatures that have a band in common to `pair`, most of them more than once. In a band that more than
+    /// [`CROWD`] share, each is paired with the [`NEIGHBOURS`] that follow it in the order of what stands behind the band.
+    fn candidates(&self, distinct: &[(&[u32], Vec<usize>)], mut pair: impl FnMut(u32, u32)) {
         let rows = band(self.settings);
-        let mut candidates: Vec<(u32, u32)> = Vec::new();
         let mut keyed: Vec<(u64, u32)> = Vec::with_capacity(distinct.len());
+        let mut bytes = Vec::with_capacity(4 * rows);
         for start in (0..self.settings.size - rows + 1).step_by(rows) {
             keyed.clear();
-            keyed.extend(distinct.iter().zip(0..).map(|((signature, _), at)| {
-                let bytes: Vec<u8> = signature[start..start + rows].iter().flat_map(|part| part.to_le_bytes()).collect();
-                (murmur(&bytes).0, at)
-            }));
+            for ((signature, _), at) in distinct.iter().zip(0..) {
+                bytes.clear();
+                signature[start..start + rows].iter().for_each(|part| bytes.extend(part.to_le_bytes()));
+                keyed.push((murmur(&bytes).0, at));
+            }
             keyed.sort_unstable();
-            for same in keyed.chunk_by(|a, b| a.0 == b.0) {
+            for same in keyed.chunk_by_mut(|a, b| a.0 == b.0) {
+                let reach = if same.len() > CROWD {
+                    let behind = |at: u32| {
+                        let signature = distinct[at as usize].0;
+                        signature[start + rows..].iter().chain(&signature[..start])
+                    };
+                    same.sort_unstable_by(|a, b| behind(a.1).cmp(behind(b.1)).then(a.1.cmp(&b.1)));
+                    NEIGHBOURS
+                } else {
+                    same.len()
+                };
                 for (i, (_, a)) in same.iter().enumerate() {
-                    candidates.extend(same[i + 1..].iter().map(|(_, b)| (*a, *b)));
+                    same[i + 1..].iter().take(reach).for_each(|(_, b)| pair(*a.min(b), *a.max(b)));
                 }
             }
-            // Most candidates come again in other bands.
-            if candidates.len() > 1 << 22 {
-                candidates.sort_unstable();
-                candidates.dedup();
-            }
         }
-        candidates.sort_unstable();
-        candidates.dedup();
-        let near = |(a, b): (u32, u32)| {
+    }
+
+    /// Pairs of different signatures that are near enough.
+    fn pairs(&self, distinct: &[(&[u32], Vec<usize>)]) -> Vec<(usize, usize, f64)> {
+        let mut found: Vec<(usize, usize, f64)> = Vec::new();
+        let mut settled = 1 << 20;
+        let by_place = |a: &(usize, usize, f64), b: &(usize, usize, f64)| (a.0, a.1).cmp(&(b.0, b.1));
+        self.candidates(distinct, |a, b| {
             let (a, b) = (a as usize, b as usize);
             let share = alike(distinct[a].0, distinct[b].0);
-            (share >= self.settings.threshold).then_some((a, b, share))
-        };
-        candidates.into_iter().filter_map(near).collect()
+            if share >= self.settings.threshold {
+                found.push((a, b, share));
+            }
+            // Most pairs come again in other bands.
+            if found.len() > settled {
+                found.sort_unstable_by(by_place);
+                found.dedup();
+                settled = (2 * found.len()).max(settled);
+            }
+        });
+        found.sort_unstable_by(by_place);
+        found.dedup();
+        found
     }
 
     /// For each key the least key that it is connected with: the components of the graph of near duplicates.
@@ -129,12 +157,19 @@ impl Index {
             }
             at
         }
-        let mut join = |a: usize, b: usize| {
-            let (a, b) = (find(&mut labels, a), find(&mut labels, b));
+        // The label of a component is the least in it: union-find as a lattice.
+        let join = |labels: &mut [usize], a: usize, b: usize| {
+            let (a, b) = (find(labels, a), find(labels, b));
             labels[a.max(b)] = a.min(b);
         };
-        distinct.iter().for_each(|(_, group)| group[1..].iter().for_each(|at| join(group[0], *at)));
-        self.pairs(&distinct).iter().for_each(|(a, b, _)| join(distinct[*a].1[0], distinct[*b].1[0]));
+        distinct.iter().for_each(|(_, group)| group[1..].iter().for_each(|at| join(&mut labels, group[0], *at)));
+        self.candidates(&distinct, |a, b| {
+            let (a, b) = (&distinct[a as usize], &distinct[b as usize]);
+            // What is connected already needs no look.
+            if find(&mut labels, a.1[0]) != find(&mut labels, b.1[0]) && alike(a.0, b.0) >= self.settings.threshold {
+                join(&mut labels, a.1[0], b.1[0]);
+            }
+        });
         (0..keys.len()).map(|at| (keys[at].clone(), keys[find(&mut labels, at)].clone())).collect()
     }
 }
@@ -150,7 +185,8 @@ impl Strategy for Similar {
               texts are near duplicates if they share `threshold` of their shingles, or more. The value maps each key to the least key of its cluster, so \
               the rows to keep are those whose key is its own cluster. `similar_clusters(state)` lists keys and clusters, `similar_pairs(state)` the pairs. \
               Indices join: of last year's rows and of today's. The hashes are the same on every machine; banded LSH compares only pairs that are likely, \
-              and misses one in a hundred of those right at the threshold.",
+              and misses one in a hundred of those right at the threshold. Where more than 256 texts share a band, as those of one template do, each is \
+              compared with the 16 that follow it in the order of signatures: still the same pairs whatever the order of rows.",
         inputs: &[Input::Value, Input::Origin],
         args: &[
             Arg { name: "key", kind: ArgKind::Column(Input::Origin, false), doc: "whose text it is; default: the source the row came from" },
@@ -231,7 +267,7 @@ impl State for Index {
     fn delta(&self, since: &Self) -> Self {
         let mut signatures = self.signatures.clone();
         signatures.retain(|key, signature| since.signatures.get(key) != Some(signature));
-                Index { settings: self.settings, signatures }
+        Index { settings: self.settings, signatures }
     }
 
     fn encode(&self, w: &mut Writer) {
@@ -283,11 +319,7 @@ impl State for Index {
 }
 
 fn index(state: &Value) -> Result<Option<Index>> {
-    match state {
-        Value::Null => Ok(None),
-        Value::Bytes(bytes) => decode::<Similar>(bytes).map(Some),
-        other => Err(Error::new(Code::NotAState, format!("a {} is not a CRDT state", other.kind()))),
-    }
+    argument::<Similar>(state)
 }
 
 fn functions() -> Vec<Function> {

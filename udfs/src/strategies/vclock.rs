@@ -1,9 +1,9 @@
 //! `vclock`: a version vector.
 
-use crate::aggregate::{Call, State, Strategy, decode, encode};
+use crate::aggregate::{Call, State, Strategy, argument, encode};
 use crate::catalog::{Entry, Input, Spec};
 use crate::codec::{Reader, Writer};
-use crate::error::{Code, Error, Result};
+use crate::error::{Error, Result};
 use crate::functions::Function;
 use crate::lattice::origins::{self, Origins, origin};
 use crate::types::Type;
@@ -122,11 +122,7 @@ impl State for Clocks {
 
 fn functions() -> Vec<Function> {
     vec![Function::state("vclock_inc", "the version vector after one more event of an origin", 2, |a| {
-        let mut clocks = match &a[0] {
-            Value::Null => Clocks::default(),
-            Value::Bytes(bytes) => decode::<VersionVector>(bytes)?,
-            other => return Err(Error::new(Code::NotAState, format!("a {} is not a CRDT state", other.kind()))),
-        };
+        let mut clocks = argument::<VersionVector>(&a[0])?.unwrap_or_default();
         let who = origin(&a[1])?;
         let next = clocks.0.get(who).copied().unwrap_or(0) + 1;
         clocks.reach(who, next);
