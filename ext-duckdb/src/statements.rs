@@ -29,10 +29,25 @@ pub unsafe fn register(database: Pointer, connection: &Connection) -> Result<(),
     // In memory, so that nothing lands in the user's file and a database that is read only does as well.
     connection.run("ATTACH IF NOT EXISTS ':memory:' AS mergeql (READ_WRITE)")?;
     connection.run("CREATE OR REPLACE MACRO mergeql.main.merge(statement) AS TABLE FROM query(mergeql_query(statement))")?;
+    for (function, parameters, arguments) in TABLE_FUNCTIONS {
+        connection.run(&format!(
+            "CREATE OR REPLACE MACRO mergeql.main.{function}({parameters}) AS TABLE \
+             FROM query(mergeql_query('SELECT * FROM {function}(' || {arguments} || ')'))"
+        ))?;
+    }
     // SAFETY: the callback needs no data.
     unsafe { (duckdb().add_replacement_scan)(database, replace, std::ptr::null_mut(), None) };
     Ok(())
 }
+
+/// The table functions of the language as macros, whose arguments are texts: parameters, and the arguments in the language.
+const TABLE_FUNCTIONS: [(&str, &str, &str); 5] = [
+    ("delta_between", "a, b, key, version := '_ts'", "a || ', ' || b || ', (' || key || '), (' || version || ')'"),
+    ("delta_apply", "a, b, key, version := '_ts'", "a || ', ' || b || ', (' || key || '), (' || version || ')'"),
+    ("delta_compose", "a, b, key, version := '_ts'", "a || ', ' || b || ', (' || key || '), (' || version || ')'"),
+    ("schema_merge", "a, b, policy := 'union'", "a || ', ' || b || ', ''' || policy || ''''"),
+    ("dedup", "a, columns, threshold := 1", "a || ', (' || columns || '), ' || threshold"),
+];
 
 /// `FROM "MERGE a, b ON id ..."`
 unsafe extern "C" fn replace(info: Pointer, name: *const c_char, _: Pointer) {

@@ -213,6 +213,12 @@ pub enum Returning {
     Provenance,
     /// A row for each key, with the state of each column in place of its value.
     State,
+    /// A row for each key on which the two sources differ: the second's, or the first's marked as deleted.
+    Delta,
+    /// A row for each column: what the sources have it as.
+    Schema,
+    /// The rows of one source that are no duplicates of others.
+    Unique,
 }
 
 /// Where the result goes.

@@ -135,7 +135,7 @@ fn names<'a>(all: impl IntoIterator<Item = &'a Name>) -> String {
     all.into_iter().map(name).collect::<Vec<_>>().join(", ")
 }
 
-fn relation(r: &Relation) -> String {
+pub(crate) fn relation(r: &Relation) -> String {
     match r {
         Relation::Table(parts) => parts.iter().map(name).collect::<Vec<_>>().join("."),
         Relation::Text(t) => text(&t.value),
@@ -200,7 +200,9 @@ pub fn merge_text(m: &Merge) -> String {
     });
     let mut out = sources.collect::<Vec<_>>().join(", ");
     let key = names(&m.key);
-    let _ = write!(out, "\nON {}", if m.key.len() > 1 { format!("({key})") } else { key });
+    if !m.key.is_empty() {
+        let _ = write!(out, "\nON {}", if m.key.len() > 1 { format!("({key})") } else { key });
+    }
     if !m.strategies.is_empty() {
         let all = m.strategies.iter().map(|(target, call)| {
             let column = match target {
@@ -247,6 +249,9 @@ pub fn merge_text(m: &Merge) -> String {
         Returning::Conflicts => out.push_str("\nRETURNING CONFLICTS"),
         Returning::Provenance => out.push_str("\nRETURNING PROVENANCE"),
         Returning::State => out.push_str("\nRETURNING STATE"),
+        Returning::Delta => out.push_str("\nRETURNING DELTA"),
+        Returning::Schema => out.push_str("\nRETURNING SCHEMA"),
+        Returning::Unique => out.push_str("\nRETURNING UNIQUE"),
     }
     if let Some(into) = &m.into {
         let _ = write!(out, "\nINTO {}{}", if into.or_replace { "OR REPLACE " } else { "" }, relation(&into.target));

@@ -173,6 +173,19 @@ pub struct Order {
     pub nulls_first: bool,
 }
 
+/// What the sources have a column as.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SchemaRow {
+    /// Its name.
+    pub column: String,
+    /// `same`, `added`, `missing`, `widened` or `clash`.
+    pub status: &'static str,
+    /// The type of the result, where it has the column.
+    pub ty: Option<String>,
+    /// The type in each source, `-` where it is not there.
+    pub sources: String,
+}
+
 /// A bound merge.
 #[derive(Debug, Clone)]
 pub struct Plan {
@@ -206,6 +219,8 @@ pub struct Plan {
     pub explain: Explain,
     /// What is lawful but perhaps not meant.
     pub warnings: Vec<String>,
+    /// RETURNING SCHEMA: the rows.
+    pub schema: Vec<SchemaRow>,
 }
 
 impl Plan {

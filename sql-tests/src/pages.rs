@@ -43,3 +43,21 @@ pub fn blocks(page: &str) -> Vec<Block> {
     }
     blocks
 }
+
+/// Runs JavaScript of a page in Node.js, where its packages are; gives back what it prints.
+///
+/// # Errors
+/// What Node.js says when it fails.
+pub fn run_js(script: &str) -> Result<String, String> {
+    let variable = |name: &str| std::env::var(name).map_err(|_| format!("{name} is not set: run `cargo xtask test`"));
+    let output = std::process::Command::new(variable("MERGEQL_NODE")?)
+        .args(["--disable-warning=ExperimentalWarning", "-e", script])
+        .current_dir(variable("MERGEQL_NODE_MODULES")?)
+        .output()
+        .map_err(|e| e.to_string())?;
+    if output.status.success() {
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    } else {
+        Err(String::from_utf8_lossy(&output.stderr).into_owned())
+    }
+}

@@ -1,6 +1,6 @@
 //! `cargo xtask duckdb`: the extension as a file that DuckDB loads, and the interpreters with DuckDB that tests and benchmarks run it in.
 
-use crate::{Environment, Outcome, hosts, root, run, target};
+use crate::{Environment, Outcome, hosts, node, root, run, target};
 use std::path::{Path, PathBuf};
 
 /// The DuckDB releases that the tests run: the current one of each line that one binary serves.
@@ -93,9 +93,22 @@ pub fn environment() -> Result<Environment, String> {
     Ok(vec![("MERGEQL_DUCKDB_EXTENSION", extension.display().to_string()), ("MERGEQL_DUCKDB_PYTHONS", pythons.join(":"))])
 }
 
+/// As [`environment`], with the other clients that the page shows: the command line, and Node.js.
+fn clients() -> Result<Environment, String> {
+    let mut environment = environment()?;
+    let program = python("duckdb-cli", &["duckdb-cli==1.5.6"])?.with_file_name("duckdb");
+    let (node, modules) = node::node()?;
+    environment.extend([
+        ("MERGEQL_DUCKDB_CLI", program.display().to_string()),
+        ("MERGEQL_NODE", node.display().to_string()),
+        ("MERGEQL_NODE_MODULES", modules.display().to_string()),
+    ]);
+    Ok(environment)
+}
+
 /// The tests in every release of DuckDB.
 pub fn test() -> Result<Environment, String> {
-    let environment = environment()?;
+    let environment = clients()?;
     hosts(&["duckdb"], &environment)?;
     Ok(environment)
 }

@@ -8,6 +8,7 @@ mod bench;
 mod docs;
 mod duckdb;
 mod new_strategy;
+mod node;
 mod postgres;
 mod sqlite;
 
@@ -21,7 +22,7 @@ const USAGE: &str = "cargo xtask COMMAND
   test-duckdb   the tests in DuckDB alone
   postgres      build the Postgres extension and say how to install it (with --install: do so)
   test-postgres the tests in Postgres alone
-  sqlite        build the SQLite extension and say how to load it (with --wheel: the Python package)
+  sqlite        build the SQLite extension and say how to load it (with --wheel: the Python package; with --npm: the one for Node.js)
   test-sqlite   the tests in SQLite alone
   test-dbt      the tests of the dbt package alone
   bench merge [ROWS ...]   the merge beside DuckDB, Polars and DataFusion, default 1000000 10000000 rows
@@ -117,6 +118,7 @@ fn main() -> ExitCode {
         ["test-postgres"] => postgres::test().map(drop),
         ["sqlite"] => sqlite::build(),
         ["sqlite", "--wheel"] => sqlite::build_wheel(),
+        ["sqlite", "--npm"] => sqlite::build_npm(),
         ["test-sqlite"] => sqlite::test().map(drop),
         ["test-dbt"] => test_dbt(),
         ["new-strategy"] => new_strategy::check(&root()),

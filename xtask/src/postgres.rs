@@ -64,7 +64,7 @@ fn results(entry: &Entry) -> Given {
         let input = |i: &Input| match i {
             Input::Value | Input::Increments | Input::Decrements => ty.clone(),
             Input::Origin => Type::Text,
-            Input::Digest => Type::Bytes,
+            Input::Digest | Input::Frame => Type::Bytes,
             Input::Versions => Type::INT64,
         };
         let call = Call::new(spec.inputs.iter().map(input).collect());

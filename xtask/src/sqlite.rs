@@ -1,6 +1,6 @@
 //! `cargo xtask sqlite`: the extension as a file that SQLite loads.
 
-use crate::{Environment, Outcome, hosts, root, run, target};
+use crate::{Environment, Outcome, hosts, node, root, run, target};
 use std::path::{Path, PathBuf};
 
 /// Builds the extension; gives back where it is. SQLite finds its entry by the file's name, without a number at its end.
@@ -54,6 +54,12 @@ pub fn build_wheel() -> Outcome {
     Ok(())
 }
 
+/// `cargo xtask sqlite --npm`
+pub fn build_npm() -> Outcome {
+    println!("{}", node::sqlite_package(&extension(true)?)?.display());
+    Ok(())
+}
+
 /// `cargo xtask bench sqlite [ROWS]`: our aggregates and replicated tables beside SQLite's own, in turn in one process.
 pub fn bench(rows: Option<&str>) -> Outcome {
     let file = extension(true)?.display().to_string();
@@ -81,7 +87,14 @@ pub fn test() -> Result<Environment, String> {
     let (folder, installed) = (environment.display().to_string(), environment.join("bin/python").display().to_string());
     run(python()?, &["-m", "venv", &folder])?;
     run(&installed, &["-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-index", "--force-reinstall", &wheel])?;
-    let environment = vec![("MERGEQL_SQLITE_EXTENSION", file.display().to_string()), ("MERGEQL_SQLITE_PYTHON", installed)];
+    let (program, modules) = node::node()?;
+    node::install(&modules, &node::sqlite_package(file)?)?;
+    let environment = vec![
+        ("MERGEQL_SQLITE_EXTENSION", file.display().to_string()),
+        ("MERGEQL_SQLITE_PYTHON", installed),
+        ("MERGEQL_NODE", program.display().to_string()),
+        ("MERGEQL_NODE_MODULES", modules.display().to_string()),
+    ];
     hosts(&["sqlite"], &environment)?;
     Ok(environment)
 }

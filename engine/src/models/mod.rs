@@ -15,7 +15,7 @@ use mergeql_tensors::lora;
 use mergeql_tensors::method::{Params, Semantics, Value};
 use mergeql_tensors::methods;
 use mergeql_tensors::model::{self, Extras};
-use mergeql_tensors::plan::{How, Model, Options, Plan, Request, Rule};
+use mergeql_tensors::plan::{Backend, How, Model, Options, Plan, Request, Rule};
 use mergeql_tensors::run::{self, Sealed};
 use mergeql_udfs::merkle::hex;
 use mergeql_udfs::{Code, Error};
@@ -99,11 +99,9 @@ fn set(options: &mut Options, name: &str, given: Value) -> Result<Option<Value>,
         "max_shard_size" => options.max_shard_size = Some(size(&given).ok_or_else(|| wrong("a size like '5GB'", &given))?),
         "memory_limit" => options.memory_limit = size(&given).ok_or_else(|| wrong("a size like '512MB'", &given))?,
         "backend" => match &given {
-            Value::Text(text) if text == "auto" || text == "cpu" => {}
-            Value::Text(text) if text == "gpu" => {
-                return Err(Error::new(Code::Unsupported, "this build has no GPU backend")
-                    .with_help("backend = 'cpu' gives the same bytes"));
-            }
+            Value::Text(text) if text == "auto" => options.backend = Backend::Auto,
+            Value::Text(text) if text == "cpu" => options.backend = Backend::Cpu,
+            Value::Text(text) if text == "gpu" => options.backend = Backend::Gpu,
             other => return Err(wrong("'auto', 'cpu' or 'gpu'", other)),
         },
         _ => return Ok(Some(given)),
@@ -284,7 +282,7 @@ fn describe(plan: &Plan, into: Option<&Path>) -> Vec<(String, String)> {
         },
     );
     add("memory", format!("{} for tiles", bytes(plan.options.memory_limit)));
-    add("backend", "cpu".to_owned());
+    add("backend", mergeql_tensors::run::backend(plan));
     rows
 }
 

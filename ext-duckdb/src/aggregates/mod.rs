@@ -196,7 +196,7 @@ fn bind_some(entry: &Entry, ty: &Type, inputs: usize) -> Option<Arc<dyn Aggregat
         _ if i == 0 => ty.clone(),
         Some(Input::Origin) => Type::Text,
         Some(Input::Decrements) => ty.clone(),
-        Some(Input::Digest) => Type::Bytes,
+        Some(Input::Digest | Input::Frame) => Type::Bytes,
         _ => Type::INT64,
     };
     let call = Call::new((0..inputs).map(input).collect());

@@ -2,9 +2,9 @@
 
 use super::definition::{Definition, key_parts};
 use super::{Numbers, Replica, Result, cell, site};
-use crate::values::{plain, value};
+use crate::values::{plain, shown, value};
 use mergeql_lang::lower::quote;
-use mergeql_udfs::Value;
+use mergeql_udfs::{AnyState, Value};
 use rusqlite::types::Value as Plain;
 use rusqlite::{Connection, OptionalExtension, params};
 use std::collections::BTreeMap;
@@ -154,7 +154,7 @@ fn set(
     replica.quietly(|| Ok(statement.execute(rusqlite::params_from_iter(std::iter::once(to).chain(key)))? > 0))
 }
 
-/// Joins a state that came from elsewhere into a cell; gives back the row's table if it has to show something new.
+/// Joins a state that came from elsewhere, which `opened` is, into a cell; gives back what the cell says if that is something new.
 ///
 /// # Errors
 /// `corrupt_state`, `type_mismatch` for a state of another strategy.
@@ -166,13 +166,16 @@ pub(super) fn join(
     pk: &Plain,
     column: &str,
     state: &[u8],
+    mut opened: Box<dyn AnyState>,
     clock: i64,
     from: &str,
-) -> Result<Option<Vec<u8>>> {
+) -> Result<Option<Value>> {
     let (joined, clock, origin) = match known(connection, table, pk, column)? {
-        None => (mergeql_udfs::catalog::open(state).map_err(crate::values::shown)?.encode(), clock, from.to_owned()),
+        None => (opened.encode(), clock, from.to_owned()),
+        Some((before, _)) if before == state => return Ok(None),
         Some((before, before_clock)) => {
-            let joined = mergeql_udfs::catalog::join(&before, state).map_err(crate::values::shown)?;
+            opened.join_bytes(&before).map_err(shown)?;
+            let joined = opened.encode();
             if joined == before {
                 return Ok(None);
             }
@@ -182,7 +185,7 @@ pub(super) fn join(
         }
     };
     keep(connection, numbers, table, pk, column, &joined, clock, &origin)?;
-    Ok(Some(joined))
+    opened.value().map(Some).map_err(shown)
 }
 
 /// Lets a row show what a cell that changed says.
@@ -195,7 +198,7 @@ pub(super) fn show(
     definition: &Definition,
     pk: &Plain,
     column: &str,
-    state: &[u8],
+    says: Value,
 ) -> Result<()> {
     if column.is_empty() {
         return materialize(connection, replica, definition, pk);
@@ -204,7 +207,7 @@ pub(super) fn show(
         return Ok(());
     }
     let parts = key_parts(pk, definition.key.len())?;
-    if set(connection, replica, definition, &parts, column, &plain(cell::value(state)?)?)? {
+    if set(connection, replica, definition, &parts, column, &plain(says)?)? {
         return Ok(());
     }
     materialize(connection, replica, definition, pk)

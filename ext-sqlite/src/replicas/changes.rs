@@ -134,13 +134,15 @@ impl<'vtab> UpdateVTab<'vtab> for Changes {
             absorb::absorb(&self.connection, &self.replica)?;
         }
         let definition = self.definition(&table)?;
+        let opened = mergeql_udfs::catalog::open(&state).map_err(shown)?;
         if let Some(definition) = &definition {
-            check(definition, &name, &state)?;
+            check(definition, &name, opened.spec().name)?;
         }
-        if let Some(joined) = absorb::join(&self.connection, &mut self.numbers, &table, &pk, &name, &state, clock, &origin)?
+        let numbers = &mut self.numbers;
+        if let Some(says) = absorb::join(&self.connection, numbers, &table, &pk, &name, &state, opened, clock, &origin)?
             && let Some(definition) = &definition
         {
-            absorb::show(&self.connection, &self.replica, definition, &pk, &name, &joined)?;
+            absorb::show(&self.connection, &self.replica, definition, &pk, &name, says)?;
         }
         Ok(0)
     }
@@ -167,14 +169,13 @@ impl<'vtab> TransactionVTab<'vtab> for Changes {
 }
 
 /// A state of a column must be one of its strategy.
-fn check(definition: &Definition, column: &str, state: &[u8]) -> Result<()> {
+fn check(definition: &Definition, column: &str, found: &str) -> Result<()> {
     let wanted = match definition.columns.iter().find(|c| c.name == column) {
         Some(column) => column.entry.spec().name,
         None if column.is_empty() => "lww",
         // A column that another replica has already.
         None => return Ok(()),
     };
-    let found = mergeql_udfs::catalog::open(state).map_err(shown)?.spec().name;
     if found == wanted {
         return Ok(());
     }

@@ -202,10 +202,13 @@ impl Definition {
         let bits: Vec<String> = (0..self.columns.len()).map(changed).collect();
         let bits = if bits.is_empty() { "0".to_owned() } else { bits.join(" | ") };
         let (new, old) = (self.key_of("NEW"), self.key_of("OLD"));
+        // A statement that names no key column changes no key: SQLite leaves the trigger out. An integer key has three more names.
+        let keys: Vec<String> = self.key.iter().map(|k| quote(k)).chain(["rowid", "_rowid_", "oid"].map(str::to_owned)).collect();
+        let keys = keys.join(", ");
         connection.execute_batch(&format!(
             "CREATE TRIGGER main.{} AFTER INSERT ON {table} WHEN mergeql_tracking() BEGIN {} END;
              CREATE TRIGGER main.{} AFTER UPDATE ON {table} WHEN {same_key} AND ({bits}) <> 0 AND mergeql_tracking() BEGIN {} END;
-             CREATE TRIGGER main.{} AFTER UPDATE ON {table} WHEN NOT ({same_key}) AND mergeql_tracking() BEGIN {} {} END;
+             CREATE TRIGGER main.{} AFTER UPDATE OF {keys} ON {table} WHEN NOT ({same_key}) AND mergeql_tracking() BEGIN {} {} END;
              CREATE TRIGGER main.{} AFTER DELETE ON {table} WHEN mergeql_tracking() BEGIN {} END;",
             self.trigger("insert"),
             note(&new, "-1"),

@@ -224,7 +224,7 @@ impl Binder<'_> {
         for role in spec.inputs {
             match role {
                 _ if states => {}
-                Role::Value => inputs.push(Input::Column(column.ok_or_else(|| self.unknown_strategy(&written.name))?)),
+                Role::Value | Role::Frame => inputs.push(Input::Column(column.ok_or_else(|| self.unknown_strategy(&written.name))?)),
                 Role::Increments | Role::Decrements | Role::Digest => inputs.push(Input::Column(columns[&role_id(*role)])),
                 Role::Origin if spec.name == "source" => inputs.push(Input::SourceName),
                 Role::Origin => match columns.get(&role_id(Role::Origin)) {
@@ -380,7 +380,7 @@ fn count(n: usize) -> String {
 
 fn role_id(role: Role) -> u8 {
     match role {
-        Role::Value => 0,
+        Role::Value | Role::Frame => 0,
         Role::Origin => 1,
         Role::Increments => 2,
         Role::Decrements => 3,

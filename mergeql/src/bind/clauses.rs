@@ -4,15 +4,60 @@ use super::find_column;
 use crate::ast::{Merge, Name, Returning};
 use crate::diagnostic::{Diagnostic, Result};
 use crate::plan::*;
+use crate::lower::GONE as DELTA_GONE;
 use mergeql_udfs::{Code, Type};
 use sqlparser::ast::{Expr, Ident, Query, VisitMut, VisitorMut};
 use std::ops::ControlFlow;
+
+/// Forms of the result that are about tables and not about merged rows take no clauses of those.
+pub(super) fn check_form(merge: &Merge, plan: &Plan) -> Result<()> {
+    let form = match plan.returning {
+        Returning::Delta => "RETURNING DELTA",
+        Returning::Unique => "RETURNING UNIQUE",
+        _ => return Ok(()),
+    };
+    let clauses = [
+        ("WHERE", merge.filter.is_some()),
+        ("ORDER BY", !merge.order.is_empty()),
+        ("LIMIT", merge.limit.is_some()),
+        ("OFFSET", merge.offset.is_some()),
+        ("DELETE BY", merge.delete.is_some()),
+    ];
+    if let Some((clause, _)) = clauses.iter().find(|(_, given)| *given) {
+        return Err(Diagnostic::new(Code::Unsupported, format!("{form} has no {clause}"))
+            .help("filter, order and limit in a query around it: SELECT * FROM (MERGE ...) AS d WHERE ..."));
+    }
+    if plan.returning == Returning::Unique {
+        if plan.sources.len() != 1 {
+            return Err(Diagnostic::new(Code::InvalidArgument, "RETURNING UNIQUE is about one source")
+                .help("put several into one: MERGE (SELECT ... UNION ALL SELECT ...) AS all_rows ON ..."));
+        }
+        if let Some((name, value)) = merge.options.iter().find(|(n, _)| n.value.eq_ignore_ascii_case("threshold"))
+            && !value.to_f64().is_some_and(|t| (0.1..=1.0).contains(&t))
+        {
+            return Err(Diagnostic::at(Code::InvalidArgument, name.span, format!("`threshold` is from 0.1 to 1, not {value}")));
+        }
+        return Ok(());
+    }
+    if merge.sources.len() != 2 {
+        return Err(Diagnostic::new(Code::InvalidArgument, "RETURNING DELTA is between two sources: what was, and what is"));
+    }
+    if plan.versions.columns.is_empty() {
+        return Err(Diagnostic::new(Code::InvalidArgument, "a delta without versions could not be applied in any order")
+            .help("say what makes a row newer: VERSION BY updated_at"));
+    }
+    if let Some(column) = plan.columns.iter().find(|c| c.name == DELTA_GONE) {
+        return Err(Diagnostic::new(Code::DuplicateColumn, format!("a delta has a column `{}` of its own", column.name))
+            .help(format!("give the column another name: MAP {0} -> {0}_before", column.name)));
+    }
+    Ok(())
+}
 
 pub(super) fn bind_result_clauses(merge: &Merge, plan: &mut Plan) -> Result<()> {
     let names: Vec<String> = plan.result_columns().map(|(n, _)| n.to_owned()).collect();
     // WHERE is about merged rows; ORDER BY about the rows that come back.
     let returned: Vec<String> = match plan.returning {
-        Returning::Rows => names.clone(),
+        Returning::Rows | Returning::Delta | Returning::Schema | Returning::Unique => names.clone(),
         Returning::State => plan.key_columns().iter().map(|c| c.name.clone()).collect(),
         Returning::Conflicts | Returning::Provenance => {
             let key = plan.key_columns().iter().map(|c| c.name.clone());

@@ -2,6 +2,7 @@
 
 mod cells;
 mod clauses;
+mod schema;
 
 use crate::ast::{self, Explain, Merge, Name, Returning, StrategyBody};
 use crate::diagnostic::{Diagnostic, Result};
@@ -13,13 +14,16 @@ use std::collections::BTreeMap;
 pub type UserStrategies = BTreeMap<String, StrategyBody>;
 
 /// Options of `WITH (...)`, and what they may be.
-const OPTIONS: [(&str, &str); 6] = [
+const OPTIONS: [(&str, &str); 9] = [
     ("format", "the format of file sources"),
     ("state", "'keep' to keep states in the result"),
     ("schema", "'extend' to let MERGE INTO add columns"),
     ("memory_limit", "a size like '2GB'"),
     ("header", "whether CSV sources have a header"),
     ("delimiter", "between the fields of CSV sources"),
+    ("deletion", "'hidden' to leave the column of DELETE BY out"),
+    ("policy", "which columns RETURNING SCHEMA keeps"),
+    ("threshold", "how alike the texts of RETURNING UNIQUE may be"),
 ];
 
 /// Binds a merge. `relations` are its sources in order; `target` says that the first of them is the table merged into.
@@ -30,11 +34,23 @@ pub fn bind(merge: &Merge, relations: Vec<Relation>, target: bool, user: &UserSt
     let mut binder = Binder { merge, user, sources: Vec::new(), columns: Vec::new(), target };
     binder.sources(relations)?;
     binder.options()?;
+    if merge.returning == Returning::Schema {
+        return binder.schema(explain);
+    }
     binder.columns()?;
     let versions = binder.versions(merge.version.as_ref())?;
     let mut warnings = Vec::new();
-    let cells = binder.cells(&versions)?;
+    let mut cells = binder.cells(&versions)?;
     let delete = binder.delete(&versions)?;
+    if binder.option("deletion").is_some() {
+        let hidden = delete.as_ref().and_then(|cell| cell.column);
+        cells.retain(|cell| cell.column != hidden);
+        warnings.push(
+            "deleted rows are left out of the result, and forgotten with it: a deletion that comes before its row needs a table that \
+             keeps the column of DELETE BY"
+                .to_owned(),
+        );
+    }
     if versions.columns.is_empty() && !versions.row {
         let unversioned: Vec<&str> = cells
             .iter()
@@ -59,12 +75,14 @@ pub fn bind(merge: &Merge, relations: Vec<Relation>, target: bool, user: &UserSt
         options: merge.options.clone(),
         explain,
         warnings,
+        schema: Vec::new(),
         cells,
         versions,
         delete,
         columns: std::mem::take(&mut binder.columns),
         sources: std::mem::take(&mut binder.sources),
     };
+    clauses::check_form(merge, &plan)?;
     clauses::bind_result_clauses(merge, &mut plan)?;
     check_state_target(merge, &plan)?;
     Ok(plan)
@@ -147,9 +165,20 @@ impl Binder<'_> {
                 return Err(Diagnostic::at(Code::InvalidArgument, name.span, "`schema` is an option of MERGE INTO")
                     .help("a MERGE always has the columns of all its sources"));
             }
+            let (of, is) = match option.as_str() {
+                "deletion" => ("DELETE BY", self.merge.delete.is_some()),
+                "policy" => ("RETURNING SCHEMA", self.merge.returning == Returning::Schema),
+                "threshold" => ("RETURNING UNIQUE", self.merge.returning == Returning::Unique),
+                _ => ("", true),
+            };
+            if !is {
+                return Err(Diagnostic::at(Code::InvalidArgument, name.span, format!("`{option}` is an option of {of}")));
+            }
             let allowed: &[&str] = match option.as_str() {
                 "state" => &["keep"],
                 "schema" => &["extend", "strict"],
+                "deletion" => &["hidden"],
+                "policy" => &schema::POLICIES,
                 _ => continue,
             };
             if !matches!(value, Value::Text(t) if allowed.contains(&&**t)) {
@@ -164,6 +193,10 @@ impl Binder<'_> {
             }
         }
         Ok(())
+    }
+
+    fn option(&self, name: &str) -> Option<&Value> {
+        self.merge.options.iter().find(|(n, _)| n.value.eq_ignore_ascii_case(name)).map(|(_, v)| v)
     }
 
     /// The columns of a source under their new names.

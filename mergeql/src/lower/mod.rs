@@ -3,6 +3,7 @@
 
 mod datafusion;
 mod duckdb;
+mod forms;
 mod postgres;
 mod sqlite;
 
@@ -126,6 +127,8 @@ pub const DELETED: &str = "__mergeql_deleted";
 const DELETED_STATE: &str = "_mergeql_deleted";
 /// The name of a column that the lowering adds.
 const ROW: &str = "__mergeql_row";
+/// The column of a delta that says which rows are gone.
+pub const GONE: &str = "_deleted";
 /// The column that state targets add.
 pub const STATE: &str = "_mergeql_state";
 
@@ -191,6 +194,9 @@ impl Lowering<'_> {
             }
             Returning::Conflicts => self.cells("conflicts"),
             Returning::Provenance => self.cells("provenance"),
+            Returning::Delta => self.delta(),
+            Returning::Schema => self.schema(),
+            Returning::Unique => self.unique(),
             Returning::State => {
                 let mut items: Vec<(String, String)> = plan.cells.iter().map(|c| (self.cell_state(c), c.name.clone())).collect();
                 items.extend(plan.delete.iter().map(|d| (self.cell_state(d), DELETED_STATE.to_owned())));
@@ -209,12 +215,19 @@ impl Lowering<'_> {
         }
     }
 
-    /// All rows of all sources, under their final names and types.
-    pub fn rows(&self) -> String {
+    /// Whether rows carry their origin, and the name of their source.
+    fn marks(&self) -> (bool, bool) {
         let plan = self.plan;
         let needs = |wanted: &Input| plan.cells.iter().chain(&plan.delete).any(|c| c.inputs.contains(wanted));
         let filtered = plan.cells.iter().chain(&plan.delete).any(|c| self.presence(c).is_some());
-        let (origin, source) = (needs(&Input::Origin), needs(&Input::SourceName) || filtered || plan.returns_cells());
+        let named = needs(&Input::SourceName) || filtered || plan.returns_cells() || plan.returning == Returning::Delta;
+        (needs(&Input::Origin), named)
+    }
+
+    /// All rows of all sources, under their final names and types.
+    pub fn rows(&self) -> String {
+        let plan = self.plan;
+        let (origin, source) = self.marks();
         let mut branches = Vec::new();
         for bound in &plan.sources {
             if bound.columns.iter().all(Option::is_none) {
@@ -278,7 +291,12 @@ impl Lowering<'_> {
 
     /// The aggregate of a cell: its value, or with `state` its state.
     pub fn aggregate(&self, cell: &Cell, state: bool) -> String {
-        if !state && let Some(sql) = self.typed(cell) {
+        self.aggregate_of(cell, state, None)
+    }
+
+    /// As [`Lowering::aggregate`], over the rows of one source.
+    fn aggregate_of(&self, cell: &Cell, state: bool, source: Option<&str>) -> String {
+        if !state && let Some(sql) = self.typed(cell, source) {
             return sql;
         }
         let spec = cell.entry.spec();
@@ -300,9 +318,7 @@ impl Lowering<'_> {
             inputs.insert(0, text(&cell.call.to_json()));
             format!("{}({})", self.dialect.function(&format!("crdt_{}{suffix}_with", spec.name)), inputs.join(", "))
         };
-        if let Some(presence) = self.presence(cell) {
-            let _ = write!(sql, " FILTER (WHERE {presence})");
-        }
+        sql.push_str(&self.condition(cell, source));
         match &cell.fold {
             _ if state => sql,
             Some(fold) => self.dialect.resolved(self.dialect.folded(fold, &sql, &cell.ty), &cell.ty),
@@ -310,7 +326,14 @@ impl Lowering<'_> {
         }
     }
 
-    fn typed(&self, cell: &Cell) -> Option<String> {
+    /// Which rows a cell's aggregate sees: those of sources that have the column, or of one source.
+    fn condition(&self, cell: &Cell, source: Option<&str>) -> String {
+        let source = source.map(|name| format!("r.{SOURCE} = {}", text(name)));
+        let parts: Vec<String> = self.presence(cell).into_iter().chain(source).collect();
+        if parts.is_empty() { String::new() } else { format!(" FILTER (WHERE {})", parts.join(" AND ")) }
+    }
+
+    fn typed(&self, cell: &Cell, source: Option<&str>) -> Option<String> {
         let (input, result) = match &cell.fold {
             None => (cell.call.value_type(), cell.ty.clone()),
             Some(_) => (cell.ty.clone(), Type::List(Box::new(cell.ty.clone()))),
@@ -318,13 +341,11 @@ impl Lowering<'_> {
         if let (None, Ok(Some(Shape::Strongest(order)))) = (&cell.fold, cell.entry.bind(&cell.call).map(|a| a.shape())) {
             let inputs: Vec<String> = cell.inputs.iter().map(|i| self.input(i)).collect();
             if let Some(mut sql) = self.dialect.strongest(order, &input, &inputs[0], &inputs[1..]) {
-                if let Some(presence) = self.presence(cell) {
-                    let _ = write!(sql, " FILTER (WHERE {presence})");
-                }
+                sql.push_str(&self.condition(cell, source));
                 return Some(sql);
             }
         }
-        let sql = self.dialect.typed(&self.aggregate(cell, true), &input, &result)?;
+        let sql = self.dialect.typed(&self.aggregate_of(cell, true, source), &input, &result)?;
         Some(match &cell.fold {
             Some(fold) => self.dialect.folded(fold, &sql, &cell.ty),
             None => sql,
@@ -356,7 +377,8 @@ impl Lowering<'_> {
         let not_null = keys.iter().map(|k| format!("{k} IS NOT NULL")).collect::<Vec<_>>().join(" AND ");
         let null = keys.iter().map(|k| format!("{k} IS NULL")).collect::<Vec<_>>().join(" OR ");
         let mut all: Vec<String> = plan.columns.iter().map(|c| format!("r.{}", quote(&c.name))).collect();
-        all.extend([ORIGIN, SOURCE].iter().filter(|c| rows.contains(&format!(" AS {c}"))).map(|c| format!("r.{c}")));
+        let (origin, source) = self.marks();
+        all.extend([(ORIGIN, origin), (SOURCE, source)].iter().filter(|(_, there)| *there).map(|(c, _)| format!("r.{c}")));
         let names = plan.key_columns().iter().map(|c| c.name.as_str()).chain(items.iter().map(|(_, n)| n.as_str()));
         let names: Vec<String> = names.map(quote).collect();
         let (seen, hidden) = names.split_at(names.len() - unseen);
@@ -593,7 +615,7 @@ impl Lowering<'_> {
                 others.sort_unstable();
                 rest.extend(others);
             }
-            Returning::Rows | Returning::State => {}
+            Returning::Rows | Returning::State | Returning::Delta | Returning::Schema | Returning::Unique => {}
             // Rows of a key are told apart by their column, those without a key by all they hold.
             _ if plan.nullable_key() => rest.extend(["column_name", "losers", "strategy", "value", "winner_sources"]),
             _ => rest.push("column_name"),

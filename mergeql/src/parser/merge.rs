@@ -16,17 +16,14 @@ impl Parser<'_> {
         while self.take(&Token::Comma) {
             merge.sources.push(self.source()?);
         }
-        if !self.is_word(0, "ON") {
-            return Err(self.unexpected("ON and the key, or a comma and another source"));
+        // Schemas have no keys.
+        if !(self.is_word(0, "RETURNING") && self.is_word(1, "SCHEMA")) {
+            if !self.is_word(0, "ON") {
+                return Err(self.unexpected("ON and the key, or a comma and another source"));
+            }
+            self.next();
+            merge.key = self.column_list("a key column")?;
         }
-        self.next();
-        merge.key = if self.take(&Token::LParen) {
-            let names = self.names("a key column")?;
-            self.expect(&Token::RParen)?;
-            names
-        } else {
-            vec![self.name("a key column")?]
-        };
         if matches!(self.peek().token, Token::Period | Token::Eq) {
             return Err(self.unexpected("a clause or the end").help("ON takes the names of key columns, not a condition: ON id"));
         }
@@ -58,6 +55,16 @@ impl Parser<'_> {
         }
         self.nesting -= 1;
         Ok(merge)
+    }
+
+    /// One name, or several in parentheses.
+    pub(super) fn column_list(&mut self, what: &str) -> Result<Vec<Name>> {
+        if self.take(&Token::LParen) {
+            let names = self.names(what)?;
+            self.expect(&Token::RParen)?;
+            return Ok(names);
+        }
+        Ok(vec![self.name(what)?])
     }
 
     pub(super) fn clause(&mut self, clause: &str, merge: &mut Merge, at: Span) -> Result<()> {
@@ -124,8 +131,14 @@ impl Parser<'_> {
                     Returning::Provenance
                 } else if self.take_word("STATE") {
                     Returning::State
+                } else if self.take_word("DELTA") {
+                    Returning::Delta
+                } else if self.take_word("SCHEMA") {
+                    Returning::Schema
+                } else if self.take_word("UNIQUE") {
+                    Returning::Unique
                 } else {
-                    return Err(self.unexpected("ROWS, CONFLICTS, PROVENANCE or STATE"));
+                    return Err(self.unexpected("ROWS, CONFLICTS, PROVENANCE, STATE, DELTA, SCHEMA or UNIQUE"));
                 };
             }
             "INTO" => {

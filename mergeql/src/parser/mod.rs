@@ -6,6 +6,7 @@ mod models;
 mod script;
 mod statement;
 mod strategy;
+mod tables;
 
 pub(crate) use script::segments;
 pub use script::{is_incomplete, split};

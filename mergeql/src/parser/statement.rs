@@ -244,6 +244,20 @@ impl Parser<'_> {
                 pieces.push(Piece::Merge(Box::new(merge)));
                 from = self.here();
             }
+            if matches!(&previous, Token::Word(w) if w.quote_style.is_none() && (w.value.eq_ignore_ascii_case("FROM") || w.value.eq_ignore_ascii_case("JOIN")))
+                && let Some(function) = self.table_function()
+            {
+                let start = self.here();
+                pieces.push(Piece::Text(format!("{}(", &self.text[from..start])));
+                pieces.push(Piece::Merge(Box::new(self.table_call(function)?)));
+                from = self.here();
+                // A query in FROM needs a name in some hosts.
+                if !self.names_table() {
+                    pieces.push(Piece::Text(format!(") AS {} ", function.name)));
+                } else {
+                    pieces.push(Piece::Text(") ".to_owned()));
+                }
+            }
             match &self.peek().token {
                 Token::EOF => {
                     if inside {

@@ -5,7 +5,7 @@ use mergeql::{Config, MergeContext};
 use mergeql_host_tests::{Host, Sample, one, run_slt_files, sample};
 use mergeql_lang::lower::duckdb_type_name;
 use mergeql_sql_tests::cases;
-use mergeql_sql_tests::pages::blocks;
+use mergeql_sql_tests::pages::{blocks, run_js};
 use mergeql_udfs::catalog;
 
 /// What `cargo xtask test` prepared: the Python interpreters that have DuckDB, and the extension.
@@ -304,6 +304,23 @@ fn the_page_says_what_comes_out() {
                 // One session: later blocks go on where earlier ones ended.
                 script.push_str(&code);
                 said.push_str(&expected);
+                continue;
+            }
+            if block.language == "js" {
+                assert_eq!(run_js(&code), Ok(expected), "{code}");
+                continue;
+            }
+            if block.language == "sh" {
+                // The commands of this project are run elsewhere.
+                if let Some(command) = code.strip_prefix("duckdb ") {
+                    let program = std::env::var("MERGEQL_DUCKDB_CLI").expect("run `cargo xtask test`: it installs the command line");
+                    let output = std::process::Command::new("sh").args(["-c", &format!("{program} {command}")]).output().unwrap();
+                    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+                    assert_eq!(String::from_utf8_lossy(&output.stdout), expected, "{code}");
+                }
+                continue;
+            }
+            if block.language == "yaml" {
                 continue;
             }
             assert_eq!(block.language, "sql");

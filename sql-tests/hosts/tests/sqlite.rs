@@ -3,7 +3,7 @@
 
 use mergeql_host_tests::{Host, Sample, one, run_slt_files, sample};
 use mergeql_lang::lower::sqlite_type_name;
-use mergeql_sql_tests::pages::blocks;
+use mergeql_sql_tests::pages::{blocks, run_js};
 use mergeql_udfs::laws::Random;
 use mergeql_udfs::{Type, catalog};
 
@@ -393,6 +393,8 @@ fn the_page_says_what_comes_out() {
                 python.push_str(&block.code);
                 printed.push_str(&expected);
             }
+            // Each block is a program of its own.
+            "js" => assert_eq!(run_js(&block.code), Ok(expected), "{}", block.code),
             _ => {}
         }
     }

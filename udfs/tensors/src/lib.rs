@@ -8,6 +8,8 @@ pub mod align;
 pub mod checkpoint;
 pub mod contribution;
 pub mod dtype;
+#[cfg(feature = "gpu")]
+pub mod gpu;
 pub mod linalg;
 pub mod lora;
 pub mod mergekit;
@@ -16,6 +18,7 @@ pub mod methods;
 pub mod model;
 pub mod output;
 pub mod plan;
+pub mod program;
 pub mod reduce;
 pub mod report;
 pub mod rng;

@@ -3,6 +3,7 @@
 //! [`methods::ALL`]: crate::methods::ALL
 
 use crate::checkpoint::{Buffer, Checkpoint, Tensor};
+use crate::program::{Inputs, Program};
 use crate::reduce;
 use crate::select::Cut;
 use mergeql_udfs::{Code, Error, Result};
@@ -400,6 +401,13 @@ pub enum Kernel<'a> {
         /// Computes a tile.
         run: Run<'a>,
     },
+    /// As tiles of any elements, and in terms that a GPU has.
+    Program {
+        /// What is done with each element.
+        program: Program,
+        /// Computes a tile, to the same bits.
+        run: Run<'a>,
+    },
     /// All of them are here.
     Whole(Vec<f32>),
 }
@@ -539,8 +547,8 @@ impl<'a> Job<'a> {
     /// A kernel that gives sums of the models, or of the base and the task vectors, with these factors.
     pub fn combine(&self, factors: Vec<f64>, tasks: bool) -> Kernel<'a> {
         let factors: Vec<f32> = factors.into_iter().map(|f| f as f32).collect();
-        Kernel::Tiles {
-            granule: 1,
+        Kernel::Program {
+            program: Program::Combine { inputs: if tasks { Inputs::Tasks } else { Inputs::Models }, factors: factors.clone() },
             run: Box::new(move |tile, out| {
                 combine(tile, &factors, tasks, out);
                 Ok(())

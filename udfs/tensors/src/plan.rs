@@ -51,6 +51,20 @@ pub struct Options {
     pub memory_limit: u64,
     /// Whether an output that exists is replaced.
     pub overwrite: bool,
+    /// Where elements are computed.
+    pub backend: Backend,
+}
+
+/// Where elements are computed. The bytes are the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Backend {
+    /// On the CPU, which merges at the speed of memory: to carry every element to a device and back takes longer.
+    #[default]
+    Auto,
+    /// On the CPU.
+    Cpu,
+    /// On a GPU, where a method has a program for it.
+    Gpu,
 }
 
 impl Default for Options {
@@ -64,6 +78,7 @@ impl Default for Options {
             max_shard_size: None,
             memory_limit: 512 << 20,
             overwrite: false,
+            backend: Backend::Auto,
         }
     }
 }

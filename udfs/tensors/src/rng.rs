@@ -41,6 +41,11 @@ impl Philox {
         Philox { key: [word(0), word(1)], stream: [word(2), word(3)] }
     }
 
+    /// Its key, and what tells it from other streams of that key.
+    pub fn words(&self) -> [u32; 4] {
+        [self.key[0], self.key[1], self.stream[0], self.stream[1]]
+    }
+
     /// The numbers of the elements `4 * block .. 4 * (block + LANES)`: as many at once as vectors hold.
     #[allow(clippy::needless_range_loop)] // a lane is a place in four arrays, which become four vectors
     fn many(&self, block: u64, out: &mut [u32; 4 * LANES]) {

@@ -5,7 +5,8 @@ use crate::checkpoint::{Buffer, Checkpoint, Tensor};
 use crate::dtype;
 use crate::method::{Input, Job, Kernel, Prepare, Settings, Survey, Tile, Value};
 use crate::output::{Layout, Writer};
-use crate::plan::{How, Merge, Plan, Task};
+use crate::plan::{Backend, How, Merge, Plan, Task};
+use crate::program::Program;
 use mergeql_udfs::merkle::{self, Hash};
 use mergeql_udfs::{Code, Error, Result};
 use rayon::prelude::*;
@@ -205,13 +206,66 @@ pub struct Written {
     pub resumed: bool,
 }
 
-/// Elements of a tile: as many as stay in a core's own cache and fit, and whole granules.
-fn tile_size(granule: usize, inputs: usize, memory: u64) -> usize {
+/// Elements of a tile: at most as many as are worked on at once, as fit, and whole granules.
+fn tile_size(granule: usize, inputs: usize, memory: u64, most: usize) -> usize {
     // Two buffers of each input, its bytes, and the output.
     let threads = rayon::current_num_threads() as u64;
     let fits = memory / 2 / threads / (4 * (2 * inputs as u64 + 4));
-    let wanted = fits.clamp(1 << 12, 1 << 15) as usize;
+    let wanted = (fits as usize).clamp(1 << 12, most);
     (wanted / granule).max(1) * granule
+}
+
+/// Elements of a tile that stay in a core's own cache.
+const CACHED: usize = 1 << 15;
+
+/// Where programs run.
+enum Device {
+    Cpu,
+    #[cfg(feature = "gpu")]
+    Gpu(&'static crate::gpu::Gpu),
+}
+
+impl Device {
+    fn of(backend: Backend) -> Result<Device> {
+        match backend {
+            Backend::Auto | Backend::Cpu => Ok(Device::Cpu),
+            #[cfg(feature = "gpu")]
+            Backend::Gpu => crate::gpu::gpu().map(Device::Gpu),
+            #[cfg(not(feature = "gpu"))]
+            Backend::Gpu => Err(Error::new(Code::Unsupported, "this program was built without its GPU backend")
+                .with_help("backend = 'cpu' gives the same bytes")),
+        }
+    }
+
+    fn tile_size(&self, inputs: usize) -> usize {
+        match self {
+            Device::Cpu => CACHED,
+            #[cfg(feature = "gpu")]
+            Device::Gpu(gpu) => gpu.tile_size(inputs),
+        }
+    }
+
+    /// Whether the device computed a tile.
+    fn run(&self, program: &Program, tile: &Tile<'_>, out: &mut [f32]) -> bool {
+        match self {
+            Device::Cpu => false,
+            #[cfg(feature = "gpu")]
+            Device::Gpu(gpu) => gpu.run(program, tile, out),
+        }
+    }
+}
+
+/// Where this plan's elements are computed, for people.
+pub fn backend(plan: &Plan) -> String {
+    match Device::of(plan.options.backend) {
+        Ok(Device::Cpu) => "cpu".to_owned(),
+        #[cfg(feature = "gpu")]
+        Ok(Device::Gpu(gpu)) => {
+            let software = if gpu.software { ", a program on the CPU and slower than backend = 'cpu'" } else { "" };
+            format!("gpu: {}{software}; strategies without a program for it, and numbers out of its range, on the cpu", gpu.name)
+        }
+        Err(error) => format!("none: {}", error.message),
+    }
 }
 
 /// Surveys the tensors of each group that shares a method and its parameters.
@@ -314,6 +368,7 @@ fn compute(
     mut sink: impl FnMut(usize, Vec<u8>) -> Result<()>,
 ) -> Result<()> {
     let (memory, strict) = (plan.options.memory_limit, !plan.options.propagate_nan);
+    let device = Device::of(plan.options.backend)?;
     for group in groups(plan, members) {
         let room = memory / 4 / group.len() as u64;
         let load = |index: &usize| match &plan.tasks[*index].how {
@@ -346,9 +401,12 @@ fn compute(
         for (at, (index, kernel)) in group.iter().zip(&kernels).enumerate() {
             let task = &plan.tasks[*index];
             match kernel {
-                Some(Kernel::Tiles { granule, .. }) => {
+                Some(kernel @ (Kernel::Tiles { .. } | Kernel::Program { .. })) => {
                     let inputs = jobs[at].as_ref().map_or(1, |job| job.models.len() + 1);
-                    let size = tile_size((*granule).max(1), inputs, memory);
+                    let size = match kernel {
+                        Kernel::Tiles { granule, .. } => tile_size((*granule).max(1), inputs, memory, 1 << 15),
+                        _ => tile_size(1, inputs, memory, device.tile_size(inputs)),
+                    };
                     parts.extend((0..task.len()).step_by(size).map(|from| (at, from, (from + size).min(task.len()))));
                 }
                 _ => parts.push((at, 0, task.len())),
@@ -356,7 +414,12 @@ fn compute(
         }
         for batch in parts.chunks(8 * rayon::current_num_threads()) {
             let tile = |room: &mut (Vec<Buffer>, Vec<f32>), (at, from, to): &(usize, usize, usize)| -> Result<Option<Vec<u8>>> {
-                let (Some(job), Some(Kernel::Tiles { run, .. })) = (&jobs[*at], &kernels[*at]) else { return Ok(None) };
+                let (run, program) = match &kernels[*at] {
+                    Some(Kernel::Tiles { run, .. }) => (run, None),
+                    Some(Kernel::Program { run, program }) => (run, Some(program)),
+                    _ => return Ok(None),
+                };
+                let Some(job) = &jobs[*at] else { return Ok(None) };
                 let (buffers, out) = room;
                 let range = *from..*to;
                 let inputs: Vec<&Input> = job.models.iter().chain(job.base).collect();
@@ -367,7 +430,10 @@ fn compute(
                 }
                 let base = if job.base.is_some() { parts.pop().unwrap_or(&[]) } else { &[] };
                 out.resize(range.len(), 0.0);
-                run(&Tile { range, models: parts, base }, out)?;
+                let tile = Tile { range, models: parts, base };
+                if !program.is_some_and(|program| device.run(program, &tile, out)) {
+                    run(&tile, out)?;
+                }
                 encoded(&plan.tasks[group[*at]], out, strict).map(Some)
             };
             let computed: Vec<Option<Vec<u8>>> = in_order(batch.par_iter().with_max_len(1).map_init(Default::default, tile))?;

@@ -25,6 +25,16 @@ impl Cut {
 }
 
 impl Cut {
+    /// The cut at a key and an index.
+    pub fn at(key: u32, index: usize) -> Cut {
+        Cut { key, index, all: false }
+    }
+
+    /// Its key and its index; `None` where everything lies before it.
+    pub fn place(&self) -> Option<(u32, usize)> {
+        (!self.all).then_some((self.key, self.index))
+    }
+
     /// Writes 1 for the elements that lie before it, 0 for the others; `start` is the index of the first. Keys that are equal to the cut's are
     /// rare, so their indices are looked at in a pass of its own.
     pub fn mark(&self, values: &[f32], key: impl Fn(f32) -> u32, start: usize, out: &mut [f32]) {

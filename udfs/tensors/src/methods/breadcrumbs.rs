@@ -2,6 +2,7 @@
 
 use super::task_vectors::{INT8_MASK, NORMALIZE, Sum, Thin, kernel};
 use crate::method::{Job, Kernel, Kind, LAMBDA, Method, Pair, Param, WEIGHT, each};
+use crate::program::Thinned;
 use crate::select::{self, Cut};
 use mergeql_udfs::Result;
 use std::ops::Range;
@@ -37,11 +38,12 @@ struct Between(Vec<(Cut, Cut)>);
 impl Thin for Between {
     fn factors(&self, i: usize, range: Range<usize>, delta: &[f32], out: &mut [f32]) -> Result<()> {
         let (from, to) = self.0[i];
-        let mut below = vec![0.0; out.len()];
-        from.mark(delta, select::small_first, range.start, &mut below);
-        to.mark(delta, select::small_first, range.start, out);
-        out.iter_mut().zip(&below).for_each(|(o, b)| *o -= b);
+        Thinned::Between(from, to).factors(range, delta, out);
         Ok(())
+    }
+
+    fn program(&self, _: usize) -> Option<Vec<Thinned>> {
+        Some(self.0.iter().map(|(from, to)| Thinned::Between(*from, *to)).collect())
     }
 }
 

@@ -3,6 +3,7 @@
 use super::task_vectors::{INT8_MASK, NORMALIZE, Sum, Thin, kernel};
 use crate::checkpoint::{Buffer, Tensor};
 use crate::method::{Job, Kernel, Kind, LAMBDA, Method, Param, Semantics, WEIGHT, each, param};
+use crate::program::Thinned;
 use crate::rng::{self, Philox};
 use mergeql_udfs::Result;
 use std::ops::Range;
@@ -79,22 +80,35 @@ struct Dare {
     divide: bool,
 }
 
-impl Thin for Dare {
-    fn factors(&self, i: usize, range: Range<usize>, _: &[f32], out: &mut [f32]) -> Result<()> {
+impl Dare {
+    fn random(&self, i: usize, stream: Philox) -> Thinned {
+        Thinned::Random { stream, limit: rng::limit(self.densities[i]), factor: self.factor(i) }
+    }
+
+    fn factor(&self, i: usize) -> f32 {
         let density = self.densities[i];
-        let factor = if self.divide && density > 0.0 { (1.0 / density) as f32 } else { 1.0 };
+        if self.divide && density > 0.0 { (1.0 / density) as f32 } else { 1.0 }
+    }
+}
+
+impl Thin for Dare {
+    fn factors(&self, i: usize, range: Range<usize>, delta: &[f32], out: &mut [f32]) -> Result<()> {
         match &self.kept {
             Kept::Masks(masks) => {
-                let mut buffer = Buffer::default();
+                let (factor, mut buffer) = (self.factor(i), Buffer::default());
                 let mask = masks[i].view(range, &mut buffer)?;
                 out.iter_mut().zip(mask).for_each(|(o, m)| *o = if *m != 0.0 { factor } else { 0.0 });
             }
-            Kept::Random(streams) => {
-                let limit = rng::limit(density);
-                streams[i].for_each(range, |at, number| out[at] = if u64::from(number) < limit { factor } else { 0.0 });
-            }
+            Kept::Random(streams) => self.random(i, streams[i]).factors(range, delta, out),
         }
         Ok(())
+    }
+
+    fn program(&self, _: usize) -> Option<Vec<Thinned>> {
+        match &self.kept {
+            Kept::Masks(_) => None,
+            Kept::Random(streams) => Some(streams.iter().enumerate().map(|(i, stream)| self.random(i, *stream)).collect()),
+        }
     }
 }
 

@@ -32,7 +32,7 @@ mod sce;
 mod slerp;
 mod star;
 mod task_arithmetic;
-mod task_vectors;
+pub mod task_vectors;
 mod ties;
 mod tsv_m;
 mod weight_scope;

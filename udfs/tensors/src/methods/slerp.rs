@@ -4,6 +4,7 @@
 //! inner products in f64, and another sums.
 
 use crate::method::{Base, Input, Job, Kernel, Kind, Method, Semantics, param};
+use crate::program::{Inputs, Program};
 use mergeql_udfs::{Error, Result};
 
 pub const METHOD: Method = Method {
@@ -52,8 +53,9 @@ fn prepare<'a>(job: &'a Job<'a>) -> Result<Kernel<'a>> {
     let (a, b) = factors(cosine, job.number("t"));
     let (a, b) = (a as f32, b as f32);
     let based = job.base.is_some();
-    Ok(Kernel::Tiles {
-        granule: 1,
+    let inputs = if based { Inputs::BaseAndModels } else { Inputs::Models };
+    Ok(Kernel::Program {
+        program: Program::Combine { inputs, factors: vec![a, b] },
         run: Box::new(move |tile, out| {
             let (from, to) = if based { (tile.base, tile.models[0]) } else { (tile.models[0], tile.models[1]) };
             out.iter_mut().zip(from.iter().zip(to)).for_each(|(o, (x, y))| *o = a * x + b * y);

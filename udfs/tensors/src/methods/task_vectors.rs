@@ -1,8 +1,9 @@
 //! What task arithmetic, TIES, DARE, DELLA and Breadcrumbs have in common: task vectors are thinned out, weighted, perhaps made to agree in
 //! sign, summed, scaled and added to the base.
 
-use crate::method::{Job, Kernel, Kind, Pair, Param, Tile, param};
-use crate::reduce;
+use crate::method::{Job, Kernel, Kind, Pair, Param, Run, Tile, param};
+use crate::program::{Program, Thinned};
+use crate::{reduce, select};
 use mergeql_udfs::Result;
 use std::ops::Range;
 
@@ -18,6 +19,11 @@ pub trait Thin: Send + Sync {
     /// # Errors
     /// Where a file beside the models cannot be read.
     fn factors(&self, i: usize, range: Range<usize>, delta: &[f32], out: &mut [f32]) -> Result<()>;
+
+    /// The same for `n` models in terms that a GPU has, where there are such.
+    fn program(&self, _n: usize) -> Option<Vec<Thinned>> {
+        None
+    }
 }
 
 /// Keeps all.
@@ -27,6 +33,29 @@ impl Thin for All {
     fn factors(&self, _: usize, _: Range<usize>, _: &[f32], out: &mut [f32]) -> Result<()> {
         out.fill(1.0);
         Ok(())
+    }
+
+    fn program(&self, n: usize) -> Option<Vec<Thinned>> {
+        Some(vec![Thinned::All; n])
+    }
+}
+
+impl Thinned {
+    /// Writes the factors of the entries of a range of a task vector.
+    pub fn factors(&self, range: Range<usize>, delta: &[f32], out: &mut [f32]) {
+        match self {
+            Thinned::All => out.fill(1.0),
+            Thinned::Greatest(cut, offset) => cut.mark(delta, select::great_first, offset + range.start, out),
+            Thinned::Between(from, to) => {
+                let mut below = vec![0.0; out.len()];
+                from.mark(delta, select::small_first, range.start, &mut below);
+                to.mark(delta, select::small_first, range.start, out);
+                out.iter_mut().zip(&below).for_each(|(o, b)| *o -= b);
+            }
+            Thinned::Random { stream, limit, factor } => {
+                stream.for_each(range, |at, number| out[at] = if u64::from(number) < *limit { *factor } else { 0.0 });
+            }
+        }
     }
 }
 
@@ -47,6 +76,12 @@ impl Sum {
     /// From the parameters of a method.
     pub fn of(job: &Job<'_>, consensus: bool, same_l1: bool) -> Sum {
         Sum { consensus, normalize: job.flag("normalize"), same_l1, lambda: job.settings.number("lambda").unwrap_or(1.0) as f32 }
+    }
+
+    /// What the sum is multiplied by.
+    pub fn factor(&self, weights: &[f32]) -> f32 {
+        let total: f32 = weights.iter().sum();
+        if !self.consensus && self.normalize && total.abs() >= 1e-8 { self.lambda / total } else { self.lambda }
     }
 }
 
@@ -78,10 +113,20 @@ pub fn kernel<'a>(job: &'a Job<'a>, thin: impl Thin + 'a, sum: Sum, granule: usi
             *scale = if sums[1] > 0.0 { (sums[0] / sums[1]) as f32 } else { 1.0 };
         }
     }
-    Ok(Kernel::Tiles { granule, run: Box::new(move |tile, out| run(tile, &thin, sum, &weights, &scales, out)) })
+    let thinned = if granule == 1 { thin.program(job.models.len()) } else { None };
+    let program = thinned.map(|thin| Program::Vectors { weights: weights.clone(), scales: scales.clone(), thin, sum });
+    let run: Run<'a> = Box::new(move |tile, out| run(tile, &thin, sum, &weights, &scales, out));
+    Ok(match program {
+        Some(program) => Kernel::Program { program, run },
+        None => Kernel::Tiles { granule, run },
+    })
 }
 
-fn run(tile: &Tile<'_>, thin: &impl Thin, sum: Sum, weights: &[f32], scales: &[f32], out: &mut [f32]) -> Result<()> {
+/// Computes a tile.
+///
+/// # Errors
+/// As [`Thin::factors`].
+pub fn run(tile: &Tile<'_>, thin: &impl Thin, sum: Sum, weights: &[f32], scales: &[f32], out: &mut [f32]) -> Result<()> {
     let n = out.len();
     let mut factors = vec![0.0f32; n];
     // Indexed loops over slices of one length, without branches: what the compiler turns into vectors.
@@ -105,8 +150,7 @@ fn run(tile: &Tile<'_>, thin: &impl Thin, sum: Sum, weights: &[f32], scales: &[f
             weighted(i, &mut delta[..n], &mut factors[..n])?;
             out.iter_mut().zip(&delta).for_each(|(o, d)| *o += d);
         }
-        let total: f32 = weights.iter().sum();
-        let scale = if sum.normalize && total.abs() >= 1e-8 { sum.lambda / total } else { sum.lambda };
+        let scale = sum.factor(weights);
         out.iter_mut().zip(base).for_each(|(o, b)| *o = b + scale * *o);
         return Ok(());
     }

@@ -2,6 +2,7 @@
 
 use super::task_vectors::{INT8_MASK, Sum, Thin, kernel};
 use crate::method::{Job, Kernel, Kind, LAMBDA, Method, Pair, Survey, WEIGHT, each, param};
+use crate::program::Thinned;
 use crate::select::{self, Cut};
 use mergeql_udfs::Result;
 use std::ops::Range;
@@ -59,6 +60,10 @@ impl Thin for Greatest {
     fn factors(&self, i: usize, range: Range<usize>, delta: &[f32], out: &mut [f32]) -> Result<()> {
         self.cuts[i].mark(delta, select::great_first, self.offset + range.start, out);
         Ok(())
+    }
+
+    fn program(&self, _: usize) -> Option<Vec<Thinned>> {
+        Some(self.cuts.iter().map(|cut| Thinned::Greatest(*cut, self.offset)).collect())
     }
 }
 

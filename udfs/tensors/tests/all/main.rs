@@ -3,5 +3,7 @@
 
 mod bad_input;
 mod cases;
+#[cfg(feature = "gpu")]
+mod gpu;
 mod mergekit;
 mod properties;
