@@ -20,6 +20,8 @@ pub enum Input {
     Decrements,
     /// The digest of a row.
     Digest,
+    /// How much a value counts.
+    Weight,
     /// A frame of the earlier Python library.
     Frame,
     /// What makes a row newer: any number of columns, the last inputs.

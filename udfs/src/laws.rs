@@ -192,6 +192,11 @@ pub fn rows_with(entry: &Entry, call: &Call, given: Option<&[Value]>) -> Vec<Row
             _ if entry.spec().name == "json" && i == 0 => {
                 ["{\"a\":1}", "{\"a\":{\"b\":2}}", "{\"a\":[1,2],\"c\":null}", "[3]", "null"].map(Value::text).into()
             }
+            // Vectors of one length.
+            _ if entry.spec().name.starts_with("tensor_") && i == 0 => {
+                let vector = |v: &[f64]| Value::List(v.iter().copied().map(Value::float).collect());
+                vec![vector(&[1.5, 0.0]), vector(&[-2.0, 1.0]), vector(&[0.5, 0.25]), Value::Null]
+            }
             _ if matches!(entry.spec().name, "state" | "ormap") && i == 0 => states(),
             _ if i == 0 && *ty == Type::Bytes && catalog::plain().iter().any(|e| e.spec().name == entry.spec().name) => {
                 finished(entry)

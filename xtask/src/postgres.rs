@@ -35,6 +35,7 @@ fn sql_type(ty: &Type) -> &'static str {
         Type::Bytes => "bytea",
         Type::Timestamp { .. } => "timestamp",
         Type::List(element) if **element == Type::Text => "text[]",
+        Type::List(element) if **element == Type::Float64 => "double precision[]",
         Type::List(_) | Type::Map(..) | Type::Struct(_) => "json",
         _ => "text",
     }
@@ -65,7 +66,7 @@ fn results(entry: &Entry) -> Given {
             Input::Value | Input::Increments | Input::Decrements => ty.clone(),
             Input::Origin => Type::Text,
             Input::Digest | Input::Frame => Type::Bytes,
-            Input::Versions => Type::INT64,
+            Input::Versions | Input::Weight => Type::INT64,
         };
         let call = Call::new(spec.inputs.iter().map(input).collect());
         let sample = if ty.is_number() { Value::Int(1) } else { Value::text("a") };
@@ -77,6 +78,12 @@ fn results(entry: &Entry) -> Given {
     let only_bytes = Call::new(std::iter::once(Type::Bytes).chain(spec.inputs[1..].iter().map(|_| Type::Text)).collect());
     if let (true, Ok(bound)) = (found.is_empty(), entry.bind(&only_bytes)) {
         found.push((None, Type::Bytes, bound.result_type()));
+    }
+    let vectors = Type::List(Box::new(Type::Float64));
+    let only_vectors = Call::new(std::iter::once(vectors.clone()).chain(spec.inputs[1..].iter().map(|_| Type::INT64)).collect());
+    if let (true, Ok(bound)) = (found.is_empty(), entry.bind(&only_vectors)) {
+        // Of text, too: a vector as JSON.
+        return Given::One(sql_type(&bound.result_type()));
     }
     if found.iter().all(|(_, ty, result)| ty == result) {
         return Given::Same;
@@ -108,7 +115,7 @@ fn aggregates(out: &mut String) {
             line(format!("CREATE FUNCTION _crdt_{name}(internal, text, anyelement{rest}) RETURNS {given} {}", c("mergeql_finish")));
         }
     }
-    for name in ["text", "bigint", "double precision", "numeric", "json", "bytea", "text[]"] {
+    for name in ["text", "bigint", "double precision", "numeric", "json", "bytea", "text[]", "double precision[]"] {
         line(format!("CREATE FUNCTION {}(internal) RETURNS {name} {}", finishing(name), c("mergeql_finish")));
     }
     for entry in catalog::all() {
@@ -148,7 +155,11 @@ fn aggregates(out: &mut String) {
         for rest in rests(entry, false) {
             line(adding(&update, "", rest));
             let signature = format!("{name}(anyelement{rest})");
-            line(format!("CREATE AGGREGATE {signature} ({}, FINALFUNC = _crdt_bytea);", stages(&update)));
+            let result = match results(entry) {
+                Given::One(ty) => ty,
+                _ => "bytea",
+            };
+            line(format!("CREATE AGGREGATE {signature} ({}, FINALFUNC = {});", stages(&update), finishing(result)));
             line(format!("COMMENT ON AGGREGATE {signature} IS {};", text(entry.spec().title)));
         }
     }

@@ -225,7 +225,7 @@ impl Binder<'_> {
             match role {
                 _ if states => {}
                 Role::Value | Role::Frame => inputs.push(Input::Column(column.ok_or_else(|| self.unknown_strategy(&written.name))?)),
-                Role::Increments | Role::Decrements | Role::Digest => inputs.push(Input::Column(columns[&role_id(*role)])),
+                Role::Increments | Role::Decrements | Role::Digest | Role::Weight => inputs.push(Input::Column(columns[&role_id(*role)])),
                 Role::Origin if spec.name == "source" => inputs.push(Input::SourceName),
                 Role::Origin => match columns.get(&role_id(Role::Origin)) {
                     Some(column) => inputs.push(Input::Column(*column)),
@@ -386,6 +386,7 @@ fn role_id(role: Role) -> u8 {
         Role::Decrements => 3,
         Role::Versions => 4,
         Role::Digest => 5,
+        Role::Weight => 6,
     }
 }
 

@@ -67,7 +67,8 @@ fn clause(name: &str) -> Option<(&'static str, String)> {
         "hll" | "theta" | "cpc" | "bloom" | "minhash" => ("n", name.to_owned()),
         // No column of a batch holds finished sketches.
         "kll" | "tdigest" | "countmin" | "topk" => return None,
-        // Nor digests, nor frames.
+        // Nor digests, nor frames, nor vectors of one length.
+        name if name.starts_with("tensor_") => return None,
         "merkle" | "hll_md5" | "bloom_md5" | "countmin_md5" => return None,
         // Their rows are dots, or say whether an element is gone: no column of a batch does.
         "orset" | "rwset" | "twopset" | "ewflag" | "dwflag" | "mvr" | "model_set" | "ormap" => return None,

@@ -30,8 +30,8 @@ fn every_case_has_the_bytes_of_the_cpu() {
         }
     }
     assert!(same >= 60, "only {same} cases ran");
-    // About seventy cases are of methods that have programs, with four tensors each.
-    assert!(device.tiles() - before >= 200, "the device computed {} tiles only", device.tiles() - before);
+    // Nearly half of the cases are of methods that have programs, with four tensors each.
+    assert!(device.tiles() - before >= 150, "the device computed {} tiles only", device.tiles() - before);
 }
 
 #[test]
