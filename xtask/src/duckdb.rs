@@ -1,6 +1,6 @@
 //! `cargo xtask duckdb`: the extension as a file that DuckDB loads, and the interpreters with DuckDB that tests and benchmarks run it in.
 
-use crate::{Environment, Outcome, hosts, node, root, run, target};
+use crate::{Environment, Outcome, hosts, node, root, run, signing, target};
 use std::path::{Path, PathBuf};
 
 /// The DuckDB releases that the tests run: the current one of each line that one binary serves.
@@ -66,6 +66,21 @@ pub fn build() -> Outcome {
     Ok(())
 }
 
+/// `cargo xtask duckdb --sign KEY`
+pub fn sign(key: &str) -> Outcome {
+    let folder = signing::repository(&extension(true)?, key, platform()?)?;
+    let folder = folder.display();
+    println!(
+        "{folder}\n\n\
+         Serve it over https, from S3 or from a folder. In DuckDB 2.0, once:\n\
+         SET allow_extension_repositories = 'allowed';\n\
+         CREATE EXTENSION REPOSITORY mergeql_repository WITH PREFIX '{folder}';\n\
+         INSTALL mergeql FROM mergeql_repository;\n\n\
+         and in every session: LOAD mergeql FROM mergeql_repository"
+    );
+    Ok(())
+}
+
 /// A Python interpreter with these packages, in an environment of its own that is made once.
 pub fn python(name: &str, packages: &[&str]) -> Result<PathBuf, String> {
     let folder = target()?.join(name);
@@ -98,7 +113,12 @@ fn clients() -> Result<Environment, String> {
     let mut environment = environment()?;
     let program = python("duckdb-cli", &["duckdb-cli==1.5.6"])?.with_file_name("duckdb");
     let (node, modules) = node::node()?;
+    let extension = target()?.join("debug/mergeql.duckdb_extension");
+    let key = target()?.join("duckdb-test-key.pem");
+    signing::make_key(&key)?;
+    let repository = signing::repository(&extension, &key.display().to_string(), platform()?)?;
     environment.extend([
+        ("MERGEQL_DUCKDB_REPOSITORY", repository.display().to_string()),
         ("MERGEQL_DUCKDB_CLI", program.display().to_string()),
         ("MERGEQL_NODE", node.display().to_string()),
         ("MERGEQL_NODE_MODULES", modules.display().to_string()),

@@ -10,6 +10,7 @@ mod duckdb;
 mod new_strategy;
 mod node;
 mod postgres;
+mod signing;
 mod sqlite;
 
 const USAGE: &str = "cargo xtask COMMAND
@@ -18,7 +19,7 @@ const USAGE: &str = "cargo xtask COMMAND
   lint          rustfmt and clippy, warnings denied
   docs          write the generated pages of docs/ (with --check: only say whether they are up to date)
   new-strategy  show that a new strategy is one new file: add one to a copy of the project and find it everywhere
-  duckdb        build the DuckDB extension and say how to load it
+  duckdb        build the DuckDB extension and say how to load it (with --sign KEY: a signed repository for DuckDB 2.0)
   test-duckdb   the tests in DuckDB alone
   postgres      build the Postgres extension and say how to install it (with --install: do so)
   test-postgres the tests in Postgres alone
@@ -112,6 +113,7 @@ fn main() -> ExitCode {
         ["docs"] => docs::write(&root()),
         ["docs", "--check"] => docs::check(&root()),
         ["duckdb"] => duckdb::build(),
+        ["duckdb", "--sign", key] => duckdb::sign(key),
         ["test-duckdb"] => duckdb::test().map(drop),
         ["postgres"] => postgres::build(false),
         ["postgres", "--install"] => postgres::build(true),

@@ -346,6 +346,42 @@ fn the_page_says_what_comes_out() {
     }
 }
 
+/// Signed with one's own key, the extension needs no leave for unsigned ones; changed by a byte it is refused.
+#[test]
+fn a_signed_repository_is_trusted() {
+    let repository = std::env::var("MERGEQL_DUCKDB_REPOSITORY").expect("run `cargo xtask test`: it signs a repository");
+    let python = pythons().into_iter().find(|p| p.contains("duckdb-2.")).expect("DuckDB 2");
+    let folder = tempfile::tempdir().unwrap();
+    let script = r#"
+import duckdb, gzip, shutil, sys
+repository, folder = sys.argv[1:]
+def connect(name):
+    return duckdb.connect(config={"extension_directory": f"{folder}/{name}", "extension_repository_directory": f"{folder}/{name}-trusted"})
+def install(con, prefix):
+    con.execute("SET allow_extension_repositories = 'allowed'")
+    con.execute(f"CREATE EXTENSION REPOSITORY mergeql_repository WITH PREFIX '{prefix}'")
+    con.execute("INSTALL mergeql FROM mergeql_repository")
+install(connect("good"), repository)
+con = connect("good")
+con.execute("LOAD mergeql FROM mergeql_repository")
+print(con.execute("FROM mergeql.merge('MERGE (SELECT 1 AS id, 90 AS n) AS a, (SELECT 1 AS id, 95 AS n) AS b ON id STRATEGY n = max')").fetchall())
+shutil.copytree(repository, f"{folder}/changed")
+file = next(p for p in __import__("pathlib").Path(f"{folder}/changed").rglob("*.gz"))
+data = bytearray(gzip.decompress(file.read_bytes()))
+data[5000] ^= 1
+file.write_bytes(gzip.compress(bytes(data)))
+try:
+    install(connect("bad"), f"{folder}/changed")
+    print("installed")
+except duckdb.Error as e:
+    print("refused" if "signature" in str(e).lower() else e)
+"#;
+    let folder = folder.path().display().to_string();
+    let output = std::process::Command::new(python).args(["-c", script, &repository, &folder]).output().unwrap();
+    let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert_eq!(said, "[(1, 95)]\nrefused\n");
+}
+
 /// Whatever DuckDB can hold: a merge of one source without repeats is the source, and collected values are the values.
 #[test]
 fn values_of_every_type_come_through_unchanged() {
