@@ -495,11 +495,14 @@ pub fn open(bytes: &[u8]) -> Result<(u8, Cow<'_, [u8]>)> {
     open_indexed(bytes).map(|(type_id, body, _)| (type_id, body))
 }
 
+/// The type id, the body, and its index where it has one.
+pub type Opened<'a> = (u8, Cow<'a, [u8]>, Option<&'a [u8]>);
+
 /// As [`open`], with the index of the body where it has one. The checksum covers it, but whether it is that of the body nobody has looked.
 ///
 /// # Errors
 /// As [`open`].
-pub fn open_indexed(bytes: &[u8]) -> Result<(u8, Cow<'_, [u8]>, Option<&[u8]>)> {
+pub fn open_indexed(bytes: &[u8]) -> Result<Opened<'_>> {
     if bytes.len() < 2 || bytes[..2] != MAGIC {
         return Err(Error::new(Code::NotAState, "these bytes are not a CRDT state")
             .with_help("states come from the crdt_*_state functions and begin with \"MQ\""));

@@ -8,7 +8,7 @@ use crate::catalog;
 use crate::codec::{MAX_DEPTH, MAX_INFLATED};
 use crate::error::{Code, Error, Result};
 use crate::strategies::dvv;
-use crate::strategies::frame_sketches::{Bloom, CountMin, Hll, Joined, Sketch, OfFrames};
+use crate::strategies::frame_sketches::{Bloom, CountMin, Hll, Joined, OfFrames, Sketch};
 use crate::types::Type;
 use crate::value::Value;
 use std::io::Read;
@@ -299,7 +299,9 @@ pub(crate) fn count_min(frame: &[u8]) -> Result<CountMin> {
         if row.len() as u64 != width || table.len() as u64 != depth {
             return Err(corrupt("its table has another width or depth"));
         }
-        row.iter().try_for_each(|count| Ok::<_, Error>(counts.push(count.count()?)))?;
+        for count in row {
+            counts.push(count.count()?);
+        }
     }
     CountMin { width, counts, total: item.field("total")?.count()? }.check()
 }
@@ -393,8 +395,13 @@ pub fn from_frame(frame: &[u8], key: Option<&str>) -> Result<Vec<u8>> {
             return dvv::of_runs(base.chain(dot)).ok_or_else(|| corrupt("it holds nothing"));
         }
         GOSSIP_STATE | GOSSIP_ENTRY => {
-            return Err(Error::new(Code::Unsupported, format!("frames of type {kind:#04x} are messages of a protocol, and no state"))
-                .with_help("their entries are values with vector clocks: take those apart, crdt_mvr_state or crdt_lwwmap_state hold them"));
+            return Err(Error::new(
+                Code::Unsupported,
+                format!("frames of type {kind:#04x} are messages of a protocol, and no state"),
+            )
+            .with_help(
+                "their entries are values with vector clocks: take those apart, crdt_mvr_state or crdt_lwwmap_state hold them",
+            ));
         }
         other => return Err(corrupt(format!("there is no type {other:#04x}"))),
     }
@@ -706,7 +713,10 @@ pub fn to_frame(state: &[u8]) -> Result<Vec<u8>> {
                         Value::List(run) if run[0] == Value::Int(1) => base.push((node.clone(), run[1].clone())),
                         Value::List(run) if run[0] == run[1] && dot.is_none() => dot = Some((node.clone(), run[0].clone())),
                         _ => {
-                            return Err(Error::new(Code::Unsupported, "a frame holds a version vector and one dot, and no more gaps"));
+                            return Err(Error::new(
+                                Code::Unsupported,
+                                "a frame holds a version vector and one dot, and no more gaps",
+                            ));
                         }
                     }
                 }
@@ -819,7 +829,9 @@ mod tests {
         let frames = of_batch(&batch).expect("two frames");
         let values: Vec<String> = frames
             .iter()
-            .map(|frame| catalog::open(&from_frame(frame, None).expect("a state")).and_then(|s| s.value()).expect("a value").to_json())
+            .map(|frame| {
+                catalog::open(&from_frame(frame, None).expect("a state")).and_then(|s| s.value()).expect("a value").to_json()
+            })
             .collect();
         assert_eq!(values, ["[1]", r#"{"a":null}"#]);
         for cut in 0..batch.len() {
@@ -829,7 +841,8 @@ mod tests {
 
     #[test]
     fn a_dot_with_a_gap_before_it_is_the_dot_of_a_frame() {
-        let payload = br#"{"type": "dotted_version_vector", "base": {"type": "vector_clock", "clocks": {"a": 3, "b": 7}}, "dot": ["a", 5]}"#;
+        let payload =
+            br#"{"type": "dotted_version_vector", "base": {"type": "vector_clock", "clocks": {"a": 3, "b": 7}}, "dot": ["a", 5]}"#;
         let frame = [b"CRDT\0\x01\x41\0", &(payload.len() as u32).to_be_bytes()[..], payload].concat();
         let state = from_frame(&frame, None).expect("a state");
         assert_eq!(to_frame(&state).expect("a frame"), frame);

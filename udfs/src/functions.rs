@@ -208,9 +208,11 @@ fn of_every_state() -> Vec<Function> {
                 let key = match a.get(1) {
                     Some(Value::Text(key)) => Some(&**key),
                     None | Some(Value::Null) => None,
-                    Some(other) => return Err(Error::type_mismatch(format!("the name of a key is a text, not a {}", other.kind()))),
+                    Some(other) => {
+                        return Err(Error::type_mismatch(format!("the name of a key is a text, not a {}", other.kind())));
+                    }
                 };
-                Ok(frame(&a[0])?.map_or(Ok(Value::Null), |frame| crate::frames::from_frame(frame, key).map(bytes))?)
+                frame(&a[0])?.map_or(Ok(Value::Null), |frame| crate::frames::from_frame(frame, key).map(bytes))
             },
         ),
         f("crdt_frames", "the frames of a batch of the earlier Python library", 1..=1, list_of(Type::Bytes), |a| {

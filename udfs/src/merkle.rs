@@ -8,13 +8,12 @@ use sha2::{Digest, Sha256};
 pub type Hash = [u8; 32];
 
 /// What SHA-256 starts from (FIPS 180-4, 5.3.3).
-const START: [u32; 8] =
-    [0x6a09_e667, 0xbb67_ae85, 0x3c6e_f372, 0xa54f_f53a, 0x510e_527f, 0x9b05_688c, 0x1f83_d9ab, 0x5be0_cd19];
+const START: [u32; 8] = [0x6a09_e667, 0xbb67_ae85, 0x3c6e_f372, 0xa54f_f53a, 0x510e_527f, 0x9b05_688c, 0x1f83_d9ab, 0x5be0_cd19];
 
 /// The hash of some parts after a mark that says what they are.
 pub fn marked(mark: u8, parts: &[&[u8]]) -> Hash {
     let length = 1 + parts.iter().map(|part| part.len()).sum::<usize>();
-    // What with its padding fills two blocks at most needs no buffer that is kept between parts: half the time of a short hash.
+    // What with its padding fills two blocks at most needs no buffer that is kept between parts.
     if length > 2 * 64 - 9 {
         let mut hash = Sha256::new();
         hash.update([mark]);

@@ -90,6 +90,10 @@ pub fn sqlite_package(extension: &Path) -> Result<PathBuf, String> {
         env!("CARGO_PKG_VERSION")
     );
     std::fs::write(folder.join("package.json"), about).map_err(|e| e.to_string())?;
-    run_with("npm", &["pack", "--loglevel=error", "--pack-destination", &profile.display().to_string(), &folder.display().to_string()], &[])?;
+    run_with(
+        "npm",
+        &["pack", "--loglevel=error", "--pack-destination", &profile.display().to_string(), &folder.display().to_string()],
+        &[],
+    )?;
     Ok(profile.join(format!("mergeql-sqlite-{}.tgz", env!("CARGO_PKG_VERSION"))))
 }

@@ -44,7 +44,10 @@ pub fn repository(extension: &Path, key: &str, platform: &str) -> Result<PathBuf
         openssl(&["pkeyutl", "-sign", "-in", &scratch.display().to_string(), "-inkey", key, "-pkeyopt", "digest:sha256"])?;
     std::fs::remove_file(&scratch).ok();
     if signature.len() != SIGNATURE {
-        return Err(format!("the signature has {} bytes: DuckDB takes keys of 2048 bits, openssl genrsa -out KEY 2048", signature.len()));
+        return Err(format!(
+            "the signature has {} bytes: DuckDB takes keys of 2048 bits, openssl genrsa -out KEY 2048",
+            signature.len()
+        ));
     }
     bytes.extend(signature);
     for release in RELEASES {

@@ -282,7 +282,7 @@ fn describe(plan: &Plan, into: Option<&Path>) -> Vec<(String, String)> {
         },
     );
     add("memory", format!("{} for tiles", bytes(plan.options.memory_limit)));
-    add("backend", mergeql_tensors::run::backend(plan));
+    add("backend", run::backend(plan));
     rows
 }
 

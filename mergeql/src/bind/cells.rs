@@ -224,8 +224,12 @@ impl Binder<'_> {
         for role in spec.inputs {
             match role {
                 _ if states => {}
-                Role::Value | Role::Frame => inputs.push(Input::Column(column.ok_or_else(|| self.unknown_strategy(&written.name))?)),
-                Role::Increments | Role::Decrements | Role::Digest | Role::Weight => inputs.push(Input::Column(columns[&role_id(*role)])),
+                Role::Value | Role::Frame => {
+                    inputs.push(Input::Column(column.ok_or_else(|| self.unknown_strategy(&written.name))?))
+                }
+                Role::Increments | Role::Decrements | Role::Digest | Role::Weight => {
+                    inputs.push(Input::Column(columns[&role_id(*role)]))
+                }
                 Role::Origin if spec.name == "source" => inputs.push(Input::SourceName),
                 Role::Origin => match columns.get(&role_id(Role::Origin)) {
                     Some(column) => inputs.push(Input::Column(*column)),

@@ -3,8 +3,8 @@
 use super::find_column;
 use crate::ast::{Merge, Name, Returning};
 use crate::diagnostic::{Diagnostic, Result};
-use crate::plan::*;
 use crate::lower::GONE as DELTA_GONE;
+use crate::plan::*;
 use mergeql_udfs::{Code, Type};
 use sqlparser::ast::{Expr, Ident, Query, VisitMut, VisitorMut};
 use std::ops::ControlFlow;
@@ -16,7 +16,10 @@ pub(super) fn check_form(merge: &Merge, plan: &Plan) -> Result<()> {
         Returning::Unique => "RETURNING UNIQUE",
         _ => return Ok(()),
     };
+    let unique = plan.returning == Returning::Unique;
     let clauses = [
+        ("STRATEGY", unique && !merge.strategies.is_empty()),
+        ("VERSION BY", unique && merge.version.is_some()),
         ("WHERE", merge.filter.is_some()),
         ("ORDER BY", !merge.order.is_empty()),
         ("LIMIT", merge.limit.is_some()),

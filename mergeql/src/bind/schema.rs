@@ -2,9 +2,9 @@
 
 use super::Binder;
 use crate::ast::Explain;
-use crate::diagnostic::Result;
+use crate::diagnostic::{Diagnostic, Result};
 use crate::plan::{Plan, SchemaRow, Versions};
-use mergeql_udfs::{Type, Value};
+use mergeql_udfs::{Code, Type, Value};
 use std::collections::BTreeMap;
 
 /// Which columns the result has: those of any source, of all, of the first, of the last. The first two know no order of sources.
@@ -13,6 +13,22 @@ pub(super) const POLICIES: [&str; 4] = ["union", "intersection", "left", "right"
 impl Binder<'_> {
     /// The plan of a statement about schemas: a row for each column, by name.
     pub(super) fn schema(&mut self, explain: Explain) -> Result<Plan> {
+        let merge = self.merge;
+        let clauses = [
+            ("ON", !merge.key.is_empty()),
+            ("STRATEGY", !merge.strategies.is_empty()),
+            ("VERSION BY", merge.version.is_some()),
+            ("DELETE BY", merge.delete.is_some()),
+            ("WHERE", merge.filter.is_some()),
+            ("ORDER BY", !merge.order.is_empty()),
+            ("LIMIT", merge.limit.is_some()),
+            ("OFFSET", merge.offset.is_some()),
+            ("WITH (state = 'keep')", self.option("state").is_some()),
+        ];
+        if let Some((clause, _)) = clauses.iter().find(|(_, given)| *given) {
+            return Err(Diagnostic::new(Code::Unsupported, format!("RETURNING SCHEMA has no {clause}"))
+                .help("schemas need the sources alone: MERGE a, b RETURNING SCHEMA"));
+        }
         let mut columns: BTreeMap<String, Vec<Option<&Type>>> = BTreeMap::new();
         for (i, source) in self.sources.iter().enumerate() {
             for (name, column) in self.renamed(source)?.into_iter().zip(&source.relation.columns) {

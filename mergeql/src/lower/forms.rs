@@ -14,14 +14,16 @@ impl Lowering<'_> {
         let count = |source: &str| format!("count(CASE WHEN r.{SOURCE} = {} THEN 1 END)", text(source));
         let mut items: Vec<String> = keys.iter().map(|k| format!("r.{k} AS {k}")).collect();
         items.push(format!("{} AS __mergeql_lefts, {} AS __mergeql_rights", count(left), count(right)));
-        let (mut differ, mut outputs) = (vec!["m.__mergeql_lefts = 0".to_owned(), "m.__mergeql_rights = 0".to_owned()], keys.clone());
+        let (mut differ, mut outputs) =
+            (vec!["m.__mergeql_lefts = 0".to_owned(), "m.__mergeql_rights = 0".to_owned()], keys.clone());
         for (i, cell) in plan.cells.iter().enumerate() {
             let (l, r) = (format!("__mergeql_left_{i}"), format!("__mergeql_right_{i}"));
             items.push(format!("{} AS {l}", self.aggregate_of(cell, false, Some(left))));
             items.push(format!("{} AS {r}", self.aggregate_of(cell, false, Some(right))));
             differ.push(format!("(m.{l} IS DISTINCT FROM m.{r})"));
             let version = plan.versions.columns.iter().any(|(c, _)| Some(*c) == cell.column);
-            let value = if version { format!("CASE WHEN m.__mergeql_rights = 0 THEN m.{l} ELSE m.{r} END") } else { format!("m.{r}") };
+            let value =
+                if version { format!("CASE WHEN m.__mergeql_rights = 0 THEN m.{l} ELSE m.{r} END") } else { format!("m.{r}") };
             outputs.push(format!("{value} AS {}", quote(&cell.name)));
         }
         let known = keys.iter().map(|k| format!("r.{k} IS NOT NULL")).collect::<Vec<_>>().join(" AND ");
@@ -63,8 +65,14 @@ impl Lowering<'_> {
         });
         let order = list(order.map(|key| format!("{key} ASC NULLS LAST")));
         let source = &plan.sources[0];
-        let shown: Vec<String> =
-            source.relation.columns.iter().enumerate().filter_map(|(i, _)| source.columns.iter().position(|c| *c == Some(i))).map(|i| quote(&plan.columns[i].name)).collect();
+        let shown: Vec<String> = source
+            .relation
+            .columns
+            .iter()
+            .enumerate()
+            .filter_map(|(i, _)| source.columns.iter().position(|c| *c == Some(i)))
+            .map(|i| quote(&plan.columns[i].name))
+            .collect();
         let rows = self.rows();
         let near = plan.option("threshold").filter(|t| t.to_f64().is_some_and(|t| t < 1.0));
         let (from, alike) = match near {
@@ -91,7 +99,8 @@ impl Lowering<'_> {
         let call = format!("{}(m.__mergeql_index)", function("similar_clusters"));
         let unnested = self.dialect.unnested(&["one".to_owned()], &[call], &indexed);
         let field = |name: &str| self.dialect.cell_field("c.__mergeql_cell", name);
-        let clusters = format!("SELECT {} AS __mergeql_id, {} AS __mergeql_cluster FROM ({unnested}) AS c", field("key"), field("cluster"));
+        let clusters =
+            format!("SELECT {} AS __mergeql_id, {} AS __mergeql_cluster FROM ({unnested}) AS c", field("key"), field("cluster"));
         let identified = format!("SELECT r.*, {id} AS __mergeql_id FROM ({rows}) AS r");
         let from = format!(
             "(SELECT i.*, coalesce(k.__mergeql_cluster, i.__mergeql_id) AS __mergeql_cluster FROM ({identified}) AS i \

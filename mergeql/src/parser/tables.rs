@@ -20,7 +20,11 @@ const FUNCTIONS: [TableFunction; 5] = [
     TableFunction { name: "delta_between", usage: "delta_between(before, after, key [, version])", build: between },
     TableFunction { name: "delta_apply", usage: "delta_apply(table, delta, key [, version])", build: apply },
     TableFunction { name: "delta_compose", usage: "delta_compose(delta, delta, key [, version])", build: compose },
-    TableFunction { name: "schema_merge", usage: "schema_merge(a, b [, 'union' | 'intersection' | 'left' | 'right'])", build: schema },
+    TableFunction {
+        name: "schema_merge",
+        usage: "schema_merge(a, b [, 'union' | 'intersection' | 'left' | 'right'])",
+        build: schema,
+    },
     TableFunction { name: "dedup", usage: "dedup(table, columns [, threshold])", build: dedup },
 ];
 
@@ -137,24 +141,20 @@ fn compose(p: &mut Parser<'_>, at: Span) -> Result<Merge> {
     Ok(newest(sources, key, version, at))
 }
 
-fn schema(p: &mut Parser<'_>, at: Span) -> Result<Merge> {
+fn schema(p: &mut Parser<'_>, _: Span) -> Result<Merge> {
     let sources = p.two_sources()?;
     let mut options = Vec::new();
     if p.another() {
-        match p.next() {
-            token if matches!(token.token, Token::SingleQuotedString(_)) => {
-                if let Token::SingleQuotedString(policy) = token.token {
-                    options.push((name("policy", token.span.into()), Value::text(policy)));
-                }
-            }
-            token => return Err(Diagnostic::at(Code::Syntax, token.span.into(), format!("expected a policy in quotes, found `{}`", token.token))),
+        let span = p.span();
+        match p.literal()? {
+            Some((policy @ Value::Text(_), _)) => options.push((name("policy", span), policy)),
+            _ => return Err(Diagnostic::at(Code::Syntax, span, "expected a policy in quotes")),
         }
     }
-    let _ = at;
     Ok(Merge { sources, options, returning: Returning::Schema, ..Merge::default() })
 }
 
-fn dedup(p: &mut Parser<'_>, at: Span) -> Result<Merge> {
+fn dedup(p: &mut Parser<'_>, _: Span) -> Result<Merge> {
     let sources = vec![p.source()?];
     p.expect(&Token::Comma)?;
     let key = p.columns_argument("a column")?;
@@ -166,6 +166,5 @@ fn dedup(p: &mut Parser<'_>, at: Span) -> Result<Merge> {
             None => return Err(p.unexpected("a threshold from 0.1 to 1")),
         }
     }
-    let _ = at;
     Ok(Merge { sources, key, options, returning: Returning::Unique, ..Merge::default() })
 }

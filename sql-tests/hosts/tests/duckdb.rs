@@ -313,7 +313,8 @@ fn the_page_says_what_comes_out() {
             if block.language == "sh" {
                 // The commands of this project are run elsewhere.
                 if let Some(command) = code.strip_prefix("duckdb ") {
-                    let program = std::env::var("MERGEQL_DUCKDB_CLI").expect("run `cargo xtask test`: it installs the command line");
+                    let program =
+                        std::env::var("MERGEQL_DUCKDB_CLI").expect("run `cargo xtask test`: it installs the command line");
                     let output = std::process::Command::new("sh").args(["-c", &format!("{program} {command}")]).output().unwrap();
                     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
                     assert_eq!(String::from_utf8_lossy(&output.stdout), expected, "{code}");

@@ -82,7 +82,17 @@ async fn open() -> std::result::Result<Gpu, String> {
     };
     let software = info.device_type == wgpu::DeviceType::Cpu;
     let (combine, vectors) = (pipeline("combine"), pipeline("vectors"));
-    let gpu = Gpu { name: info.name, software, device, queue, combine, vectors, most, buffers: Mutex::new(None), computed: AtomicU64::new(0) };
+    let gpu = Gpu {
+        name: info.name,
+        software,
+        device,
+        queue,
+        combine,
+        vectors,
+        most,
+        buffers: Mutex::new(None),
+        computed: AtomicU64::new(0),
+    };
     probe::check(&gpu)?;
     Ok(gpu)
 }
