@@ -3,7 +3,7 @@
 #![allow(unsafe_code)]
 
 use crate::statements::{Session, in_statement};
-use crate::values::shown;
+use crate::values::{guarded, shown};
 use mergeql_lang::Diagnostic;
 use mergeql_lang::lower::quote;
 use mergeql_udfs::{Code, catalog};
@@ -158,7 +158,7 @@ unsafe impl<'vtab> VTab<'vtab> for Merged {
         _: &[u8],
         arguments: &[&[u8]],
     ) -> rusqlite::Result<(Cow<'static, CStr>, Self)> {
-        match Merged::open(database, arguments) {
+        match guarded(|| Merged::open(database, arguments)) {
             Ok((schema, table)) => Ok((Cow::Owned(schema), table)),
             Err(_) => {
                 // SAFETY: as in `open`.
@@ -214,7 +214,7 @@ impl<'vtab> CreateVTab<'vtab> for Merged {
         _: &[u8],
         arguments: &[&[u8]],
     ) -> rusqlite::Result<(Cow<'static, CStr>, Self)> {
-        let (schema, table) = Merged::open(database, arguments)?;
+        let (schema, table) = guarded(|| Merged::open(database, arguments))?;
         Ok((Cow::Owned(schema), table))
     }
 }
@@ -308,7 +308,7 @@ unsafe impl VTabCursor for Rows<'_> {
         let pinned = columns.enumerate().filter_map(|(i, c)| Some((key.get(c)?.clone(), i + 1))).collect();
         // SAFETY: the connection lives as long as the table.
         let connection = unsafe { Connection::from_handle(self.table().database)? };
-        let sql = in_statement(&statement, Session::pinned(&connection, pinned).read(&statement))?;
+        let sql = guarded(|| in_statement(&statement, Session::pinned(&connection, pinned).read(&statement)))?;
         let text = c_text(&sql)?;
         // SAFETY: SQLite copies the text.
         let code =

@@ -123,3 +123,27 @@ impl SqlFnOutput for Answer {
         })
     }
 }
+
+/// Runs what SQLite calls through a C function that lets no panic pass: one becomes an error.
+///
+/// # Errors
+/// What `run` fails with, and a panic in it.
+pub fn guarded<T>(run: impl FnOnce() -> rusqlite::Result<T>) -> rusqlite::Result<T> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).unwrap_or_else(|panic| {
+        let said = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+        let message = format!("MergeQL failed: {}", said.unwrap_or("no reason is known"));
+        Err(shown(mergeql_lang::Diagnostic::new(mergeql_udfs::Code::Unsupported, message)))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_is_an_error() {
+        let error = guarded::<()>(|| panic!("of {}", "some kind")).expect_err("an error");
+        assert!(error.to_string().contains("MergeQL failed: of some kind"), "{error}");
+        assert_eq!(guarded(|| Ok(1)).expect("a value"), 1);
+    }
+}

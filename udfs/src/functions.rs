@@ -9,6 +9,7 @@ use crate::error::{Code, Error, Result};
 use crate::types::{Type, Unit};
 use crate::value::Value;
 use crate::value::order_key::order_key;
+use std::borrow::Cow;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
@@ -212,12 +213,12 @@ fn of_every_state() -> Vec<Function> {
                         return Err(Error::type_mismatch(format!("the name of a key is a text, not a {}", other.kind())));
                     }
                 };
-                frame(&a[0])?.map_or(Ok(Value::Null), |frame| crate::frames::from_frame(frame, key).map(bytes))
+                frame(&a[0])?.map_or(Ok(Value::Null), |frame| crate::frames::from_frame(&frame, key).map(bytes))
             },
         ),
         f("crdt_frames", "the frames of a batch of the earlier Python library", 1..=1, list_of(Type::Bytes), |a| {
             let Some(batch) = frame(&a[0])? else { return Ok(Value::Null) };
-            Ok(Value::List(crate::frames::of_batch(batch)?.into_iter().map(|frame| bytes(frame.to_vec())).collect()))
+            Ok(Value::List(crate::frames::of_batch(&batch)?.into_iter().map(|frame| bytes(frame.to_vec())).collect()))
         }),
         f("crdt_to_frame", "the frame of the earlier Python library for a state", 1..=1, Type::Bytes, |a| {
             Ok(match state(&a[0])? {
@@ -264,11 +265,19 @@ fn bytes(b: Vec<u8>) -> Value {
     Value::Bytes(b.into())
 }
 
-/// The bytes of an argument that should be a frame.
-fn frame(value: &Value) -> Result<Option<&[u8]>> {
+/// The bytes of an argument that should be a frame. Where lists are JSON, bytes in them are text: `\\x` and hex digits.
+fn frame(value: &Value) -> Result<Option<Cow<'_, [u8]>>> {
+    let hex = |digits: &str| -> Option<Vec<u8>> {
+        let pairs = digits.as_bytes().chunks(2);
+        pairs.map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok().filter(|p| p.len() == 2)?, 16).ok()).collect()
+    };
     match value {
         Value::Null => Ok(None),
-        Value::Bytes(frame) => Ok(Some(frame)),
+        Value::Bytes(frame) => Ok(Some(Cow::Borrowed(frame))),
+        Value::Text(text) if text.starts_with("\\x") => match hex(&text[2..]) {
+            Some(frame) => Ok(Some(Cow::Owned(frame))),
+            None => Err(Error::type_mismatch("a frame is bytes, or \\x and hex digits")),
+        },
         other => Err(Error::type_mismatch(format!("a frame is bytes, not a {}", other.kind()))),
     }
 }

@@ -39,6 +39,11 @@ fn check_same(function: &Function, a: &Arc<[Value]>, b: &Arc<[Value]>) -> Result
 }
 
 fn no_overload(function: &Function, ty: &Type) -> Error {
+    if mergeql_udfs::catalog::plain().iter().any(|e| mergeql_udfs::catalog::plain_name(e) == function.name) {
+        let message = format!("DuckDB's interface does not let `{}` take an argument of this type", function.name);
+        return Error::new(mergeql_udfs::Code::Unsupported, message)
+            .with_help("cast it to a type that is not DECIMAL inside: CAST(v AS DOUBLE[])");
+    }
     let state = function.name.replacen("_with", "_state_with", 1);
     let state = if function.configured { state } else { format!("{}_state", function.name) };
     let name = mergeql_lang::lower::duckdb_type_name(ty);

@@ -3,7 +3,7 @@
 
 use super::definition::Definition;
 use super::{Numbers, Replica, Result, absorb, atomically, prepare, site};
-use crate::values::shown;
+use crate::values::{guarded, shown};
 use mergeql_lang::Diagnostic;
 use mergeql_udfs::Code;
 use rusqlite::types::{Value as Plain, ValueRef};
@@ -119,6 +119,13 @@ impl<'vtab> UpdateVTab<'vtab> for Changes {
     }
 
     fn insert(&mut self, values: &Inserts<'_>) -> Result<i64> {
+        guarded(|| self.apply(values)).map(|()| 0)
+    }
+}
+
+impl Changes {
+    /// Applies one change.
+    fn apply(&mut self, values: &Inserts<'_>) -> Result<()> {
         // The first two are row ids.
         let column = |i: usize| values.get::<Plain>(i + 2);
         let (table, pk, name): (String, Plain, String) = (values.get(2)?, column(1)?, values.get(4)?);
@@ -144,7 +151,7 @@ impl<'vtab> UpdateVTab<'vtab> for Changes {
         {
             absorb::show(&self.connection, &self.replica, definition, &pk, &name, says)?;
         }
-        Ok(0)
+        Ok(())
     }
 }
 
@@ -230,7 +237,7 @@ unsafe impl VTabCursor for Feed<'_> {
             return Ok(());
         }
         // Within one transaction, or each write would be one.
-        atomically(&changes.connection, || absorb::absorb(&changes.connection, &changes.replica))?;
+        guarded(|| atomically(&changes.connection, || absorb::absorb(&changes.connection, &changes.replica)))?;
         let after = if arguments.is_empty() { Plain::Integer(0) } else { arguments.get(0)? };
         let bound = bound.filter(|b| !b.is_empty()).unwrap_or(">").to_owned();
         self.fetch(&bound, after)

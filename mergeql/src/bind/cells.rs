@@ -344,10 +344,11 @@ impl Binder<'_> {
         }
         let missing = known.iter().find(|a| matches!(a.kind, ArgKind::Column(_, true)) && !used.contains(&a.name));
         match missing {
-            Some(arg) if !used.is_empty() || arg.kind == ArgKind::Column(Role::Digest, true) => {
-                Err(Diagnostic::at(Code::InvalidArgument, at, format!("`{shown}` needs the column of its {}", arg.name)))
-            }
-            _ => Ok(()),
+            // Without any the column holds states.
+            Some(_) if used.is_empty() && of_two_columns(&written.name.value) => Ok(()),
+            Some(arg) => Err(Diagnostic::at(Code::InvalidArgument, at, format!("`{shown}` needs the column of its {}", arg.name))
+                .help(format!("write {shown}({}_column)", arg.name))),
+            None => Ok(()),
         }
     }
 

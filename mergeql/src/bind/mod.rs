@@ -327,7 +327,10 @@ impl Binder<'_> {
         };
         let mut versions = Versions { columns: Vec::new(), row: by.row };
         for (name, descending) in &by.columns {
-            let column = self.column(name)?;
+            let column = self.column(name).map_err(|e| match name.value == crate::lower::GONE {
+                true => e.help("a delta has the column `_deleted`: delta_between(before, after, key) makes one"),
+                false => e,
+            })?;
             if versions.columns.iter().any(|(c, _)| *c == column) {
                 return Err(Diagnostic::at(Code::DuplicateColumn, name.span, format!("`{}` is in the version twice", name.value)));
             }

@@ -80,7 +80,8 @@ impl Lowering<'_> {
             Some(threshold) => self.clusters(&rows, &keys, threshold),
         };
         format!(
-            "SELECT {} FROM (SELECT r.*, row_number() OVER (PARTITION BY {alike} ORDER BY {order}) AS __mergeql_place FROM {from}) AS m \
+            "SELECT {} FROM (SELECT r.*, row_number() OVER (PARTITION BY {alike} ORDER BY {order} \
+             ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW) AS __mergeql_place FROM {from}) AS m \
              WHERE m.__mergeql_place = 1",
             list(shown.iter().map(|c| format!("m.{c}")))
         )

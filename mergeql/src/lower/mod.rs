@@ -13,7 +13,7 @@ pub use postgres::{Postgres, postgres_type_name};
 pub use sqlite::{Sqlite, sqlite_type_name};
 
 use crate::ast::Returning;
-use crate::plan::{Cell, Column, Fold, Input, Plan};
+use crate::plan::{Cell, Column, Fold, Input, Plan, Why};
 use mergeql_udfs::Order;
 use mergeql_udfs::catalog::ArgKind;
 use mergeql_udfs::slot::Shape;
@@ -266,6 +266,10 @@ impl Lowering<'_> {
     /// The sources that have a cell's column, where only they may contribute (R1).
     fn presence(&self, cell: &Cell) -> Option<String> {
         let column = cell.column?;
+        // Where deletions are left out, a row of a source that knows none is there: a newer one brings an older deletion to nothing.
+        if cell.why == Why::Deletion && self.plan.option("deletion").is_some() {
+            return None;
+        }
         if !cell.respects_nulls() || self.plan.sources.iter().all(|s| s.columns[column].is_some()) {
             return None;
         }

@@ -3,7 +3,6 @@
 use super::Parser;
 use crate::ast::*;
 use crate::diagnostic::{Diagnostic, Result, Span};
-use crate::format::relation;
 use mergeql_udfs::{Code, Value};
 use sqlparser::keywords::Keyword;
 use sqlparser::tokenizer::Token;
@@ -112,25 +111,8 @@ fn newest(sources: Vec<Source>, key: Vec<Name>, version: Vec<Name>, at: Span) ->
 }
 
 fn apply(p: &mut Parser<'_>, at: Span) -> Result<Merge> {
-    let mut sources = p.two_sources()?;
+    let sources = p.two_sources()?;
     let (key, version) = p.key_and_version(at)?;
-    // The rows of the table are not deleted.
-    let table = &mut sources[0];
-    let alias = table.alias.take().unwrap_or_else(|| match &table.relation {
-        Relation::Table(parts) => parts.last().cloned().unwrap_or_else(|| name("t", at)),
-        _ => name("t", at),
-    });
-    let rows = match std::mem::replace(&mut table.relation, Relation::Query(Vec::new())) {
-        Relation::Query(pieces) => {
-            let mut rows = vec![Piece::Text(format!("SELECT *, false AS {GONE} FROM ("))];
-            rows.extend(pieces);
-            rows.push(Piece::Text(") AS t".to_owned()));
-            rows
-        }
-        named => vec![Piece::Text(format!("SELECT *, false AS {GONE} FROM {}", relation(&named)))],
-    };
-    table.relation = Relation::Query(rows);
-    table.alias = Some(alias);
     let hidden = (name("deletion", at), Value::text("hidden"));
     Ok(Merge { delete: Some(name(GONE, at)), options: vec![hidden], ..newest(sources, key, version, at) })
 }

@@ -105,7 +105,7 @@ impl<R: Rule> Strategy for Merged<R> {
             Value::List(items) => items.iter().map(finite).collect::<Result<Vec<f64>>>()?,
             Value::Text(text) => match crate::value::from_json(text) {
                 Ok(Value::List(items)) => items.iter().map(finite).collect::<Result<Vec<f64>>>()?,
-                _ => return Err(Error::type_mismatch(format!("`{}` merges lists of numbers, not text", R::SPEC.name))),
+                _ => return Err(Error::type_mismatch(format!("`{}` merges lists of numbers, or JSON of such, not the text {text}", R::SPEC.name))),
             },
             other => return Err(Error::type_mismatch(format!("`{}` merges lists of numbers, not a {}", R::SPEC.name, other.kind()))),
         };
@@ -187,6 +187,9 @@ impl<R: Rule> State for Vectors<R> {
                 .with_help("vectors that are merged have one length"));
         }
         let merged = self.rule.merge(&vectors, &weights)?;
+        if merged.iter().any(|v| !v.is_finite()) {
+            return Err(Error::invalid_argument("the numbers of the vectors are too great: their sum is no number"));
+        }
         Ok(Value::List(merged.into_iter().map(Value::float).collect()))
     }
 
