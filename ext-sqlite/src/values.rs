@@ -132,7 +132,7 @@ pub fn guarded<T>(run: impl FnOnce() -> rusqlite::Result<T>) -> rusqlite::Result
     std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).unwrap_or_else(|panic| {
         let said = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
         let message = format!("MergeQL failed: {}", said.unwrap_or("no reason is known"));
-        Err(shown(mergeql_lang::Diagnostic::new(mergeql_udfs::Code::Unsupported, message)))
+        Err(shown(Diagnostic::new(mergeql_udfs::Code::Unsupported, message)))
     })
 }
 
