@@ -58,7 +58,7 @@ pub struct Options {
 /// Where elements are computed. The bytes are the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Backend {
-    /// On the CPU, which merges at the speed of memory: to carry every element to a device and back takes longer.
+    /// On the CPU, which merges at the speed of memory; that a device pays has not been measured.
     #[default]
     Auto,
     /// On the CPU.
