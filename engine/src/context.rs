@@ -1,6 +1,8 @@
 //! The session: statements in, rows out.
 
+use crate::cluster::{Client, Cluster};
 use crate::error::{MergeError, Result};
+use crate::names::Names;
 use crate::sources::{Format, ReadOptions, Resolved};
 use crate::store::{Manifest, Store};
 use crate::{aggregates, custom, explain, merges, models, scalars, sinks};
@@ -11,6 +13,7 @@ use datafusion::execution::SendableRecordBatchStream;
 use datafusion::execution::memory_pool::FairSpillPool;
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::execution::session_state::SessionStateBuilder;
+use datafusion::logical_expr::{AggregateUDF, ScalarUDF};
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::prelude::{DataFrame, SessionConfig, SessionContext};
 use futures::TryStreamExt;
@@ -33,6 +36,19 @@ pub struct Config {
     pub memory_limit: Option<usize>,
     /// The folder in which tables and strategies are kept; default: memory.
     pub db: Option<PathBuf>,
+    /// What statements may touch; default: everything.
+    pub access: Access,
+    /// The workers that statements run on; default: this machine alone.
+    pub cluster: Option<Cluster>,
+}
+
+/// What statements may touch: a server's clients are not its owner.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Access {
+    /// Statements that change a table, a strategy or a file are refused.
+    pub read_only: bool,
+    /// Statements that name files are refused; tables and registered sources remain.
+    pub no_files: bool,
 }
 
 /// A MergeQL session over DataFusion. Cloning it gives another handle to the same session.
@@ -56,6 +72,12 @@ pub struct MergeContext {
 
 pub(crate) struct Shared {
     pub(crate) store: Option<Store>,
+    pub(crate) access: Access,
+    pub(crate) cluster: Option<Client>,
+    /// The tables of the default schema.
+    pub(crate) names: Arc<Names>,
+    /// Held by a statement that changes something, from its first look at the tables to its last write.
+    pub(crate) changing: tokio::sync::Mutex<()>,
     memory: Mutex<Memory>,
     /// Bytes of a merged model that are written, and how many there will be.
     merged: [AtomicU64; 2],
@@ -117,14 +139,36 @@ impl MergeContext {
                 limited_runtime(limit)?
             }
         };
-        let session = SessionContext::new_with_config_rt(session_config, runtime);
-        aggregates::all().into_iter().chain(merges::all()).for_each(|f| session.register_udaf(f));
-        scalars::all().into_iter().for_each(|f| session.register_udf(f));
+        let state = SessionStateBuilder::new().with_config(session_config).with_runtime_env(runtime).with_default_features();
+        let client = config.cluster.as_ref().map(Client::new).transpose()?;
+        let state = match client.as_ref().zip(config.cluster.as_ref()) {
+            Some((client, cluster)) => client.distribute(state, cluster)?,
+            None => state,
+        };
+        let session = SessionContext::new_with_state(state.build());
+        let (aggregates, scalars) = functions();
+        aggregates.into_iter().for_each(|f| session.register_udaf(f));
+        scalars.into_iter().for_each(|f| session.register_udf(f));
         let store = config.db.as_deref().map(Store::open).transpose()?;
-        let shared = Shared { store, memory: Mutex::new(Memory::default()), merged: Default::default() };
+        let names = Arc::new(Names::default());
+        let defaults = session.state().config().options().catalog.clone();
+        if let Some(catalog) = session.catalog(&defaults.default_catalog) {
+            catalog.register_schema(&defaults.default_schema, names.clone())?;
+        }
+        let shared = Shared {
+            store,
+            access: config.access,
+            cluster: client,
+            names,
+            changing: tokio::sync::Mutex::default(),
+            memory: Mutex::new(Memory::default()),
+            merged: Default::default(),
+        };
         let context = MergeContext { session, shared: Arc::new(shared) };
         explain::register(context.session(), Arc::downgrade(&context.shared));
-        models::register(context.session())?;
+        if !config.access.no_files {
+            models::register(context.session())?;
+        }
         Ok(context)
     }
 
@@ -150,10 +194,18 @@ impl MergeContext {
     /// # Errors
     /// What planning fails with.
     pub async fn stream(&self, frame: DataFrame) -> Result<SendableRecordBatchStream> {
+        if let Some(cluster) = &self.shared.cluster {
+            return cluster.stream(self, frame).await;
+        }
         let tasks = Arc::new(frame.task_ctx());
         let plan = frame.create_physical_plan().await?;
-        self.memory(|m| m.running = Some(plan.clone()));
+        self.note_running(&plan);
         Ok(datafusion::physical_plan::execute_stream(plan, tasks)?)
+    }
+
+    /// Makes a plan the one whose progress is told.
+    pub(crate) fn note_running(&self, plan: &Arc<dyn ExecutionPlan>) {
+        self.memory(|m| m.running = Some(plan.clone()));
     }
 
     /// Rows that the sources of the running query have given so far, and how many they have if that is known.
@@ -176,7 +228,7 @@ impl MergeContext {
     /// # Errors
     /// As a statement that reads it.
     pub async fn register_source(&self, name: &str, path: &str) -> Result<()> {
-        let (provider, _) = self.open_path(path, &ReadOptions::default()).await?;
+        let (provider, _) = self.open_any(path, &ReadOptions::default()).await?;
         self.session.register_table(datafusion::common::TableReference::bare(name), provider)?;
         Ok(())
     }
@@ -196,19 +248,33 @@ impl MergeContext {
         lowered.await.map_err(|e: MergeError| MergeError(e.0.in_text(text)))
     }
 
-    async fn run(&self, text: &str) -> Result<DataFrame> {
+    pub(crate) async fn run(&self, text: &str) -> Result<DataFrame> {
         self.refresh().await?;
         match parse(text)? {
-            Statement::Merge { explain, merge } => self.run_merge(explain, *merge).await,
-            Statement::MergeInto { explain, target, merge } => self.merge_into(explain, &target, *merge).await,
-            Statement::MergeModels { explain, models } => models::run(self, explain, *models).await,
+            Statement::Merge { explain, merge } => {
+                let _changing = if merge.into.is_some() && explain == Explain::No { Some(self.changing().await?) } else { None };
+                self.run_merge(explain, *merge).await
+            }
+            Statement::MergeInto { explain, target, merge } => {
+                let _changing = if explain == Explain::No { Some(self.changing().await?) } else { None };
+                self.merge_into(explain, &target, *merge).await
+            }
+            Statement::MergeModels { explain, models } => {
+                self.check_files()?;
+                if !explain {
+                    self.check_writable()?;
+                }
+                models::run(self, explain, *models).await
+            }
             Statement::CreateStrategy { or_replace, name, body, text } => {
+                let _changing = self.changing().await?;
                 let (name_text, checked) = custom::check(self, or_replace, &name, body).await?;
                 self.change_strategies(|texts| drop(texts.insert(name_text.clone(), text.clone())))?;
                 self.memory(|m| drop(m.strategies.insert(name_text, checked)));
                 self.count("strategies", 1)
             }
             Statement::DropStrategy { if_exists, name } => {
+                let _changing = self.changing().await?;
                 match mergeql_lang::find_strategy(&self.user_strategies(), &name) {
                     Err(error) if error.code != Code::UnknownStrategy || !if_exists => return Err(error.into()),
                     _ => {}
@@ -223,6 +289,33 @@ impl MergeContext {
                 let sql = self.lower_pieces(&pieces).await?;
                 self.run_sql(&sql, text).await
             }
+        }
+    }
+
+    // What statements may do.
+
+    /// Lets one statement at a time change something.
+    pub(crate) async fn changing(&self) -> Result<tokio::sync::MutexGuard<'_, ()>> {
+        self.check_writable()?;
+        Ok(self.shared.changing.lock().await)
+    }
+
+    /// # Errors
+    /// `unsupported` if statements may change nothing.
+    pub(crate) fn check_writable(&self) -> Result<()> {
+        match self.shared.access.read_only {
+            true => Err(MergeError::new(Code::Unsupported, "the session is read-only: this statement would change something")),
+            false => Ok(()),
+        }
+    }
+
+    /// # Errors
+    /// `unsupported` if statements may name no files.
+    pub(crate) fn check_files(&self) -> Result<()> {
+        match self.shared.access.no_files {
+            true => Err(MergeError::new(Code::Unsupported, "files are not open to statements here")
+                .help("merge tables, or sources that the server was started with")),
+            false => Ok(()),
         }
     }
 
@@ -251,11 +344,11 @@ impl MergeContext {
         let mut relations = Vec::new();
         for source in &merge.sources[usize::from(matches!(first, First::Rows(_) | First::States(_)))..] {
             let resolved = self.resolve(&source.relation, &options).await?;
-            relations.push(self.adopt(resolved)?);
+            relations.push(self.adopt(resolved));
         }
         match first {
             First::None | First::Hidden => {}
-            First::Rows(target) => relations.insert(0, self.adopt(target)?),
+            First::Rows(target) => relations.insert(0, self.adopt(target)),
             First::States(mut target) => {
                 // Its columns hold values, not what the strategies read: the sources' own types count where they have the column.
                 let named = |written: &Name, column: &str| written.value == column;
@@ -268,7 +361,7 @@ impl MergeContext {
                     })
                 };
                 target.relation.columns.retain(|c| merge.key.iter().any(|k| named(k, &c.name)) || !in_sources(&c.name));
-                relations.insert(0, self.adopt(target)?);
+                relations.insert(0, self.adopt(target));
             }
         }
         Ok(bind(merge, relations, into, strategies, explain)?)
@@ -305,14 +398,11 @@ impl MergeContext {
         merge
     }
 
-    fn adopt(&self, resolved: Resolved) -> Result<mergeql_lang::plan::Relation> {
+    fn adopt(&self, resolved: Resolved) -> mergeql_lang::plan::Relation {
         if let Some((name, provider)) = resolved.table {
-            // The file may have changed since it was last read under this name.
-            let reference = datafusion::common::TableReference::bare(name);
-            self.session.deregister_table(reference.clone())?;
-            self.session.register_table(reference, provider)?;
+            self.shared.names.put_file(&name, provider);
         }
-        Ok(resolved.relation)
+        resolved.relation
     }
 
     async fn lower_merge(&self, merge: &Merge) -> Result<String> {
@@ -365,6 +455,7 @@ impl MergeContext {
     }
 
     async fn write_path(&self, path: &Name, into: &Target, rows: DataFrame, sorted: Option<usize>) -> Result<u64> {
+        self.check_files()?;
         let target = std::path::Path::new(&path.value);
         let format = Format::of_path(target).ok_or_else(|| {
             Diagnostic::at(Code::InvalidArgument, path.span, format!("the ending of `{}` tells no format", path.value))
@@ -380,7 +471,7 @@ impl MergeContext {
     }
 
     async fn write_table(&self, name: &str, into: &Target, rows: DataFrame, merge: &Merge, plan: &Plan) -> Result<DataFrame> {
-        if self.session.table_exist(datafusion::common::TableReference::bare(name))? && !into.or_replace {
+        if self.shared.names.has_table(name) && !into.or_replace {
             if into.if_not_exists {
                 return self.count("rows", 0);
             }
@@ -455,6 +546,11 @@ impl MergeContext {
     }
 }
 
+/// Every function of the catalogue.
+pub(crate) fn functions() -> (Vec<AggregateUDF>, Vec<ScalarUDF>) {
+    (aggregates::all().into_iter().chain(merges::all()).collect(), scalars::all())
+}
+
 /// What the leaves of a plan have given, and what they hold.
 fn leaves(plan: &Arc<dyn ExecutionPlan>) -> (usize, Option<usize>) {
     let children = plan.children();
@@ -475,7 +571,7 @@ fn bounded(config: SessionConfig) -> SessionConfig {
     config.with_target_partitions(1)
 }
 
-fn limited_runtime(limit: usize) -> Result<Arc<RuntimeEnv>> {
+pub(crate) fn limited_runtime(limit: usize) -> Result<Arc<RuntimeEnv>> {
     Ok(RuntimeEnvBuilder::new().with_memory_pool(Arc::new(FairSpillPool::new(limit))).build_arc()?)
 }
 

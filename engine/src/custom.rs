@@ -71,11 +71,7 @@ pub async fn check(context: &MergeContext, or_replace: bool, name: &Name, body: 
 /// Registers the function that folds the distinct values of a strategy, if it is a fold.
 pub fn register_fold(context: &MergeContext, name: &str, body: &StrategyBody) -> Result<()> {
     if let Some(fold) = Fold::of(name, body) {
-        context.session().register_udf(ScalarUDF::from(FoldUdf {
-            name: fold.function(),
-            fold: Folding(fold),
-            signature: Signature::any(1, Volatility::Immutable),
-        }));
+        context.session().register_udf(fold_function(fold));
     }
     Ok(())
 }
@@ -173,6 +169,17 @@ impl Folding {
         };
         Ok(laws.into_iter().map(outcome).collect())
     }
+}
+
+/// The function that folds the values of a strategy.
+pub(crate) fn fold_function(fold: Fold) -> ScalarUDF {
+    let name = fold.function();
+    ScalarUDF::from(FoldUdf { name, fold: Folding(fold), signature: Signature::any(1, Volatility::Immutable) })
+}
+
+/// The fold of such a function.
+pub(crate) fn fold_of(function: &ScalarUDF) -> Option<&Fold> {
+    function.inner().downcast_ref::<FoldUdf>().map(|f| &f.fold.0)
 }
 
 struct FoldUdf {

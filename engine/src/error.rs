@@ -60,8 +60,8 @@ impl From<arrow::error::ArrowError> for MergeError {
 
 impl From<DataFusionError> for MergeError {
     fn from(error: DataFusionError) -> MergeError {
-        if let Some(own) = find_own(&error) {
-            return own.clone().into();
+        if let Some(own) = own(&error) {
+            return own.into();
         }
         let text = error.strip_backtrace();
         let root = error.find_root();
@@ -145,6 +145,22 @@ fn plan_code(message: &str) -> Code {
     } else {
         Code::Syntax
     }
+}
+
+/// The core's own error inside a failure, which may have come over the network as text.
+pub(crate) fn own(error: &DataFusionError) -> Option<Error> {
+    find_own(error).cloned().or_else(|| read_own(&error.strip_backtrace()))
+}
+
+/// The error in a text that displays one.
+fn read_own(text: &str) -> Option<Error> {
+    let (code, rest) = text.split_once("error[")?.1.split_once("]: ")?;
+    let (message, help) = match rest.split_once("\n  = help: ") {
+        Some((message, help)) => (message, Some(help.lines().next().unwrap_or_default().to_owned())),
+        None => (rest, None),
+    };
+    let message = message.lines().next().unwrap_or_default().to_owned();
+    Some(Error { code: Code::parse(code)?, message, help })
 }
 
 /// The core's own error inside a chain of others.

@@ -47,8 +47,15 @@ pub async fn merge(
     for batch in &host {
         for row in 0..batch.num_rows() {
             let (kind, text) = (array_value_to_string(batch.column(0), row)?, array_value_to_string(batch.column(1), row)?);
-            text.lines().for_each(|line| add(&kind, line.to_owned()));
+            if kind != "physical_plan" || context.shared.cluster.is_none() {
+                text.lines().for_each(|line| add(&kind, line.to_owned()));
+            }
         }
+    }
+    if context.shared.cluster.is_some() && explain != Explain::Analyze {
+        // What EXPLAIN shows is planned before it is divided among workers.
+        let plan = session.sql(sql).await?.create_physical_plan().await?;
+        datafusion_distributed::display_plan_ascii(plan.as_ref(), false).lines().for_each(|line| add("stages", line.to_owned()));
     }
     let (items, details) = rows.into_iter().unzip();
     Ok(context.session().read_batch(texts(&[("item", items), ("detail", details)])?)?)

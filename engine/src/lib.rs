@@ -4,6 +4,7 @@
 //! `mergeql-lang`; this crate alone names DataFusion and Arrow.
 
 mod aggregates;
+pub mod cluster;
 pub mod columns;
 mod context;
 mod custom;
@@ -11,15 +12,20 @@ mod error;
 mod explain;
 mod into;
 mod merges;
+mod names;
 pub mod models;
+mod prepare;
 mod scalars;
+pub mod serve;
 pub mod sinks;
 pub mod sources;
 mod store;
 mod tables;
 mod text_files;
+mod text_scan;
 
-pub use context::{Config, MergeContext, collect, parse_size};
+pub use context::{Access, Config, MergeContext, collect, parse_size};
 pub use datafusion;
+pub use prepare::Prepared;
 pub use error::{MergeError, Result};
 pub use mergeql_tensors as tensors;

@@ -3,10 +3,10 @@
 use crate::columns::logical;
 use crate::context::MergeContext;
 use crate::error::{MergeError, Result};
-use crate::text_files::{self, Bytes, Layout, io};
+use crate::text_files::{Bytes, Layout, io};
+use crate::text_scan::TextTable;
 use arrow::datatypes::Schema;
 use datafusion::catalog::TableProvider;
-use datafusion::catalog::streaming::StreamingTable;
 use datafusion::common::TableReference;
 use datafusion::datasource::file_format::FileFormat;
 use datafusion::datasource::file_format::arrow::ArrowFormat;
@@ -57,7 +57,7 @@ impl Format {
 }
 
 /// What `WITH (...)` says about reading files.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ReadOptions {
     format: Option<Format>,
     header: Option<bool>,
@@ -150,7 +150,11 @@ impl MergeContext {
                 [catalog, schema, table] => TableReference::full(catalog.as_str(), schema.as_str(), table.as_str()),
                 _ => return Ok(None),
             };
-            if self.session().table_exist(reference.clone())? {
+            let there = match names.as_slice() {
+                [table] => self.shared.names.has_table(table),
+                _ => self.session().table_exist(reference.clone())?,
+            };
+            if there {
                 let provider = self.session().table_provider(reference).await?;
                 let sql = names.iter().map(|n| quote(n)).collect::<Vec<_>>().join(".");
                 // Of a table that keeps states, a merge reads the values.
@@ -184,8 +188,12 @@ impl MergeContext {
             MergeError(diagnostic)
         };
         let (provider, origin) = self.open_path(&text.value, options).await.map_err(place)?;
-        let name = format!("__mergeql_file_{origin}");
-        let columns = source_columns(&provider.schema())?;
+        let read_otherwise = if *options == ReadOptions::default() { String::new() } else { format!("{options:?}") };
+        let name = format!("__mergeql_file_{origin}{read_otherwise}");
+        let mut columns = source_columns(&provider.schema())?;
+        if let Some(text) = provider.downcast_ref::<TextTable>() {
+            columns.iter_mut().zip(&text.complete).for_each(|(column, complete)| column.nullable = !complete);
+        }
         // A text file that holds nothing has no columns; the binder lets it contribute nothing.
         let rows = if columns.is_empty() { Some(0) } else { None };
         Ok(Resolved {
@@ -196,6 +204,12 @@ impl MergeContext {
 
     /// Opens a file, folder or pattern as a table; also gives the path that rows count as coming from.
     pub(crate) async fn open_path(&self, text: &str, options: &ReadOptions) -> Result<(Arc<dyn TableProvider>, String)> {
+        self.check_files()?;
+        self.open_any(text, options).await
+    }
+
+    /// As [`MergeContext::open_path`], whatever statements may name.
+    pub(crate) async fn open_any(&self, text: &str, options: &ReadOptions) -> Result<(Arc<dyn TableProvider>, String)> {
         if text == "-" || text == "/dev/stdin" {
             let format = options.format.ok_or_else(|| {
                 MergeError::new(Code::InvalidArgument, "standard input has no ending to tell its format")
@@ -297,8 +311,7 @@ fn file_url(path: &Path) -> Result<ListingTableUrl> {
 }
 
 fn text_table(files: Vec<Bytes>, layout: Layout) -> Result<Arc<dyn TableProvider>> {
-    let (schema, partitions) = text_files::open(files, layout)?;
-    Ok(Arc::new(StreamingTable::try_new(schema, partitions)?))
+    Ok(Arc::new(TextTable::open(files, layout)?))
 }
 
 fn is_pattern(text: &str) -> bool {

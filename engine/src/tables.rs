@@ -29,12 +29,17 @@ impl MergeContext {
     /// The registered table that a name means, if there is one.
     pub(crate) fn table_name(&self, parts: &[Name]) -> Option<String> {
         let [name] = parts else { return None };
-        let exists = |n: &str| self.session.table_exist(datafusion::common::TableReference::bare(n)).unwrap_or(false);
+        let exists = |n: &str| self.shared.names.has_table(n);
         if exists(&name.value) {
             return Some(name.value.clone());
         }
         let folded = name.value.to_ascii_lowercase();
         (!name.quoted && exists(&folded)).then_some(folded)
+    }
+
+    /// Whether a table or view has this name, to the letter.
+    pub fn has_table(&self, name: &str) -> bool {
+        self.shared.names.has_table(name)
     }
 
     /// Names of tables and views, for suggestions and completion.
@@ -149,11 +154,12 @@ impl MergeContext {
 
     /// Puts a table under its name; one that keeps states hides its deleted rows behind a view.
     pub(crate) async fn publish(&self, name: &str, provider: Arc<dyn TableProvider>, resolution: Option<String>) -> Result<()> {
-        self.forget(name)?;
         let reference = datafusion::common::TableReference::bare(name.to_owned());
         match resolution {
             None => {
                 self.session.register_table(reference, provider)?;
+                self.session.deregister_table(datafusion::common::TableReference::bare(self.storage_name(name)))?;
+                self.memory(|m| drop(m.resolutions.remove(name)));
             }
             Some(resolution) => {
                 let storage = self.storage_name(name);
@@ -227,6 +233,7 @@ impl MergeContext {
     /// Runs SQL; `written` is the statement before its merges were lowered.
     pub(crate) async fn run_sql(&self, sql: &str, written: &str) -> Result<DataFrame> {
         if let Some(table) = single_call(sql, "mergeql_adopt") {
+            let _changing = self.changing().await?;
             return self.adopt_edits(&table).await;
         }
         if let Some(statement) = single_call(sql, "mergeql_sql") {
@@ -236,6 +243,15 @@ impl MergeContext {
             return Ok(self.session.read_batch(RecordBatch::try_new(schema, vec![Arc::new(text)])?)?);
         }
         let plan = self.plan_sql(sql).await?;
+        self.run_plan(plan, written).await
+    }
+
+    /// Runs the plan of a statement.
+    pub(crate) async fn run_plan(&self, plan: LogicalPlan, written: &str) -> Result<DataFrame> {
+        let _changing = match self.changes(&plan)? {
+            true => Some(self.changing().await?),
+            false => None,
+        };
         match (&plan, &self.shared.store) {
             (LogicalPlan::Ddl(DdlStatement::CreateMemoryTable(create)), store) => {
                 let name = create.name.table().to_owned();
@@ -310,9 +326,10 @@ impl MergeContext {
         let statement = state.sql_to_statement(sql, &state.config_options().sql_parser.dialect)?;
         for reference in state.resolve_table_references(&statement)? {
             let path = std::path::Path::new(reference.table());
-            if Format::of_path(path).is_some() && !self.session.table_exist(reference.clone())? {
+            let bare = matches!(reference, datafusion::common::TableReference::Bare { .. });
+            if bare && Format::of_path(path).is_some() && !self.shared.names.has_table(reference.table()) {
                 let (provider, _) = self.open_path(reference.table(), &ReadOptions::default()).await?;
-                self.session.register_table(reference, provider)?;
+                self.shared.names.put_file(reference.table(), provider);
             }
         }
         Ok(state.statement_to_plan(statement).await?)
@@ -349,7 +366,7 @@ fn table_schema(new: &Schema, old: Option<SchemaRef>) -> SchemaRef {
 }
 
 /// The text argument of `SELECT function('text')`, for the two functions that need the session and so stand alone.
-fn single_call(sql: &str, function: &str) -> Option<String> {
+pub(crate) fn single_call(sql: &str, function: &str) -> Option<String> {
     let rest = sql.trim().trim_end_matches(';').trim_end();
     let (select, rest) = rest.split_at_checked(6)?;
     let (name, arguments) = rest.trim_start().split_at_checked(function.len())?;

@@ -1,17 +1,10 @@
-//! CSV, TSV, JSON and NDJSON files as streaming tables.
+//! CSV, TSV, JSON and NDJSON files: what they hold.
 //!
 //! Types are inferred over every row of every file of a source together, so that what a column is never depends on which rows come
 //! first; an unquoted empty CSV field is NULL, `""` is empty text (R1).
 
-use crate::columns::{external, physical};
-use arrow::csv::ReaderBuilder as CsvBuilder;
-use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
-use arrow::error::ArrowError;
-use arrow::json::ReaderBuilder as JsonBuilder;
-use datafusion::common::Result as DfResult;
-use datafusion::execution::{SendableRecordBatchStream, TaskContext};
-use datafusion::physical_plan::stream::RecordBatchReceiverStream;
-use datafusion::physical_plan::streaming::PartitionStream;
+use crate::columns::physical;
+use arrow::datatypes::{DataType, Field, Schema, TimeUnit};
 use mergeql_udfs::{Code, Error, Result, Type};
 use std::fs::File;
 use std::io::{BufRead, BufReader, Cursor, Read};
@@ -44,7 +37,7 @@ pub enum Bytes {
 }
 
 impl Bytes {
-    fn open(&self) -> Result<Box<dyn BufRead + Send>> {
+    pub(crate) fn open(&self) -> Result<Box<dyn BufRead + Send>> {
         match self {
             Bytes::Path(path) => {
                 let file = File::open(path).map_err(|e| io(path, e))?;
@@ -54,7 +47,7 @@ impl Bytes {
         }
     }
 
-    fn name(&self) -> String {
+    pub(crate) fn name(&self) -> String {
         match self {
             Bytes::Path(path) => path.display().to_string(),
             Bytes::Memory(_) => "standard input".to_owned(),
@@ -67,72 +60,22 @@ pub fn io(path: &Path, error: impl std::fmt::Display) -> Error {
     Error::new(Code::Io, format!("{}: {error}", path.display()))
 }
 
-/// A partition of a text source.
-#[derive(Debug)]
-pub struct TextFile {
-    bytes: Bytes,
-    layout: Layout,
-    schema: SchemaRef,
+/// What the files of a source hold together.
+pub struct Inferred {
+    /// Their columns. They may hold NULLs.
+    pub schema: Schema,
+    /// Whether each column has a value in every row.
+    pub complete: Vec<bool>,
 }
 
-/// Infers the schema of all files together, and makes a partition of each.
+/// Reads all files of a source to learn what they hold together.
 ///
 /// # Errors
 /// `io` for what cannot be read, `type_mismatch` for JSON whose fields clash, `duplicate_column` for a header that repeats a name.
-pub fn open(files: Vec<Bytes>, layout: Layout) -> Result<(SchemaRef, Vec<Arc<dyn PartitionStream>>)> {
-    let schema = match layout {
-        Layout::Csv { delimiter, header } => infer_csv(&files, delimiter, header)?,
-        Layout::Ndjson | Layout::Json => infer_json(&files, layout)?,
-    };
-    let schema: SchemaRef = Arc::new(schema);
-    let partition = |bytes| Arc::new(TextFile { bytes, layout, schema: schema.clone() }) as Arc<dyn PartitionStream>;
-    let partitions = files.into_iter().map(partition).collect();
-    Ok((schema, partitions))
-}
-
-impl PartitionStream for TextFile {
-    fn schema(&self) -> &SchemaRef {
-        &self.schema
-    }
-
-    fn execute(&self, context: Arc<TaskContext>) -> SendableRecordBatchStream {
-        let mut builder = RecordBatchReceiverStream::builder(self.schema.clone(), 2);
-        let (sender, schema, bytes, layout) = (builder.tx(), self.schema.clone(), self.bytes.clone(), self.layout);
-        let rows = context.session_config().batch_size();
-        builder.spawn_blocking(move || {
-            let place = |e: ArrowError| external(Error::new(Code::Io, format!("{}: {e}", bytes.name())));
-            let send = |batch: DfResult<_>| sender.blocking_send(batch).is_ok();
-            match layout {
-                Layout::Csv { delimiter, header } => {
-                    let marked = MarkNulls::new(bytes.open().map_err(external)?, delimiter);
-                    let reader = CsvBuilder::new(schema)
-                        .with_header(header)
-                        .with_delimiter(delimiter)
-                        .with_batch_size(rows)
-                        .with_null_regex(NULL_PATTERN.clone())
-                        .build_buffered(BufReader::with_capacity(1 << 18, marked))
-                        .map_err(place)?;
-                    for batch in reader {
-                        if !send(batch.map_err(place)) {
-                            break;
-                        }
-                    }
-                }
-                Layout::Ndjson | Layout::Json => {
-                    let input: Box<dyn BufRead> = match layout {
-                        Layout::Json => Box::new(Cursor::new(as_lines(&bytes).map_err(external)?)),
-                        _ => bytes.open().map_err(external)?,
-                    };
-                    for batch in JsonBuilder::new(schema).with_batch_size(rows).build(input).map_err(place)? {
-                        if !send(batch.map_err(place)) {
-                            break;
-                        }
-                    }
-                }
-            }
-            Ok(())
-        });
-        builder.build()
+pub fn infer(files: &[Bytes], layout: Layout) -> Result<Inferred> {
+    match layout {
+        Layout::Csv { delimiter, header } => infer_csv(files, delimiter, header),
+        Layout::Ndjson | Layout::Json => infer_json(files, layout),
     }
 }
 
@@ -140,12 +83,12 @@ impl PartitionStream for TextFile {
 
 /// What stands for NULL between [`MarkNulls`] and the CSV reader: bytes that no text file has a reason to hold.
 const NULL_MARK: &[u8] = b"\x1a\x00\x1a";
-static NULL_PATTERN: LazyLock<regex::Regex> =
+pub(crate) static NULL_PATTERN: LazyLock<regex::Regex> =
     LazyLock::new(|| regex::Regex::new("^\x1a\x00\x1a$").expect("invariant: the pattern is valid"));
 
 /// Writes [`NULL_MARK`] into every unquoted empty field, because a CSV reader does not say which fields were quoted. A line with
 /// nothing on it is no record.
-struct MarkNulls<R> {
+pub(crate) struct MarkNulls<R> {
     inner: R,
     delimiter: u8,
     out: Vec<u8>,
@@ -158,7 +101,7 @@ struct MarkNulls<R> {
 }
 
 impl<R: BufRead> MarkNulls<R> {
-    fn new(inner: R, delimiter: u8) -> MarkNulls<R> {
+    pub(crate) fn new(inner: R, delimiter: u8) -> MarkNulls<R> {
         let out = Vec::with_capacity(1 << 18);
         MarkNulls {
             inner,
@@ -241,6 +184,10 @@ struct Guess {
     fine: bool,
     /// A whole number was seen that a double cannot hold.
     inexact: bool,
+    /// A record without a value was seen.
+    missing: bool,
+    /// Objects with a value that were seen.
+    values: usize,
 }
 
 /// A whole number that a double cannot hold exactly.
@@ -267,6 +214,8 @@ impl Guess {
         zoned: true,
         fine: false,
         inexact: false,
+        missing: false,
+        values: 0,
     };
 
     fn see(&mut self, field: &str) {
@@ -373,7 +322,7 @@ fn temporal(field: &str) -> Option<Option<(bool, bool)>> {
     }
 }
 
-fn infer_csv(files: &[Bytes], delimiter: u8, header: bool) -> Result<Schema> {
+fn infer_csv(files: &[Bytes], delimiter: u8, header: bool) -> Result<Inferred> {
     let mut columns: Vec<(String, Guess)> = Vec::new();
     for bytes in files {
         let problem = |message: String| Error::new(Code::Io, format!("{}: {message}", bytes.name()));
@@ -417,6 +366,8 @@ fn infer_csv(files: &[Bytes], delimiter: u8, header: bool) -> Result<Schema> {
                         problem(format!("line {line} is not UTF-8")).with_help("convert the file to UTF-8 first")
                     })?;
                     guess.see(text);
+                } else {
+                    guess.missing = true;
                 }
             }
         }
@@ -427,7 +378,9 @@ fn infer_csv(files: &[Bytes], delimiter: u8, header: bool) -> Result<Schema> {
     if let Some((name, _)) = columns.iter().find(|(_, g)| g.inexact && g.data_type() == DataType::Float64) {
         return Err(inexact(name));
     }
-    Ok(Schema::new(columns.into_iter().map(|(name, guess)| Field::new(name, guess.data_type(), true)).collect::<Vec<_>>()))
+    let complete = columns.iter().map(|(_, guess)| !guess.missing).collect();
+    let fields = columns.into_iter().map(|(name, guess)| Field::new(name, guess.data_type(), true));
+    Ok(Inferred { schema: Schema::new(fields.collect::<Vec<_>>()), complete })
 }
 
 // JSON.
@@ -437,7 +390,7 @@ fn malformed(bytes: &Bytes, line: usize, message: impl std::fmt::Display) -> Err
 }
 
 /// The objects of a JSON file as lines.
-fn as_lines(bytes: &Bytes) -> Result<Vec<u8>> {
+pub(crate) fn as_lines(bytes: &Bytes) -> Result<Vec<u8>> {
     let mut out = Vec::new();
     each_object(bytes, Layout::Json, |_, object| {
         serde_json::to_writer(&mut out, object).map_err(|e| malformed(bytes, 0, e))?;
@@ -500,10 +453,12 @@ fn kind(value: &serde_json::Value) -> &'static str {
 }
 
 /// Text that is a date or a timestamp in every row is one, as in CSV.
-fn infer_json(files: &[Bytes], layout: Layout) -> Result<Schema> {
+fn infer_json(files: &[Bytes], layout: Layout) -> Result<Inferred> {
+    let mut rows = 0;
     let mut columns: Vec<(String, Type, Guess)> = Vec::new();
     for bytes in files {
         each_object(bytes, layout, |line, object| {
+            rows += 1;
             for (name, value) in object {
                 let ty = json_type(value);
                 let at = match columns.iter().position(|(n, ..)| n == name) {
@@ -514,6 +469,7 @@ fn infer_json(files: &[Bytes], layout: Layout) -> Result<Schema> {
                     }
                 };
                 let (_, seen, guess) = &mut columns[at];
+                guess.values += usize::from(!value.is_null());
                 if *seen != ty {
                     *seen = Type::widen(seen, &ty).map_err(|_| {
                         Error::type_mismatch(format!(
@@ -539,7 +495,8 @@ fn infer_json(files: &[Bytes], layout: Layout) -> Result<Schema> {
         temporal @ (DataType::Date32 | DataType::Timestamp(..)) if *ty == Type::Text => Field::new(name, temporal, true),
         _ => Field::new(name, physical(ty), true),
     };
-    Ok(Schema::new(columns.iter().map(field).collect::<Vec<_>>()))
+    let complete = columns.iter().map(|(_, _, guess)| guess.values == rows).collect();
+    Ok(Inferred { schema: Schema::new(columns.iter().map(field).collect::<Vec<_>>()), complete })
 }
 
 fn json_type(value: &serde_json::Value) -> Type {

@@ -182,27 +182,9 @@ pub unsafe fn owned_by<T>(context: pg_sys::MemoryContext, value: T) -> *mut T {
     }
 }
 
-/// The SQLSTATE of a code: Postgres' own where it has one for the case.
-fn sqlstate(code: Code) -> &'static [u8; 5] {
-    match code {
-        Code::Syntax => b"42601",
-        Code::UnknownSource => b"42P01",
-        Code::UnknownColumn => b"42703",
-        Code::UnknownStrategy => b"42883",
-        Code::DuplicateColumn => b"42701",
-        Code::DuplicateSource => b"42712",
-        Code::TypeMismatch => b"42804",
-        Code::NotAState | Code::CorruptState => b"22P03",
-        Code::LimitExceeded => b"54000",
-        Code::Unsupported | Code::NeedsState | Code::UnverifiedStrategy => b"0A000",
-        Code::Io => b"58030",
-        _ => b"22023",
-    }
-}
-
 /// Postgres packs five characters into an integer, six bits each.
-fn packed(state: &[u8; 5]) -> c_int {
-    state.iter().enumerate().fold(0, |packed, (i, c)| packed | (c_int::from(c - b'0') & 0x3f) << (6 * i))
+fn packed(state: &str) -> c_int {
+    state.bytes().enumerate().fold(0, |packed, (i, c)| packed | (c_int::from(c - b'0') & 0x3f) << (6 * i))
 }
 
 fn c_text(text: &str) -> CString {
@@ -213,20 +195,10 @@ fn c_text(text: &str) -> CString {
 pub fn raise(failure: impl Into<Failure>) -> ! {
     let Failure { diagnostic, statement } = failure.into();
     let message = c_text(&format!("error[{}]: {}", diagnostic.code, diagnostic.message));
-    let place = diagnostic.span.map(|span| {
-        let label = diagnostic.label.as_deref().map_or(String::new(), |l| format!(" {l}"));
-        let (before, width) = (span.column.saturating_sub(1) as usize, span.end.saturating_sub(span.column).max(1) as usize);
-        let (space, carets) = (" ".repeat(before), "^".repeat(width));
-        format!("line {}, column {}\n{}\n{space}{carets}{label}", span.line, span.column, diagnostic.line)
-    });
-    let detail = place.or_else(|| diagnostic.label.clone()).map(|d| c_text(&d));
+    let detail = diagnostic.detail().map(|d| c_text(&d));
     let hint = diagnostic.help.as_ref().or(diagnostic.label.as_ref()).map(|h| c_text(h));
-    let position = diagnostic.span.zip(statement).map(|(span, text)| {
-        let lines = text.split('\n').take(span.line.saturating_sub(1) as usize);
-        let before: usize = lines.map(|line| line.chars().count() + 1).sum();
-        (c_text(&text), before + span.column as usize)
-    });
-    report(packed(sqlstate(diagnostic.code)), &message, detail.as_ref(), hint.as_ref(), position)
+    let position = statement.and_then(|text| Some((c_text(&text), diagnostic.position(&text)?)));
+    report(packed(diagnostic.code.sqlstate()), &message, detail.as_ref(), hint.as_ref(), position)
 }
 
 fn report(code: c_int, message: &CString, detail: Option<&CString>, hint: Option<&CString>, place: Option<(CString, usize)>) -> ! {

@@ -123,6 +123,26 @@ impl Diagnostic {
     }
 }
 
+impl Diagnostic {
+    /// Where the error is, as the DETAIL of hosts that have one: line and column, the line itself, carets under the place.
+    pub fn detail(&self) -> Option<String> {
+        let place = self.span.map(|span| {
+            let label = self.label.as_deref().map_or(String::new(), |l| format!(" {l}"));
+            let (before, width) = (span.column.saturating_sub(1) as usize, span.end.saturating_sub(span.column).max(1) as usize);
+            let (space, carets) = (" ".repeat(before), "^".repeat(width));
+            format!("line {}, column {}\n{}\n{space}{carets}{label}", span.line, span.column, self.line)
+        });
+        place.or_else(|| self.label.clone())
+    }
+
+    /// The place as a count of characters from the beginning of the statement, from 1.
+    pub fn position(&self, text: &str) -> Option<usize> {
+        let span = self.span?;
+        let lines = text.split('\n').take(span.line.saturating_sub(1) as usize);
+        Some(lines.map(|line| line.chars().count() + 1).sum::<usize>() + span.column as usize)
+    }
+}
+
 /// The first place where a name stands as a word of its own, in any case of letters.
 fn find_word(text: &str, name: &str) -> Option<Span> {
     let is_part = |c: char| c.is_alphanumeric() || c == '_';

@@ -73,6 +73,24 @@ impl Code {
         }
     }
 
+    /// The code in SQL's own terms (SQLSTATE), as Postgres names the case where it has one.
+    pub fn sqlstate(self) -> &'static str {
+        match self {
+            Code::Syntax => "42601",
+            Code::UnknownSource => "42P01",
+            Code::UnknownColumn => "42703",
+            Code::UnknownStrategy => "42883",
+            Code::DuplicateColumn => "42701",
+            Code::DuplicateSource => "42712",
+            Code::TypeMismatch => "42804",
+            Code::NotAState | Code::CorruptState => "22P03",
+            Code::LimitExceeded => "54000",
+            Code::Unsupported | Code::NeedsState | Code::UnverifiedStrategy => "0A000",
+            Code::Io => "58030",
+            _ => "22023",
+        }
+    }
+
     /// The code with this name.
     pub fn parse(name: &str) -> Option<Code> {
         Code::ALL.into_iter().find(|code| code.as_str() == name)

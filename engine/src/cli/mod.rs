@@ -4,9 +4,12 @@ mod models;
 mod output;
 mod progress;
 mod repl;
+mod serve;
 
 use clap::{Parser, Subcommand};
-use mergeql::{Config, MergeContext, MergeError, parse_size};
+use mergeql::cluster::Cluster;
+use mergeql::serve::Credentials;
+use mergeql::{Access, Config, MergeContext, MergeError, parse_size};
 use output::{Output, Style};
 use std::io::{IsTerminal, Read};
 use std::path::PathBuf;
@@ -29,17 +32,26 @@ struct Arguments {
     #[arg(short = 'o', long, value_name = "FILE")]
     output: Option<PathBuf>,
     /// Give a file, folder or pattern a name
-    #[arg(long = "source", value_name = "NAME=PATH")]
+    #[arg(long = "source", value_name = "NAME=PATH", global = true)]
     sources: Vec<String>,
     /// Keep tables and strategies in this folder
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", global = true)]
     db: Option<PathBuf>,
     /// Threads of a query [default: one a core]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", global = true)]
     threads: Option<usize>,
     /// Memory of a query, like 2GB; beyond it states spill to disk
-    #[arg(long, value_name = "SIZE")]
+    #[arg(long, value_name = "SIZE", global = true)]
     memory_limit: Option<String>,
+    /// Run statements on the workers of this file, a line `host:port` each
+    #[arg(long, value_name = "FILE", global = true)]
+    cluster: Option<PathBuf>,
+    /// The file of tokens whose first one the workers are shown
+    #[arg(long, value_name = "FILE", global = true, requires = "cluster")]
+    cluster_token_file: Option<PathBuf>,
+    /// Bytes of input that make one more worker worth it, like 8MB
+    #[arg(long, value_name = "SIZE", global = true, requires = "cluster")]
+    task_size: Option<String>,
     #[command(subcommand)]
     command: Option<Command>,
 }
@@ -63,6 +75,10 @@ enum Command {
     /// Keep the set of models of a merge: add, remove, join, show, resolve
     #[command(subcommand)]
     ModelSet(models::ModelSet),
+    /// Serve the session to other programs: Postgres' protocol, Arrow Flight SQL
+    Serve(Box<serve::Serve>),
+    /// Run stages of other machines' statements (their --cluster names this one)
+    Worker(serve::Work),
     /// Print the plain SQL that a MERGE stands for
     Lower {
         /// The statement
@@ -94,8 +110,9 @@ fn report(error: &MergeError) -> ExitCode {
 pub async fn run() -> ExitCode {
     let arguments = Arguments::parse();
     let interactive = arguments.commands.is_empty() && arguments.file.is_empty() && arguments.command.is_none();
-    let result = if interactive && std::io::stdin().is_terminal() {
-        // The session looks after Ctrl-C itself: it stops a statement, not the program.
+    let serves = matches!(arguments.command, Some(Command::Serve(_) | Command::Worker(_)));
+    let result = if serves || interactive && std::io::stdin().is_terminal() {
+        // A server stops when it is told to, and the session looks after Ctrl-C itself: it stops a statement, not the program.
         dispatch(arguments).await
     } else {
         match interruptible(dispatch(arguments)).await {
@@ -160,7 +177,25 @@ async fn dispatch(arguments: Arguments) -> Result<ExitCode, MergeError> {
         None => None,
         Some(text) => Some(parse_size(text).ok_or_else(|| bad(format!("`{text}` is no size; write 2GB or 500MB")))?),
     };
-    let context = MergeContext::new(Config { threads: arguments.threads, memory_limit, db: arguments.db.clone() })?;
+    if let Some(Command::Worker(command)) = &arguments.command {
+        return serve::work(command, memory_limit).await;
+    }
+    let cluster = arguments.cluster.as_deref().map(Cluster::read).transpose()?;
+    let cluster = match cluster {
+        None => None,
+        Some(cluster) => {
+            let token = Credentials::read(None, arguments.cluster_token_file.as_deref())?.token().map(str::to_owned);
+            let size = arguments.task_size.as_deref().map(|text| {
+                parse_size(text).ok_or_else(|| bad(format!("`{text}` is no size; write 8MB or 500KB")))
+            });
+            Some(Cluster { token, task_size: size.transpose()?.unwrap_or(Cluster::TASK_SIZE), ..cluster })
+        }
+    };
+    let access = match &arguments.command {
+        Some(Command::Serve(command)) => command.access(),
+        _ => Access::default(),
+    };
+    let context = MergeContext::new(Config { threads: arguments.threads, memory_limit, db: arguments.db.clone(), access, cluster })?;
     for source in &arguments.sources {
         let (name, path) = source.split_once('=').ok_or_else(|| bad(format!("--source takes NAME=PATH, not `{source}`")))?;
         context.register_source(name, path).await?;
@@ -168,6 +203,7 @@ async fn dispatch(arguments: Arguments) -> Result<ExitCode, MergeError> {
     match &arguments.command {
         Some(Command::MergeModels(command)) => return models::merge(&context, command).await,
         Some(Command::Migrate(command)) => return models::migrate(command),
+        Some(Command::Serve(command)) => return serve::run(context, command).await,
         Some(Command::TensorReport(command)) => return models::report(command).await,
         Some(Command::ModelSet(command)) => {
             return models::set(&context, command, &Output::new(arguments.format, arguments.output.clone())?).await;

@@ -1,0 +1,68 @@
+//! How the inputs that are ours are divided among workers: text files by file, tables in memory by batch.
+
+use crate::text_files::{Bytes, Layout};
+use crate::text_scan::TextScan;
+use arrow::array::RecordBatch;
+use datafusion::catalog::memory::{DataSourceExec, MemorySourceConfig};
+use datafusion::common::Result;
+use datafusion::physical_plan::ExecutionPlan;
+use datafusion_distributed::{
+    DesiredTaskCountEvent, DesiredTaskCountEventResponse, DistributedLeafExec, ScaleUpLeafNodeEvent, ScaleUpLeafNodeEventResponse,
+};
+use std::sync::Arc;
+
+fn memory(plan: &Arc<dyn ExecutionPlan>) -> Option<&MemorySourceConfig> {
+    plan.downcast_ref::<DataSourceExec>()?.data_source().downcast_ref::<MemorySourceConfig>()
+}
+
+fn batches(source: &MemorySourceConfig) -> usize {
+    source.partitions().iter().map(Vec::len).sum()
+}
+
+/// On how many workers a leaf is worth running: one for each file, or for each batch in memory.
+#[allow(clippy::needless_pass_by_value)] // the handler's signature
+pub(super) fn desired(event: DesiredTaskCountEvent<'_>) -> Option<Result<DesiredTaskCountEventResponse>> {
+    let tasks = match event.plan.downcast_ref::<TextScan>() {
+        Some(scan) => scan.files.len(),
+        None => batches(memory(event.plan)?),
+    };
+    Some(Ok(DesiredTaskCountEventResponse::desired(tasks.max(1))))
+}
+
+/// The part of each worker.
+#[allow(clippy::needless_pass_by_value)] // the handler's signature
+pub(super) fn scale_up(event: ScaleUpLeafNodeEvent<'_>) -> Option<Result<ScaleUpLeafNodeEventResponse>> {
+    let parts = match event.plan.downcast_ref::<TextScan>() {
+        Some(scan) => files(scan, event.task_count),
+        None => tables(memory(event.plan)?, event.task_count),
+    };
+    let leaf = parts.and_then(|parts| DistributedLeafExec::try_new(event.plan.clone(), parts));
+    Some(leaf.map(|leaf| ScaleUpLeafNodeEventResponse::new(Arc::new(leaf))))
+}
+
+/// Every part has the same number of partitions: those with fewer files read nothing in the last ones.
+fn files(scan: &TextScan, tasks: usize) -> Result<Vec<Arc<dyn ExecutionPlan>>> {
+    let each = scan.files.len().div_ceil(tasks);
+    // An empty CSV file without a header has no rows whatever its columns; an empty NDJSON file neither.
+    let layout = scan.layout;
+    let nothing = || Bytes::Memory(if layout == Layout::Json { Arc::from(*b"[]") } else { Arc::from([]) });
+    (0..tasks)
+        .map(|task| {
+            let mut files: Vec<Bytes> = scan.files.iter().skip(task).step_by(tasks).cloned().collect();
+            files.resize_with(each, nothing);
+            let part = TextScan::new(files, layout, scan.schema.clone(), scan.projection.clone())?;
+            Ok(Arc::new(part) as Arc<dyn ExecutionPlan>)
+        })
+        .collect()
+}
+
+fn tables(source: &MemorySourceConfig, tasks: usize) -> Result<Vec<Arc<dyn ExecutionPlan>>> {
+    let all: Vec<&RecordBatch> = source.partitions().iter().flatten().collect();
+    (0..tasks)
+        .map(|task| {
+            let mine: Vec<RecordBatch> = all.iter().skip(task).step_by(tasks).map(|b| (*b).clone()).collect();
+            let part = MemorySourceConfig::try_new(&[mine], source.original_schema(), source.projection().clone())?;
+            Ok(DataSourceExec::from_data_source(part) as Arc<dyn ExecutionPlan>)
+        })
+        .collect()
+}

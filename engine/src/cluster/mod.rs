@@ -1,0 +1,284 @@
+//! Many machines: the same plans, their stages run by workers (`mergeql worker`), on datafusion-distributed.
+//!
+//! A merge is idempotent, so what a lost worker was doing is done again by the others. Rows leave here only when an attempt has come to
+//! its end: a reader never sees rows of two attempts.
+
+mod codec;
+mod leaves;
+mod spool;
+mod worker;
+
+use crate::context::MergeContext;
+use crate::error::{MergeError, Result};
+use crate::text_files::io;
+use async_trait::async_trait;
+pub(crate) use codec::Codec;
+use datafusion::common::DataFusionError;
+use datafusion::execution::{SendableRecordBatchStream, SessionStateBuilder};
+use datafusion::physical_plan::execute_stream;
+use datafusion::prelude::DataFrame;
+use datafusion_distributed::grpc::{BoxCloneSyncChannel, create_worker_client};
+use datafusion_distributed::{
+    ChannelResolver, DistributedExt, GetWorkerInfoRequest, SessionStateBuilderExt, WorkerChannel, WorkerResolver,
+};
+use futures::future::join_all;
+use futures::{StreamExt, TryStreamExt};
+use mergeql_udfs::Code;
+use spool::Spool;
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tonic::metadata::AsciiMetadataValue;
+use url::Url;
+pub use worker::{Options as WorkerOptions, Worker};
+
+/// The workers that statements run on.
+#[derive(Debug, Clone)]
+pub struct Cluster {
+    /// Where they listen, like `http://10.0.0.7:7001`.
+    pub workers: Vec<Url>,
+    /// The token that they ask for.
+    pub token: Option<String>,
+    /// Bytes of input that make a worker of its own worth it.
+    pub task_size: usize,
+}
+
+impl Cluster {
+    /// Input for one worker, if nothing else is asked for.
+    pub const TASK_SIZE: usize = 8 << 20;
+
+    /// Reads a file of workers: a line `host:port` each. Empty lines and lines that begin with `#` are left out.
+    ///
+    /// # Errors
+    /// `io` if it cannot be read, `invalid_argument` for a line that is no address, or if there is none.
+    pub fn read(path: &Path) -> Result<Cluster> {
+        let text = std::fs::read_to_string(path).map_err(|e| MergeError::from(io(path, e)))?;
+        let bad = |what: String| MergeError::new(Code::InvalidArgument, format!("{}: {what}", path.display()));
+        let mut workers = Vec::new();
+        for line in text.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with('#')) {
+            let whole = if line.contains("://") { line.to_owned() } else { format!("http://{line}") };
+            let url = Url::parse(&whole).ok().filter(|u| u.scheme() == "http" && u.port().is_some());
+            workers.push(url.ok_or_else(|| bad(format!("`{line}` is not `host:port`")))?);
+        }
+        if workers.is_empty() {
+            return Err(bad("it names no workers".to_owned()));
+        }
+        Ok(Cluster { workers, token: None, task_size: Self::TASK_SIZE })
+    }
+}
+
+/// The workers as a session sees them.
+pub(crate) struct Client {
+    all: Vec<Url>,
+    alive: Alive,
+    channels: Channels,
+}
+
+/// Those that answered when a statement began.
+#[derive(Clone, Default)]
+struct Alive(Arc<Mutex<Vec<Url>>>);
+
+impl WorkerResolver for Alive {
+    fn get_urls(&self) -> datafusion::common::Result<Vec<Url>> {
+        Ok(self.0.lock().unwrap_or_else(PoisonError::into_inner).clone())
+    }
+}
+
+impl Client {
+    pub(crate) fn new(cluster: &Cluster) -> Result<Client> {
+        let alive = Alive(Arc::new(Mutex::new(cluster.workers.clone())));
+        Ok(Client { all: cluster.workers.clone(), alive, channels: Channels::new(cluster.token.as_deref())? })
+    }
+
+    /// A session state whose plans run on the workers.
+    pub(crate) fn distribute(&self, state: SessionStateBuilder, cluster: &Cluster) -> Result<SessionStateBuilder> {
+        Ok(state
+            .with_distributed_worker_resolver(self.alive.clone())
+            .with_distributed_channel_resolver(self.channels.clone())
+            .with_distributed_user_codec(Codec)
+            .with_distributed_desired_task_count_handler(leaves::desired)
+            .with_distributed_scale_up_leaf_node_handler(leaves::scale_up)
+            .with_distributed_file_scan_config_bytes_per_partition(cluster.task_size.max(1))?
+            .with_distributed_planner())
+    }
+
+    /// Asks every worker whether it is there.
+    async fn gather(&self) -> Result<()> {
+        let answers = join_all(self.all.iter().map(|url| self.channels.greet(url))).await;
+        let mut alive = Vec::new();
+        let mut reasons = Vec::new();
+        for (url, answer) in self.all.iter().zip(answers) {
+            match answer {
+                Ok(version) if version == VERSION => alive.push(url.clone()),
+                Ok(version) => {
+                    return Err(MergeError::new(
+                        Code::Unsupported,
+                        format!("the worker {} is of version {version}, this client of {VERSION}", address(url)),
+                    )
+                    .help("run the same version everywhere"));
+                }
+                Err(reason) => reasons.push(format!("{}: {reason}", address(url))),
+            }
+        }
+        if alive.is_empty() {
+            return Err(MergeError::new(Code::Io, format!("no worker of the cluster answers ({})", reasons.join("; ")))
+                .help("nothing was written; start the workers with `mergeql worker`, or run without --cluster"));
+        }
+        *self.alive.0.lock().unwrap_or_else(PoisonError::into_inner) = alive;
+        Ok(())
+    }
+
+    /// Runs a query, again if workers are lost.
+    pub(crate) async fn stream(&self, context: &MergeContext, frame: DataFrame) -> Result<SendableRecordBatchStream> {
+        let mut left = self.all.len() + 1;
+        loop {
+            self.gather().await?;
+            left -= 1;
+            match attempt(context, frame.clone()).await {
+                Ok(rows) => return Ok(rows),
+                Err(error) if left > 0 && may_be_loss(&error) => tokio::time::sleep(Duration::from_millis(200)).await,
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
+
+/// What workers and clients have to agree on.
+pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+fn address(url: &Url) -> String {
+    format!("{}:{}", url.host_str().unwrap_or_default(), url.port().unwrap_or_default())
+}
+
+async fn attempt(context: &MergeContext, frame: DataFrame) -> datafusion::common::Result<SendableRecordBatchStream> {
+    let tasks = Arc::new(frame.task_ctx());
+    let plan = frame.create_physical_plan().await?;
+    context.note_running(&plan);
+    let mut rows = execute_stream(plan, tasks)?;
+    let mut spool = Spool::new(rows.schema());
+    while let Some(batch) = rows.try_next().await? {
+        spool.push(batch)?;
+    }
+    spool.read()
+}
+
+/// Whether the network or a worker can be to blame. What the statement or its data is to blame for fails again on every worker.
+fn may_be_loss(error: &DataFusionError) -> bool {
+    if crate::error::own(error).is_some() {
+        return false;
+    }
+    !matches!(
+        error.find_root(),
+        DataFusionError::SQL(..)
+            | DataFusionError::Plan(_)
+            | DataFusionError::SchemaError(..)
+            | DataFusionError::NotImplemented(_)
+            | DataFusionError::Configuration(_)
+            | DataFusionError::ResourcesExhausted(_)
+            | DataFusionError::ArrowError(..)
+    )
+}
+
+// Connections.
+
+/// One connection a worker, kept for all statements.
+#[derive(Clone)]
+pub(crate) struct Channels {
+    token: Option<AsciiMetadataValue>,
+    open: Arc<Mutex<HashMap<Url, BoxCloneSyncChannel>>>,
+}
+
+impl Channels {
+    pub(crate) fn new(token: Option<&str>) -> Result<Channels> {
+        let header = |token: &str| {
+            format!("Bearer {token}").parse().map_err(|_| MergeError::new(Code::InvalidArgument, "the token is not plain ASCII text"))
+        };
+        Ok(Channels { token: token.map(header).transpose()?, open: Arc::default() })
+    }
+
+    fn channel(&self, url: &Url) -> datafusion::common::Result<BoxCloneSyncChannel> {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(channel) = open.get(url) {
+            return Ok(channel.clone());
+        }
+        let endpoint = tonic::transport::Channel::from_shared(url.to_string())
+            .map_err(|e| DataFusionError::Configuration(format!("the worker `{url}`: {e}")))?
+            .connect_timeout(Duration::from_secs(5))
+            .tcp_nodelay(true)
+            // A worker that stopped without closing its connections is found out by these.
+            .http2_keep_alive_interval(Duration::from_secs(10))
+            .keep_alive_timeout(Duration::from_secs(10))
+            .keep_alive_while_idle(true);
+        let channel = BoxCloneSyncChannel::new(WithToken { inner: endpoint.connect_lazy(), token: self.token.clone() });
+        open.insert(url.clone(), channel.clone());
+        Ok(channel)
+    }
+
+    /// The version of a worker, or why there is none.
+    async fn greet(&self, url: &Url) -> std::result::Result<String, String> {
+        let ask = async {
+            let mut worker = self.get_worker_client_for_url(url).await?;
+            worker.get_worker_info(GetWorkerInfoRequest {}).await
+        };
+        match tokio::time::timeout(Duration::from_secs(5), ask).await {
+            Ok(Ok(info)) => Ok(info.version),
+            Ok(Err(error)) => Err(reason(&error)),
+            Err(_) => Err("it does not answer".to_owned()),
+        }
+    }
+}
+
+/// The last cause of a failure: what is before it names the steps to it.
+fn reason(error: &DataFusionError) -> String {
+    let text = error.strip_backtrace();
+    if text.contains("Unauthenticated") || text.contains("unauthenticated") {
+        return "it asks for a token (--token-file)".to_owned();
+    }
+    if text.contains("tcp connect error") || text.contains("transport error") {
+        return "it cannot be reached".to_owned();
+    }
+    text.lines().next_back().unwrap_or_default().to_owned()
+}
+
+#[async_trait]
+impl ChannelResolver for Channels {
+    async fn get_worker_client_for_url(&self, url: &Url) -> datafusion::common::Result<Box<dyn WorkerChannel>> {
+        Ok(create_worker_client(self.channel(url)?))
+    }
+}
+
+/// A connection whose calls carry the token.
+#[derive(Clone)]
+struct WithToken {
+    inner: tonic::transport::Channel,
+    token: Option<AsciiMetadataValue>,
+}
+
+impl tonic::codegen::Service<tonic::codegen::http::Request<tonic::body::Body>> for WithToken {
+    type Response = tonic::codegen::http::Response<tonic::body::Body>;
+    type Error = tonic::transport::Error;
+    type Future = <tonic::transport::Channel as tonic::codegen::Service<tonic::codegen::http::Request<tonic::body::Body>>>::Future;
+
+    fn poll_ready(&mut self, context: &mut std::task::Context<'_>) -> std::task::Poll<std::result::Result<(), Self::Error>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, mut request: tonic::codegen::http::Request<tonic::body::Body>) -> Self::Future {
+        if let Some(token) = &self.token
+            && let Ok(value) = tonic::codegen::http::HeaderValue::from_bytes(token.as_bytes())
+        {
+            request.headers_mut().insert("authorization", value);
+        }
+        self.inner.call(request)
+    }
+}
+
+/// Rows of a finished attempt as a stream.
+fn rows_of(
+    schema: arrow::datatypes::SchemaRef,
+    batches: impl Iterator<Item = datafusion::common::Result<arrow::array::RecordBatch>> + Send + 'static,
+) -> SendableRecordBatchStream {
+    let rows = futures::stream::iter(batches).boxed();
+    Box::pin(datafusion::physical_plan::stream::RecordBatchStreamAdapter::new(schema, rows))
+}

@@ -1,0 +1,95 @@
+//! A worker: it runs the stages that clients and other workers send it.
+
+use super::{Channels, Codec, VERSION};
+use crate::context::functions;
+use crate::error::{MergeError, Result};
+use crate::serve::{Credentials, check_open, listener, watch};
+use datafusion::execution::runtime_env::RuntimeEnv;
+use datafusion_distributed::{DistributedExt, WorkerQueryContext};
+use futures::StreamExt;
+use mergeql_udfs::Code;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tonic::service::interceptor::InterceptedService;
+use tonic::{Request, Status};
+
+/// How a worker runs.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Where it listens; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// The tokens that it lets in; it shows the first one to other workers.
+    pub credentials: Credentials,
+    /// Memory of its stages in bytes; beyond it, partial states spill to disk.
+    pub memory_limit: Option<usize>,
+}
+
+/// A worker that has its port and does not answer yet.
+pub struct Worker {
+    listener: TcpListener,
+    options: Options,
+}
+
+impl Worker {
+    /// Takes the port.
+    ///
+    /// # Errors
+    /// `invalid_argument` if the address is not loopback and there are no tokens, `io` if the port is taken.
+    pub async fn bind(options: Options) -> Result<Worker> {
+        check_open(options.listen.ip(), &options.credentials, false)?;
+        Ok(Worker { listener: listener(options.listen).await?, options })
+    }
+
+    /// Where it listens.
+    ///
+    /// # Errors
+    /// `io`.
+    pub fn address(&self) -> Result<SocketAddr> {
+        Ok(self.listener.local_addr()?)
+    }
+
+    /// Answers until it is dropped.
+    ///
+    /// # Errors
+    /// `io` if the listener fails.
+    pub async fn run(self) -> Result<()> {
+        let Worker { listener, options } = self;
+        let runtime = match options.memory_limit {
+            Some(limit) => crate::context::limited_runtime(limit)?,
+            None => Arc::new(RuntimeEnv::default()),
+        };
+        let channels = Channels::new(options.credentials.token())?;
+        let session = move |query: WorkerQueryContext| {
+            let channels = channels.clone();
+            async move {
+                let (aggregates, scalars) = functions();
+                let mut builder = query.builder.with_default_features();
+                builder.aggregate_functions().get_or_insert_default().extend(aggregates.into_iter().map(Arc::new));
+                builder.scalar_functions().get_or_insert_default().extend(scalars.into_iter().map(Arc::new));
+                Ok(builder.with_distributed_user_codec(Codec).with_distributed_channel_resolver(channels).build())
+            }
+        };
+        let worker = datafusion_distributed::Worker::from_session_builder(session).with_runtime_env(runtime).with_version(VERSION);
+        let credentials = options.credentials;
+        let known = move |request: Request<()>| {
+            let token = request.metadata().get("authorization").and_then(|h| h.to_str().ok()).and_then(|h| h.strip_prefix("Bearer "));
+            match !credentials.is_some() || token.is_some_and(|t| credentials.allows_token(t)) {
+                true => Ok(request),
+                false => Err(Status::unauthenticated("a token is needed")),
+            }
+        };
+        let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener).inspect(|socket| {
+            if let Ok(socket) = socket {
+                watch(socket);
+            }
+        });
+        let served = tonic::transport::Server::builder()
+            .http2_keepalive_interval(Some(Duration::from_secs(20)))
+            .add_service(InterceptedService::new(worker.into_worker_server(), known))
+            .serve_with_incoming(incoming)
+            .await;
+        served.map_err(|e| MergeError::new(Code::Io, format!("the worker: {e}")))
+    }
+}

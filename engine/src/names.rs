@@ -1,0 +1,67 @@
+//! The names of a session's tables. Putting a table under its name replaces what was there in one step, so that statements of other
+//! clients never see the name gone.
+
+use async_trait::async_trait;
+use datafusion::catalog::{SchemaProvider, TableProvider};
+use datafusion::common::Result;
+use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError, RwLock};
+
+/// A schema whose names can be given anew, and that lists only the tables that users made.
+#[derive(Debug, Default)]
+pub(crate) struct Names {
+    named: RwLock<BTreeMap<String, Named>>,
+}
+
+#[derive(Debug, Clone)]
+struct Named {
+    table: Arc<dyn TableProvider>,
+    /// It stands for a file that a statement read: the next statement opens it anew.
+    file: bool,
+}
+
+impl Names {
+    fn named(&self) -> std::sync::RwLockReadGuard<'_, BTreeMap<String, Named>> {
+        self.named.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn put(&self, name: String, table: Arc<dyn TableProvider>, file: bool) -> Option<Arc<dyn TableProvider>> {
+        let mut named = self.named.write().unwrap_or_else(PoisonError::into_inner);
+        named.insert(name, Named { table, file }).map(|old| old.table)
+    }
+
+    /// Puts the table of a file under a name.
+    pub(crate) fn put_file(&self, name: &str, table: Arc<dyn TableProvider>) {
+        self.put(name.to_owned(), table, true);
+    }
+
+    /// Whether a user's table or view has this name.
+    pub(crate) fn has_table(&self, name: &str) -> bool {
+        self.named().get(name).is_some_and(|n| !n.file)
+    }
+}
+
+#[async_trait]
+impl SchemaProvider for Names {
+    fn table_names(&self) -> Vec<String> {
+        let named = self.named();
+        named.iter().filter(|(name, n)| !n.file && !name.starts_with("__mergeql_")).map(|(name, _)| name.clone()).collect()
+    }
+
+    async fn table(&self, name: &str) -> Result<Option<Arc<dyn TableProvider>>> {
+        Ok(self.named().get(name).map(|n| n.table.clone()))
+    }
+
+    fn register_table(&self, name: String, table: Arc<dyn TableProvider>) -> Result<Option<Arc<dyn TableProvider>>> {
+        Ok(self.put(name, table, false))
+    }
+
+    fn deregister_table(&self, name: &str) -> Result<Option<Arc<dyn TableProvider>>> {
+        let mut named = self.named.write().unwrap_or_else(PoisonError::into_inner);
+        Ok(named.remove(name).map(|n| n.table))
+    }
+
+    fn table_exist(&self, name: &str) -> bool {
+        self.named().contains_key(name)
+    }
+}

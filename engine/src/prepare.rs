@@ -1,0 +1,94 @@
+//! What a statement is before it runs: servers ask for the columns of a query, and must not run a command to learn them.
+
+use crate::context::MergeContext;
+use crate::error::{MergeError, Result};
+use crate::tables::single_call;
+use datafusion::common::tree_node::TreeNodeRecursion;
+use datafusion::logical_expr::{DdlStatement, LogicalPlan};
+use datafusion::prelude::DataFrame;
+use mergeql_lang::ast::{Explain, Statement};
+use mergeql_lang::parse;
+
+/// A statement that was looked at and has not run.
+#[allow(clippy::large_enum_variant)] // there is one at a time
+pub enum Prepared {
+    /// A query with its plan.
+    Query(DataFrame),
+    /// A command, which changes something when [`MergeContext::sql`] runs it, by the name that Postgres' protocol has for its kind.
+    Command {
+        /// The name of its kind.
+        tag: &'static str,
+        /// Its plan, if it is plain SQL: parameters are put into it.
+        plan: Option<LogicalPlan>,
+    },
+}
+
+impl MergeContext {
+    /// Looks at one statement without running it.
+    ///
+    /// # Errors
+    /// As [`MergeContext::sql`].
+    pub async fn prepare(&self, text: &str) -> Result<Prepared> {
+        self.prepared(text).await.map_err(|e| MergeError(e.0.in_text(text)))
+    }
+
+    async fn prepared(&self, text: &str) -> Result<Prepared> {
+        self.refresh().await?;
+        let command = |tag| Ok(Prepared::Command { tag, plan: None });
+        match parse(text)? {
+            Statement::Merge { explain: Explain::No, merge } if merge.into.is_some() => command("MERGE"),
+            Statement::MergeInto { explain: Explain::No, .. } | Statement::MergeModels { explain: false, .. } => {
+                command("MERGE")
+            }
+            Statement::CreateStrategy { .. } => command("CREATE STRATEGY"),
+            Statement::DropStrategy { .. } => command("DROP STRATEGY"),
+            Statement::Sql(pieces) => {
+                let sql = self.lower_pieces(&pieces).await?;
+                if single_call(&sql, "mergeql_adopt").is_some() {
+                    return command("MERGE");
+                }
+                if single_call(&sql, "mergeql_sql").is_some() {
+                    return Ok(Prepared::Query(self.run_sql(&sql, text).await?));
+                }
+                let plan = self.plan_sql(&sql).await?;
+                Ok(match self.changes(&plan)? {
+                    true => Prepared::Command { tag: tag(&plan), plan: Some(plan) },
+                    false => Prepared::Query(DataFrame::new(self.session.state(), plan)),
+                })
+            }
+            _ => Ok(Prepared::Query(self.run(text).await?)),
+        }
+    }
+
+    /// Whether a plan changes something.
+    ///
+    /// # Errors
+    /// `unsupported` for files, where they are not open to statements.
+    pub(crate) fn changes(&self, plan: &LogicalPlan) -> Result<bool> {
+        let (mut changes, mut files) = (false, false);
+        plan.apply_with_subqueries(|node| {
+            changes |= matches!(node, LogicalPlan::Ddl(_) | LogicalPlan::Dml(_) | LogicalPlan::Copy(_) | LogicalPlan::Statement(_));
+            files |= matches!(node, LogicalPlan::Copy(_) | LogicalPlan::Ddl(DdlStatement::CreateExternalTable(_)));
+            Ok(TreeNodeRecursion::Continue)
+        })?;
+        if files {
+            self.check_files()?;
+        }
+        Ok(changes)
+    }
+}
+
+fn tag(plan: &LogicalPlan) -> &'static str {
+    match plan {
+        LogicalPlan::Ddl(DdlStatement::CreateMemoryTable(_) | DdlStatement::CreateExternalTable(_)) => "CREATE TABLE",
+        LogicalPlan::Ddl(DdlStatement::CreateView(_)) => "CREATE VIEW",
+        LogicalPlan::Ddl(DdlStatement::CreateCatalogSchema(_)) => "CREATE SCHEMA",
+        LogicalPlan::Ddl(DdlStatement::DropTable(_)) => "DROP TABLE",
+        LogicalPlan::Ddl(DdlStatement::DropView(_)) => "DROP VIEW",
+        LogicalPlan::Ddl(DdlStatement::DropCatalogSchema(_)) => "DROP SCHEMA",
+        LogicalPlan::Ddl(_) => "CREATE",
+        LogicalPlan::Dml(_) => "INSERT",
+        LogicalPlan::Copy(_) => "COPY",
+        _ => "SET",
+    }
+}

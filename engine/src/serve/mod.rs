@@ -1,0 +1,162 @@
+//! Servers: a session that other programs reach over the network, by Postgres' protocol and by Arrow Flight SQL.
+//!
+//! Clients share one session: its tables, its strategies, its memory. They listen on loopback unless told otherwise, and elsewhere only
+//! with authentication.
+
+mod access;
+mod flight;
+mod limits;
+mod postgres;
+
+use crate::context::MergeContext;
+use crate::error::{MergeError, Result};
+use crate::text_files::io;
+pub use access::Credentials;
+use limits::Limits;
+use mergeql_udfs::Code;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpStream};
+
+/// How to serve.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The address to listen on.
+    pub listen: IpAddr,
+    /// The port of Postgres' protocol; 0 takes a free one.
+    pub postgres: Option<u16>,
+    /// The port of Arrow Flight SQL; 0 takes a free one.
+    pub flight: Option<u16>,
+    /// Who may connect.
+    pub credentials: Credentials,
+    /// The files of a certificate chain and its key, in PEM.
+    pub tls: Option<(PathBuf, PathBuf)>,
+    /// Clients at one time, of each protocol.
+    pub max_connections: usize,
+    /// Statements at one time; others wait for their turn.
+    pub max_statements: usize,
+    /// How long a statement may take, with its wait and the reading of its rows.
+    pub statement_timeout: Option<Duration>,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            listen: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            postgres: None,
+            flight: None,
+            credentials: Credentials::default(),
+            tls: None,
+            max_connections: 2000,
+            max_statements: 2 * std::thread::available_parallelism().map_or(4, usize::from),
+            statement_timeout: None,
+        }
+    }
+}
+
+/// A server that has its ports and does not answer yet.
+pub struct Server {
+    context: MergeContext,
+    options: Options,
+    limits: Arc<Limits>,
+    tls: Option<Tls>,
+    postgres: Option<TcpListener>,
+    flight: Option<TcpListener>,
+}
+
+impl Server {
+    /// Takes the ports.
+    ///
+    /// # Errors
+    /// `invalid_argument` if the address is not loopback and there are no passwords or tokens, or no port is asked for; `io` if a port
+    /// is taken or a certificate cannot be read.
+    pub async fn bind(context: MergeContext, options: Options) -> Result<Server> {
+        let nothing = options.postgres.is_none() && options.flight.is_none();
+        if nothing {
+            return Err(MergeError::new(Code::InvalidArgument, "there is nothing to serve")
+                .help("give --postgres PORT, --flight PORT or both"));
+        }
+        check_open(options.listen, &options.credentials, options.postgres.is_some())?;
+        let tls = options.tls.as_ref().map(|(certificate, key)| Tls::read(certificate, key)).transpose()?;
+        let at = |port: Option<u16>| async move {
+            match port {
+                None => Ok(None),
+                Some(port) => listener(SocketAddr::new(options.listen, port)).await.map(Some),
+            }
+        };
+        let (postgres, flight) = (at(options.postgres).await?, at(options.flight).await?);
+        postgres::prepare(&context)?;
+        let limits = Arc::new(Limits::new(options.max_statements, options.statement_timeout));
+        Ok(Server { context, options, limits, tls, postgres, flight })
+    }
+
+    /// The addresses that it has, by protocol.
+    pub fn addresses(&self) -> Vec<(&'static str, SocketAddr)> {
+        let of = |name, listener: &Option<TcpListener>| Some((name, listener.as_ref()?.local_addr().ok()?));
+        [of("postgres", &self.postgres), of("flight", &self.flight)].into_iter().flatten().collect()
+    }
+
+    /// Answers until it is dropped.
+    ///
+    /// # Errors
+    /// `io` if a listener fails.
+    pub async fn run(self) -> Result<()> {
+        let Server { context, options, limits, tls, postgres, flight } = self;
+        let by_postgres = async {
+            match postgres {
+                Some(listener) => {
+                    postgres::serve(listener, context.clone(), limits.clone(), &options, tls.as_ref()).await
+                }
+                None => Ok(()),
+            }
+        };
+        let by_flight = async {
+            match flight {
+                Some(listener) => flight::serve(listener, context.clone(), limits.clone(), &options, tls.as_ref()).await,
+                None => Ok(()),
+            }
+        };
+        tokio::try_join!(by_postgres, by_flight).map(drop)
+    }
+}
+
+/// Refuses to be reached from elsewhere without authentication.
+pub(crate) fn check_open(listen: IpAddr, credentials: &Credentials, passwords_only: bool) -> Result<()> {
+    let known = if passwords_only { credentials.has_users() } else { credentials.is_some() };
+    if listen.is_loopback() || known {
+        return Ok(());
+    }
+    let what = if passwords_only { "--password-file FILE" } else { "--password-file FILE or --token-file FILE" };
+    Err(MergeError::new(Code::InvalidArgument, format!("{listen} is reached from other machines, and anyone there could connect"))
+        .help(format!("give {what}, or listen on 127.0.0.1")))
+}
+
+pub(crate) async fn listener(address: SocketAddr) -> Result<TcpListener> {
+    TcpListener::bind(address).await.map_err(|e| MergeError::new(Code::Io, format!("{address}: {e}")))
+}
+
+/// The certificate and key of a server.
+#[derive(Clone)]
+pub(crate) struct Tls {
+    pub(crate) certificate: Vec<u8>,
+    pub(crate) key: Vec<u8>,
+}
+
+impl Tls {
+    pub(crate) fn read(certificate: &Path, key: &Path) -> Result<Tls> {
+        let bytes = |path: &Path| std::fs::read(path).map_err(|e| MergeError::from(io(path, e)));
+        Ok(Tls { certificate: bytes(certificate)?, key: bytes(key)? })
+    }
+}
+
+/// A client that is gone without a word, or that does not read what it asked for, is found out and its connection closed.
+pub(crate) fn watch(socket: &TcpStream) {
+    let socket = socket2::SockRef::from(socket);
+    let alive = socket2::TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(10));
+    socket.set_tcp_keepalive(&alive).ok();
+    socket.set_tcp_nodelay(true).ok();
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_user_timeout(Some(Duration::from_secs(120))).ok();
+}

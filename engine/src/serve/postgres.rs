@@ -1,0 +1,563 @@
+//! Postgres' protocol: psql, JDBC, BI tools and dbt send MergeQL as text.
+
+use super::limits::{Limits, TIMED_OUT, Turn};
+use super::{Credentials, Options, Tls, watch};
+use crate::context::MergeContext;
+use crate::error::{MergeError, Result};
+use crate::prepare::Prepared;
+use arrow::array::{RecordBatch, UInt64Array};
+use arrow::datatypes::{DataType, Schema};
+use async_trait::async_trait;
+use datafusion::logical_expr::{EmptyRelation, LogicalPlan};
+use datafusion::prelude::{DataFrame, SessionContext};
+use datafusion_postgres::arrow_pg::datatypes::df::deserialize_parameters_with_server_types;
+use datafusion_postgres::arrow_pg::datatypes::{arrow_schema_to_pg_fields, encode_recordbatch, into_pg_type};
+use datafusion_postgres::datafusion_pg_catalog::pg_catalog::context::EmptyContextProvider;
+use datafusion_postgres::datafusion_pg_catalog::pg_catalog::setup_pg_catalog;
+use datafusion_postgres::datafusion_pg_catalog::sql::PostgresCompatibilityParser;
+use datafusion_postgres::hooks::HookClient;
+use datafusion_postgres::hooks::cursor::CursorStatementHook;
+use datafusion_postgres::hooks::set_show::SetShowHook;
+use datafusion_postgres::hooks::transactions::TransactionStatementHook;
+use datafusion_postgres::pgwire::api::auth::noop::NoopStartupHandler;
+use datafusion_postgres::pgwire::api::auth::sasl::SASLAuthStartupHandler;
+use datafusion_postgres::pgwire::api::auth::sasl::scram::{SCRAM_ITERATIONS, ScramAuth, gen_salted_password};
+use datafusion_postgres::pgwire::api::auth::{AuthSource, DefaultServerParameterProvider, LoginInfo, Password, StartupHandler};
+use datafusion_postgres::pgwire::api::cancel::{CancelHandler, DefaultCancelHandler};
+use datafusion_postgres::pgwire::api::portal::{Format, Portal};
+use datafusion_postgres::pgwire::api::query::{ExtendedQueryHandler, SimpleQueryHandler};
+use datafusion_postgres::pgwire::api::results::{FieldInfo, QueryResponse, Response, Tag};
+use datafusion_postgres::pgwire::api::stmt::QueryParser;
+use datafusion_postgres::pgwire::api::store::PortalStore;
+use datafusion_postgres::pgwire::api::{
+    ClientInfo, ClientPortalStore, ConnectionManager, PgWireConnectionState, PgWireServerHandlers, Type,
+};
+use datafusion_postgres::pgwire::error::{ErrorInfo, PgWireError, PgWireResult};
+use datafusion_postgres::pgwire::messages::{PgWireBackendMessage, PgWireFrontendMessage};
+use datafusion_postgres::pgwire::tokio::process_socket;
+use datafusion_postgres::pgwire::types::format::FormatOptions;
+use datafusion_postgres::{QueryHook, pgwire::tokio::TlsAcceptor};
+use futures::{Sink, Stream, StreamExt};
+use mergeql_lang::ast::{Piece, Statement};
+use mergeql_udfs::Code;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use datafusion::sql::sqlparser::ast as sql;
+
+/// How long a client may take to say who it is.
+const GREETING: Duration = Duration::from_secs(15);
+
+/// Postgres' catalogues, over the tables of the session: what clients ask for to list and describe them.
+pub(super) fn prepare(context: &MergeContext) -> Result<()> {
+    let session = context.session();
+    let catalog = session.state().config().options().catalog.default_catalog.clone();
+    setup_pg_catalog(session, &catalog, EmptyContextProvider).map_err(|e| MergeError::from(*e))
+}
+
+/// Answers clients as they come.
+pub(super) async fn serve(
+    listener: TcpListener,
+    context: MergeContext,
+    limits: Arc<Limits>,
+    options: &Options,
+    tls: Option<&Tls>,
+) -> Result<()> {
+    let tls = tls.map(acceptor).transpose()?;
+    let connections = Arc::new(ConnectionManager::new());
+    let service = Arc::new(Service::new(context, limits));
+    let extended = Arc::new(Extended(Arc::new(Parser(service.clone()))));
+    let places = Arc::new(Semaphore::new(options.max_connections.max(1)));
+    loop {
+        let socket = match listener.accept().await {
+            Ok((socket, _)) => socket,
+            Err(_) => {
+                // Out of file descriptors: those that clients give back are waited for.
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        watch(&socket);
+        let startup = Arc::new(Startup::new(&options.credentials, places.clone(), connections.clone()));
+        let cancel = Arc::new(DefaultCancelHandler::new(connections.clone()));
+        let (service, extended) = (service.clone(), extended.clone());
+        let connection = Arc::new(Connection { service, extended, startup: startup.clone(), cancel });
+        let talk = process_socket(socket, tls.clone(), connection);
+        tokio::spawn(async move {
+            tokio::pin!(talk);
+            let greeting = tokio::time::timeout(GREETING, &mut talk).await;
+            if greeting.is_err() && startup.is_done() {
+                talk.await.ok();
+            }
+        });
+    }
+}
+
+fn acceptor(tls: &Tls) -> Result<TlsAcceptor> {
+    use rustls_pki_types::pem::PemObject;
+    let bad = |e: String| MergeError::new(Code::InvalidArgument, format!("the certificate or its key cannot be used: {e}"));
+    let chain = rustls_pki_types::CertificateDer::pem_slice_iter(&tls.certificate)
+        .collect::<std::result::Result<Vec<_>, _>>()
+        .map_err(|e| bad(e.to_string()))?;
+    let key = rustls_pki_types::PrivateKeyDer::from_pem_slice(&tls.key).map_err(|e| bad(e.to_string()))?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|e| bad(e.to_string()))?
+        .with_no_client_auth()
+        .with_single_cert(chain, key)
+        .map_err(|e| bad(e.to_string()))?;
+    Ok(TlsAcceptor::from(Arc::new(config)))
+}
+
+/// The handlers of one connection.
+struct Connection {
+    service: Arc<Service>,
+    extended: Arc<Extended>,
+    startup: Arc<Startup>,
+    cancel: Arc<DefaultCancelHandler>,
+}
+
+impl PgWireServerHandlers for Connection {
+    fn simple_query_handler(&self) -> Arc<impl SimpleQueryHandler> {
+        self.service.clone()
+    }
+
+    fn extended_query_handler(&self) -> Arc<impl ExtendedQueryHandler> {
+        self.extended.clone()
+    }
+
+    fn startup_handler(&self) -> Arc<impl StartupHandler> {
+        self.startup.clone()
+    }
+
+    fn cancel_handler(&self) -> Arc<impl CancelHandler> {
+        self.cancel.clone()
+    }
+}
+
+// Who is there.
+
+struct Startup {
+    greeter: Greeter,
+    places: Arc<Semaphore>,
+    /// Its place among the connections.
+    place: std::sync::Mutex<Option<OwnedSemaphorePermit>>,
+    done: AtomicBool,
+}
+
+enum Greeter {
+    Open(Open),
+    Scram(Box<SASLAuthStartupHandler<DefaultServerParameterProvider>>),
+}
+
+struct Open(Arc<ConnectionManager>);
+
+impl NoopStartupHandler for Open {
+    fn connection_manager(&self) -> Option<Arc<ConnectionManager>> {
+        Some(self.0.clone())
+    }
+}
+
+impl Startup {
+    fn new(credentials: &Credentials, places: Arc<Semaphore>, connections: Arc<ConnectionManager>) -> Startup {
+        let greeter = if credentials.has_users() {
+            let scram = ScramAuth::new(Arc::new(Passwords(credentials.clone())));
+            let handler = SASLAuthStartupHandler::new(Arc::new(DefaultServerParameterProvider::default()));
+            Greeter::Scram(Box::new(handler.with_scram(scram).with_connection_manager(connections)))
+        } else {
+            Greeter::Open(Open(connections))
+        };
+        Startup { greeter, places, place: std::sync::Mutex::new(None), done: AtomicBool::new(false) }
+    }
+
+    fn is_done(&self) -> bool {
+        self.done.load(Ordering::Relaxed)
+    }
+}
+
+#[async_trait]
+impl StartupHandler for Startup {
+    async fn on_startup<C>(&self, client: &mut C, message: PgWireFrontendMessage) -> PgWireResult<()>
+    where
+        C: ClientInfo + Sink<PgWireBackendMessage> + Unpin + Send + Sync,
+        C::Error: std::fmt::Debug,
+        PgWireError: From<<C as Sink<PgWireBackendMessage>>::Error>,
+    {
+        if matches!(message, PgWireFrontendMessage::Startup(_)) {
+            let Ok(place) = self.places.clone().try_acquire_owned() else {
+                let info = ErrorInfo::new("FATAL".to_owned(), "53300".to_owned(), "there are too many clients already".to_owned());
+                return Err(PgWireError::UserError(Box::new(info)));
+            };
+            *self.place.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(place);
+        }
+        match &self.greeter {
+            Greeter::Open(open) => open.on_startup(client, message).await,
+            Greeter::Scram(scram) => scram.on_startup(client, message).await,
+        }?;
+        if matches!(client.state(), PgWireConnectionState::ReadyForQuery) {
+            self.done.store(true, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+}
+
+#[derive(Debug)]
+struct Passwords(Credentials);
+
+#[async_trait]
+impl AuthSource for Passwords {
+    async fn get_password(&self, login: &LoginInfo) -> PgWireResult<Password> {
+        let name = login.user().unwrap_or_default();
+        // An unknown user is let go on with a password that nobody has: names are not told by how far one comes.
+        let (salt, unknown) = (rand::random::<[u8; 16]>(), rand::random::<[u8; 16]>().map(|b| format!("{b:02x}")).concat());
+        let password = self.0.password(name).unwrap_or(&unknown);
+        Ok(Password::new(Some(salt.to_vec()), gen_salted_password(password, &salt, SCRAM_ITERATIONS)))
+    }
+}
+
+// What they ask.
+
+/// What the portals of datafusion-postgres hold: the text, its statement and its plan.
+type Held = (String, Option<(sql::Statement, LogicalPlan)>);
+
+struct Service {
+    context: MergeContext,
+    limits: Arc<Limits>,
+    parser: PostgresCompatibilityParser,
+    /// SET and SHOW of what belongs to a connection alone: they must not touch the session that all share.
+    settings: SessionContext,
+}
+
+impl Service {
+    fn new(context: MergeContext, limits: Arc<Limits>) -> Service {
+        Service { context, limits, parser: PostgresCompatibilityParser::new(), settings: SessionContext::new() }
+    }
+
+    /// The statement as Postgres' clients mean it, unless it is MergeQL.
+    fn foreign(&self, text: &str) -> Option<sql::Statement> {
+        match mergeql_lang::parse(text) {
+            Ok(Statement::Sql(pieces)) if pieces.iter().all(|p| matches!(p, Piece::Text(_))) => {}
+            _ => return None,
+        }
+        let mut statements = self.parser.parse(text).ok()?;
+        (statements.len() == 1).then(|| statements.remove(0))
+    }
+
+    /// The text to run: what clients ask of Postgres' catalogues is put into terms that the engine has.
+    fn to_run(text: &str, foreign: Option<&sql::Statement>) -> String {
+        let asks = ["pg_", "information_schema", "current_", "::reg", "version()"].iter().any(|word| text.contains(word));
+        match foreign {
+            Some(sql::Statement::ShowTables { .. }) => TABLES.to_owned(),
+            Some(statement @ sql::Statement::Query(_)) if asks => statement.to_string(),
+            _ => text.to_owned(),
+        }
+    }
+
+    async fn hooked(&self, statement: &sql::Statement, client: &mut dyn HookClient) -> Option<PgWireResult<Response>> {
+        let session = self.context.session();
+        if let Some(done) = TransactionStatementHook.handle_simple_query(statement, session, client).await {
+            return Some(done);
+        }
+        if let Some(done) = CursorStatementHook.handle_simple_query(statement, session, client).await {
+            return Some(done);
+        }
+        if let Some(tag) = housekeeping(statement) {
+            return Some(Ok(Response::Execution(Tag::new(tag))));
+        }
+        SetShowHook.handle_simple_query(statement, &self.settings, client).await
+    }
+
+    async fn run(
+        &self,
+        text: &str,
+        format: &Format,
+        timeout: Option<Duration>,
+        options: Arc<FormatOptions>,
+        last: bool,
+    ) -> Result<Response> {
+        let turn = self.limits.turn(timeout).await?;
+        match turn.run(self.context.prepare(text)).await? {
+            Prepared::Command { tag, .. } => self.command(turn, tag, async { self.context.sql(text).await }).await,
+            Prepared::Query(mut frame) => {
+                if !last {
+                    // A statement after this one may change what it reads.
+                    frame = turn.run(async { Ok(frame.cache().await?) }).await?;
+                }
+                self.rows(turn, frame, format, options).await
+            }
+        }
+    }
+
+    async fn command(&self, turn: Turn, tag: &str, run: impl Future<Output = Result<DataFrame>>) -> Result<Response> {
+        let batches = turn.run(async { Ok(run.await?.collect().await?) }).await?;
+        Ok(Response::Execution(counted(tag, &batches)))
+    }
+
+    async fn rows(&self, turn: Turn, frame: DataFrame, format: &Format, options: Arc<FormatOptions>) -> Result<Response> {
+        let fields = Arc::new(fields(frame.schema().as_arrow(), format, Some(options))?);
+        let stream = turn.run(self.context.stream(frame)).await?;
+        Ok(Response::Query(QueryResponse::new(fields.clone(), encoded(turn.rows(stream), fields))))
+    }
+}
+
+fn fields(schema: &Schema, format: &Format, options: Option<Arc<FormatOptions>>) -> Result<Vec<FieldInfo>> {
+    arrow_schema_to_pg_fields(schema, format, options).map_err(|e| MergeError::new(Code::Unsupported, e.to_string()))
+}
+
+/// Rows as the protocol has them.
+fn encoded(
+    batches: impl Stream<Item = Result<RecordBatch>> + Send + 'static,
+    fields: Arc<Vec<FieldInfo>>,
+) -> impl Stream<Item = PgWireResult<datafusion_postgres::pgwire::messages::data::DataRow>> + Send + 'static {
+    batches.flat_map(move |batch| {
+        let rows: Vec<_> = match batch {
+            Ok(batch) => encode_recordbatch(fields.clone(), batch).collect(),
+            Err(error) => vec![Err(told(&error, ""))],
+        };
+        futures::stream::iter(rows)
+    })
+}
+
+/// The tag of a command, with the rows that it says it touched.
+fn counted(tag: &str, batches: &[RecordBatch]) -> Tag {
+    let count = batches.first().filter(|b| b.num_rows() == 1 && b.num_columns() == 1);
+    let count = count.and_then(|b| b.column(0).as_any().downcast_ref::<UInt64Array>()).map(|c| c.value(0) as usize);
+    match (tag, count) {
+        ("INSERT", Some(rows)) => Tag::new(tag).with_oid(0).with_rows(rows),
+        ("MERGE" | "COPY", Some(rows)) => Tag::new(tag).with_rows(rows),
+        _ => Tag::new(tag),
+    }
+}
+
+/// What clients say when they are done with something; the protocol's own messages do it.
+fn housekeeping(statement: &sql::Statement) -> Option<&'static str> {
+    match statement {
+        sql::Statement::Deallocate { .. } => Some("DEALLOCATE"),
+        sql::Statement::Discard { .. } => Some("DISCARD ALL"),
+        _ => None,
+    }
+}
+
+/// What SHOW TABLES shows.
+const TABLES: &str = "SELECT table_schema, table_name, table_type FROM information_schema.tables \
+    WHERE table_schema NOT IN ('information_schema', 'pg_catalog') ORDER BY 1, 2";
+
+/// An error as Postgres tells it.
+fn told(error: &MergeError, text: &str) -> PgWireError {
+    let diagnostic = &error.0;
+    let timed_out = diagnostic.code == Code::LimitExceeded && diagnostic.message == TIMED_OUT;
+    let state = if timed_out { "57014" } else { diagnostic.code.sqlstate() };
+    let message = format!("error[{}]: {}", diagnostic.code, diagnostic.message);
+    let mut info = ErrorInfo::new("ERROR".to_owned(), state.to_owned(), message);
+    info.detail = diagnostic.detail();
+    info.hint = diagnostic.help.clone().or_else(|| diagnostic.label.clone());
+    info.position = diagnostic.position(text).map(|p| p.to_string());
+    PgWireError::UserError(Box::new(info))
+}
+
+fn timeout<C: ClientInfo + ?Sized>(client: &C) -> Option<Duration> {
+    let asked = client.metadata().get("statement_timeout_ms")?.parse().ok()?;
+    Some(Duration::from_millis(asked))
+}
+
+#[async_trait]
+impl SimpleQueryHandler for Service {
+    async fn do_query<C>(&self, client: &mut C, query: &str) -> PgWireResult<Vec<Response>>
+    where
+        C: ClientInfo + ClientPortalStore + Sink<PgWireBackendMessage> + Unpin + Send + Sync,
+        C::PortalStore: PortalStore,
+        C::Error: std::fmt::Debug,
+        PgWireError: From<<C as Sink<PgWireBackendMessage>>::Error>,
+    {
+        let in_query = |e: MergeError, offset: usize| told(&MergeError(e.0.in_script(query, offset, None)), query);
+        let statements = mergeql_lang::split(query).map_err(|e| in_query(e.into(), 0))?;
+        if statements.is_empty() {
+            return Ok(vec![Response::EmptyQuery]);
+        }
+        let last = statements.len() - 1;
+        let mut responses = Vec::new();
+        for (i, text) in statements.into_iter().enumerate() {
+            let foreign = self.foreign(text);
+            if let Some(statement) = &foreign
+                && let Some(response) = self.hooked(statement, client).await
+            {
+                responses.push(response?);
+                continue;
+            }
+            if foreign.is_none() {
+                refuse_after_failure(client)?;
+            }
+            let options = Arc::new(FormatOptions::from_client_metadata(client.metadata()));
+            let offset = text.as_ptr() as usize - query.as_ptr() as usize;
+            let to_run = Service::to_run(text, foreign.as_ref());
+            let response = self.run(&to_run, &Format::UnifiedText, timeout(client), options, i == last).await;
+            responses.push(response.map_err(|e| in_query(e, offset))?);
+        }
+        Ok(responses)
+    }
+}
+
+/// In a transaction that failed nothing runs until its end.
+fn refuse_after_failure<C: ClientInfo>(client: &C) -> PgWireResult<()> {
+    use datafusion_postgres::pgwire::messages::response::TransactionStatus;
+    match client.transaction_status() {
+        TransactionStatus::Error => Err(PgWireError::UserError(Box::new(ErrorInfo::new(
+            "ERROR".to_owned(),
+            "25P02".to_owned(),
+            "current transaction is aborted, commands ignored until end of transaction block".to_owned(),
+        )))),
+        _ => Ok(()),
+    }
+}
+
+/// Marks what is held as ours; only statements that the hooks answer are held as themselves.
+fn marked(kind: &str, plan: LogicalPlan) -> (sql::Statement, LogicalPlan) {
+    (sql::Statement::Savepoint { name: sql::Ident::new(kind) }, plan)
+}
+
+const QUERY: &str = "query";
+const COMMAND: &str = "command";
+
+fn kind(held: &Held) -> Option<&str> {
+    match &held.1 {
+        Some((sql::Statement::Savepoint { name }, _)) => Some(&name.value),
+        _ => None,
+    }
+}
+
+fn nothing() -> LogicalPlan {
+    LogicalPlan::EmptyRelation(EmptyRelation { produce_one_row: false, schema: Arc::new(datafusion::common::DFSchema::empty()) })
+}
+
+/// The parameters of a plan in their order, with their types on the wire.
+fn parameters(plan: &LogicalPlan) -> Result<(Vec<Option<DataType>>, Vec<Type>)> {
+    let mut named: Vec<(u32, Option<DataType>)> = plan
+        .get_parameter_types()?
+        .into_iter()
+        .map(|(name, ty)| (name.trim_start_matches('$').parse().unwrap_or(u32::MAX), ty))
+        .collect();
+    named.sort_by_key(|(number, _)| *number);
+    let types: Vec<Option<DataType>> = named.into_iter().map(|(_, ty)| ty).collect();
+    let wire = types.iter().map(|ty| match ty {
+        Some(ty) => into_pg_type(ty).map_err(|e| MergeError::new(Code::Unsupported, e.to_string())),
+        None => Ok(Type::UNKNOWN),
+    });
+    let wire = wire.collect::<Result<Vec<_>>>()?;
+    Ok((types, wire))
+}
+
+fn with_parameters(portal: &Portal<Held>, plan: &LogicalPlan) -> PgWireResult<LogicalPlan> {
+    let (types, wire) = parameters(plan).map_err(|e| told(&e, ""))?;
+    if types.is_empty() {
+        return Ok(plan.clone());
+    }
+    let types: Vec<Option<&DataType>> = types.iter().map(Option::as_ref).collect();
+    let wire: Vec<Option<&Type>> = wire.iter().map(Some).collect();
+    let values = deserialize_parameters_with_server_types(portal, &types, &wire)?;
+    plan.clone().replace_params_with_values(&values).map_err(|e| told(&e.into(), ""))
+}
+
+/// What the parse step of the protocol needs of the service.
+struct Parser(Arc<Service>);
+
+#[async_trait]
+impl QueryParser for Parser {
+    type Statement = Held;
+
+    async fn parse_sql<C>(&self, client: &C, text: &str, _: &[Option<Type>]) -> PgWireResult<Option<Held>>
+    where
+        C: ClientInfo + Unpin + Send + Sync,
+    {
+        let service = &self.0;
+        let foreign = service.foreign(text);
+        if let Some(statement) = &foreign {
+            if housekeeping(statement).is_some() {
+                return Ok(Some((text.to_owned(), Some((statement.clone(), nothing())))));
+            }
+            let settings = &service.settings;
+            let hooks: [&dyn QueryHook; 3] = [&TransactionStatementHook, &CursorStatementHook, &SetShowHook];
+            for hook in hooks {
+                if let Some(plan) = hook.handle_extended_parse_query(statement, settings, client).await {
+                    return Ok(Some((text.to_owned(), Some((statement.clone(), plan?)))));
+                }
+            }
+        }
+        let to_run = Service::to_run(text, foreign.as_ref());
+        let turn = service.limits.turn(timeout(client)).await.map_err(|e| told(&e, text))?;
+        let prepared = turn.run(service.context.prepare(&to_run)).await.map_err(|e| told(&e, text))?;
+        let plan = match prepared {
+            Prepared::Query(frame) => marked(QUERY, frame.into_unoptimized_plan()),
+            Prepared::Command { plan, .. } => marked(COMMAND, plan.unwrap_or_else(nothing)),
+        };
+        Ok(Some((to_run, Some(plan))))
+    }
+
+    fn get_parameter_types(&self, held: &Held) -> PgWireResult<Vec<Type>> {
+        let Some((_, plan)) = &held.1 else { return Ok(Vec::new()) };
+        parameters(plan).map(|(_, wire)| wire).map_err(|e| told(&e, &held.0))
+    }
+
+    fn get_result_schema(&self, held: &Held, format: Option<&Format>) -> PgWireResult<Vec<FieldInfo>> {
+        match &held.1 {
+            Some((_, plan)) if kind(held) != Some(COMMAND) => {
+                let format = format.unwrap_or(&Format::UnifiedText);
+                fields(plan.schema().as_arrow(), format, None).map_err(|e| told(&e, &held.0))
+            }
+            _ => Ok(Vec::new()),
+        }
+    }
+}
+
+#[async_trait]
+impl ExtendedQueryHandler for Extended {
+    type Statement = Held;
+    type QueryParser = Parser;
+
+    fn query_parser(&self) -> Arc<Parser> {
+        self.0.clone()
+    }
+
+    async fn do_query<C>(&self, client: &mut C, portal: &Portal<Held>, _max_rows: usize) -> PgWireResult<Response>
+    where
+        C: ClientInfo + ClientPortalStore + Sink<PgWireBackendMessage> + Unpin + Send + Sync,
+        C::PortalStore: PortalStore,
+        C::Error: std::fmt::Debug,
+        PgWireError: From<<C as Sink<PgWireBackendMessage>>::Error>,
+    {
+        let service = &self.0.0;
+        let held = &portal.statement.statement;
+        let (text, Some((statement, plan))) = held else { return Ok(Response::EmptyQuery) };
+        let Some(kind) = kind(held) else {
+            return match service.hooked(statement, client).await {
+                Some(response) => response,
+                None => Ok(Response::EmptyQuery),
+            };
+        };
+        refuse_after_failure(client)?;
+        let plan = with_parameters(portal, plan)?;
+        let options = Arc::new(FormatOptions::from_client_metadata(client.metadata()));
+        let run = async {
+            let turn = service.limits.turn(timeout(client)).await?;
+            let context = &service.context;
+            if kind == COMMAND {
+                let plain = !matches!(plan, LogicalPlan::EmptyRelation(_));
+                let tag = turn.run(context.prepare(text)).await.map_or("MERGE", |p| match p {
+                    Prepared::Command { tag, .. } => tag,
+                    Prepared::Query(_) => "SELECT",
+                });
+                let run = async { if plain { context.run_plan(plan, text).await } else { context.sql(text).await } };
+                return service.command(turn, tag, run).await;
+            }
+            let frame = DataFrame::new(context.session().state(), plan);
+            service.rows(turn, frame, &portal.result_column_format, options).await
+        };
+        run.await.map_err(|e: MergeError| told(&e, text))
+    }
+}
+
+/// The handler of prepared statements.
+struct Extended(Arc<Parser>);

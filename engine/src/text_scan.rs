@@ -1,0 +1,215 @@
+//! Text files as a table: a partition a file, of which only the columns that are asked for are parsed.
+
+use crate::columns::external;
+use crate::text_files::{self, Bytes, Layout, MarkNulls, NULL_PATTERN, as_lines};
+use arrow::array::RecordBatch;
+use arrow::csv::ReaderBuilder as CsvBuilder;
+use arrow::datatypes::SchemaRef;
+use arrow::error::ArrowError;
+use arrow::json::ReaderBuilder as JsonBuilder;
+use async_trait::async_trait;
+use datafusion::catalog::{Session, TableProvider};
+use datafusion::common::Result;
+use datafusion::common::tree_node::TreeNodeRecursion;
+use datafusion::datasource::TableType;
+use datafusion::execution::{SendableRecordBatchStream, TaskContext};
+use datafusion::logical_expr::Expr;
+use datafusion::physical_expr::{EquivalenceProperties, PhysicalExpr};
+use datafusion::physical_plan::coop::make_cooperative;
+use datafusion::physical_plan::execution_plan::{Boundedness, EmissionType, SchedulingType};
+use datafusion::physical_plan::metrics::{BaselineMetrics, ExecutionPlanMetricsSet, MetricsSet};
+use datafusion::physical_plan::stream::RecordBatchReceiverStream;
+use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, Partitioning, PlanProperties};
+use mergeql_udfs::{Code, Error};
+use std::io::{BufRead, BufReader, Cursor};
+use std::sync::Arc;
+
+/// The text files of a source.
+#[derive(Debug)]
+pub struct TextTable {
+    files: Vec<Bytes>,
+    layout: Layout,
+    schema: SchemaRef,
+    /// Whether each column has a value in every row, as the files were read.
+    pub(crate) complete: Vec<bool>,
+}
+
+impl TextTable {
+    /// Infers the schema of all files together.
+    ///
+    /// # Errors
+    /// As [`text_files::infer`].
+    pub fn open(files: Vec<Bytes>, layout: Layout) -> mergeql_udfs::Result<TextTable> {
+        let text_files::Inferred { schema, complete } = text_files::infer(&files, layout)?;
+        Ok(TextTable { files, layout, schema: Arc::new(schema), complete })
+    }
+}
+
+#[async_trait]
+impl TableProvider for TextTable {
+    fn schema(&self) -> SchemaRef {
+        self.schema.clone()
+    }
+
+    fn table_type(&self) -> TableType {
+        TableType::Base
+    }
+
+    async fn scan(
+        &self,
+        _: &dyn Session,
+        projection: Option<&Vec<usize>>,
+        _: &[Expr],
+        _: Option<usize>,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        let scan = TextScan::new(self.files.clone(), self.layout, self.schema.clone(), projection.cloned())?;
+        Ok(Arc::new(scan))
+    }
+}
+
+/// Reads text files.
+#[derive(Debug)]
+pub struct TextScan {
+    pub(crate) files: Vec<Bytes>,
+    pub(crate) layout: Layout,
+    /// What the files hold.
+    pub(crate) schema: SchemaRef,
+    /// Which columns of it are read.
+    pub(crate) projection: Option<Vec<usize>>,
+    properties: Arc<PlanProperties>,
+    metrics: ExecutionPlanMetricsSet,
+}
+
+impl TextScan {
+    pub(crate) fn new(files: Vec<Bytes>, layout: Layout, schema: SchemaRef, projection: Option<Vec<usize>>) -> Result<TextScan> {
+        let projected = match &projection {
+            Some(columns) => Arc::new(schema.project(columns)?),
+            None => schema.clone(),
+        };
+        let partitioning = Partitioning::UnknownPartitioning(files.len());
+        let properties = PlanProperties::new(
+            EquivalenceProperties::new(projected),
+            partitioning,
+            EmissionType::Incremental,
+            Boundedness::Bounded,
+        );
+        let properties = Arc::new(properties.with_scheduling_type(SchedulingType::Cooperative));
+        Ok(TextScan { files, layout, schema, projection, properties, metrics: ExecutionPlanMetricsSet::new() })
+    }
+}
+
+impl DisplayAs for TextScan {
+    fn fmt_as(&self, _: DisplayFormatType, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let files: Vec<String> = self.files.iter().take(5).map(Bytes::name).collect();
+        let more = if self.files.len() > 5 { ", ..." } else { "" };
+        let columns: Vec<&str> = self.properties.eq_properties.schema().fields().iter().map(|f| f.name().as_str()).collect();
+        write!(f, "TextScan: files=[{}{more}], columns=[{}]", files.join(", "), columns.join(", "))
+    }
+}
+
+impl ExecutionPlan for TextScan {
+    fn name(&self) -> &'static str {
+        "TextScan"
+    }
+
+    fn properties(&self) -> &Arc<PlanProperties> {
+        &self.properties
+    }
+
+    fn children(&self) -> Vec<&Arc<dyn ExecutionPlan>> {
+        Vec::new()
+    }
+
+    fn apply_expressions(&self, _: &mut dyn FnMut(&Arc<dyn PhysicalExpr>) -> Result<TreeNodeRecursion>) -> Result<TreeNodeRecursion> {
+        Ok(TreeNodeRecursion::Continue)
+    }
+
+    fn with_new_children(self: Arc<Self>, _: Vec<Arc<dyn ExecutionPlan>>) -> Result<Arc<dyn ExecutionPlan>> {
+        Ok(self)
+    }
+
+    fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
+        let mut builder = RecordBatchReceiverStream::builder(self.properties.eq_properties.schema().clone(), 2);
+        let sender = builder.tx();
+        let metrics = BaselineMetrics::new(&self.metrics, partition);
+        let reading = Reading {
+            bytes: self.files[partition].clone(),
+            layout: self.layout,
+            schema: self.schema.clone(),
+            projection: self.projection.clone(),
+            rows: context.session_config().batch_size(),
+        };
+        builder.spawn_blocking(move || {
+            reading.run(|batch| {
+                metrics.record_output(batch.num_rows());
+                sender.blocking_send(Ok(batch)).is_ok()
+            })
+        });
+        Ok(make_cooperative(builder.build()))
+    }
+
+    fn metrics(&self) -> Option<MetricsSet> {
+        Some(self.metrics.clone_inner())
+    }
+}
+
+/// The reading of one file.
+struct Reading {
+    bytes: Bytes,
+    layout: Layout,
+    schema: SchemaRef,
+    projection: Option<Vec<usize>>,
+    rows: usize,
+}
+
+impl Reading {
+    /// Gives each batch to `send` until it has enough.
+    fn run(self, mut send: impl FnMut(RecordBatch) -> bool) -> Result<()> {
+        let name = self.bytes.name();
+        let place = |e: ArrowError| external(Error::new(Code::Io, format!("{name}: {e}")));
+        // Rows are counted by a column, where none is asked for.
+        let nothing = self.projection.as_ref().is_some_and(Vec::is_empty);
+        let columns = match nothing {
+            true => Some((0..self.schema.fields().len().min(1)).collect()),
+            false => self.projection.clone(),
+        };
+        let mut give = |batch: std::result::Result<RecordBatch, ArrowError>| -> Result<bool> {
+            let batch = batch.map_err(place)?;
+            Ok(send(if nothing { batch.project(&[])? } else { batch }))
+        };
+        match self.layout {
+            Layout::Csv { delimiter, header } => {
+                let marked = MarkNulls::new(self.bytes.open().map_err(external)?, delimiter);
+                let mut reader = CsvBuilder::new(self.schema)
+                    .with_header(header)
+                    .with_delimiter(delimiter)
+                    .with_batch_size(self.rows)
+                    .with_null_regex(NULL_PATTERN.clone());
+                if let Some(columns) = columns {
+                    reader = reader.with_projection(columns);
+                }
+                for batch in reader.build_buffered(BufReader::with_capacity(1 << 18, marked)).map_err(place)? {
+                    if !give(batch)? {
+                        break;
+                    }
+                }
+            }
+            Layout::Ndjson | Layout::Json => {
+                let input: Box<dyn BufRead> = match self.layout {
+                    Layout::Json => Box::new(Cursor::new(as_lines(&self.bytes).map_err(external)?)),
+                    _ => self.bytes.open().map_err(external)?,
+                };
+                let schema = match columns {
+                    Some(columns) => Arc::new(self.schema.project(&columns)?),
+                    None => self.schema,
+                };
+                for batch in JsonBuilder::new(schema).with_batch_size(self.rows).build(input).map_err(place)? {
+                    if !give(batch)? {
+                        break;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
