@@ -146,6 +146,8 @@ impl MergeContext {
             None => state,
         };
         let session = SessionContext::new_with_state(state.build());
+        // It takes sort keys for determined by a key that an unnest below has multiplied, and drops them.
+        session.remove_optimizer_rule("eliminate_duplicated_expr");
         let (aggregates, scalars) = functions();
         aggregates.into_iter().for_each(|f| session.register_udaf(f));
         scalars.into_iter().for_each(|f| session.register_udf(f));

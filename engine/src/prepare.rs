@@ -3,6 +3,8 @@
 use crate::context::MergeContext;
 use crate::error::{MergeError, Result};
 use crate::tables::single_call;
+use datafusion::common::ParamValues;
+use datafusion::common::metadata::ScalarAndMetadata;
 use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::logical_expr::{DdlStatement, LogicalPlan};
 use datafusion::prelude::DataFrame;
@@ -76,6 +78,25 @@ impl MergeContext {
         }
         Ok(changes)
     }
+}
+
+/// A plan with values for its parameters, in the types that it was planned for.
+pub(crate) fn bound(plan: &LogicalPlan, values: ParamValues) -> Result<LogicalPlan> {
+    let types = plan.get_parameter_types()?;
+    let fitted = |name: String, value: ScalarAndMetadata| match types.get(&format!("${name}")) {
+        Some(Some(ty)) if value.value.data_type() != *ty => {
+            Ok(ScalarAndMetadata { value: value.value.cast_to(ty)?, metadata: value.metadata })
+        }
+        _ => Ok(value),
+    };
+    let values = match values {
+        ParamValues::List(list) => {
+            let numbered = list.into_iter().enumerate().map(|(i, value)| fitted((i + 1).to_string(), value));
+            ParamValues::List(numbered.collect::<Result<_>>()?)
+        }
+        named @ ParamValues::Map(_) => named,
+    };
+    Ok(plan.clone().replace_params_with_values(&values)?)
 }
 
 fn tag(plan: &LogicalPlan) -> &'static str {

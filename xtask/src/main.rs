@@ -26,6 +26,7 @@ const USAGE: &str = "cargo xtask COMMAND
   sqlite        build the SQLite extension and say how to load it (with --wheel: the Python package; with --npm: the one for Node.js)
   test-sqlite   the tests in SQLite alone
   test-dbt      the tests of the dbt package alone
+  test-servers  the tests of `mergeql serve`, `mergeql worker` and `--cluster` alone
   bench merge [ROWS ...]   the merge beside DuckDB, Polars and DataFusion, default 1000000 10000000 rows
   bench duckdb [ROWS]      our aggregates in DuckDB beside its own, default 10000000 rows
   bench postgres [ROWS]    our aggregates in Postgres beside its own, default 10000000 rows
@@ -92,6 +93,24 @@ fn test_dbt() -> Outcome {
     hosts(&["dbt"], &environment)
 }
 
+/// Where the program and its clients are.
+fn servers_environment() -> Result<Environment, String> {
+    run("cargo", &["build", "-p", "mergeql"])?;
+    let packages = ["psycopg[binary]==3.2.3", "adbc-driver-flightsql==1.13.0", "pyarrow==26.0.1"];
+    let program = target()?.join("debug/mergeql").display().to_string();
+    let mut environment = postgres::test_environment()?;
+    environment.extend([
+        ("MERGEQL_PROGRAM", program),
+        ("MERGEQL_CLIENTS_PYTHON", duckdb::python("clients", &packages)?.display().to_string()),
+    ]);
+    Ok(environment)
+}
+
+/// `cargo xtask test-servers`
+fn test_servers() -> Outcome {
+    hosts(&["servers"], &servers_environment()?)
+}
+
 fn test() -> Outcome {
     run("cargo", &["test"])?;
     let mut environment = duckdb::test()?;
@@ -99,7 +118,8 @@ fn test() -> Outcome {
     environment.extend(sqlite::test()?);
     environment.extend(dbt_environment()?);
     environment.extend(sketches_environment()?);
-    hosts(&["exchange", "dbt"], &environment)?;
+    environment.extend(servers_environment()?);
+    hosts(&["exchange", "dbt", "servers"], &environment)?;
     docs::check(&root())?;
     new_strategy::check(&root())
 }
@@ -123,6 +143,7 @@ fn main() -> ExitCode {
         ["sqlite", "--npm"] => sqlite::build_npm(),
         ["test-sqlite"] => sqlite::test().map(drop),
         ["test-dbt"] => test_dbt(),
+        ["test-servers"] => test_servers(),
         ["new-strategy"] => new_strategy::check(&root()),
         ["bench", "merge", rows @ ..] => bench::merge(&root(), rows),
         ["bench", "postgres", rows @ ..] => postgres::bench(rows.first().copied()),

@@ -81,7 +81,7 @@ pub struct Work {
 /// Works until it is told to stop.
 pub async fn work(work: &Work, memory_limit: Option<usize>) -> Result<ExitCode, MergeError> {
     let credentials = Credentials::read(None, work.token_file.as_deref())?;
-    let worker = Worker::bind(WorkerOptions { listen: work.listen, credentials, memory_limit }).await?;
+    let worker = Worker::bind(WorkerOptions { listen: work.listen, credentials, memory_limit })?;
     eprintln!("worker: listening on {}", worker.address()?);
     until_stopped(worker.run()).await
 }
@@ -114,7 +114,7 @@ pub async fn run(context: MergeContext, serve: &Serve) -> Result<ExitCode, Merge
         statement_timeout: serve.statement_timeout.map(|s| Duration::from_secs_f64(s.clamp(0.001, 1e9))),
     };
     let open = options.tls.is_none() && !options.listen.is_loopback();
-    let server = Server::bind(context, options).await?;
+    let server = Server::bind(context, options)?;
     for (protocol, address) in server.addresses() {
         eprintln!("{protocol}: listening on {address}");
     }

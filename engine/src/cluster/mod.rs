@@ -207,8 +207,8 @@ impl Channels {
             .connect_timeout(Duration::from_secs(5))
             .tcp_nodelay(true)
             // A worker that stopped without closing its connections is found out by these.
-            .http2_keep_alive_interval(Duration::from_secs(10))
-            .keep_alive_timeout(Duration::from_secs(10))
+            .http2_keep_alive_interval(Duration::from_secs(20))
+            .keep_alive_timeout(Duration::from_secs(60))
             .keep_alive_while_idle(true);
         let channel = BoxCloneSyncChannel::new(WithToken { inner: endpoint.connect_lazy(), token: self.token.clone() });
         open.insert(url.clone(), channel.clone());
@@ -232,7 +232,7 @@ impl Channels {
 /// The last cause of a failure: what is before it names the steps to it.
 fn reason(error: &DataFusionError) -> String {
     let text = error.strip_backtrace();
-    if text.contains("Unauthenticated") || text.contains("unauthenticated") {
+    if text.contains("valid authentication credentials") {
         return "it asks for a token (--token-file)".to_owned();
     }
     if text.contains("tcp connect error") || text.contains("transport error") {

@@ -28,7 +28,7 @@ pub struct Options {
 
 /// A worker that has its port and does not answer yet.
 pub struct Worker {
-    listener: TcpListener,
+    listener: std::net::TcpListener,
     options: Options,
 }
 
@@ -37,9 +37,9 @@ impl Worker {
     ///
     /// # Errors
     /// `invalid_argument` if the address is not loopback and there are no tokens, `io` if the port is taken.
-    pub async fn bind(options: Options) -> Result<Worker> {
+    pub fn bind(options: Options) -> Result<Worker> {
         check_open(options.listen.ip(), &options.credentials, false)?;
-        Ok(Worker { listener: listener(options.listen).await?, options })
+        Ok(Worker { listener: listener(options.listen)?, options })
     }
 
     /// Where it listens.
@@ -56,6 +56,7 @@ impl Worker {
     /// `io` if the listener fails.
     pub async fn run(self) -> Result<()> {
         let Worker { listener, options } = self;
+        let listener = TcpListener::from_std(listener)?;
         let runtime = match options.memory_limit {
             Some(limit) => crate::context::limited_runtime(limit)?,
             None => Arc::new(RuntimeEnv::default()),

@@ -4,7 +4,7 @@ use super::limits::Limits;
 use super::{Credentials, Options, Tls, watch};
 use crate::context::MergeContext;
 use crate::error::{MergeError, Result};
-use crate::prepare::Prepared;
+use crate::prepare::{Prepared, bound};
 use arrow::array::{ArrayRef, RecordBatch, UInt64Array};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow::ipc::writer::IpcWriteOptions;
@@ -62,7 +62,7 @@ pub(super) async fn serve(
         limits,
         credentials: options.credentials.clone(),
         sessions: sessions.clone(),
-        commands: Kept::default(),
+        counts: Kept::default(),
         prepared: Kept::default(),
         about: about()?,
     };
@@ -215,8 +215,8 @@ struct Flight {
     limits: Arc<Limits>,
     credentials: Credentials,
     sessions: Arc<Kept<()>>,
-    /// Commands that a client learned the columns of; each runs once.
-    commands: Kept<String>,
+    /// What commands came to, until their clients ask.
+    counts: Kept<u64>,
     prepared: Kept<Statement>,
     about: SqlInfoData,
 }
@@ -296,7 +296,8 @@ fn schema_bytes(schema: &Schema) -> std::result::Result<prost::bytes::Bytes, Sta
 impl Flight {
     async fn look(&self, text: &str) -> std::result::Result<Prepared, Status> {
         let turn = self.limits.turn(None).await.map_err(status)?;
-        turn.run(self.context.prepare(text)).await.map_err(status)
+        let (context, text) = (self.context.clone(), text.to_owned());
+        turn.run(async move { context.prepare(&text).await }).await.map_err(status)
     }
 
     fn info(&self, schema: &Schema, ticket: impl ProstMessageExt, descriptor: FlightDescriptor) -> std::result::Result<Response<FlightInfo>, Status> {
@@ -320,7 +321,8 @@ impl Flight {
     async fn rows(&self, frame: DataFrame) -> std::result::Result<Response<Rows>, Status> {
         let schema = plain_schema(frame.schema().as_arrow());
         let turn = self.limits.turn(None).await.map_err(status)?;
-        let stream = turn.run(self.context.stream(frame)).await.map_err(status)?;
+        let context = self.context.clone();
+        let stream = turn.run(async move { context.stream(frame).await }).await.map_err(status)?;
         let plain = schema.clone();
         let rows = turn.rows(stream).map(move |batch| {
             batch.and_then(|b| plain_batch(&b, &plain)).map_err(|e| FlightError::Tonic(Box::new(status(e))))
@@ -330,7 +332,7 @@ impl Flight {
     }
 
     /// Runs a command; gives back how many rows it touched.
-    async fn command(&self, run: impl Future<Output = Result<DataFrame>>) -> std::result::Result<u64, Status> {
+    async fn command(&self, run: impl Future<Output = Result<DataFrame>> + Send + 'static) -> std::result::Result<u64, Status> {
         let turn = self.limits.turn(None).await.map_err(status)?;
         let batches = turn.run(async { Ok(run.await?.collect().await?) }).await.map_err(status)?;
         Ok(counted(&batches))
@@ -347,7 +349,7 @@ impl Flight {
             for row in 0..batch.num_rows() {
                 let values = batch.columns().iter().map(|c| ScalarValue::try_from_array(c, row));
                 let values = values.collect::<std::result::Result<Vec<_>, _>>().map_err(status)?;
-                plans.push(plan.clone().replace_params_with_values(&ParamValues::from(values)).map_err(status)?);
+                plans.push(bound(plan, ParamValues::from(values)).map_err(status)?);
             }
         }
         Ok(plans)
@@ -356,13 +358,19 @@ impl Flight {
     async fn run_prepared(&self, statement: Statement) -> std::result::Result<u64, Status> {
         let plans = self.bound(&statement)?;
         if plans.is_empty() {
-            return self.command(self.context.sql(&statement.text)).await;
+            return self.text(statement.text).await;
         }
         let mut count = 0;
         for plan in plans {
-            count += self.command(self.context.run_plan(plan, &statement.text)).await?;
+            let (context, text) = (self.context.clone(), statement.text.clone());
+            count += self.command(async move { context.run_plan(plan, &text).await }).await?;
         }
         Ok(count)
+    }
+
+    async fn text(&self, text: String) -> std::result::Result<u64, Status> {
+        let context = self.context.clone();
+        self.command(async move { context.sql(&text).await }).await
     }
 
     fn statement(&self, handle: &[u8]) -> std::result::Result<(String, Statement), Status> {
@@ -418,7 +426,8 @@ impl FlightSqlService for Flight {
     ) -> std::result::Result<Response<FlightInfo>, Status> {
         let (schema, handle) = match self.look(&query.query).await? {
             Prepared::Query(frame) => (plain_schema(frame.schema().as_arrow()), format!("q{}", query.query)),
-            Prepared::Command { .. } => (count_schema(), format!("c{}", self.commands.keep(query.query))),
+            // Asking for a command's result is what runs it: clients may never fetch the one row of it.
+            Prepared::Command { .. } => (count_schema(), format!("c{}", self.counts.keep(self.text(query.query).await?))),
         };
         self.info(&schema, TicketStatementQuery { statement_handle: handle.into_bytes().into() }, request.into_inner())
     }
@@ -435,9 +444,7 @@ impl FlightSqlService for Flight {
                 Prepared::Command { .. } => Err(Status::invalid_argument("the ticket is not one of this server's")),
             };
         }
-        let command = handle.strip_prefix('c').and_then(|name| self.commands.take(name));
-        let command = command.ok_or_else(|| unknown("command"))?;
-        let count = self.command(self.context.sql(&command)).await?;
+        let count = handle.strip_prefix('c').and_then(|name| self.counts.get(name)).ok_or_else(|| unknown("command"))?;
         Self::batches(RecordBatch::try_new(count_schema(), vec![Arc::new(UInt64Array::from(vec![count]))]))
     }
 
@@ -446,7 +453,7 @@ impl FlightSqlService for Flight {
         ticket: CommandStatementUpdate,
         _: Request<PeekableFlightDataStream>,
     ) -> std::result::Result<i64, Status> {
-        Ok(self.command(self.context.sql(&ticket.query)).await? as i64)
+        Ok(self.text(ticket.query).await? as i64)
     }
 
     async fn do_put_statement_ingest(
@@ -465,7 +472,7 @@ impl FlightSqlService for Flight {
         let there = self.context.has_table(&ticket.table);
         let table = quote(&ticket.table);
         let incoming = MemTable::try_new(first.schema(), vec![batches]).map_err(status)?;
-        let name = format!("__mergeql_ingest_{}", self.commands.keep(String::new()));
+        let name = format!("__mergeql_ingest_{}", self.counts.keep(0));
         self.context.session().register_table(datafusion::common::TableReference::bare(name.as_str()), Arc::new(incoming)).map_err(status)?;
         let replaces = definition.if_exists() == TableExistsOption::Replace;
         let text = if there && definition.if_exists() == TableExistsOption::Append {
@@ -474,13 +481,10 @@ impl FlightSqlService for Flight {
             format!("CREATE {}TABLE {table} AS SELECT * FROM {name}", if there && replaces { "OR REPLACE " } else { "" })
         };
         let missing = !there && definition.if_not_exist() == TableNotExistOption::Fail;
-        let run = async {
-            match missing {
-                true => Err(MergeError::new(Code::UnknownSource, format!("there is no table `{}`", ticket.table))),
-                false => self.context.sql(&text).await,
-            }
+        let done = match missing {
+            true => Err(Status::not_found(format!("there is no table `{}`", ticket.table))),
+            false => self.text(text).await,
         };
-        let done = self.command(run).await;
         self.context.session().deregister_table(datafusion::common::TableReference::bare(name.as_str())).map_err(status)?;
         done.map(|_| rows as i64)
     }
@@ -546,11 +550,14 @@ impl FlightSqlService for Flight {
         request: Request<FlightDescriptor>,
     ) -> std::result::Result<Response<FlightInfo>, Status> {
         let (_, statement) = self.statement(&query.prepared_statement_handle)?;
-        let schema = match &statement.plan {
-            Some(plan) if !statement.command => plain_schema(plan.schema().as_arrow()),
-            _ => count_schema(),
-        };
-        self.info(&schema, query, request.into_inner())
+        match &statement.plan {
+            Some(plan) if !statement.command => self.info(&plain_schema(plan.schema().as_arrow()), query, request.into_inner()),
+            _ => {
+                let handle = format!("c{}", self.counts.keep(self.run_prepared(statement).await?));
+                let ticket = TicketStatementQuery { statement_handle: handle.into_bytes().into() };
+                self.info(&count_schema(), ticket, request.into_inner())
+            }
+        }
     }
 
     async fn do_get_prepared_statement(
@@ -559,10 +566,6 @@ impl FlightSqlService for Flight {
         _: Request<Ticket>,
     ) -> std::result::Result<Response<Rows>, Status> {
         let (_, statement) = self.statement(&query.prepared_statement_handle)?;
-        if statement.command {
-            let count = self.run_prepared(statement).await?;
-            return Self::batches(RecordBatch::try_new(count_schema(), vec![Arc::new(UInt64Array::from(vec![count]))]));
-        }
         let mut plans = self.bound(&statement)?.into_iter();
         let (Some(plan), None) = (plans.next(), plans.next()) else {
             return Err(Status::invalid_argument("a query takes one row of parameters"));

@@ -3,29 +3,34 @@
 use crate::error::{MergeError, Result};
 use arrow::array::RecordBatch;
 use datafusion::execution::SendableRecordBatchStream;
-use futures::{FutureExt, Stream, StreamExt};
+use futures::{Stream, StreamExt};
 use mergeql_udfs::Code;
-use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 /// What all clients share.
 pub(crate) struct Limits {
     turns: Arc<Semaphore>,
     timeout: Option<Duration>,
+    /// Where statements compute: not where clients are listened to, so that those are heard whatever is computed.
+    compute: Handle,
 }
 
 /// The turn of one statement, and when it ends.
 pub(crate) struct Turn {
+    compute: Handle,
     deadline: Option<Instant>,
     _permit: OwnedSemaphorePermit,
 }
 
 impl Limits {
+    /// Statements compute on the runtime that this is called on.
     pub(crate) fn new(statements: usize, timeout: Option<Duration>) -> Limits {
-        Limits { turns: Arc::new(Semaphore::new(statements.max(1))), timeout }
+        Limits { turns: Arc::new(Semaphore::new(statements.max(1))), timeout, compute: Handle::current() }
     }
 
     /// Waits for a turn. A client may ask for less time than the server gives.
@@ -34,23 +39,40 @@ impl Limits {
         let deadline = time.map(|t| Instant::now() + t);
         let permit = in_time(deadline, self.turns.clone().acquire_owned()).await?;
         let permit = permit.map_err(|_| MergeError::new(Code::LimitExceeded, "the server is closing"))?;
-        Ok(Turn { deadline, _permit: permit })
+        Ok(Turn { compute: self.compute.clone(), deadline, _permit: permit })
     }
 }
 
 impl Turn {
-    /// Runs a part of the statement. What panics in it is an error of this statement alone.
-    pub(crate) async fn run<T>(&self, part: impl Future<Output = Result<T>>) -> Result<T> {
-        in_time(self.deadline, AssertUnwindSafe(part).catch_unwind()).await?.unwrap_or_else(|_| Err(broken()))
+    /// Runs a part of the statement as a task of its own: its time ends and its client can cancel it also while it computes. What
+    /// panics in it is an error of this statement alone.
+    pub(crate) async fn run<T: Send + 'static>(&self, part: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
+        let mut task = JoinSet::new();
+        task.spawn_on(part, &self.compute);
+        match in_time(self.deadline, task.join_next()).await? {
+            Some(Ok(result)) => result,
+            _ => Err(broken()),
+        }
     }
 
     /// The rows of the statement; its turn ends with them.
-    pub(crate) fn rows(self, rows: SendableRecordBatchStream) -> impl Stream<Item = Result<RecordBatch>> + Send + 'static {
-        futures::stream::unfold(Some((rows, self)), |running| async move {
-            let (mut rows, turn) = running?;
-            let next = async { Ok(rows.next().await.transpose()?) };
-            match turn.run(next).await {
-                Ok(batch) => batch.map(|batch| (Ok(batch), Some((rows, turn)))),
+    pub(crate) fn rows(self, mut rows: SendableRecordBatchStream) -> impl Stream<Item = Result<RecordBatch>> + Send + 'static {
+        let (sender, receiver) = tokio::sync::mpsc::channel(2);
+        let mut task = JoinSet::new();
+        let give = async move {
+            while let Some(batch) = rows.next().await {
+                if sender.send(batch).await.is_err() {
+                    break;
+                }
+            }
+        };
+        task.spawn_on(give, &self.compute);
+        futures::stream::unfold(Some((receiver, task, self)), |running| async move {
+            let (mut receiver, mut task, turn) = running?;
+            match in_time(turn.deadline, receiver.recv()).await {
+                Ok(Some(Ok(batch))) => Some((Ok(batch), Some((receiver, task, turn)))),
+                Ok(Some(Err(error))) => Some((Err(error.into()), None)),
+                Ok(None) => matches!(task.join_next().await, Some(Err(_))).then(|| (Err(broken()), None)),
                 Err(error) => Some((Err(error), None)),
             }
         })

@@ -62,8 +62,8 @@ pub struct Server {
     options: Options,
     limits: Arc<Limits>,
     tls: Option<Tls>,
-    postgres: Option<TcpListener>,
-    flight: Option<TcpListener>,
+    postgres: Option<std::net::TcpListener>,
+    flight: Option<std::net::TcpListener>,
 }
 
 impl Server {
@@ -72,7 +72,9 @@ impl Server {
     /// # Errors
     /// `invalid_argument` if the address is not loopback and there are no passwords or tokens, or no port is asked for; `io` if a port
     /// is taken or a certificate cannot be read.
-    pub async fn bind(context: MergeContext, options: Options) -> Result<Server> {
+    /// # Panics
+    /// Outside a Tokio runtime, on which statements will compute.
+    pub fn bind(context: MergeContext, options: Options) -> Result<Server> {
         let nothing = options.postgres.is_none() && options.flight.is_none();
         if nothing {
             return Err(MergeError::new(Code::InvalidArgument, "there is nothing to serve")
@@ -80,13 +82,8 @@ impl Server {
         }
         check_open(options.listen, &options.credentials, options.postgres.is_some())?;
         let tls = options.tls.as_ref().map(|(certificate, key)| Tls::read(certificate, key)).transpose()?;
-        let at = |port: Option<u16>| async move {
-            match port {
-                None => Ok(None),
-                Some(port) => listener(SocketAddr::new(options.listen, port)).await.map(Some),
-            }
-        };
-        let (postgres, flight) = (at(options.postgres).await?, at(options.flight).await?);
+        let at = |port: Option<u16>| port.map(|port| listener(SocketAddr::new(options.listen, port))).transpose();
+        let (postgres, flight) = (at(options.postgres)?, at(options.flight)?);
         postgres::prepare(&context)?;
         let limits = Arc::new(Limits::new(options.max_statements, options.statement_timeout));
         Ok(Server { context, options, limits, tls, postgres, flight })
@@ -94,7 +91,7 @@ impl Server {
 
     /// The addresses that it has, by protocol.
     pub fn addresses(&self) -> Vec<(&'static str, SocketAddr)> {
-        let of = |name, listener: &Option<TcpListener>| Some((name, listener.as_ref()?.local_addr().ok()?));
+        let of = |name, listener: &Option<std::net::TcpListener>| Some((name, listener.as_ref()?.local_addr().ok()?));
         [of("postgres", &self.postgres), of("flight", &self.flight)].into_iter().flatten().collect()
     }
 
@@ -103,7 +100,20 @@ impl Server {
     /// # Errors
     /// `io` if a listener fails.
     pub async fn run(self) -> Result<()> {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).thread_name("mergeql-net").enable_all().build()?;
+        let network = runtime.handle().clone();
+        let _given_up_after = Network(Some(runtime));
+        let mut task = tokio::task::JoinSet::new();
+        task.spawn_on(self.answer(), &network);
+        match task.join_next().await {
+            Some(Ok(done)) => done,
+            _ => Err(MergeError::new(Code::Io, "the server stopped")),
+        }
+    }
+
+    async fn answer(self) -> Result<()> {
         let Server { context, options, limits, tls, postgres, flight } = self;
+        let (postgres, flight) = (postgres.map(TcpListener::from_std).transpose()?, flight.map(TcpListener::from_std).transpose()?);
         let by_postgres = async {
             match postgres {
                 Some(listener) => {
@@ -133,8 +143,24 @@ pub(crate) fn check_open(listen: IpAddr, credentials: &Credentials, passwords_on
         .help(format!("give {what}, or listen on 127.0.0.1")))
 }
 
-pub(crate) async fn listener(address: SocketAddr) -> Result<TcpListener> {
-    TcpListener::bind(address).await.map_err(|e| MergeError::new(Code::Io, format!("{address}: {e}")))
+pub(crate) fn listener(address: SocketAddr) -> Result<std::net::TcpListener> {
+    let bind = || {
+        let listener = std::net::TcpListener::bind(address)?;
+        listener.set_nonblocking(true)?;
+        Ok(listener)
+    };
+    bind().map_err(|e: std::io::Error| MergeError::new(Code::Io, format!("{address}: {e}")))
+}
+
+/// The runtime on which clients are listened to; it is given up without waiting for them.
+struct Network(Option<tokio::runtime::Runtime>);
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
 }
 
 /// The certificate and key of a server.

@@ -4,7 +4,7 @@ use super::limits::{Limits, TIMED_OUT, Turn};
 use super::{Credentials, Options, Tls, watch};
 use crate::context::MergeContext;
 use crate::error::{MergeError, Result};
-use crate::prepare::Prepared;
+use crate::prepare::{Prepared, bound};
 use arrow::array::{RecordBatch, UInt64Array};
 use arrow::datatypes::{DataType, Schema};
 use async_trait::async_trait;
@@ -27,8 +27,8 @@ use datafusion_postgres::pgwire::api::cancel::{CancelHandler, DefaultCancelHandl
 use datafusion_postgres::pgwire::api::portal::{Format, Portal};
 use datafusion_postgres::pgwire::api::query::{ExtendedQueryHandler, SimpleQueryHandler};
 use datafusion_postgres::pgwire::api::results::{FieldInfo, QueryResponse, Response, Tag};
-use datafusion_postgres::pgwire::api::stmt::QueryParser;
-use datafusion_postgres::pgwire::api::store::PortalStore;
+use datafusion_postgres::pgwire::api::stmt::{QueryParser, StoredStatement};
+use datafusion_postgres::pgwire::api::store::{MemPortalStore, PortalStore};
 use datafusion_postgres::pgwire::api::{
     ClientInfo, ClientPortalStore, ConnectionManager, PgWireConnectionState, PgWireServerHandlers, Type,
 };
@@ -280,8 +280,8 @@ impl Service {
         last: bool,
     ) -> Result<Response> {
         let turn = self.limits.turn(timeout).await?;
-        match turn.run(self.context.prepare(text)).await? {
-            Prepared::Command { tag, .. } => self.command(turn, tag, async { self.context.sql(text).await }).await,
+        match turn.run(look(&self.context, text)).await? {
+            Prepared::Command { tag, .. } => command(turn, tag, run(&self.context, text)).await,
             Prepared::Query(mut frame) => {
                 if !last {
                     // A statement after this one may change what it reads.
@@ -292,16 +292,31 @@ impl Service {
         }
     }
 
-    async fn command(&self, turn: Turn, tag: &str, run: impl Future<Output = Result<DataFrame>>) -> Result<Response> {
-        let batches = turn.run(async { Ok(run.await?.collect().await?) }).await?;
-        Ok(Response::Execution(counted(tag, &batches)))
-    }
-
     async fn rows(&self, turn: Turn, frame: DataFrame, format: &Format, options: Arc<FormatOptions>) -> Result<Response> {
         let fields = Arc::new(fields(frame.schema().as_arrow(), format, Some(options))?);
-        let stream = turn.run(self.context.stream(frame)).await?;
-        Ok(Response::Query(QueryResponse::new(fields.clone(), encoded(turn.rows(stream), fields))))
+        let context = self.context.clone();
+        let stream = turn.run(async move { context.stream(frame).await }).await?;
+        // Until the first rows are there, the client can cancel, and what fails is the statement and not its rows.
+        let mut rows = Box::pin(turn.rows(stream));
+        let first = rows.next().await.transpose()?;
+        let rows = futures::stream::iter(first.map(Ok)).chain(rows);
+        Ok(Response::Query(QueryResponse::new(fields.clone(), encoded(rows, fields))))
     }
+}
+
+fn look(context: &MergeContext, text: &str) -> impl Future<Output = Result<Prepared>> + Send + use<> {
+    let (context, text) = (context.clone(), text.to_owned());
+    async move { context.prepare(&text).await }
+}
+
+fn run(context: &MergeContext, text: &str) -> impl Future<Output = Result<DataFrame>> + Send + use<> {
+    let (context, text) = (context.clone(), text.to_owned());
+    async move { context.sql(&text).await }
+}
+
+async fn command(turn: Turn, tag: &str, run: impl Future<Output = Result<DataFrame>> + Send + 'static) -> Result<Response> {
+    let batches = turn.run(async { Ok(run.await?.collect().await?) }).await?;
+    Ok(Response::Execution(counted(tag, &batches)))
 }
 
 fn fields(schema: &Schema, format: &Format, options: Option<Arc<FormatOptions>>) -> Result<Vec<FieldInfo>> {
@@ -381,6 +396,10 @@ impl SimpleQueryHandler for Service {
         let last = statements.len() - 1;
         let mut responses = Vec::new();
         for (i, text) in statements.into_iter().enumerate() {
+            if let Some((name, query)) = declared(text) {
+                responses.push(self.declare(client, name, query).await.map_err(|e| in_query(e, 0))?);
+                continue;
+            }
             let foreign = self.foreign(text);
             if let Some(statement) = &foreign
                 && let Some(response) = self.hooked(statement, client).await
@@ -398,6 +417,50 @@ impl SimpleQueryHandler for Service {
             responses.push(response.map_err(|e| in_query(e, offset))?);
         }
         Ok(responses)
+    }
+}
+
+/// The name and the query of DECLARE name CURSOR ... FOR query; the query may be a MERGE.
+fn declared(text: &str) -> Option<(String, &str)> {
+    let upper = text.to_ascii_uppercase();
+    let rest = text.get(upper.strip_prefix("DECLARE ").map(|_| 8)?..)?;
+    let (name, options) = rest.trim_start().split_once(char::is_whitespace)?;
+    let options_upper = options.to_ascii_uppercase();
+    let cursor = options_upper.find("CURSOR")?;
+    let query = cursor + options_upper[cursor..].find(" FOR ")? + 5;
+    let name = match name.strip_prefix('"').and_then(|n| n.strip_suffix('"')) {
+        Some(quoted) => quoted.replace("\"\"", "\""),
+        None => name.to_ascii_lowercase(),
+    };
+    Some((name, &options[query..]))
+}
+
+/// The columns of the cursors of a connection, for those who ask before they fetch.
+type Cursors = std::sync::Mutex<std::collections::HashMap<String, LogicalPlan>>;
+
+impl Service {
+    async fn declare<C>(&self, client: &C, name: String, query: &str) -> Result<Response>
+    where
+        C: ClientInfo + ClientPortalStore,
+        C::PortalStore: PortalStore,
+    {
+        let store = client.portal_store().as_any().downcast_ref::<MemPortalStore<Held>>();
+        let store = store.ok_or_else(|| MergeError::new(Code::Unsupported, "there are no cursors here"))?;
+        let turn = self.limits.turn(timeout(client)).await?;
+        let Prepared::Query(frame) = turn.run(look(&self.context, query)).await? else {
+            return Err(MergeError::new(Code::InvalidArgument, "a cursor is over a query"));
+        };
+        let plan = frame.logical_plan().clone();
+        let Response::Query(rows) = self.rows(turn, frame, &Format::UnifiedText, Arc::default()).await? else {
+            return Err(MergeError::new(Code::InvalidArgument, "a cursor is over a query"));
+        };
+        let held: Held = (query.to_owned(), Some(marked(QUERY, plan.clone())));
+        let portal = Portal::new_cursor(name.clone(), Arc::new(StoredStatement::new(name.clone(), held, Vec::new())));
+        portal.start(rows).await;
+        store.put_portal(Arc::new(portal));
+        let cursors = client.session_extensions().get_or_insert_with(Cursors::default);
+        cursors.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(name, plan);
+        Ok(Response::Execution(Tag::new("DECLARE CURSOR")))
     }
 }
 
@@ -421,6 +484,7 @@ fn marked(kind: &str, plan: LogicalPlan) -> (sql::Statement, LogicalPlan) {
 
 const QUERY: &str = "query";
 const COMMAND: &str = "command";
+const DECLARE: &str = "declare";
 
 fn kind(held: &Held) -> Option<&str> {
     match &held.1 {
@@ -458,7 +522,7 @@ fn with_parameters(portal: &Portal<Held>, plan: &LogicalPlan) -> PgWireResult<Lo
     let types: Vec<Option<&DataType>> = types.iter().map(Option::as_ref).collect();
     let wire: Vec<Option<&Type>> = wire.iter().map(Some).collect();
     let values = deserialize_parameters_with_server_types(portal, &types, &wire)?;
-    plan.clone().replace_params_with_values(&values).map_err(|e| told(&e.into(), ""))
+    bound(plan, values).map_err(|e| told(&e, ""))
 }
 
 /// What the parse step of the protocol needs of the service.
@@ -473,7 +537,18 @@ impl QueryParser for Parser {
         C: ClientInfo + Unpin + Send + Sync,
     {
         let service = &self.0;
+        if declared(text).is_some() {
+            return Ok(Some((text.to_owned(), Some(marked(DECLARE, nothing())))));
+        }
         let foreign = service.foreign(text);
+        if let Some(statement @ sql::Statement::Fetch { name, .. }) = &foreign {
+            let cursors = client.session_extensions().get_or_insert_with(Cursors::default);
+            let cursors = cursors.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            if let Some(plan) = cursors.get(&name.value) {
+                let columns = EmptyRelation { produce_one_row: false, schema: plan.schema().clone() };
+                return Ok(Some((text.to_owned(), Some((statement.clone(), LogicalPlan::EmptyRelation(columns))))));
+            }
+        }
         if let Some(statement) = &foreign {
             if housekeeping(statement).is_some() {
                 return Ok(Some((text.to_owned(), Some((statement.clone(), nothing())))));
@@ -488,7 +563,7 @@ impl QueryParser for Parser {
         }
         let to_run = Service::to_run(text, foreign.as_ref());
         let turn = service.limits.turn(timeout(client)).await.map_err(|e| told(&e, text))?;
-        let prepared = turn.run(service.context.prepare(&to_run)).await.map_err(|e| told(&e, text))?;
+        let prepared = turn.run(look(&service.context, &to_run)).await.map_err(|e| told(&e, text))?;
         let plan = match prepared {
             Prepared::Query(frame) => marked(QUERY, frame.into_unoptimized_plan()),
             Prepared::Command { plan, .. } => marked(COMMAND, plan.unwrap_or_else(nothing)),
@@ -538,24 +613,30 @@ impl ExtendedQueryHandler for Extended {
             };
         };
         refuse_after_failure(client)?;
+        if let (DECLARE, Some((name, query))) = (kind, declared(text)) {
+            return service.declare(client, name, query).await.map_err(|e| told(&e, text));
+        }
         let plan = with_parameters(portal, plan)?;
         let options = Arc::new(FormatOptions::from_client_metadata(client.metadata()));
-        let run = async {
+        let answer = async {
             let turn = service.limits.turn(timeout(client)).await?;
             let context = &service.context;
             if kind == COMMAND {
                 let plain = !matches!(plan, LogicalPlan::EmptyRelation(_));
-                let tag = turn.run(context.prepare(text)).await.map_or("MERGE", |p| match p {
+                let tag = turn.run(look(context, text)).await.map_or("MERGE", |p| match p {
                     Prepared::Command { tag, .. } => tag,
                     Prepared::Query(_) => "SELECT",
                 });
-                let run = async { if plain { context.run_plan(plan, text).await } else { context.sql(text).await } };
-                return service.command(turn, tag, run).await;
+                if !plain {
+                    return command(turn, tag, run(context, text)).await;
+                }
+                let (context, text) = (context.clone(), text.clone());
+                return command(turn, tag, async move { context.run_plan(plan, &text).await }).await;
             }
             let frame = DataFrame::new(context.session().state(), plan);
             service.rows(turn, frame, &portal.result_column_format, options).await
         };
-        run.await.map_err(|e: MergeError| told(&e, text))
+        answer.await.map_err(|e: MergeError| told(&e, text))
     }
 }
 

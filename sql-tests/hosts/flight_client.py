@@ -1,0 +1,97 @@
+"""The ADBC driver of Flight SQL and pyarrow's Flight client against `mergeql serve --flight PORT`."""
+
+import sys
+import warnings
+
+import adbc_driver_flightsql.dbapi as flightsql
+import pyarrow as pa
+import pyarrow.flight
+from adbc_driver_flightsql import DatabaseOptions
+from adbc_driver_manager import Error
+
+warnings.simplefilter("ignore")
+port, what = sys.argv[1:]
+plain = f"grpc://127.0.0.1:{port}"
+merge = "MERGE nyc, london ON id STRATEGY salary = max, tag = union"
+
+
+def one(uri, options=None):
+    with flightsql.connect(uri, db_kwargs=options or {}) as connection, connection.cursor() as cursor:
+        cursor.execute("SELECT 41 + 1 AS answer")
+        return cursor.fetchall()
+
+
+def refused(uri, options=None):
+    try:
+        one(uri, options)
+    except Error:
+        return True
+    return False
+
+
+if what == "statements":
+    with flightsql.connect(plain) as connection, connection.cursor() as cursor:
+        nyc = pa.table({"id": pa.array([1, 2], pa.int32()), "salary": [90, 72], "tag": ["a", "b"]})
+        assert cursor.adbc_ingest("nyc", nyc) == 2
+        cursor.execute("CREATE TABLE london (id INT, salary BIGINT, tag TEXT) AS VALUES (1, 85, 'c'), (3, 64, 'd')")
+        cursor.execute(f"{merge} ORDER BY id")
+        table = cursor.fetch_arrow_table()
+        assert table.schema.field("tag").type == pa.string(), table.schema
+        assert table.to_pydict() == {"id": [1, 2, 3], "salary": [90, 72, 64], "tag": ["a,c", "b", "d"]}, table
+        cursor.execute(f"{merge} WHERE id >= $1 ORDER BY id", parameters=(2,))
+        assert cursor.fetchall() == [(2, 72, "b"), (3, 64, "d")]
+        cursor.execute("MERGE INTO nyc USING london ON id STRATEGY salary = max, tag = union")
+        cursor.fetchall()
+        cursor.execute("SELECT count(*) FROM nyc")
+        assert cursor.fetchall() == [(3,)]
+        cursor.executemany("INSERT INTO london VALUES ($1, $2, $3)", [(8, 1, "p"), (9, 2, None)])
+        cursor.execute("SELECT id, tag FROM london WHERE id > 3 ORDER BY id")
+        assert cursor.fetchall() == [(8, "p"), (9, None)]
+        assert cursor.adbc_ingest("nyc", nyc, mode="append") == 2
+        cursor.execute("SELECT count(*) FROM nyc")
+        assert cursor.fetchall() == [(5,)]
+        for mode in ("create", "append"):
+            try:
+                cursor.adbc_ingest("nyc" if mode == "create" else "nothing", nyc, mode=mode)
+                raise AssertionError("it must fail")
+            except Error:
+                pass
+        # Rows beyond one batch, in order.
+        cursor.execute("SELECT value FROM generate_series(1, 100000) ORDER BY value")
+        assert cursor.fetch_arrow_table().column(0).to_pylist() == list(range(1, 100001))
+        try:
+            cursor.execute(f"{merge}x")
+            raise AssertionError("it must fail")
+        except Error as error:
+            assert "unknown_strategy" in str(error) and "did you mean" in str(error), error
+        catalogs = connection.adbc_get_objects(depth="tables").read_all().to_pylist()
+        tables = [t["table_name"] for c in catalogs for s in c["catalog_db_schemas"] for t in s["db_schema_tables"]]
+        assert "nyc" in tables and "london" in tables, tables
+        assert connection.adbc_get_table_schema("nyc").names == ["id", "salary", "tag"]
+        assert connection.adbc_get_table_types() == ["TABLE", "VIEW"]
+        assert connection.adbc_get_info()["vendor_name"] == "MergeQL"
+elif what == "door":
+    assert refused(plain)
+    assert refused(plain, {"username": "ann", "password": "closed"})
+    assert refused(plain, {DatabaseOptions.AUTHORIZATION_HEADER.value: "Bearer another-token"})
+    assert one(plain, {"username": "ann", "password": "open sesame"}) == [(42,)]
+    assert one(plain, {DatabaseOptions.AUTHORIZATION_HEADER.value: "Bearer a-long-token"}) == [(42,)]
+    # pyarrow's own client: the handshake gives a token, which opens later calls.
+    client = pyarrow.flight.connect(plain)
+    header = client.authenticate_basic_token("ann", "open sesame")
+    assert header[0] == b"authorization" and header[1].startswith(b"Bearer "), header
+elif what == "tls":
+    with open("cert.pem") as file:
+        root = file.read()
+    options = {
+        DatabaseOptions.AUTHORIZATION_HEADER.value: "Bearer a-long-token",
+        DatabaseOptions.TLS_ROOT_CERTS.value: root,
+    }
+    assert one(f"grpc+tls://localhost:{port}", options) == [(42,)]
+    assert refused(f"grpc+tls://localhost:{port}", {DatabaseOptions.TLS_ROOT_CERTS.value: root})
+    assert refused(plain, {DatabaseOptions.AUTHORIZATION_HEADER.value: "Bearer a-long-token"})
+elif what == "shared":
+    with flightsql.connect(plain) as connection, connection.cursor() as cursor:
+        cursor.execute("SELECT * FROM shared")
+        assert cursor.fetchall() == [(5,)]
+print("done")

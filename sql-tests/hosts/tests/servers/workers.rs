@@ -1,0 +1,182 @@
+//! `mergeql worker` and `--cluster`: three real workers on loopback give what one process gives, also when they die.
+
+use crate::{Running, run, stdout, wait};
+use mergeql::cluster::Cluster;
+use mergeql::columns::value_at;
+use mergeql::datafusion::arrow::array::RecordBatch;
+use mergeql::datafusion::datasource::MemTable;
+use mergeql::{Config, MergeContext};
+use mergeql_host_tests::sample;
+use mergeql_lang::lower::duckdb_type_name;
+use mergeql_udfs::{Type, catalog};
+use std::fmt::Write;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+
+/// Three workers, and the file that names them.
+fn workers(folder: &Path, more: &[&str]) -> Vec<Running> {
+    let start = |_| Running::start(folder, &[&["worker", "--listen", "127.0.0.1:0"], more].concat(), 1);
+    let workers: Vec<Running> = (0..3).map(start).collect();
+    let listed: String = workers.iter().map(|w| format!("{}\n", w.addresses[0])).collect();
+    std::fs::write(folder.join("workers.txt"), format!("# three of them\n{listed}")).unwrap();
+    workers
+}
+
+/// Three exports of the same things that disagree.
+fn exports(folder: &Path, rows: usize, padding: usize) {
+    let mut random = mergeql_udfs::laws::Random(7);
+    let pad = "x".repeat(padding);
+    for name in ["a", "b", "c"] {
+        let mut text = "id,salary,tag,note,updated_at\n".to_owned();
+        for _ in 0..rows {
+            let (id, salary, tag) = (random.below(rows), random.below(1000), random.below(50));
+            let (day, hour) = (random.below(28) + 1, random.below(24));
+            writeln!(text, "{id},{salary},t{tag},{pad}{salary},2026-01-{day:02}T{hour:02}:00:00").unwrap();
+        }
+        std::fs::write(folder.join(format!("{name}.csv")), text).unwrap();
+    }
+}
+
+const MERGE: &str = "MERGE 'a.csv', 'b.csv', 'c.csv' ON id \
+    STRATEGY salary = max, tag = union, * = lww VERSION BY updated_at ORDER BY id";
+const SMALL_TASKS: [&str; 4] = ["--cluster", "workers.txt", "--task-size", "50KB"];
+
+#[test]
+fn a_cluster_answers_as_one_process() {
+    let folder = tempfile::tempdir().unwrap();
+    let workers = workers(folder.path(), &[]);
+    exports(folder.path(), 4000, 3);
+    for name in ["a", "b", "c"] {
+        stdout(&run(folder.path(), &["-c", &format!("COPY (SELECT * FROM '{name}.csv') TO '{name}.parquet'")]));
+        stdout(&run(folder.path(), &["-c", &format!("COPY (SELECT * FROM '{name}.csv') TO '{name}.ndjson' STORED AS JSON")]));
+    }
+    let fold = "CREATE STRATEGY spaced AS FOLD (a, b) -> concat(a, ' ', b); \
+        MERGE 'a.csv', 'b.csv', 'c.csv' ON id STRATEGY tag = spaced, * = max ORDER BY id";
+    let statements = [
+        MERGE.to_owned(),
+        MERGE.replace(".csv", ".parquet"),
+        MERGE.replace(".csv", ".ndjson"),
+        "MERGE '*.csv' ON id STRATEGY salary = avg, * = lww VERSION BY updated_at ORDER BY id".to_owned(),
+        MERGE.replace(" ORDER BY id", " RETURNING CONFLICTS ORDER BY id, column_name LIMIT 500"),
+        fold.to_owned(),
+        format!("SELECT tag, count(*), sum(salary) FROM ({}) AS m GROUP BY tag ORDER BY tag", MERGE.replace(" ORDER BY id", "")),
+    ];
+    for statement in &statements {
+        let alone = stdout(&run(folder.path(), &["-c", statement, "--format", "csv"]));
+        let together = stdout(&run(folder.path(), &[&SMALL_TASKS[..], &["-c", statement, "--format", "csv"]].concat()));
+        assert!(alone.lines().count() > 10);
+        assert_eq!(alone, together, "{statement}");
+    }
+    let explained = stdout(&run(folder.path(), &[&SMALL_TASKS[..], &["-c", &format!("EXPLAIN {MERGE}")]].concat()));
+    assert!(explained.contains("NetworkShuffleExec"), "{explained}");
+    assert!(workers.iter().all(|w| w.cpu() > 0.2), "a worker had nothing to do");
+}
+
+/// Every strategy of the catalogue, from rows in memory that are divided among the workers: states byte for byte, and values.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_strategy_is_the_same_on_workers() {
+    let folder = tempfile::tempdir().unwrap();
+    let _workers = workers(folder.path(), &[]);
+    let alone = MergeContext::new(Config::default()).unwrap();
+    let cluster = Cluster::read(&folder.path().join("workers.txt")).unwrap();
+    let together = MergeContext::new(Config { cluster: Some(cluster), ..Config::default() }).unwrap();
+    let (mut tried, mut divided) = (0, 0);
+    for entry in catalog::all() {
+        for call in (entry.spec().samples)() {
+            let name = |ty: &Type| if *ty == Type::Bytes { "BYTEA".to_owned() } else { duckdb_type_name(ty) };
+            let Some(sample) = sample(entry, &call, name, |hex| format!("X'{hex}'"), |_| true) else { continue };
+            let columns: Vec<String> = (0..sample.width).map(|i| format!("c{i}")).collect();
+            let columns = columns.join(", ");
+            let rows: Vec<String> = sample.rows.iter().enumerate().map(|(i, row)| format!("({}, {row})", i % 2)).collect();
+            let batches = alone.sql(&format!("SELECT * FROM (VALUES {}) AS t(g, {columns})", rows.join(", "))).await.unwrap();
+            let batches = batches.collect().await.unwrap();
+            let each: Vec<RecordBatch> = batches.iter().flat_map(|b| (0..b.num_rows()).map(|i| b.slice(i, 1))).collect();
+            let table = Arc::new(MemTable::try_new(each[0].schema(), vec![each]).unwrap());
+            let (with, name) = (call.to_json().replace('\'', "''"), entry.spec().name);
+            let query = format!(
+                "SELECT g, crdt_{name}_state_with('{with}', {columns}) AS state, crdt_{name}_with('{with}', {columns}) AS value \
+                 FROM rows_of GROUP BY g ORDER BY g"
+            );
+            let mut answers = Vec::new();
+            for context in [&alone, &together] {
+                context.session().register_table("rows_of", table.clone()).unwrap();
+                let frame = context.sql(&query).await.unwrap_or_else(|e| panic!("{query}: {e}"));
+                let plan = frame.clone().create_physical_plan().await.unwrap();
+                divided += usize::from(plan.name() == "DistributedExec");
+                let stream = context.stream(frame).await.unwrap_or_else(|e| panic!("{query}: {e}"));
+                let batches = mergeql::collect(stream).await.unwrap();
+                let row = |b: &RecordBatch, i: usize| b.columns().iter().map(|c| value_at(c, i).to_string()).collect::<Vec<_>>();
+                answers.push(batches.iter().flat_map(|b| (0..b.num_rows()).map(|i| row(b, i)).collect::<Vec<_>>()).collect::<Vec<_>>());
+            }
+            assert_eq!(answers[0], answers[1], "{name} {call:?}");
+            tried += 1;
+        }
+    }
+    assert!(tried > 90 && divided == tried, "{tried} calls were tried, {divided} of them on workers");
+}
+
+#[test]
+fn a_worker_that_dies_is_replaced() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut workers = workers(folder.path(), &[]);
+    exports(folder.path(), 60_000, 200);
+    let alone = stdout(&run(folder.path(), &["-c", MERGE, "--format", "csv"]));
+    let client = Command::new(crate::variable("MERGEQL_PROGRAM"))
+        .args(SMALL_TASKS)
+        .args(["-c", MERGE, "--format", "csv"])
+        .current_dir(folder.path())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // It is in the middle of the query: it has worked, and goes on working.
+    let idle = workers[1].cpu();
+    wait("work", || workers[1].cpu() > idle + 0.15);
+    workers[1].child.kill().unwrap();
+    workers[1].child.wait().unwrap();
+    let output = client.wait_with_output().unwrap();
+    assert_eq!(stdout(&output), alone);
+    // The next statement does not even try it.
+    let again = stdout(&run(folder.path(), &[&SMALL_TASKS[..], &["-c", MERGE, "--format", "csv"]].concat()));
+    assert_eq!(again, alone);
+    // With none left, it says so and leaves nothing behind.
+    workers.clear();
+    let failed = run(folder.path(), &[&SMALL_TASKS[..], &["-c", &format!("{MERGE} INTO 'out.csv'")]].concat());
+    let error = String::from_utf8_lossy(&failed.stderr).into_owned();
+    assert_eq!(failed.status.code(), Some(1));
+    assert!(error.contains("no worker of the cluster answers"), "{error}");
+    assert!(!folder.path().join("out.csv").exists());
+}
+
+#[test]
+fn states_bigger_than_memory_spill_on_workers() {
+    let folder = tempfile::tempdir().unwrap();
+    exports(folder.path(), 40_000, 600);
+    let alone = stdout(&run(folder.path(), &["-c", MERGE, "--format", "csv"]));
+    // 72 MB of rows; each worker has a tenth of them in memory.
+    let _workers = workers(folder.path(), &["--memory-limit", "8MB"]);
+    let together = stdout(&run(folder.path(), &[&SMALL_TASKS[..], &["--threads", "1", "-c", MERGE, "--format", "csv"]].concat()));
+    assert_eq!(alone, together);
+}
+
+#[test]
+fn workers_ask_for_their_token() {
+    let folder = tempfile::tempdir().unwrap();
+    exports(folder.path(), 2000, 3);
+    std::fs::write(folder.path().join("token"), "secret-of-the-cluster\n").unwrap();
+    let _workers = workers(folder.path(), &["--token-file", "token"]);
+    let alone = stdout(&run(folder.path(), &["-c", MERGE, "--format", "csv"]));
+    let known = [&SMALL_TASKS[..], &["--cluster-token-file", "token", "-c", MERGE, "--format", "csv"]].concat();
+    assert_eq!(stdout(&run(folder.path(), &known)), alone);
+    let refused = run(folder.path(), &[&SMALL_TASKS[..], &["-c", MERGE]].concat());
+    let error = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(refused.status.code() == Some(1) && error.contains("asks for a token"), "{error}");
+    // What is wrong with a statement is said as by one process, whoever found it.
+    std::fs::write(folder.path().join("d.csv"), "id,salary\n1,340282366920938463463374607431768211455\n").unwrap();
+    let wrong = "SELECT crdt_counter(0 - salary, 'x') FROM 'a.csv'";
+    let (one, many) = (run(folder.path(), &["-c", wrong]), run(folder.path(), &[&known[..6], &["-c", wrong]].concat()));
+    assert_eq!(String::from_utf8_lossy(&one.stderr), String::from_utf8_lossy(&many.stderr));
+    assert_eq!((one.status.code(), many.status.code()), (Some(2), Some(2)));
+}
