@@ -19,7 +19,7 @@ use datafusion::prelude::{DataFrame, SessionConfig, SessionContext};
 use futures::TryStreamExt;
 use mergeql_lang::ast::{Explain, Into as Target, Merge, Name, Piece, Relation as Written, Returning, Statement};
 use mergeql_lang::lower::{DataFusion, Lowering, quote};
-use mergeql_lang::plan::Plan;
+use mergeql_lang::plan::{Fold, Plan};
 use mergeql_lang::{Diagnostic, UserStrategies, bind, parse};
 use mergeql_udfs::{Code, Value};
 use std::collections::BTreeMap;
@@ -100,6 +100,8 @@ pub(crate) enum First {
 pub(crate) struct Memory {
     pub(crate) strategies: UserStrategies,
     pub(crate) texts: BTreeMap<String, String>,
+    /// The folds that workers have to know, by the names of their functions.
+    pub(crate) folds: BTreeMap<String, Fold>,
     /// How tables keep states, by name.
     pub(crate) resolutions: BTreeMap<String, String>,
     /// The manifest that the registered tables are of.

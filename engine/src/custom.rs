@@ -71,6 +71,14 @@ pub async fn check(context: &MergeContext, or_replace: bool, name: &Name, body: 
 /// Registers the function that folds the distinct values of a strategy, if it is a fold.
 pub fn register_fold(context: &MergeContext, name: &str, body: &StrategyBody) -> Result<()> {
     if let Some(fold) = Fold::of(name, body) {
+        if context.shared.cluster.is_some() {
+            let folds = context.memory(|m| {
+                m.folds.insert(fold.function(), fold.clone());
+                m.folds.clone()
+            });
+            let state = context.session().state_ref();
+            crate::cluster::folds::send(folds.values(), state.write().config_mut())?;
+        }
         context.session().register_udf(fold_function(fold));
     }
     Ok(())
@@ -175,11 +183,6 @@ impl Folding {
 pub(crate) fn fold_function(fold: Fold) -> ScalarUDF {
     let name = fold.function();
     ScalarUDF::from(FoldUdf { name, fold: Folding(fold), signature: Signature::any(1, Volatility::Immutable) })
-}
-
-/// The fold of such a function.
-pub(crate) fn fold_of(function: &ScalarUDF) -> Option<&Fold> {
-    function.inner().downcast_ref::<FoldUdf>().map(|f| &f.fold.0)
 }
 
 struct FoldUdf {

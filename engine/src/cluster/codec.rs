@@ -1,17 +1,14 @@
-//! What of ours crosses the network by its parts: text files, and folds that users defined. Everything else crosses by name.
+//! What of ours crosses the network by its parts: text files. Functions cross by name.
 
 use crate::columns::external;
-use crate::custom::{fold_function, fold_of};
 use crate::text_files::{Bytes, Layout};
 use crate::text_scan::TextScan;
 use arrow::datatypes::Schema;
 use datafusion::common::{DataFusionError, Result};
 use datafusion::execution::TaskContext;
-use datafusion::logical_expr::ScalarUDF;
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion_proto::protobuf;
 use datafusion_proto::physical_plan::{PhysicalExtensionCodec, PhysicalProtoConverterExtension};
-use mergeql_lang::plan::Fold;
 use mergeql_udfs::{Code, Error};
 use prost::Message;
 use std::sync::Arc;
@@ -50,20 +47,6 @@ enum Kind {
     Csv = 0,
     Ndjson = 1,
     Json = 2,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct Folded {
-    #[prost(string, tag = "1")]
-    name: String,
-    #[prost(string, tag = "2")]
-    left: String,
-    #[prost(string, tag = "3")]
-    right: String,
-    #[prost(string, tag = "4")]
-    step: String,
-    #[prost(bool, tag = "5")]
-    compact: bool,
 }
 
 /// The codec of both sides.
@@ -126,21 +109,5 @@ impl PhysicalExtensionCodec for Codec {
         let projection: Option<Vec<usize>> = scan.projected.then(|| scan.projection.iter().map(|i| *i as usize).collect());
         let files = scan.files.into_iter().map(file).collect();
         Ok(Arc::new(TextScan::new(files, layout, schema, projection)?))
-    }
-
-    fn try_encode_udf(&self, function: &ScalarUDF, buffer: &mut Vec<u8>) -> Result<()> {
-        if let Some(fold) = fold_of(function) {
-            let Fold { name, left, right, step, compact } = fold.clone();
-            buffer.extend(Folded { name, left, right, step, compact }.encode_to_vec());
-        }
-        Ok(())
-    }
-
-    fn try_decode_udf(&self, name: &str, bytes: &[u8]) -> Result<Arc<ScalarUDF>> {
-        let Folded { name: strategy, left, right, step, compact } = Folded::decode(bytes).map_err(|e| broken(&e.to_string()))?;
-        if strategy.is_empty() {
-            return Err(DataFusionError::NotImplemented(format!("workers do not have the function {name}")));
-        }
-        Ok(Arc::new(fold_function(Fold { name: strategy, left, right, step, compact })))
     }
 }

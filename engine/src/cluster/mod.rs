@@ -4,6 +4,7 @@
 //! its end: a reader never sees rows of two attempts.
 
 mod codec;
+pub(crate) mod folds;
 mod leaves;
 mod spool;
 mod worker;

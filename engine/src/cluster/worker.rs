@@ -66,9 +66,10 @@ impl Worker {
             let channels = channels.clone();
             async move {
                 let (aggregates, scalars) = functions();
+                let folds = super::folds::received(&query.headers);
                 let mut builder = query.builder.with_default_features();
                 builder.aggregate_functions().get_or_insert_default().extend(aggregates.into_iter().map(Arc::new));
-                builder.scalar_functions().get_or_insert_default().extend(scalars.into_iter().map(Arc::new));
+                builder.scalar_functions().get_or_insert_default().extend(scalars.into_iter().chain(folds).map(Arc::new));
                 Ok(builder.with_distributed_user_codec(Codec).with_distributed_channel_resolver(channels).build())
             }
         };

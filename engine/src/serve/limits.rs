@@ -67,7 +67,7 @@ impl Turn {
             }
         };
         task.spawn_on(give, &self.compute);
-        futures::stream::unfold(Some((receiver, task, self)), |running| async move {
+        let rows = futures::stream::unfold(Some((receiver, task, self)), |running| async move {
             let (mut receiver, mut task, turn) = running?;
             match in_time(turn.deadline, receiver.recv()).await {
                 Ok(Some(Ok(batch))) => Some((Ok(batch), Some((receiver, task, turn)))),
@@ -75,7 +75,8 @@ impl Turn {
                 Ok(None) => matches!(task.join_next().await, Some(Err(_))).then(|| (Err(broken()), None)),
                 Err(error) => Some((Err(error), None)),
             }
-        })
+        });
+        rows.fuse()
     }
 }
 

@@ -164,7 +164,7 @@ fn a_read_only_server_changes_nothing() {
 #[test]
 fn statements_have_their_time() {
     let folder = tempfile::tempdir().unwrap();
-    let long = "SELECT count(*) FROM generate_series(1, 100000) AS a(x), generate_series(1, 1000000) AS b(y) WHERE x * y % 7 = 3";
+    let long = "SELECT count(*) FROM generate_series(1, 20000000000) AS a(x) WHERE x % 7 = 3";
     let server = serve(folder.path(), &["--statement-timeout", "1"]);
     let started = Instant::now();
     let told = psql(&server, long);
