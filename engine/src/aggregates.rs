@@ -46,6 +46,11 @@ pub fn all() -> Vec<AggregateUDF> {
     functions
 }
 
+/// Whether an aggregate is of the catalogue: then it is a function of the set of its rows.
+pub fn is_ours(function: &AggregateUDF) -> bool {
+    function.inner().downcast_ref::<CrdtAggregate>().is_some() || crate::merges::is_ours(function)
+}
+
 #[derive(Debug)]
 struct CrdtAggregate {
     name: String,

@@ -4,6 +4,7 @@ use crate::cluster::{Client, Cluster};
 use crate::error::{MergeError, Result};
 use crate::names::Names;
 use crate::sources::{Format, ReadOptions, Resolved};
+use crate::sorted::SortedMerges;
 use crate::store::{Manifest, Store};
 use crate::{aggregates, custom, explain, merges, models, scalars, sinks};
 use arrow::array::{RecordBatch, UInt64Array};
@@ -14,6 +15,8 @@ use datafusion::execution::memory_pool::FairSpillPool;
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::execution::session_state::SessionStateBuilder;
 use datafusion::logical_expr::{AggregateUDF, ScalarUDF};
+use datafusion::physical_optimizer::PhysicalOptimizerRule;
+use datafusion::physical_optimizer::optimizer::PhysicalOptimizer;
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::prelude::{DataFrame, SessionConfig, SessionContext};
 use futures::TryStreamExt;
@@ -145,7 +148,11 @@ impl MergeContext {
         let client = config.cluster.as_ref().map(Client::new).transpose()?;
         let state = match client.as_ref().zip(config.cluster.as_ref()) {
             Some((client, cluster)) => client.distribute(state, cluster)?,
-            None => state,
+            None => {
+                // Before the rules that would repartition sorted inputs.
+                let rules = [Arc::new(SortedMerges) as Arc<dyn PhysicalOptimizerRule + Send + Sync>];
+                state.with_physical_optimizer_rules(rules.into_iter().chain(PhysicalOptimizer::new().rules).collect())
+            }
         };
         let session = SessionContext::new_with_state(state.build());
         // It takes sort keys for determined by a key that an unnest below has multiplied, and drops them.
@@ -341,7 +348,7 @@ impl MergeContext {
         for (name, body) in strategies {
             custom::register_fold(self, name, body)?;
         }
-        let options = ReadOptions::of(&merge.options)?;
+        let options = ReadOptions::of_merge(merge)?;
         let into = !matches!(first, First::None);
         let expanded = self.each_file(merge);
         let merge = &expanded;
@@ -498,6 +505,11 @@ impl MergeContext {
     /// A session with the memory limit of the statement, if it has one.
     pub(crate) fn session_for(&self, plan: &Plan) -> Result<SessionContext> {
         let limit = match plan.option("memory_limit") {
+            None if plan.option("sorted") == Some(&Value::Bool(false)) => {
+                let state = SessionStateBuilder::new_from_existing(self.session.state());
+                let state = state.with_physical_optimizer_rules(PhysicalOptimizer::new().rules);
+                return Ok(SessionContext::new_with_state(state.build()));
+            }
             None => return Ok(self.session.clone()),
             Some(Value::Text(text)) => parse_size(text),
             Some(Value::Int(n)) => usize::try_from(*n).ok(),

@@ -18,6 +18,7 @@ mod prepare;
 mod scalars;
 pub mod serve;
 pub mod sinks;
+mod sorted;
 pub mod sources;
 mod store;
 mod tables;

@@ -24,6 +24,11 @@ pub fn all() -> Vec<AggregateUDF> {
         .collect()
 }
 
+/// Whether an aggregate joins states.
+pub fn is_ours(function: &AggregateUDF) -> bool {
+    function.inner().downcast_ref::<Merge>().is_some()
+}
+
 #[derive(Debug, PartialEq, Eq, Hash)]
 struct Merge {
     value: bool,

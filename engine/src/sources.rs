@@ -62,6 +62,8 @@ pub struct ReadOptions {
     format: Option<Format>,
     header: Option<bool>,
     delimiter: Option<u8>,
+    /// The key that the rows are said to be sorted by.
+    sorted_by: Vec<String>,
 }
 
 impl ReadOptions {
@@ -82,11 +84,27 @@ impl ReadOptions {
                 },
                 ("header", Value::Bool(header)) => read.header = Some(*header),
                 ("header", _) => return refuse("true or false"),
+                ("sorted", Value::Bool(_)) => {}
+                ("sorted", _) => return refuse("true or false"),
                 ("delimiter", Value::Text(text)) if text.len() == 1 => read.delimiter = Some(text.as_bytes()[0]),
                 ("delimiter", _) => return refuse("one ASCII character"),
                 ("format", _) => return refuse("a text"),
                 _ => {}
             }
+        }
+        Ok(read)
+    }
+
+    /// The options for the sources of a merge, whose rows `WITH (sorted = true)` says to be sorted by its key.
+    ///
+    /// # Errors
+    /// As [`ReadOptions::of`].
+    pub fn of_merge(merge: &ast::Merge) -> Result<ReadOptions> {
+        let mut read = ReadOptions::of(&merge.options)?;
+        let said = |(name, value): &(Name, Value)| name.value.eq_ignore_ascii_case("sorted") && *value == Value::Bool(true);
+        if merge.options.iter().any(said) {
+            let old = |key: &Name| merge.map.iter().find(|(_, new)| new.value == key.value).map_or_else(|| key.clone(), |m| m.0.clone());
+            read.sorted_by = merge.key.iter().map(|key| old(key).value).collect();
         }
         Ok(read)
     }
@@ -245,13 +263,13 @@ impl MergeContext {
                 return Err(io(path, "the file is empty").into());
             }
         }
-        let provider = self.open_files(paths, format).await?;
+        let provider = self.open_files(paths, format, &options.sorted_by).await?;
         Ok((provider, origin))
     }
 
-    async fn open_files(&self, paths: Vec<PathBuf>, format: Format) -> Result<Arc<dyn TableProvider>> {
+    async fn open_files(&self, paths: Vec<PathBuf>, format: Format, sorted_by: &[String]) -> Result<Arc<dyn TableProvider>> {
         let listing: Arc<dyn FileFormat> = match format {
-            Format::Text(layout) => return text_table(paths.into_iter().map(Bytes::Path).collect(), layout),
+            Format::Text(layout) => return text_table(paths.into_iter().map(Bytes::Path).collect(), layout, sorted_by),
             Format::Parquet => Arc::new(ParquetFormat::default().with_enable_pruning(true)),
             Format::Arrow => Arc::new(ArrowFormat),
         };
@@ -273,6 +291,11 @@ impl MergeContext {
                     .help("list them as sources of their own: a MERGE widens types between sources")
             })?;
         }
+        let mut options = options;
+        if !sorted_by.is_empty() && sorted_by.iter().all(|key| merged.column_with_name(key).is_some()) {
+            let by = |key: &String| datafusion::prelude::ident(key).sort(true, true);
+            options = options.with_file_sort_order(vec![sorted_by.iter().map(by).collect()]);
+        }
         let config = ListingTableConfig::new_with_multi_paths(urls).with_listing_options(options).with_schema(Arc::new(merged));
         Ok(Arc::new(ListingTable::try_new(config).map_err(unreadable)?))
     }
@@ -284,11 +307,11 @@ impl MergeContext {
         let mut bytes = Vec::new();
         std::io::stdin().lock().read_to_end(&mut bytes)?;
         let table = match format {
-            Format::Text(layout) => text_table(vec![Bytes::Memory(bytes.into())], layout)?,
+            Format::Text(layout) => text_table(vec![Bytes::Memory(bytes.into())], layout, &[])?,
             Format::Parquet | Format::Arrow => {
                 let file = tempfile::Builder::new().suffix(".stdin").tempfile()?;
                 std::fs::write(file.path(), &bytes)?;
-                let table = self.open_files(vec![file.path().to_path_buf()], format).await?;
+                let table = self.open_files(vec![file.path().to_path_buf()], format, &[]).await?;
                 self.keep_file(file);
                 table
             }
@@ -310,8 +333,8 @@ fn file_url(path: &Path) -> Result<ListingTableUrl> {
     Ok(ListingTableUrl::parse(format!("file://{escaped}"))?)
 }
 
-fn text_table(files: Vec<Bytes>, layout: Layout) -> Result<Arc<dyn TableProvider>> {
-    Ok(Arc::new(TextTable::open(files, layout)?))
+fn text_table(files: Vec<Bytes>, layout: Layout, sorted_by: &[String]) -> Result<Arc<dyn TableProvider>> {
+    Ok(Arc::new(TextTable::open(files, layout, sorted_by)?))
 }
 
 fn is_pattern(text: &str) -> bool {

@@ -327,7 +327,8 @@ impl MergeContext {
         for reference in state.resolve_table_references(&statement)? {
             let path = std::path::Path::new(reference.table());
             let bare = matches!(reference, datafusion::common::TableReference::Bare { .. });
-            if bare && Format::of_path(path).is_some() && !self.shared.names.has_table(reference.table()) {
+            let written = bare && !reference.table().starts_with("__mergeql_");
+            if written && Format::of_path(path).is_some() && !self.shared.names.has_table(reference.table()) {
                 let (provider, _) = self.open_path(reference.table(), &ReadOptions::default()).await?;
                 self.shared.names.put_file(reference.table(), provider);
             }

@@ -3,6 +3,7 @@
 use crate::columns::external;
 use crate::text_files::{self, Bytes, Layout, MarkNulls, NULL_PATTERN, as_lines};
 use arrow::array::RecordBatch;
+use arrow::compute::SortOptions;
 use arrow::csv::ReaderBuilder as CsvBuilder;
 use arrow::datatypes::SchemaRef;
 use arrow::error::ArrowError;
@@ -14,7 +15,8 @@ use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::datasource::TableType;
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::logical_expr::Expr;
-use datafusion::physical_expr::{EquivalenceProperties, PhysicalExpr};
+use datafusion::physical_expr::expressions::Column;
+use datafusion::physical_expr::{EquivalenceProperties, LexOrdering, PhysicalExpr, PhysicalSortExpr};
 use datafusion::physical_plan::coop::make_cooperative;
 use datafusion::physical_plan::execution_plan::{Boundedness, EmissionType, SchedulingType};
 use datafusion::physical_plan::metrics::{BaselineMetrics, ExecutionPlanMetricsSet, MetricsSet};
@@ -32,6 +34,8 @@ pub struct TextTable {
     schema: SchemaRef,
     /// Whether each column has a value in every row, as the files were read.
     pub(crate) complete: Vec<bool>,
+    /// The columns that each file is said to be sorted by.
+    sorted_by: Vec<usize>,
 }
 
 impl TextTable {
@@ -39,9 +43,10 @@ impl TextTable {
     ///
     /// # Errors
     /// As [`text_files::infer`].
-    pub fn open(files: Vec<Bytes>, layout: Layout) -> mergeql_udfs::Result<TextTable> {
+    pub fn open(files: Vec<Bytes>, layout: Layout, sorted_by: &[String]) -> mergeql_udfs::Result<TextTable> {
         let text_files::Inferred { schema, complete } = text_files::infer(&files, layout)?;
-        Ok(TextTable { files, layout, schema: Arc::new(schema), complete })
+        let sorted_by: Option<Vec<usize>> = sorted_by.iter().map(|key| schema.index_of(key).ok()).collect();
+        Ok(TextTable { files, layout, schema: Arc::new(schema), complete, sorted_by: sorted_by.unwrap_or_default() })
     }
 }
 
@@ -63,7 +68,7 @@ impl TableProvider for TextTable {
         _: Option<usize>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
         let scan = TextScan::new(self.files.clone(), self.layout, self.schema.clone(), projection.cloned())?;
-        Ok(Arc::new(scan))
+        Ok(Arc::new(scan.sorted_by(&self.sorted_by)))
     }
 }
 
@@ -95,6 +100,23 @@ impl TextScan {
         );
         let properties = Arc::new(properties.with_scheduling_type(SchedulingType::Cooperative));
         Ok(TextScan { files, layout, schema, projection, properties, metrics: ExecutionPlanMetricsSet::new() })
+    }
+}
+
+impl TextScan {
+    /// The same scan, whose files are said to be sorted by these columns.
+    fn sorted_by(mut self, columns: &[usize]) -> TextScan {
+        let schema = self.properties.eq_properties.schema().clone();
+        let sort = |column: &usize| {
+            let name = self.schema.field(*column).name();
+            let index = schema.index_of(name).ok()?;
+            Some(PhysicalSortExpr::new(Arc::new(Column::new(name, index)), SortOptions { descending: false, nulls_first: true }))
+        };
+        if let Some(by) = columns.iter().map(sort).collect::<Option<Vec<_>>>().and_then(LexOrdering::new) {
+            let equal = EquivalenceProperties::new_with_orderings(schema, [by]);
+            self.properties = Arc::new(PlanProperties::clone(&self.properties).with_eq_properties(equal));
+        }
+        self
     }
 }
 

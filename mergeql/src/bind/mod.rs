@@ -14,13 +14,14 @@ use std::collections::BTreeMap;
 pub type UserStrategies = BTreeMap<String, StrategyBody>;
 
 /// Options of `WITH (...)`, and what they may be.
-const OPTIONS: [(&str, &str); 9] = [
+const OPTIONS: [(&str, &str); 10] = [
     ("format", "the format of file sources"),
     ("state", "'keep' to keep states in the result"),
     ("schema", "'extend' to let MERGE INTO add columns"),
     ("memory_limit", "a size like '2GB'"),
     ("header", "whether CSV sources have a header"),
     ("delimiter", "between the fields of CSV sources"),
+    ("sorted", "whether the rows of every source are sorted by the key: true or false"),
     ("deletion", "'hidden' to leave the column of DELETE BY out"),
     ("policy", "which columns RETURNING SCHEMA keeps"),
     ("threshold", "how alike the texts of RETURNING UNIQUE may be"),
