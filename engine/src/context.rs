@@ -1,10 +1,10 @@
 //! The session: statements in, rows out.
 
-use crate::cluster::{Client, Cluster};
+use crate::cluster::{Client, Cluster, ranges};
 use crate::error::{MergeError, Result};
 use crate::names::Names;
-use crate::sources::{Format, ReadOptions, Resolved};
 use crate::sorted::SortedMerges;
+use crate::sources::{Format, ReadOptions, Resolved};
 use crate::store::{Manifest, Store};
 use crate::{aggregates, custom, explain, merges, models, scalars, sinks};
 use arrow::array::{RecordBatch, UInt64Array};
@@ -438,6 +438,10 @@ impl MergeContext {
         let session = self.session_for(&plan)?;
         let lowering = Lowering { plan: &plan, dialect: &DataFusion };
         let sql = if plan.keeps_state() { lowering.joined_states(&[lowering.states()]) } else { lowering.query() };
+        let sql = match explain {
+            Explain::Analyze => sql,
+            _ => self.in_ranges(&merge, &plan, &session, &sql).await?.unwrap_or(sql),
+        };
         if explain != Explain::No {
             return explain::merge(self, &session, &plan, &sql, explain).await;
         }
@@ -463,6 +467,17 @@ impl MergeContext {
             }
             Written::Query(_) => Err(MergeError::new(Code::Syntax, "a result goes into a table or a file")),
         }
+    }
+
+    /// The query over ranges of the key, each of which some worker answers, if the cluster and the sources are for it.
+    async fn in_ranges(&self, merge: &Merge, plan: &Plan, session: &SessionContext, sql: &str) -> Result<Option<String>> {
+        let Some(client) = &self.shared.cluster else { return Ok(None) };
+        let user_defined = !self.user_strategies().is_empty();
+        let Some(statements) = ranges::divide(merge, plan, user_defined, client.task_size) else { return Ok(None) };
+        let schema = session.state().create_logical_plan(sql).await?.schema().inner().clone();
+        let name = format!("__mergeql_{}_ranges_of {sql}", statements.len());
+        self.shared.names.put_file(&name, Arc::new(ranges::table(client, statements, plan, schema)?));
+        Ok(Some(format!("SELECT * FROM {}", quote(&name))))
     }
 
     async fn write_path(&self, path: &Name, into: &Target, rows: DataFrame, sorted: Option<usize>) -> Result<u64> {

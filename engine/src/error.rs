@@ -153,7 +153,7 @@ pub(crate) fn own(error: &DataFusionError) -> Option<Error> {
 }
 
 /// The error in a text that displays one.
-fn read_own(text: &str) -> Option<Error> {
+pub(crate) fn read_own(text: &str) -> Option<Error> {
     let (code, rest) = text.split_once("error[")?.1.split_once("]: ")?;
     let (message, help) = match rest.split_once("\n  = help: ") {
         Some((message, help)) => (message, Some(help.lines().next().unwrap_or_default().to_owned())),

@@ -12,8 +12,8 @@ mod error;
 mod explain;
 mod into;
 mod merges;
-mod names;
 pub mod models;
+mod names;
 mod prepare;
 mod scalars;
 pub mod serve;
@@ -27,6 +27,6 @@ mod text_scan;
 
 pub use context::{Access, Config, MergeContext, collect, parse_size};
 pub use datafusion;
-pub use prepare::Prepared;
 pub use error::{MergeError, Result};
 pub use mergeql_tensors as tensors;
+pub use prepare::Prepared;

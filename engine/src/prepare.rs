@@ -39,9 +39,7 @@ impl MergeContext {
         let command = |tag| Ok(Prepared::Command { tag, plan: None });
         match parse(text)? {
             Statement::Merge { explain: Explain::No, merge } if merge.into.is_some() => command("MERGE"),
-            Statement::MergeInto { explain: Explain::No, .. } | Statement::MergeModels { explain: false, .. } => {
-                command("MERGE")
-            }
+            Statement::MergeInto { explain: Explain::No, .. } | Statement::MergeModels { explain: false, .. } => command("MERGE"),
             Statement::CreateStrategy { .. } => command("CREATE STRATEGY"),
             Statement::DropStrategy { .. } => command("DROP STRATEGY"),
             Statement::Sql(pieces) => {

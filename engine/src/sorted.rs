@@ -228,7 +228,8 @@ impl ExecutionPlan for SortedMerge {
             schema: self.schema.clone(),
             metrics: BaselineMetrics::new(&self.metrics, 0),
         };
-        let batches = futures::stream::try_unfold(walk, |mut walk| async move { Ok(walk.next().await?.map(|batch| (batch, walk))) });
+        let batches =
+            futures::stream::try_unfold(walk, |mut walk| async move { Ok(walk.next().await?.map(|batch| (batch, walk))) });
         Ok(Box::pin(RecordBatchStreamAdapter::new(self.schema.clone(), batches)))
     }
 

@@ -18,6 +18,8 @@ use mergeql_lang::lower::{STATE, quote};
 use mergeql_lang::plan::{Relation, SourceColumn};
 use mergeql_lang::{Diagnostic, Span};
 use mergeql_udfs::{Code, Value};
+use parquet::file::metadata::ColumnChunkMetaData;
+use parquet::file::reader::{FileReader, SerializedFileReader};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -103,7 +105,8 @@ impl ReadOptions {
         let mut read = ReadOptions::of(&merge.options)?;
         let said = |(name, value): &(Name, Value)| name.value.eq_ignore_ascii_case("sorted") && *value == Value::Bool(true);
         if merge.options.iter().any(said) {
-            let old = |key: &Name| merge.map.iter().find(|(_, new)| new.value == key.value).map_or_else(|| key.clone(), |m| m.0.clone());
+            let old =
+                |key: &Name| merge.map.iter().find(|(_, new)| new.value == key.value).map_or_else(|| key.clone(), |m| m.0.clone());
             read.sorted_by = merge.key.iter().map(|key| old(key).value).collect();
         }
         Ok(read)
@@ -178,6 +181,11 @@ impl MergeContext {
                 // Of a table that keeps states, a merge reads the values.
                 let mut columns = source_columns(&provider.schema())?;
                 columns.retain(|c| c.name != STATE);
+                if let (Some(store), [table]) = (&self.shared.store, names.as_slice()) {
+                    let files = self.memory(|m| m.manifest.tables.get(table).map(|t| t.files.clone()));
+                    let paths: Vec<PathBuf> = files.into_iter().flatten().map(|f| store.path(&f)).collect();
+                    without_holes(&mut columns, &paths);
+                }
                 return Ok(Some(Resolved {
                     relation: Relation { sql, origin: Some(names.join(".")), columns, rows: None },
                     table: None,
@@ -211,6 +219,8 @@ impl MergeContext {
         let mut columns = source_columns(&provider.schema())?;
         if let Some(text) = provider.downcast_ref::<TextTable>() {
             columns.iter_mut().zip(&text.complete).for_each(|(column, complete)| column.nullable = !complete);
+        } else if let Ok(paths) = expand(&text.value) {
+            without_holes(&mut columns, &paths);
         }
         // A text file that holds nothing has no columns; the binder lets it contribute nothing.
         let rows = if columns.is_empty() { Some(0) } else { None };
@@ -319,6 +329,31 @@ impl MergeContext {
         self.cache_stdin(table.clone());
         Ok(table)
     }
+}
+
+/// Beyond this many files, their statistics are not worth reading.
+const MOST_FOOTERS: usize = 256;
+
+/// Notes which columns have no NULL in any of these Parquet files, as the statistics in them say: then no rows without a key have to be
+/// looked for. What cannot be read is left as it is; the scan says what is wrong with it.
+fn without_holes(columns: &mut [SourceColumn], paths: &[PathBuf]) {
+    if paths.is_empty() || paths.len() > MOST_FOOTERS || paths.iter().any(|p| Format::of_path(p) != Some(Format::Parquet)) {
+        return;
+    }
+    let mut complete: Vec<bool> = vec![true; columns.len()];
+    for path in paths {
+        let Ok(reader) = std::fs::File::open(path).map_err(drop).and_then(|f| SerializedFileReader::new(f).map_err(drop)) else {
+            return;
+        };
+        for group in reader.metadata().row_groups() {
+            for (column, complete) in columns.iter().zip(&mut complete) {
+                let same = |c: &&ColumnChunkMetaData| c.column_path().parts() == [column.name.as_str()];
+                let nulls = group.columns().iter().find(same).and_then(|c| c.statistics()?.null_count_opt());
+                *complete &= nulls == Some(0);
+            }
+        }
+    }
+    columns.iter_mut().zip(complete).for_each(|(column, complete)| column.nullable &= !complete);
 }
 
 fn file_url(path: &Path) -> Result<ListingTableUrl> {

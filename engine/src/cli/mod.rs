@@ -185,9 +185,10 @@ async fn dispatch(arguments: Arguments) -> Result<ExitCode, MergeError> {
         None => None,
         Some(cluster) => {
             let token = Credentials::read(None, arguments.cluster_token_file.as_deref())?.token().map(str::to_owned);
-            let size = arguments.task_size.as_deref().map(|text| {
-                parse_size(text).ok_or_else(|| bad(format!("`{text}` is no size; write 8MB or 500KB")))
-            });
+            let size = arguments
+                .task_size
+                .as_deref()
+                .map(|text| parse_size(text).ok_or_else(|| bad(format!("`{text}` is no size; write 8MB or 500KB"))));
             Some(Cluster { token, task_size: size.transpose()?.unwrap_or(Cluster::TASK_SIZE), ..cluster })
         }
     };
@@ -195,7 +196,8 @@ async fn dispatch(arguments: Arguments) -> Result<ExitCode, MergeError> {
         Some(Command::Serve(command)) => command.access(),
         _ => Access::default(),
     };
-    let context = MergeContext::new(Config { threads: arguments.threads, memory_limit, db: arguments.db.clone(), access, cluster })?;
+    let context =
+        MergeContext::new(Config { threads: arguments.threads, memory_limit, db: arguments.db.clone(), access, cluster })?;
     for source in &arguments.sources {
         let (name, path) = source.split_once('=').ok_or_else(|| bad(format!("--source takes NAME=PATH, not `{source}`")))?;
         context.register_source(name, path).await?;

@@ -7,8 +7,8 @@ use arrow::datatypes::Schema;
 use datafusion::common::{DataFusionError, Result};
 use datafusion::execution::TaskContext;
 use datafusion::physical_plan::ExecutionPlan;
-use datafusion_proto::protobuf;
 use datafusion_proto::physical_plan::{PhysicalExtensionCodec, PhysicalProtoConverterExtension};
+use datafusion_proto::protobuf;
 use mergeql_udfs::{Code, Error};
 use prost::Message;
 use std::sync::Arc;
@@ -58,7 +58,12 @@ fn broken(what: &str) -> DataFusionError {
 }
 
 impl PhysicalExtensionCodec for Codec {
-    fn try_encode(&self, node: Arc<dyn ExecutionPlan>, buffer: &mut Vec<u8>, _: &dyn PhysicalProtoConverterExtension) -> Result<()> {
+    fn try_encode(
+        &self,
+        node: Arc<dyn ExecutionPlan>,
+        buffer: &mut Vec<u8>,
+        _: &dyn PhysicalProtoConverterExtension,
+    ) -> Result<()> {
         let Some(scan) = node.downcast_ref::<TextScan>() else {
             return Err(DataFusionError::NotImplemented(format!("{} does not run on workers", node.name())));
         };

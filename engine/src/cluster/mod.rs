@@ -6,6 +6,8 @@
 mod codec;
 pub(crate) mod folds;
 mod leaves;
+pub(crate) mod ranges;
+mod schedule;
 mod spool;
 mod worker;
 
@@ -15,12 +17,13 @@ use crate::text_files::io;
 use async_trait::async_trait;
 pub(crate) use codec::Codec;
 use datafusion::common::DataFusionError;
+use datafusion::common::tree_node::TreeNode;
 use datafusion::execution::{SendableRecordBatchStream, SessionStateBuilder};
 use datafusion::physical_plan::execute_stream;
 use datafusion::prelude::DataFrame;
 use datafusion_distributed::grpc::{BoxCloneSyncChannel, create_worker_client};
 use datafusion_distributed::{
-    ChannelResolver, DistributedExt, GetWorkerInfoRequest, SessionStateBuilderExt, WorkerChannel, WorkerResolver,
+    ChannelResolver, DistributedExec, DistributedExt, GetWorkerInfoRequest, SessionStateBuilderExt, WorkerChannel, WorkerResolver,
 };
 use futures::future::join_all;
 use futures::{StreamExt, TryStreamExt};
@@ -71,6 +74,7 @@ impl Cluster {
 
 /// The workers as a session sees them.
 pub(crate) struct Client {
+    pub(crate) task_size: usize,
     all: Vec<Url>,
     alive: Alive,
     channels: Channels,
@@ -80,16 +84,27 @@ pub(crate) struct Client {
 #[derive(Clone, Default)]
 struct Alive(Arc<Mutex<Vec<Url>>>);
 
+impl Alive {
+    fn get(&self) -> Vec<Url> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
 impl WorkerResolver for Alive {
     fn get_urls(&self) -> datafusion::common::Result<Vec<Url>> {
-        Ok(self.0.lock().unwrap_or_else(PoisonError::into_inner).clone())
+        Ok(self.get())
     }
 }
 
 impl Client {
     pub(crate) fn new(cluster: &Cluster) -> Result<Client> {
         let alive = Alive(Arc::new(Mutex::new(cluster.workers.clone())));
-        Ok(Client { all: cluster.workers.clone(), alive, channels: Channels::new(cluster.token.as_deref())? })
+        Ok(Client {
+            task_size: cluster.task_size.max(1),
+            all: cluster.workers.clone(),
+            alive,
+            channels: Channels::new(cluster.token.as_deref())?,
+        })
     }
 
     /// A session state whose plans run on the workers.
@@ -156,7 +171,12 @@ async fn attempt(context: &MergeContext, frame: DataFrame) -> datafusion::common
     let tasks = Arc::new(frame.task_ctx());
     let plan = frame.create_physical_plan().await?;
     context.note_running(&plan);
+    let divided = plan.exists(|node| Ok(node.is::<DistributedExec>()))?;
     let mut rows = execute_stream(plan, tasks)?;
+    if !divided {
+        // Nothing of it is at stake with a worker; ranges of keys are done again one by one.
+        return Ok(rows);
+    }
     let mut spool = Spool::new(rows.schema());
     while let Some(batch) = rows.try_next().await? {
         spool.push(batch)?;
@@ -193,7 +213,9 @@ pub(crate) struct Channels {
 impl Channels {
     pub(crate) fn new(token: Option<&str>) -> Result<Channels> {
         let header = |token: &str| {
-            format!("Bearer {token}").parse().map_err(|_| MergeError::new(Code::InvalidArgument, "the token is not plain ASCII text"))
+            format!("Bearer {token}")
+                .parse()
+                .map_err(|_| MergeError::new(Code::InvalidArgument, "the token is not plain ASCII text"))
         };
         Ok(Channels { token: token.map(header).transpose()?, open: Arc::default() })
     }

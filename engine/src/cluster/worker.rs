@@ -1,9 +1,12 @@
 //! A worker: it runs the stages that clients and other workers send it.
 
 use super::{Channels, Codec, VERSION};
-use crate::context::functions;
+use crate::context::{Access, Config, MergeContext, functions};
 use crate::error::{MergeError, Result};
+use crate::serve::flight::Flight;
+use crate::serve::limits::Limits;
 use crate::serve::{Credentials, check_open, listener, watch};
+use arrow_flight::flight_service_server::FlightServiceServer;
 use datafusion::execution::runtime_env::RuntimeEnv;
 use datafusion_distributed::{DistributedExt, WorkerQueryContext};
 use futures::StreamExt;
@@ -61,6 +64,11 @@ impl Worker {
             Some(limit) => crate::context::limited_runtime(limit)?,
             None => Arc::new(RuntimeEnv::default()),
         };
+        // Ranges of sorted merges come as statements.
+        let access = Access { read_only: true, no_files: false };
+        let context = MergeContext::new(Config { memory_limit: options.memory_limit, access, ..Config::default() })?;
+        let turns = Arc::new(Limits::new(std::thread::available_parallelism().map_or(4, usize::from), None));
+        let statements = FlightServiceServer::new(Flight::new(context, turns, options.credentials.clone())?);
         let channels = Channels::new(options.credentials.token())?;
         let session = move |query: WorkerQueryContext| {
             let channels = channels.clone();
@@ -76,7 +84,8 @@ impl Worker {
         let worker = datafusion_distributed::Worker::from_session_builder(session).with_runtime_env(runtime).with_version(VERSION);
         let credentials = options.credentials;
         let known = move |request: Request<()>| {
-            let token = request.metadata().get("authorization").and_then(|h| h.to_str().ok()).and_then(|h| h.strip_prefix("Bearer "));
+            let token =
+                request.metadata().get("authorization").and_then(|h| h.to_str().ok()).and_then(|h| h.strip_prefix("Bearer "));
             match !credentials.is_some() || token.is_some_and(|t| credentials.allows_token(t)) {
                 true => Ok(request),
                 false => Err(Status::unauthenticated("a token is needed")),
@@ -89,7 +98,8 @@ impl Worker {
         });
         let served = tonic::transport::Server::builder()
             .http2_keepalive_interval(Some(Duration::from_secs(20)))
-            .add_service(InterceptedService::new(worker.into_worker_server(), known))
+            .add_service(InterceptedService::new(worker.into_worker_server(), known.clone()))
+            .add_service(InterceptedService::new(statements, known))
             .serve_with_incoming(incoming)
             .await;
         served.map_err(|e| MergeError::new(Code::Io, format!("the worker: {e}")))

@@ -21,8 +21,8 @@ use arrow_flight::sql::{
     CommandStatementUpdate, DoPutPreparedStatementResult, ProstMessageExt, SqlInfo, TicketStatementQuery,
 };
 use arrow_flight::{
-    Action, FlightData, FlightDescriptor, FlightEndpoint, FlightInfo, HandshakeRequest, HandshakeResponse, IpcMessage,
-    SchemaAsIpc, Ticket,
+    Action, FlightData, FlightDescriptor, FlightEndpoint, FlightInfo, HandshakeRequest, HandshakeResponse, IpcMessage, SchemaAsIpc,
+    Ticket,
 };
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -56,16 +56,8 @@ pub(super) async fn serve(
     options: &Options,
     tls: Option<&Tls>,
 ) -> Result<()> {
-    let sessions = Arc::new(Kept::default());
-    let service = Flight {
-        context,
-        limits,
-        credentials: options.credentials.clone(),
-        sessions: sessions.clone(),
-        counts: Kept::default(),
-        prepared: Kept::default(),
-        about: about()?,
-    };
+    let service = Flight::new(context, limits, options.credentials.clone())?;
+    let sessions = service.sessions.clone();
     let credentials = options.credentials.clone();
     let known = move |request: Request<()>| -> std::result::Result<Request<()>, Status> {
         match allowed(&credentials, &sessions, request.metadata()) {
@@ -80,9 +72,9 @@ pub(super) async fn serve(
     if let Some(tls) = tls {
         let identity = tonic::transport::Identity::from_pem(&tls.certificate, &tls.key);
         let config = tonic::transport::ServerTlsConfig::new().identity(identity).timeout(Duration::from_secs(15));
-        server = server.tls_config(config).map_err(|e| {
-            MergeError::new(Code::InvalidArgument, format!("the certificate or its key cannot be used: {e}"))
-        })?;
+        server = server
+            .tls_config(config)
+            .map_err(|e| MergeError::new(Code::InvalidArgument, format!("the certificate or its key cannot be used: {e}")))?;
     }
     let places = Arc::new(Semaphore::new(options.max_connections.max(1)));
     let incoming = futures::stream::unfold((listener, places), |(listener, places)| async move {
@@ -210,7 +202,7 @@ impl<T: Clone> Kept<T> {
 
 // What they ask.
 
-struct Flight {
+pub(crate) struct Flight {
     context: MergeContext,
     limits: Arc<Limits>,
     credentials: Credentials,
@@ -269,10 +261,11 @@ fn plain_schema(schema: &Schema) -> SchemaRef {
 }
 
 fn plain_batch(batch: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatch> {
-    let columns = batch.columns().iter().zip(schema.fields()).map(|(column, field)| match column.data_type() == field.data_type() {
-        true => Ok(column.clone()),
-        false => arrow::compute::cast(column, field.data_type()),
-    });
+    let columns =
+        batch.columns().iter().zip(schema.fields()).map(|(column, field)| match column.data_type() == field.data_type() {
+            true => Ok(column.clone()),
+            false => arrow::compute::cast(column, field.data_type()),
+        });
     let columns = columns.collect::<std::result::Result<Vec<ArrayRef>, _>>()?;
     let options = arrow::array::RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
     Ok(RecordBatch::try_new_with_options(schema.clone(), columns, &options)?)
@@ -294,13 +287,23 @@ fn schema_bytes(schema: &Schema) -> std::result::Result<prost::bytes::Bytes, Sta
 }
 
 impl Flight {
+    pub(crate) fn new(context: MergeContext, limits: Arc<Limits>, credentials: Credentials) -> Result<Flight> {
+        let (counts, prepared, sessions) = (Kept::default(), Kept::default(), Arc::default());
+        Ok(Flight { context, limits, credentials, sessions, counts, prepared, about: about()? })
+    }
+
     async fn look(&self, text: &str) -> std::result::Result<Prepared, Status> {
         let turn = self.limits.turn(None).await.map_err(status)?;
         let (context, text) = (self.context.clone(), text.to_owned());
         turn.run(async move { context.prepare(&text).await }).await.map_err(status)
     }
 
-    fn info(&self, schema: &Schema, ticket: impl ProstMessageExt, descriptor: FlightDescriptor) -> std::result::Result<Response<FlightInfo>, Status> {
+    fn info(
+        &self,
+        schema: &Schema,
+        ticket: impl ProstMessageExt,
+        descriptor: FlightDescriptor,
+    ) -> std::result::Result<Response<FlightInfo>, Status> {
         let ticket = Ticket::new(ticket.as_any().encode_to_vec());
         let info = FlightInfo::new()
             .try_with_schema(schema)
@@ -324,9 +327,9 @@ impl Flight {
         let context = self.context.clone();
         let stream = turn.run(async move { context.stream(frame).await }).await.map_err(status)?;
         let plain = schema.clone();
-        let rows = turn.rows(stream).map(move |batch| {
-            batch.and_then(|b| plain_batch(&b, &plain)).map_err(|e| FlightError::Tonic(Box::new(status(e))))
-        });
+        let rows = turn
+            .rows(stream)
+            .map(move |batch| batch.and_then(|b| plain_batch(&b, &plain)).map_err(|e| FlightError::Tonic(Box::new(status(e)))));
         let encoded = FlightDataEncoderBuilder::new().with_schema(schema).build(rows);
         Ok(Response::new(Box::pin(encoded.map_err(Status::from))))
     }
@@ -379,11 +382,7 @@ impl Flight {
         Ok((name, statement))
     }
 
-    async fn bind(
-        &self,
-        handle: &[u8],
-        stream: PeekableFlightDataStream,
-    ) -> std::result::Result<(String, Statement), Status> {
+    async fn bind(&self, handle: &[u8], stream: PeekableFlightDataStream) -> std::result::Result<(String, Statement), Status> {
         let (name, mut statement) = self.statement(handle)?;
         statement.parameters = received(stream).await?;
         self.prepared.replace(&name, statement.clone());
@@ -393,7 +392,8 @@ impl Flight {
 
 async fn received(stream: PeekableFlightDataStream) -> std::result::Result<Vec<RecordBatch>, Status> {
     let data = stream.map_err(|e| FlightError::Tonic(Box::new(e)));
-    let batches: Vec<RecordBatch> = FlightRecordBatchStream::new_from_flight_data(data).try_collect().await.map_err(Status::from)?;
+    let batches: Vec<RecordBatch> =
+        FlightRecordBatchStream::new_from_flight_data(data).try_collect().await.map_err(Status::from)?;
     Ok(batches.into_iter().filter(|b| b.num_rows() > 0).collect())
 }
 
@@ -404,7 +404,8 @@ impl FlightSqlService for Flight {
     async fn do_handshake(
         &self,
         request: Request<Streaming<HandshakeRequest>>,
-    ) -> std::result::Result<Response<Pin<Box<dyn Stream<Item = std::result::Result<HandshakeResponse, Status>> + Send>>>, Status> {
+    ) -> std::result::Result<Response<Pin<Box<dyn Stream<Item = std::result::Result<HandshakeResponse, Status>> + Send>>>, Status>
+    {
         let header = request.metadata().get("authorization").and_then(|h| h.to_str().ok()).unwrap_or_default();
         let known = basic(header).is_some_and(|(user, password)| self.credentials.allows_user(&user, &password));
         if !known && self.credentials.is_some() {
@@ -473,7 +474,10 @@ impl FlightSqlService for Flight {
         let table = quote(&ticket.table);
         let incoming = MemTable::try_new(first.schema(), vec![batches]).map_err(status)?;
         let name = format!("__mergeql_ingest_{}", self.counts.keep(0));
-        self.context.session().register_table(datafusion::common::TableReference::bare(name.as_str()), Arc::new(incoming)).map_err(status)?;
+        self.context
+            .session()
+            .register_table(datafusion::common::TableReference::bare(name.as_str()), Arc::new(incoming))
+            .map_err(status)?;
         let replaces = definition.if_exists() == TableExistsOption::Replace;
         let text = if there && definition.if_exists() == TableExistsOption::Append {
             format!("INSERT INTO {table} SELECT * FROM {name}")
@@ -629,7 +633,9 @@ impl FlightSqlService for Flight {
                         datafusion::datasource::TableType::View => "VIEW",
                         _ => "TABLE",
                     };
-                    builder.append(&name, &schema_name, &table, kind, &plain_schema(&provider.schema())).map_err(status_of_flight)?;
+                    builder
+                        .append(&name, &schema_name, &table, kind, &plain_schema(&provider.schema()))
+                        .map_err(status_of_flight)?;
                 }
             }
         }
@@ -644,7 +650,11 @@ impl FlightSqlService for Flight {
         self.info(&query.into_builder().schema(), query, request.into_inner())
     }
 
-    async fn do_get_table_types(&self, query: CommandGetTableTypes, _: Request<Ticket>) -> std::result::Result<Response<Rows>, Status> {
+    async fn do_get_table_types(
+        &self,
+        query: CommandGetTableTypes,
+        _: Request<Ticket>,
+    ) -> std::result::Result<Response<Rows>, Status> {
         let mut builder = query.into_builder();
         ["TABLE", "VIEW"].iter().for_each(|kind| builder.append(kind));
         Self::batches(builder.build().map_err(|e| arrow::error::ArrowError::ExternalError(Box::new(e))))

@@ -4,8 +4,8 @@
 //! with authentication.
 
 mod access;
-mod flight;
-mod limits;
+pub(crate) mod flight;
+pub(crate) mod limits;
 mod postgres;
 
 use crate::context::MergeContext;
@@ -100,7 +100,8 @@ impl Server {
     /// # Errors
     /// `io` if a listener fails.
     pub async fn run(self) -> Result<()> {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).thread_name("mergeql-net").enable_all().build()?;
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).thread_name("mergeql-net").enable_all().build()?;
         let network = runtime.handle().clone();
         let _given_up_after = Network(Some(runtime));
         let mut task = tokio::task::JoinSet::new();
@@ -116,9 +117,7 @@ impl Server {
         let (postgres, flight) = (postgres.map(TcpListener::from_std).transpose()?, flight.map(TcpListener::from_std).transpose()?);
         let by_postgres = async {
             match postgres {
-                Some(listener) => {
-                    postgres::serve(listener, context.clone(), limits.clone(), &options, tls.as_ref()).await
-                }
+                Some(listener) => postgres::serve(listener, context.clone(), limits.clone(), &options, tls.as_ref()).await,
                 None => Ok(()),
             }
         };

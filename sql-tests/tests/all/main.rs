@@ -4,5 +4,6 @@
 mod into;
 mod manual;
 mod slt;
+mod sorted;
 mod spill;
 mod tabular;

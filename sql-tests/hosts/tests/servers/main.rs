@@ -92,3 +92,20 @@ fn wait(what: &str, mut until: impl FnMut() -> bool) {
         std::thread::sleep(Duration::from_millis(20));
     }
 }
+
+/// The Python of the page on servers, against one.
+#[test]
+fn the_page_says_what_comes_out() {
+    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/servers.md")).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let server = Running::start(folder.path(), &["serve", "--postgres", "0", "--flight", "0"], 2);
+    let flight = server.addresses[1].rsplit_once(':').unwrap().1;
+    let mut count = 0;
+    for block in mergeql_sql_tests::pages::blocks(&page).into_iter().filter(|b| b.language == "python") {
+        let code = block.code.replace("5433", server.port()).replace("5434", flight);
+        let output = Command::new(variable("MERGEQL_CLIENTS_PYTHON")).args(["-W", "ignore", "-c", &code]).output().unwrap();
+        assert_eq!(stdout(&output), block.expected.unwrap(), "{code}");
+        count += 1;
+    }
+    assert_eq!(count, 2);
+}

@@ -40,7 +40,10 @@ fn psql_sends_mergeql() {
     assert_eq!(psql(&server, &format!("CREATE TABLE both AS {merge}; SELECT sum(salary) FROM both")), "MERGE 3\n226\n");
     assert_eq!(psql(&server, "MERGE INTO nyc USING london ON id STRATEGY salary = max, tag = union"), "MERGE 3\n");
     assert_eq!(psql(&server, "SELECT * FROM nyc ORDER BY id"), "1|90|a,c\n2|72|b\n3|64|d\n");
-    assert_eq!(psql(&server, "INSERT INTO london VALUES (7, 7, NULL); SELECT tag IS NULL FROM london WHERE id = 7"), "INSERT 0 1\nt\n");
+    assert_eq!(
+        psql(&server, "INSERT INTO london VALUES (7, 7, NULL); SELECT tag IS NULL FROM london WHERE id = 7"),
+        "INSERT 0 1\nt\n"
+    );
     assert!(psql(&server, "SHOW STRATEGIES").contains("lww|"));
     assert!(psql(&server, "EXPLAIN MERGE nyc, london ON id").contains("column|salary INTEGER = lww"));
     // What psql itself asks for.
@@ -183,7 +186,9 @@ fn bad_clients_hurt_nobody() {
     let connect = || TcpStream::connect(&server.addresses[0]).unwrap();
     let mut held = Vec::new();
     // Garbage of every kind: they are hung up on, or wait for what never comes.
-    for garbage in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0xff; 4096], &[0; 64], &[0x7f, 0xff, 0xff, 0xff, 0, 3, 0, 0], b"\x00\x00\x00\x08"] {
+    for garbage in
+        [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0xff; 4096], &[0; 64], &[0x7f, 0xff, 0xff, 0xff, 0, 3, 0, 0], b"\x00\x00\x00\x08"]
+    {
         let mut socket = connect();
         socket.write_all(garbage).ok();
         held.push(socket);

@@ -5,6 +5,9 @@ use mergeql::cluster::Cluster;
 use mergeql::columns::value_at;
 use mergeql::datafusion::arrow::array::RecordBatch;
 use mergeql::datafusion::datasource::MemTable;
+use mergeql::datafusion::parquet::arrow::ArrowWriter;
+use mergeql::datafusion::parquet::file::metadata::SortingColumn;
+use mergeql::datafusion::parquet::file::properties::WriterProperties;
 use mergeql::{Config, MergeContext};
 use mergeql_host_tests::sample;
 use mergeql_lang::lower::duckdb_type_name;
@@ -107,7 +110,9 @@ async fn every_strategy_is_the_same_on_workers() {
                 let stream = context.stream(frame).await.unwrap_or_else(|e| panic!("{query}: {e}"));
                 let batches = mergeql::collect(stream).await.unwrap();
                 let row = |b: &RecordBatch, i: usize| b.columns().iter().map(|c| value_at(c, i).to_string()).collect::<Vec<_>>();
-                answers.push(batches.iter().flat_map(|b| (0..b.num_rows()).map(|i| row(b, i)).collect::<Vec<_>>()).collect::<Vec<_>>());
+                answers.push(
+                    batches.iter().flat_map(|b| (0..b.num_rows()).map(|i| row(b, i)).collect::<Vec<_>>()).collect::<Vec<_>>(),
+                );
             }
             assert_eq!(answers[0], answers[1], "{name} {call:?}");
             tried += 1;
@@ -148,6 +153,55 @@ fn a_worker_that_dies_is_replaced() {
     assert_eq!(failed.status.code(), Some(1));
     assert!(error.contains("no worker of the cluster answers"), "{error}");
     assert!(!folder.path().join("out.csv").exists());
+}
+
+/// Rows of a CSV file in many row groups, sorted by `id`, in a file that says so.
+fn sorted_parquet(folder: &Path, name: &str) {
+    let file = folder.join(format!("{name}.csv")).display().to_string();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let batches = runtime.block_on(async {
+        let context = MergeContext::new(Config { threads: Some(1), ..Config::default() }).unwrap();
+        context.sql(&format!("SELECT * FROM '{file}' ORDER BY id")).await.unwrap().collect().await.unwrap()
+    });
+    let by = SortingColumn { column_idx: 0, descending: false, nulls_first: true };
+    let properties = WriterProperties::builder().set_sorting_columns(Some(vec![by])).set_max_row_group_row_count(Some(400)).build();
+    let out = std::fs::File::create(folder.join(format!("{name}.parquet"))).unwrap();
+    let mut writer = ArrowWriter::try_new(out, batches[0].schema(), Some(properties)).unwrap();
+    batches.iter().for_each(|batch| writer.write(batch).unwrap());
+    writer.close().unwrap();
+}
+
+/// Sorted files are merged in ranges of their key, each by some worker; those of a worker that dies are done by others.
+#[test]
+fn sorted_files_are_merged_in_ranges() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut workers = workers(folder.path(), &[]);
+    exports(folder.path(), 20_000, 50);
+    ["a", "b", "c"].iter().for_each(|name| sorted_parquet(folder.path(), name));
+    let merge = MERGE.replace(".csv", ".parquet").replace(" ORDER BY id", "");
+    let by_ranges = ["--cluster", "workers.txt", "--task-size", "10KB"];
+    let explained = stdout(&run(folder.path(), &[&by_ranges[..], &["-c", &format!("EXPLAIN {merge}")]].concat()));
+    let ranges = explained.split("__mergeql_").nth(1).and_then(|t| t.split("_ranges_of").next()).unwrap();
+    assert!(ranges.parse::<usize>().unwrap() > 30, "{explained}");
+    let alone = stdout(&run(folder.path(), &["-c", &merge, "--format", "csv"]));
+    let together = stdout(&run(folder.path(), &[&by_ranges[..], &["-c", &merge, "--format", "csv"]].concat()));
+    assert_eq!(alone, together);
+    assert!(workers.iter().all(|w| w.cpu() > 0.1), "a worker had nothing to do");
+    let client = Command::new(crate::variable("MERGEQL_PROGRAM"))
+        .args(by_ranges)
+        .args(["-c", &format!("{merge} INTO 'out.csv'")])
+        .current_dir(folder.path())
+        .stdout(Stdio::null())
+        .spawn();
+    let mut client = client.unwrap();
+    let idle = workers[2].cpu();
+    wait("work", || workers[2].cpu() > idle + 0.05);
+    workers[2].child.kill().unwrap();
+    assert!(client.wait().unwrap().success());
+    assert_eq!(std::fs::read_to_string(folder.path().join("out.csv")).unwrap(), alone);
+    workers.clear();
+    let failed = run(folder.path(), &[&by_ranges[..], &["-c", &format!("{merge} INTO 'none.csv'")]].concat());
+    assert!(failed.status.code() == Some(1) && !folder.path().join("none.csv").exists());
 }
 
 #[test]

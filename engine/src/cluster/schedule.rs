@@ -1,0 +1,255 @@
+//! Ranges of keys, each done by some worker: again by another one when it fails, twice at one time when it is slow.
+//!
+//! Doing a range again is always right, because a merge is a function of the set of its rows: whichever copy ends first is *the* result of
+//! the range. Results come in the order of the ranges, whatever order they are done in.
+
+use futures::future::{AbortHandle, Abortable, BoxFuture};
+use futures::stream::FuturesUnordered;
+use futures::{FutureExt, StreamExt};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+/// A worker that fails so often in a row is left alone.
+const MOST_FAILURES: u32 = 3;
+/// A range that takes so many times as long as half of them took is given to a second worker.
+const SLOW: u32 = 3;
+
+/// Why there are no more results.
+#[derive(Debug)]
+pub(super) enum Failure<E> {
+    /// The job fails wherever it runs.
+    Job(E),
+    /// Every worker was lost; the last one said this.
+    NoWorkers(Option<E>),
+}
+
+type Ended<T, E> = (usize, usize, Instant, Option<Result<T, E>>);
+
+/// The results of ranges of keys, in their order.
+pub(super) struct Schedule<W, J, T, E> {
+    workers: Vec<Worker<W>>,
+    job: J,
+    permanent: fn(&E) -> bool,
+    ranges: usize,
+    /// How many results may wait for those before them.
+    ahead: usize,
+    /// A range is never called slow before this.
+    patience: Duration,
+    waiting: BTreeSet<usize>,
+    running: FuturesUnordered<BoxFuture<'static, Ended<T, E>>>,
+    attempts: BTreeMap<usize, usize>,
+    done: BTreeMap<usize, T>,
+    next: usize,
+    took: Vec<Duration>,
+    last_error: Option<E>,
+    /// Copies that were started because others were slow.
+    pub(super) copies: usize,
+}
+
+struct Worker<W> {
+    address: W,
+    doing: Option<(usize, Instant, AbortHandle)>,
+    failures: u32,
+}
+
+impl<W, J, T, E> Schedule<W, J, T, E>
+where
+    W: Clone,
+    J: Fn(W, usize) -> BoxFuture<'static, Result<T, E>>,
+    T: Send + 'static,
+    E: Send + 'static,
+{
+    pub(super) fn new(workers: Vec<W>, ranges: usize, patience: Duration, job: J, permanent: fn(&E) -> bool) -> Self {
+        let ahead = 2 * workers.len() + 2;
+        let worker = |address| Worker { address, doing: None, failures: 0 };
+        Schedule {
+            workers: workers.into_iter().map(worker).collect(),
+            job,
+            permanent,
+            ranges,
+            ahead,
+            patience,
+            waiting: (0..ranges).collect(),
+            running: FuturesUnordered::new(),
+            attempts: BTreeMap::new(),
+            done: BTreeMap::new(),
+            next: 0,
+            took: Vec::new(),
+            last_error: None,
+            copies: 0,
+        }
+    }
+
+    /// The result of the next range.
+    pub(super) async fn next(&mut self) -> Option<Result<T, Failure<E>>> {
+        loop {
+            if let Some(result) = self.done.remove(&self.next) {
+                self.next += 1;
+                return Some(Ok(result));
+            }
+            if self.next == self.ranges {
+                return None;
+            }
+            self.assign();
+            if self.running.is_empty() {
+                return Some(Err(Failure::NoWorkers(self.last_error.take())));
+            }
+            tokio::select! {
+                Some(ended) = self.running.next() => {
+                    if let Err(failure) = self.note(ended) {
+                        return Some(Err(failure));
+                    }
+                }
+                // Then some range may have become slow.
+                () = tokio::time::sleep(self.patience) => {}
+            }
+        }
+    }
+
+    fn note(&mut self, (worker, range, started, result): Ended<T, E>) -> Result<(), Failure<E>> {
+        self.workers[worker].doing = None;
+        let known = range < self.next || self.done.contains_key(&range);
+        match result {
+            Some(Ok(_)) if known => self.workers[worker].failures = 0,
+            Some(Ok(result)) => {
+                self.workers[worker].failures = 0;
+                self.took.push(started.elapsed());
+                self.done.insert(range, result);
+                self.attempts.remove(&range);
+                // Whoever else is at it is slow, or gone.
+                for (doing, _, copy) in self.workers.iter().filter_map(|w| w.doing.as_ref()) {
+                    if *doing == range {
+                        copy.abort();
+                    }
+                }
+            }
+            Some(Err(error)) if (self.permanent)(&error) => return Err(Failure::Job(error)),
+            failed => {
+                self.workers[worker].failures += 1;
+                let elsewhere = self.workers.iter().any(|w| w.doing.as_ref().is_some_and(|(doing, ..)| *doing == range));
+                if !known && !elsewhere {
+                    let attempts = self.attempts.entry(range).or_default();
+                    *attempts += 1;
+                    if let (true, Some(Err(error))) = (*attempts > self.workers.len() + 2, failed) {
+                        return Err(Failure::Job(error));
+                    }
+                    self.waiting.insert(range);
+                } else if let Some(Err(error)) = failed {
+                    self.last_error = Some(error);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives every idle worker something to do.
+    fn assign(&mut self) {
+        for worker in 0..self.workers.len() {
+            if self.workers[worker].doing.is_some() || self.workers[worker].failures >= MOST_FAILURES {
+                continue;
+            }
+            let fresh = self.waiting.first().copied().filter(|range| *range < self.next + self.ahead);
+            let range = match fresh {
+                Some(range) => {
+                    self.waiting.remove(&range);
+                    range
+                }
+                None => match self.slow() {
+                    Some(range) => {
+                        self.copies += 1;
+                        range
+                    }
+                    None => continue,
+                },
+            };
+            let (abort, registration) = AbortHandle::new_pair();
+            let started = Instant::now();
+            self.workers[worker].doing = Some((range, started, abort));
+            let job = Abortable::new((self.job)(self.workers[worker].address.clone(), range), registration);
+            self.running.push(job.map(move |result| (worker, range, started, result.ok())).boxed());
+        }
+    }
+
+    /// A range that one worker alone has been at for too long.
+    fn slow(&mut self) -> Option<usize> {
+        let half = self.took.len() / 2;
+        let usual = if self.took.is_empty() { Duration::ZERO } else { *self.took.select_nth_unstable(half).1 };
+        let limit = self.patience.max(usual * SLOW);
+        let doing: Vec<(usize, Instant)> = self.workers.iter().filter_map(|w| w.doing.as_ref()).map(|(r, s, _)| (*r, *s)).collect();
+        let alone = |range: usize| doing.iter().filter(|(r, _)| *r == range).count() == 1;
+        doing
+            .iter()
+            .filter(|(range, started)| started.elapsed() > limit && alone(*range))
+            .min_by_key(|(_, s)| *s)
+            .map(|(range, _)| *range)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mergeql_udfs::laws::Random;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::{Arc, Mutex};
+
+    #[derive(Debug, PartialEq)]
+    enum Why {
+        Lost,
+        Wrong,
+    }
+
+    /// 100 nodes and 10,000 ranges: jobs fail, hang, dawdle and are done twice; every third node dies for good.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_hundred_nodes_do_ten_thousand_ranges() {
+        for seed in 1..4 {
+            let random = Arc::new(Mutex::new(Random(seed)));
+            let runs = Arc::new(AtomicUsize::new(0));
+            let counted = runs.clone();
+            let job = move |node: usize, range: usize| {
+                let (random, counted) = (random.clone(), counted.clone());
+                async move {
+                    let run = counted.fetch_add(1, Ordering::Relaxed);
+                    let chance = random.lock().unwrap_or_else(std::sync::PoisonError::into_inner).below(1000);
+                    if node % 3 == 0 && run > 2000 {
+                        // It is gone: some say so, of others nothing is heard again.
+                        return if node % 2 == 0 { Err(Why::Lost) } else { std::future::pending().await };
+                    }
+                    match chance {
+                        0..20 => return Err(Why::Lost),
+                        20..25 => std::future::pending().await,
+                        25..35 => tokio::time::sleep(Duration::from_millis(80)).await,
+                        _ => tokio::time::sleep(Duration::from_micros(300)).await,
+                    }
+                    Ok((range, range * range))
+                }
+                .boxed()
+            };
+            let nodes = (0..100).collect();
+            let mut schedule = Schedule::new(nodes, 10_000, Duration::from_millis(10), job, |e| *e == Why::Wrong);
+            let mut expected = 0;
+            while let Some(result) = schedule.next().await {
+                assert_eq!(result.unwrap_or_else(|e| panic!("seed {seed}: {e:?}")), (expected, expected * expected));
+                expected += 1;
+            }
+            assert_eq!(expected, 10_000);
+            assert!(schedule.copies > 10 && runs.load(Ordering::Relaxed) > 10_000, "nothing was done twice");
+        }
+    }
+
+    #[tokio::test]
+    async fn failures_that_no_worker_is_to_blame_for_end_it() {
+        let wrong = |_: usize, range: usize| async move { if range == 7 { Err(Why::Wrong) } else { Ok(range) } }.boxed();
+        let mut schedule = Schedule::new(vec![0, 1], 20, Duration::from_millis(5), wrong, |e| *e == Why::Wrong);
+        let mut given = 0;
+        let end = loop {
+            match schedule.next().await {
+                Some(Ok(_)) => given += 1,
+                other => break other,
+            }
+        };
+        assert!(matches!(end, Some(Err(Failure::Job(Why::Wrong)))) && given <= 7);
+        let gone = |_: usize, _: usize| async { Err::<usize, _>(Why::Lost) }.boxed();
+        let mut schedule = Schedule::new(vec![0, 1, 2], 5, Duration::from_millis(5), gone, |_| false);
+        assert!(matches!(schedule.next().await, Some(Err(Failure::NoWorkers(_) | Failure::Job(Why::Lost)))));
+    }
+}
