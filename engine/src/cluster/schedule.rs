@@ -210,9 +210,9 @@ mod tests {
                 async move {
                     let run = counted.fetch_add(1, Ordering::Relaxed);
                     let chance = random.lock().unwrap_or_else(std::sync::PoisonError::into_inner).below(1000);
-                    if node % 3 == 0 && run > 2000 {
+                    if node.is_multiple_of(3) && run > 2000 {
                         // It is gone: some say so, of others nothing is heard again.
-                        return if node % 2 == 0 { Err(Why::Lost) } else { std::future::pending().await };
+                        return if node.is_multiple_of(2) { Err(Why::Lost) } else { std::future::pending().await };
                     }
                     match chance {
                         0..20 => return Err(Why::Lost),
