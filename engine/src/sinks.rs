@@ -128,12 +128,14 @@ fn fit(batch: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatch> {
 
 impl<W: Write + Send> Writer<W> {
     fn new(out: W, schema: &SchemaRef, format: Format, sorted_by: SortedBy) -> Result<Writer<W>> {
+        // A column is named in every row, also where it is NULL.
+        let json = arrow::json::WriterBuilder::new().with_explicit_nulls(true);
         Ok(match format {
             Format::Text(Layout::Csv { delimiter, header }) => {
                 Writer::Csv(Delimited { out, delimiter: char::from(delimiter), header })
             }
-            Format::Text(Layout::Ndjson) => Writer::Ndjson(arrow::json::LineDelimitedWriter::new(out)),
-            Format::Text(Layout::Json) => Writer::Json(arrow::json::ArrayWriter::new(out)),
+            Format::Text(Layout::Ndjson) => Writer::Ndjson(json.build(out)),
+            Format::Text(Layout::Json) => Writer::Json(json.build(out)),
             Format::Parquet => {
                 let sorting = sorted_by.map(|n| {
                     (0..n).map(|i| SortingColumn { column_idx: i as i32, descending: false, nulls_first: true }).collect()
