@@ -9,6 +9,7 @@ use arrow::compute::cast;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow::util::display::{ArrayFormatter, FormatOptions};
 use datafusion::execution::SendableRecordBatchStream;
+use datafusion::physical_plan::common::spawn_buffered;
 use futures::StreamExt;
 use mergeql_udfs::Code;
 use parquet::arrow::ArrowWriter;
@@ -225,10 +226,12 @@ pub async fn write_file(path: &Path, format: Format, rows: SendableRecordBatchSt
 pub async fn write_file_as(
     path: &Path,
     format: Format,
-    mut rows: SendableRecordBatchStream,
+    rows: SendableRecordBatchStream,
     sorted_by: SortedBy,
     replace: bool,
 ) -> Result<usize> {
+    // The next rows are computed while these are written.
+    let mut rows = spawn_buffered(rows, 4);
     let folder = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
