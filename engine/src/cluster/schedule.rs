@@ -6,13 +6,16 @@
 use futures::future::{AbortHandle, Abortable, BoxFuture};
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
-/// A worker that fails so often in a row is left alone.
+/// A worker that fails so often in a row is left alone. One that is only slow rests, for longer each time.
 const MOST_FAILURES: u32 = 3;
 /// A range that takes so many times as long as half of them took is given to a second worker.
 const SLOW: u32 = 3;
+
+/// So many ranges say how long one usually takes.
+const RECENT: usize = 101;
 
 /// Why there are no more results.
 #[derive(Debug)]
@@ -40,7 +43,9 @@ pub(super) struct Schedule<W, J, T, E> {
     attempts: BTreeMap<usize, usize>,
     done: BTreeMap<usize, T>,
     next: usize,
-    took: Vec<Duration>,
+    /// How long the latest ranges took, and half of them at most.
+    took: VecDeque<Duration>,
+    usual: Duration,
     last_error: Option<E>,
     /// Copies that were started because others were slow.
     pub(super) copies: usize,
@@ -50,6 +55,23 @@ struct Worker<W> {
     address: W,
     doing: Option<(usize, Instant, AbortHandle)>,
     failures: u32,
+    /// How often in a row another one was faster, and until when it rests for that.
+    slow: u32,
+    rests: Option<Instant>,
+}
+
+impl<W> Worker<W> {
+    fn is_lost(&self) -> bool {
+        self.failures >= MOST_FAILURES
+    }
+
+    fn is_idle(&self) -> bool {
+        self.doing.is_none() && !self.is_lost() && self.rests.is_none_or(|until| Instant::now() >= until)
+    }
+
+    fn succeeded(&mut self) {
+        (self.failures, self.slow, self.rests) = (0, 0, None);
+    }
 }
 
 impl<W, J, T, E> Schedule<W, J, T, E>
@@ -61,7 +83,7 @@ where
 {
     pub(super) fn new(workers: Vec<W>, ranges: usize, patience: Duration, job: J, permanent: fn(&E) -> bool) -> Self {
         let ahead = 2 * workers.len() + 2;
-        let worker = |address| Worker { address, doing: None, failures: 0 };
+        let worker = |address| Worker { address, doing: None, failures: 0, slow: 0, rests: None };
         Schedule {
             workers: workers.into_iter().map(worker).collect(),
             job,
@@ -74,7 +96,8 @@ where
             attempts: BTreeMap::new(),
             done: BTreeMap::new(),
             next: 0,
-            took: Vec::new(),
+            took: VecDeque::new(),
+            usual: Duration::ZERO,
             last_error: None,
             copies: 0,
         }
@@ -91,7 +114,7 @@ where
                 return None;
             }
             self.assign();
-            if self.running.is_empty() {
+            if self.running.is_empty() && self.workers.iter().all(Worker::is_lost) {
                 return Some(Err(Failure::NoWorkers(self.last_error.take())));
             }
             tokio::select! {
@@ -100,7 +123,7 @@ where
                         return Some(Err(failure));
                     }
                 }
-                // Then some range may have become slow.
+                // Then some range may have become slow, or some worker rested.
                 () = tokio::time::sleep(self.patience) => {}
             }
         }
@@ -110,10 +133,14 @@ where
         self.workers[worker].doing = None;
         let known = range < self.next || self.done.contains_key(&range);
         match result {
-            Some(Ok(_)) if known => self.workers[worker].failures = 0,
+            Some(Ok(_)) if known => self.workers[worker].succeeded(),
             Some(Ok(result)) => {
-                self.workers[worker].failures = 0;
-                self.took.push(started.elapsed());
+                self.workers[worker].succeeded();
+                self.took.push_back(started.elapsed());
+                if self.took.len() > RECENT {
+                    self.took.pop_front();
+                }
+                self.usual = median(self.took.iter().copied());
                 self.done.insert(range, result);
                 self.attempts.remove(&range);
                 // Whoever else is at it is slow, or gone.
@@ -124,6 +151,11 @@ where
                 }
             }
             Some(Err(error)) if (self.permanent)(&error) => return Err(Failure::Job(error)),
+            None => {
+                let worker = &mut self.workers[worker];
+                worker.rests = Some(Instant::now() + self.patience * (1 << worker.slow));
+                worker.slow = (worker.slow + 1).min(10);
+            }
             failed => {
                 self.workers[worker].failures += 1;
                 let elsewhere = self.workers.iter().any(|w| w.doing.as_ref().is_some_and(|(doing, ..)| *doing == range));
@@ -145,7 +177,7 @@ where
     /// Gives every idle worker something to do.
     fn assign(&mut self) {
         for worker in 0..self.workers.len() {
-            if self.workers[worker].doing.is_some() || self.workers[worker].failures >= MOST_FAILURES {
+            if !self.workers[worker].is_idle() {
                 continue;
             }
             let fresh = self.waiting.first().copied().filter(|range| *range < self.next + self.ahead);
@@ -170,19 +202,24 @@ where
         }
     }
 
-    /// A range that one worker alone has been at for too long.
-    fn slow(&mut self) -> Option<usize> {
-        let half = self.took.len() / 2;
-        let usual = if self.took.is_empty() { Duration::ZERO } else { *self.took.select_nth_unstable(half).1 };
-        let limit = self.patience.max(usual * SLOW);
-        let doing: Vec<(usize, Instant)> = self.workers.iter().filter_map(|w| w.doing.as_ref()).map(|(r, s, _)| (*r, *s)).collect();
-        let alone = |range: usize| doing.iter().filter(|(r, _)| *r == range).count() == 1;
-        doing
-            .iter()
-            .filter(|(range, started)| started.elapsed() > limit && alone(*range))
-            .min_by_key(|(_, s)| *s)
-            .map(|(range, _)| *range)
+    /// A range that everyone who is at it has been at for too long; the more are, the longer is too long.
+    fn slow(&self) -> Option<usize> {
+        let limit = self.patience.max(self.usual * SLOW);
+        let mut doing: BTreeMap<usize, (Instant, u32)> = BTreeMap::new();
+        for (range, started, _) in self.workers.iter().filter_map(|w| w.doing.as_ref()) {
+            let (latest, copies) = doing.entry(*range).or_insert((*started, 0));
+            *latest = (*latest).max(*started);
+            *copies += 1;
+        }
+        let late = |(latest, copies): &(Instant, u32)| latest.elapsed() > limit * 2_u32.saturating_pow(copies - 1);
+        doing.iter().find(|(_, state)| late(state)).map(|(range, _)| *range)
     }
+}
+
+fn median(times: impl Iterator<Item = Duration>) -> Duration {
+    let mut times: Vec<Duration> = times.collect();
+    let half = times.len() / 2;
+    if times.is_empty() { Duration::ZERO } else { *times.select_nth_unstable(half).1 }
 }
 
 #[cfg(test)]
