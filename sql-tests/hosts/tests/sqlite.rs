@@ -175,6 +175,8 @@ fn concurrent_histories_end_as_the_page_says() {
     hosts[0].raw("INSERT INTO notes VALUES ('n', 'first', 10, '[\"x\"]', 5)").unwrap();
     pull(&mut hosts[1], &paths[0], 0).unwrap();
     hosts[0].raw("UPDATE notes SET votes = votes + 3, tags = '[\"x\",\"z\"]', best = 9, title = 'left'").unwrap();
+    // Clocks count in milliseconds: within one, the greater counter is the later one.
+    std::thread::sleep(std::time::Duration::from_millis(5));
     hosts[1].raw("UPDATE notes SET votes = votes - 1, tags = '[]', best = 7, title = 'right'").unwrap();
     for _ in 0..2 {
         pull(&mut hosts[0], &paths[1], 0).unwrap();
