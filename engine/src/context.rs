@@ -2,9 +2,10 @@
 
 use crate::cluster::{Client, Cluster, ranges};
 use crate::error::{MergeError, Result};
-use crate::names::Names;
+use crate::names::{Names, Passing};
+use crate::objects::{Object, Stores};
 use crate::sorted::SortedMerges;
-use crate::sources::{Format, ReadOptions, Resolved};
+use crate::sources::{Format, ReadOptions, Resolved, files};
 use crate::store::{Manifest, Store};
 use crate::{aggregates, custom, explain, merges, models, scalars, sinks};
 use arrow::array::{RecordBatch, UInt64Array};
@@ -138,7 +139,7 @@ impl MergeContext {
             session_config = session_config.with_target_partitions(threads);
         }
         let runtime = match config.memory_limit {
-            None => Arc::new(RuntimeEnv::default()),
+            None => RuntimeEnvBuilder::new().with_object_store_registry(Arc::new(Stores::default())).build_arc()?,
             Some(limit) => {
                 session_config = bounded(session_config);
                 limited_runtime(limit)?
@@ -350,7 +351,7 @@ impl MergeContext {
         }
         let options = ReadOptions::of_merge(merge)?;
         let into = !matches!(first, First::None);
-        let expanded = self.each_file(merge);
+        let expanded = self.each_file(merge).await;
         let merge = &expanded;
         let mut relations = Vec::new();
         for source in &merge.sources[usize::from(matches!(first, First::Rows(_) | First::States(_)))..] {
@@ -380,7 +381,7 @@ impl MergeContext {
 
     /// Where rows count per origin, each file of a folder or pattern is a source of its own: the same rows give the same answer however
     /// their files are named.
-    fn each_file(&self, merge: &Merge) -> Merge {
+    async fn each_file(&self, merge: &Merge) -> Merge {
         let per_origin = |call: &mergeql_lang::ast::StrategyCall| {
             mergeql_udfs::catalog::find(&call.name.value).is_some_and(|e| e.spec().per_origin() && e.spec().name != "source")
         };
@@ -388,24 +389,21 @@ impl MergeContext {
         if !merge.strategies.iter().any(|(_, call)| per_origin(call)) {
             return merge;
         }
-        let each = |source: mergeql_lang::ast::Source| -> Vec<mergeql_lang::ast::Source> {
-            let Written::Text(text) = &source.relation else { return vec![source] };
-            if self.table_name(std::slice::from_ref(text)).is_some() {
-                return vec![source];
+        let mut each = Vec::new();
+        for source in merge.sources {
+            let files = match &source.relation {
+                Written::Text(text) if self.table_name(std::slice::from_ref(text)).is_none() => files(&text.value).await,
+                _ => Ok(Vec::new()),
+            };
+            match (&source.relation, files) {
+                (Written::Text(text), Ok(files)) if files.len() > 1 => each.extend(files.iter().map(|file| {
+                    let relation = Written::Text(Name { value: file.name(), ..text.clone() });
+                    mergeql_lang::ast::Source { relation, alias: None, span: source.span }
+                })),
+                _ => each.push(source),
             }
-            match crate::sources::expand(&text.value) {
-                Ok(files) if files.len() > 1 => files
-                    .into_iter()
-                    .map(|file| {
-                        let value = file.display().to_string();
-                        let relation = Written::Text(Name { value, ..text.clone() });
-                        mergeql_lang::ast::Source { relation, alias: None, span: source.span }
-                    })
-                    .collect(),
-                _ => vec![source],
-            }
-        };
-        merge.sources = merge.sources.into_iter().flat_map(each).collect();
+        }
+        merge.sources = each;
         merge
     }
 
@@ -438,10 +436,8 @@ impl MergeContext {
         let session = self.session_for(&plan)?;
         let lowering = Lowering { plan: &plan, dialect: &DataFusion };
         let sql = if plan.keeps_state() { lowering.joined_states(&[lowering.states()]) } else { lowering.query() };
-        let sql = match explain {
-            Explain::Analyze => sql,
-            _ => self.in_ranges(&merge, &plan, &session, &sql).await?.unwrap_or(sql),
-        };
+        let ranges = if explain == Explain::Analyze { None } else { self.in_ranges(&merge, &plan, &session, &sql).await? };
+        let sql = ranges.as_ref().map_or(sql, |table| format!("SELECT * FROM {}", quote(&table.name)));
         if explain != Explain::No {
             return explain::merge(self, &session, &plan, &sql, explain).await;
         }
@@ -470,14 +466,13 @@ impl MergeContext {
     }
 
     /// The query over ranges of the key, each of which some worker answers, if the cluster and the sources are for it.
-    async fn in_ranges(&self, merge: &Merge, plan: &Plan, session: &SessionContext, sql: &str) -> Result<Option<String>> {
+    async fn in_ranges(&self, merge: &Merge, plan: &Plan, session: &SessionContext, sql: &str) -> Result<Option<Passing>> {
         let Some(client) = &self.shared.cluster else { return Ok(None) };
         let user_defined = !self.user_strategies().is_empty();
-        let Some(statements) = ranges::divide(merge, plan, user_defined, client.task_size) else { return Ok(None) };
+        let Some(statements) = ranges::divide(merge, plan, user_defined, client.task_size).await else { return Ok(None) };
         let schema = session.state().create_logical_plan(sql).await?.schema().inner().clone();
-        let name = format!("__mergeql_{}_ranges_of {sql}", statements.len());
-        self.shared.names.put_file(&name, Arc::new(ranges::table(client, statements, plan, schema)?));
-        Ok(Some(format!("SELECT * FROM {}", quote(&name))))
+        let what = format!("{}_ranges", statements.len());
+        Ok(Some(self.shared.names.pass(&what, Arc::new(ranges::table(client, statements, plan, schema)?))))
     }
 
     async fn write_path(&self, path: &Name, into: &Target, rows: DataFrame, sorted: Option<usize>) -> Result<u64> {
@@ -487,13 +482,24 @@ impl MergeContext {
             Diagnostic::at(Code::InvalidArgument, path.span, format!("the ending of `{}` tells no format", path.value))
                 .help("write to .csv, .tsv, .json, .ndjson, .parquet or .arrow")
         })?;
-        if target.exists() && !into.or_replace {
+        let object = Object::parse(&path.value)?;
+        let there = match &object {
+            Some(object) => object.exists().await?,
+            None => target.exists(),
+        };
+        if there && !into.or_replace {
             return Err(Diagnostic::at(Code::Io, path.span, format!("`{}` is there already", path.value))
                 .help("write INTO OR REPLACE to replace it")
                 .into());
         }
         let stream = self.stream(rows).await?;
-        Ok(sinks::write_file_as(target, format, stream, sorted, into.or_replace).await? as u64)
+        let Some(object) = object else {
+            return Ok(sinks::write_file_as(target, format, stream, sorted, into.or_replace).await? as u64);
+        };
+        let file = tempfile::NamedTempFile::new()?;
+        let count = sinks::write_file(file.path(), format, stream, sorted).await?;
+        object.upload(file.path(), into.or_replace).await?;
+        Ok(count as u64)
     }
 
     async fn write_table(&self, name: &str, into: &Target, rows: DataFrame, merge: &Merge, plan: &Plan) -> Result<DataFrame> {
@@ -602,8 +608,9 @@ fn bounded(config: SessionConfig) -> SessionConfig {
     config.with_target_partitions(1)
 }
 
-pub(crate) fn limited_runtime(limit: usize) -> Result<Arc<RuntimeEnv>> {
-    Ok(RuntimeEnvBuilder::new().with_memory_pool(Arc::new(FairSpillPool::new(limit))).build_arc()?)
+fn limited_runtime(limit: usize) -> Result<Arc<RuntimeEnv>> {
+    let runtime = RuntimeEnvBuilder::new().with_object_store_registry(Arc::new(Stores::default()));
+    Ok(runtime.with_memory_pool(Arc::new(FairSpillPool::new(limit))).build_arc()?)
 }
 
 /// A size in bytes: `2GB`, `512 MiB`, `1000000`.

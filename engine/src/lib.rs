@@ -14,6 +14,7 @@ mod into;
 mod merges;
 pub mod models;
 mod names;
+mod objects;
 mod prepare;
 mod scalars;
 pub mod serve;

@@ -5,6 +5,7 @@ use async_trait::async_trait;
 use datafusion::catalog::{SchemaProvider, TableProvider};
 use datafusion::common::Result;
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 /// A schema whose names can be given anew, and that lists only the tables that users made.
@@ -35,9 +36,29 @@ impl Names {
         self.put(name.to_owned(), table, true);
     }
 
+    /// Gives a table a name of its own until the guard is dropped: plans that were made by then keep the table.
+    pub(crate) fn pass(self: &Arc<Self>, what: &str, table: Arc<dyn TableProvider>) -> Passing {
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        let name = format!("__mergeql_{what}_{}", COUNT.fetch_add(1, Ordering::Relaxed));
+        self.put_file(&name, table);
+        Passing { name, names: self.clone() }
+    }
+
     /// Whether a user's table or view has this name.
     pub(crate) fn has_table(&self, name: &str) -> bool {
         self.named().get(name).is_some_and(|n| !n.file)
+    }
+}
+
+/// A name that passes.
+pub(crate) struct Passing {
+    pub(crate) name: String,
+    names: Arc<Names>,
+}
+
+impl Drop for Passing {
+    fn drop(&mut self) {
+        self.names.named.write().unwrap_or_else(PoisonError::into_inner).remove(&self.name);
     }
 }
 

@@ -3,6 +3,7 @@
 use crate::context::MergeContext;
 use crate::error::{MergeError, Result};
 use crate::tables::single_call;
+use arrow::array::{RecordBatch, UInt64Array};
 use datafusion::common::ParamValues;
 use datafusion::common::metadata::ScalarAndMetadata;
 use datafusion::common::tree_node::TreeNodeRecursion;
@@ -95,6 +96,12 @@ pub(crate) fn bound(plan: &LogicalPlan, values: ParamValues) -> Result<LogicalPl
         named @ ParamValues::Map(_) => named,
     };
     Ok(plan.clone().replace_params_with_values(&values)?)
+}
+
+/// How many rows a command says it touched.
+pub(crate) fn touched(batches: &[RecordBatch]) -> Option<u64> {
+    let count = batches.first().filter(|b| b.num_rows() == 1 && b.num_columns() == 1)?;
+    count.column(0).as_any().downcast_ref::<UInt64Array>().map(|c| c.value(0))
 }
 
 fn tag(plan: &LogicalPlan) -> &'static str {

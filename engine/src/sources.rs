@@ -3,6 +3,7 @@
 use crate::columns::logical;
 use crate::context::MergeContext;
 use crate::error::{MergeError, Result};
+use crate::objects::Object;
 use crate::text_files::{Bytes, Layout, io};
 use crate::text_scan::TextTable;
 use arrow::datatypes::Schema;
@@ -12,13 +13,14 @@ use datafusion::datasource::file_format::FileFormat;
 use datafusion::datasource::file_format::arrow::ArrowFormat;
 use datafusion::datasource::file_format::parquet::ParquetFormat;
 use datafusion::datasource::listing::{ListingOptions, ListingTable, ListingTableConfig, ListingTableUrl};
+use futures::StreamExt;
 use mergeql_lang::ast::{self, Name};
 use mergeql_lang::diagnostic::nearest;
 use mergeql_lang::lower::{STATE, quote};
 use mergeql_lang::plan::{Relation, SourceColumn};
 use mergeql_lang::{Diagnostic, Span};
 use mergeql_udfs::{Code, Value};
-use parquet::file::metadata::ColumnChunkMetaData;
+use parquet::file::metadata::{ColumnChunkMetaData, ParquetMetaData};
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -183,8 +185,8 @@ impl MergeContext {
                 columns.retain(|c| c.name != STATE);
                 if let (Some(store), [table]) = (&self.shared.store, names.as_slice()) {
                     let files = self.memory(|m| m.manifest.tables.get(table).map(|t| t.files.clone()));
-                    let paths: Vec<PathBuf> = files.into_iter().flatten().map(|f| store.path(&f)).collect();
-                    without_holes(&mut columns, &paths);
+                    let files: Vec<Bytes> = files.into_iter().flatten().map(|f| Bytes::Path(store.path(&f))).collect();
+                    without_holes(&mut columns, &files).await;
                 }
                 return Ok(Some(Resolved {
                     relation: Relation { sql, origin: Some(names.join(".")), columns, rows: None },
@@ -219,8 +221,8 @@ impl MergeContext {
         let mut columns = source_columns(&provider.schema())?;
         if let Some(text) = provider.downcast_ref::<TextTable>() {
             columns.iter_mut().zip(&text.complete).for_each(|(column, complete)| column.nullable = !complete);
-        } else if let Ok(paths) = expand(&text.value) {
-            without_holes(&mut columns, &paths);
+        } else if let Ok(files) = files(&text.value).await {
+            without_holes(&mut columns, &files).await;
         }
         // A text file that holds nothing has no columns; the binder lets it contribute nothing.
         let rows = if columns.is_empty() { Some(0) } else { None };
@@ -245,13 +247,14 @@ impl MergeContext {
             })?;
             return Ok((self.read_stdin(options.apply(format)).await?, "standard input".to_owned()));
         }
-        let paths = expand(text)?;
-        let origin = match paths.as_slice() {
-            [one] if !is_pattern(text) => one.display().to_string(),
-            _ => absolute(Path::new(text)).display().to_string(),
+        let files = files(text).await?;
+        let origin = match (files.as_slice(), Object::parse(text)?) {
+            ([one], _) if !is_pattern(text) => one.name(),
+            (_, Some(object)) => object.name(),
+            (_, None) => absolute(Path::new(text)).display().to_string(),
         };
-        let mut formats = paths.iter().map(|path| {
-            let by_name = options.format.or_else(|| Format::of_path(path));
+        let mut formats = files.iter().map(|file| {
+            let by_name = options.format.or_else(|| file.format());
             by_name.map(|f| options.apply(f)).ok_or_else(|| {
                 MergeError::new(
                     Code::UnknownSource,
@@ -267,36 +270,43 @@ impl MergeContext {
                     .help("list them as sources of their own"));
             }
         }
-        for path in &paths {
+        for file in &files {
+            let Bytes::Path(path) = file else { continue };
             let meta = std::fs::metadata(path).map_err(|e| io(path, e))?;
             if meta.len() == 0 && matches!(format, Format::Parquet | Format::Arrow) {
                 return Err(io(path, "the file is empty").into());
             }
         }
-        let provider = self.open_files(paths, format, &options.sorted_by).await?;
+        let provider = self.open_files(files, format, &options.sorted_by).await?;
         Ok((provider, origin))
     }
 
-    async fn open_files(&self, paths: Vec<PathBuf>, format: Format, sorted_by: &[String]) -> Result<Arc<dyn TableProvider>> {
+    async fn open_files(&self, files: Vec<Bytes>, format: Format, sorted_by: &[String]) -> Result<Arc<dyn TableProvider>> {
         let listing: Arc<dyn FileFormat> = match format {
-            Format::Text(layout) => return text_table(paths.into_iter().map(Bytes::Path).collect(), layout, sorted_by),
+            Format::Text(layout) => return text_table(files, layout, sorted_by.to_vec()).await,
             Format::Parquet => Arc::new(ParquetFormat::default().with_enable_pruning(true)),
             Format::Arrow => Arc::new(ArrowFormat),
         };
-        let name = paths.first().map(|p| p.display().to_string()).unwrap_or_default();
+        let name = files.first().map(Bytes::name).unwrap_or_default();
         // DataFusion reads * and ? in a URL's path as a pattern, so each path is given as a URL with those escaped.
-        let urls = paths.iter().map(|p| file_url(p)).collect::<Result<Vec<_>>>()?;
+        let urls = files.iter().map(url).collect::<Result<Vec<_>>>()?;
         let options = ListingOptions::new(listing).with_file_extension("");
         let state = self.session().state();
         let unreadable = |e: datafusion::common::DataFusionError| {
             let error = MergeError::from(e);
             MergeError::new(Code::Io, format!("{name}: {}", error.0.message))
         };
-        let schema = options.infer_schema(&state, &urls[0]).await.map_err(unreadable)?;
-        let mut merged = (*schema).clone();
-        for url in &urls[1..] {
-            let next = options.infer_schema(&state, url).await.map_err(unreadable)?;
-            merged = Schema::try_merge([merged, (*next).clone()]).map_err(|e| {
+        let mut merged = Schema::empty();
+        for (file, url) in files.iter().zip(&urls) {
+            let known = match file {
+                Bytes::Object(object) if format == Format::Arrow => object.arrow_schema().await?,
+                _ => None,
+            };
+            let schema = match known {
+                Some(schema) => schema,
+                None => (*options.infer_schema(&state, url).await.map_err(unreadable)?).clone(),
+            };
+            merged = Schema::try_merge([merged, schema]).map_err(|e| {
                 MergeError::new(Code::TypeMismatch, format!("the files of one source have columns of different types: {e}"))
                     .help("list them as sources of their own: a MERGE widens types between sources")
             })?;
@@ -317,11 +327,11 @@ impl MergeContext {
         let mut bytes = Vec::new();
         std::io::stdin().lock().read_to_end(&mut bytes)?;
         let table = match format {
-            Format::Text(layout) => text_table(vec![Bytes::Memory(bytes.into())], layout, &[])?,
+            Format::Text(layout) => text_table(vec![Bytes::Memory(bytes.into())], layout, Vec::new()).await?,
             Format::Parquet | Format::Arrow => {
                 let file = tempfile::Builder::new().suffix(".stdin").tempfile()?;
                 std::fs::write(file.path(), &bytes)?;
-                let table = self.open_files(vec![file.path().to_path_buf()], format, &[]).await?;
+                let table = self.open_files(vec![Bytes::Path(file.path().to_path_buf())], format, &[]).await?;
                 self.keep_file(file);
                 table
             }
@@ -333,19 +343,20 @@ impl MergeContext {
 
 /// Beyond this many files, their statistics are not worth reading.
 const MOST_FOOTERS: usize = 256;
+/// How many are asked for at once.
+pub(crate) const REQUESTS: usize = 16;
 
 /// Notes which columns have no NULL in any of these Parquet files, as the statistics in them say: then no rows without a key have to be
 /// looked for. What cannot be read is left as it is; the scan says what is wrong with it.
-fn without_holes(columns: &mut [SourceColumn], paths: &[PathBuf]) {
-    if paths.is_empty() || paths.len() > MOST_FOOTERS || paths.iter().any(|p| Format::of_path(p) != Some(Format::Parquet)) {
+async fn without_holes(columns: &mut [SourceColumn], files: &[Bytes]) {
+    if files.is_empty() || files.len() > MOST_FOOTERS || files.iter().any(|f| f.format() != Some(Format::Parquet)) {
         return;
     }
     let mut complete: Vec<bool> = vec![true; columns.len()];
-    for path in paths {
-        let Ok(reader) = std::fs::File::open(path).map_err(drop).and_then(|f| SerializedFileReader::new(f).map_err(drop)) else {
-            return;
-        };
-        for group in reader.metadata().row_groups() {
+    let mut footers = futures::stream::iter(files.to_vec()).map(footer).buffered(REQUESTS);
+    while let Some(metadata) = footers.next().await {
+        let Some(metadata) = metadata else { return };
+        for group in metadata.row_groups() {
             for (column, complete) in columns.iter().zip(&mut complete) {
                 let same = |c: &&ColumnChunkMetaData| c.column_path().parts() == [column.name.as_str()];
                 let nulls = group.columns().iter().find(same).and_then(|c| c.statistics()?.null_count_opt());
@@ -356,23 +367,41 @@ fn without_holes(columns: &mut [SourceColumn], paths: &[PathBuf]) {
     columns.iter_mut().zip(complete).for_each(|(column, complete)| column.nullable &= !complete);
 }
 
-fn file_url(path: &Path) -> Result<ListingTableUrl> {
-    let text = path.display().to_string();
-    let escaped: String = text
-        .chars()
-        .map(|c| match c {
-            '%' | '?' | '*' | '[' | ']' | '#' | ' ' => format!("%{:02X}", c as u32),
-            c => c.to_string(),
-        })
-        .collect();
-    Ok(ListingTableUrl::parse(format!("file://{escaped}"))?)
+/// What the end of a Parquet file says of it, if it can be read.
+pub(crate) async fn footer(file: Bytes) -> Option<Arc<ParquetMetaData>> {
+    match file {
+        Bytes::Path(path) => {
+            let reader = SerializedFileReader::new(std::fs::File::open(path).ok()?).ok()?;
+            Some(Arc::new(reader.metadata().clone()))
+        }
+        Bytes::Object(object) => object.footer().await,
+        Bytes::Memory(_) => None,
+    }
 }
 
-fn text_table(files: Vec<Bytes>, layout: Layout, sorted_by: &[String]) -> Result<Arc<dyn TableProvider>> {
-    Ok(Arc::new(TextTable::open(files, layout, sorted_by)?))
+/// A path as part of a URL in which no character means anything else.
+pub(crate) fn escaped(path: &str) -> String {
+    let escape = |c: char| match c {
+        '%' | '?' | '*' | '[' | ']' | '#' | ' ' => format!("%{:02X}", c as u32),
+        c => c.to_string(),
+    };
+    path.chars().map(escape).collect()
 }
 
-fn is_pattern(text: &str) -> bool {
+fn url(file: &Bytes) -> Result<ListingTableUrl> {
+    Ok(match file {
+        Bytes::Object(object) => ListingTableUrl::parse(object.url()?)?,
+        file => ListingTableUrl::parse(format!("file://{}", escaped(&file.name())))?,
+    })
+}
+
+async fn text_table(files: Vec<Bytes>, layout: Layout, sorted_by: Vec<String>) -> Result<Arc<dyn TableProvider>> {
+    // Every byte is read, which may take a while.
+    let table = tokio::task::spawn_blocking(move || TextTable::open(files, layout, &sorted_by)).await;
+    Ok(Arc::new(table.map_err(|e| MergeError::new(Code::Io, format!("the files could not be read: {e}")))??))
+}
+
+pub(crate) fn is_pattern(text: &str) -> bool {
     text.contains(['*', '?', '['])
 }
 
@@ -382,6 +411,14 @@ fn no_files(text: &str) -> MergeError {
 
 fn absolute(path: &Path) -> PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf())
+}
+
+/// As [`expand`], for files and objects.
+pub(crate) async fn files(text: &str) -> Result<Vec<Bytes>> {
+    match Object::parse(text)? {
+        Some(object) => Ok(object.expand().await?.into_iter().map(Bytes::Object).collect()),
+        None => Ok(expand(text)?.into_iter().map(Bytes::Path).collect()),
+    }
 }
 
 /// The files that a path names: itself, those in a folder, those that a pattern matches; sorted, so that their order never matters.

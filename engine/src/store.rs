@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// What the manifest says of a table.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -31,6 +32,8 @@ pub struct Manifest {
     pub definitions: BTreeMap<String, String>,
     /// Counts up with every change; part of file names.
     pub generation: u64,
+    /// Files that no table has any more, and when that was so first, in milliseconds since 1970: queries may still be reading them.
+    pub retired: BTreeMap<String, u64>,
 }
 
 /// A folder of tables.
@@ -43,6 +46,14 @@ pub struct Store {
 pub struct Lock(#[allow(dead_code)] File);
 
 const MANIFEST: &str = "manifest.json";
+
+/// A query that began before its table was replaced has this long to open the old files.
+const GRACE: Duration = Duration::from_secs(300);
+
+/// Milliseconds since 1970.
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64
+}
 
 impl Store {
     /// Opens a folder, making it if it is not there.
@@ -68,7 +79,7 @@ impl Store {
             if file.try_lock_exclusive().map_err(|e| io(&path, e))? {
                 return Ok(Lock(file));
             }
-            std::thread::sleep(std::time::Duration::from_millis(20));
+            std::thread::sleep(Duration::from_millis(20));
         }
         Err(MergeError::from(io(&path, "another process has been writing here for ten seconds")).help("try again when it is done"))
     }
@@ -112,19 +123,34 @@ impl Store {
         for (name, statement) in json["definitions"].as_object().into_iter().flatten() {
             manifest.definitions.insert(name.clone(), text(statement)?);
         }
+        for (file, since) in json["retired"].as_object().into_iter().flatten() {
+            manifest.retired.insert(file.clone(), since.as_u64().ok_or_else(|| broken("retired"))?);
+        }
         Ok(manifest)
     }
 
-    /// Replaces the manifest in one step, then removes files that no table has any more.
+    /// Replaces the manifest in one step, then removes files that no table has had for a while.
     ///
     /// # Errors
     /// `io`; the old manifest stands then.
     pub fn write(&self, manifest: &Manifest) -> Result<()> {
+        let had: Vec<String> = self.read()?.tables.into_values().flat_map(|t| t.files).collect();
+        self.write_at(manifest, &had, now())
+    }
+
+    /// As [`Store::write`], after a manifest whose tables had these files, at this time.
+    fn write_at(&self, manifest: &Manifest, had: &[String], now: u64) -> Result<()> {
+        let kept: Vec<&String> = manifest.tables.values().flat_map(|t| &t.files).collect();
+        let mut retired = manifest.retired.clone();
+        for file in had {
+            retired.entry(file.clone()).or_insert(now);
+        }
+        retired.retain(|file, since| !kept.contains(&file) && now.saturating_sub(*since) < GRACE.as_millis() as u64);
         let table = |t: &Table| json!({ "files": t.files, "resolution": t.resolution });
         let tables: Map<String, Value> = manifest.tables.iter().map(|(n, t)| (n.clone(), table(t))).collect();
         let json = json!({
             "format": 1, "generation": manifest.generation, "tables": tables, "strategies": manifest.strategies,
-            "definitions": manifest.definitions,
+            "definitions": manifest.definitions, "retired": retired,
         });
         let path = self.folder.join(MANIFEST);
         let fail = |e: std::io::Error| MergeError::from(io(&path, e));
@@ -133,20 +159,15 @@ impl Store {
         file.as_file().sync_all().map_err(fail)?;
         file.persist(&path).map_err(|e| fail(e.error))?;
         File::open(&self.folder).and_then(|f| f.sync_all()).map_err(fail)?;
-        self.sweep(manifest);
-        Ok(())
-    }
-
-    /// Files that no table has: of replaced tables, or of statements that did not come to their end.
-    fn sweep(&self, manifest: &Manifest) {
-        let kept: Vec<&String> = manifest.tables.values().flat_map(|t| &t.files).collect();
-        let Ok(entries) = std::fs::read_dir(&self.folder) else { return };
+        let unknown = |name: &String| name.ends_with(".parquet") && !kept.contains(&name) && !retired.contains_key(name);
+        let Ok(entries) = std::fs::read_dir(&self.folder) else { return Ok(()) };
         for entry in entries.flatten() {
-            let name = entry.file_name().to_string_lossy().into_owned();
-            if name.ends_with(".parquet") && !kept.contains(&&name) {
+            // Also of statements that did not come to their end.
+            if unknown(&entry.file_name().to_string_lossy().into_owned()) {
                 std::fs::remove_file(entry.path()).ok();
             }
         }
+        Ok(())
     }
 
     /// A file name for new rows of a table.
@@ -154,5 +175,37 @@ impl Store {
         manifest.generation += 1;
         let plain: String = table.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
         format!("{plain}-{}.parquet", manifest.generation)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_outlive_their_tables_for_a_while() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = Store::open(folder.path()).expect("a store");
+        let mut manifest = Manifest::default();
+        let mut replace = |time: u64| {
+            let had: Vec<String> = manifest.tables.values().flat_map(|t| t.files.clone()).collect();
+            let file = store.new_file(&mut manifest, "t");
+            std::fs::write(store.path(&file), "rows").expect("a file");
+            manifest.tables.insert("t".to_owned(), Table { files: vec![file.clone()], resolution: None });
+            store.write_at(&manifest, &had, time).expect("it is written");
+            manifest = store.read().expect("it is read");
+            file
+        };
+        let later = GRACE.as_millis() as u64;
+        let (first, second) = (replace(1), replace(2));
+        assert!(store.path(&first).exists(), "somebody may be reading it");
+        std::fs::write(store.path("t-99.parquet"), "of a statement that died").expect("a file");
+        let third = replace(1 + later);
+        let there: Vec<bool> = [&first, &second, &third].into_iter().map(|f| store.path(f).exists()).collect();
+        assert_eq!(there, [true, true, true]);
+        assert!(!store.path("t-99.parquet").exists());
+        let fourth = replace(3 + later);
+        let there: Vec<bool> = [&first, &second, &third, &fourth].into_iter().map(|f| store.path(f).exists()).collect();
+        assert_eq!(there, [false, true, true, true]);
     }
 }

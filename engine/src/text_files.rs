@@ -4,6 +4,8 @@
 //! first; an unquoted empty CSV field is NULL, `""` is empty text (R1).
 
 use crate::columns::physical;
+use crate::objects::Object;
+use crate::sources::Format;
 use arrow::datatypes::{DataType, Field, Schema, TimeUnit};
 use mergeql_udfs::{Code, Error, Result, Type};
 use std::fs::File;
@@ -32,6 +34,8 @@ pub enum Layout {
 pub enum Bytes {
     /// In a file.
     Path(PathBuf),
+    /// In an object store.
+    Object(Object),
     /// Here (standard input, for one).
     Memory(Arc<[u8]>),
 }
@@ -43,13 +47,24 @@ impl Bytes {
                 let file = File::open(path).map_err(|e| io(path, e))?;
                 Ok(Box::new(BufReader::with_capacity(1 << 18, file)))
             }
+            Bytes::Object(object) => object.open(),
             Bytes::Memory(bytes) => Ok(Box::new(Cursor::new(Arc::clone(bytes)))),
+        }
+    }
+
+    /// The format that the ending of its name says.
+    pub(crate) fn format(&self) -> Option<Format> {
+        match self {
+            Bytes::Path(path) => Format::of_path(path),
+            Bytes::Object(object) => object.format(),
+            Bytes::Memory(_) => None,
         }
     }
 
     pub(crate) fn name(&self) -> String {
         match self {
             Bytes::Path(path) => path.display().to_string(),
+            Bytes::Object(object) => object.name(),
             Bytes::Memory(_) => "standard input".to_owned(),
         }
     }

@@ -50,6 +50,9 @@ if what == "statements":
         assert cursor.adbc_ingest("nyc", nyc, mode="append") == 2
         cursor.execute("SELECT count(*) FROM nyc")
         assert cursor.fetchall() == [(5,)]
+        assert cursor.adbc_ingest("hollow", pyarrow.RecordBatch.from_pylist([], schema=nyc.schema)) == 0
+        cursor.execute("SELECT count(*), max(tag) FROM hollow")
+        assert cursor.fetchall() == [(0, None)]
         for mode in ("create", "append"):
             try:
                 cursor.adbc_ingest("nyc" if mode == "create" else "nothing", nyc, mode=mode)

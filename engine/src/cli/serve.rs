@@ -12,10 +12,10 @@ use std::time::Duration;
 /// Arguments of `mergeql serve`.
 #[derive(Debug, Args)]
 pub struct Serve {
-    /// Serve Postgres' protocol on this port (psql, JDBC, BI tools, dbt); 0 takes a free one
+    /// Serve Postgres' protocol on this port (psql, drivers for Postgres); 0 takes a free one
     #[arg(long, value_name = "PORT")]
     postgres: Option<u16>,
-    /// Serve Arrow Flight SQL on this port (ADBC, JDBC); 0 takes a free one
+    /// Serve Arrow Flight SQL on this port (ADBC); 0 takes a free one
     #[arg(long, value_name = "PORT")]
     flight: Option<u16>,
     #[command(flatten)]

@@ -1,6 +1,7 @@
 //! What of ours crosses the network by its parts: text files. Functions cross by name.
 
 use crate::columns::external;
+use crate::objects::Object;
 use crate::text_files::{Bytes, Layout};
 use crate::text_scan::TextScan;
 use arrow::datatypes::Schema;
@@ -73,7 +74,7 @@ impl PhysicalExtensionCodec for Codec {
             Layout::Json => (Kind::Json, 0, false),
         };
         let file = |file: &Bytes| match file {
-            Bytes::Path(path) => File { path: Some(path.display().to_string()), bytes: Vec::new() },
+            Bytes::Path(_) | Bytes::Object(_) => File { path: Some(file.name()), bytes: Vec::new() },
             Bytes::Memory(bytes) => File { path: None, bytes: bytes.to_vec() },
         };
         let message = Scan {
@@ -108,11 +109,14 @@ impl PhysicalExtensionCodec for Codec {
             Kind::Json => Layout::Json,
         };
         let file = |file: File| match file.path {
-            Some(path) => Bytes::Path(path.into()),
-            None => Bytes::Memory(file.bytes.into()),
+            Some(path) => match Object::parse(&path).map_err(|e| DataFusionError::External(Box::new(e)))? {
+                Some(object) => Ok(Bytes::Object(object)),
+                None => Ok(Bytes::Path(path.into())),
+            },
+            None => Ok(Bytes::Memory(file.bytes.into())),
         };
         let projection: Option<Vec<usize>> = scan.projected.then(|| scan.projection.iter().map(|i| *i as usize).collect());
-        let files = scan.files.into_iter().map(file).collect();
+        let files = scan.files.into_iter().map(file).collect::<Result<_>>()?;
         Ok(Arc::new(TextScan::new(files, layout, schema, projection)?))
     }
 }

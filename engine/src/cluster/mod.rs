@@ -305,3 +305,21 @@ fn rows_of(
     let rows = futures::stream::iter(batches).boxed();
     Box::pin(datafusion::physical_plan::stream::RecordBatchStreamAdapter::new(schema, rows))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_worker_of_another_version_is_refused() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("its address");
+        let worker = datafusion_distributed::Worker::default().with_version("0.0.1").into_worker_server();
+        let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
+        tokio::spawn(tonic::transport::Server::builder().add_service(worker).serve_with_incoming(incoming));
+        let workers = vec![Url::parse(&format!("http://{address}")).expect("a URL")];
+        let client = Client::new(&Cluster { workers, token: None, task_size: 1 }).expect("a client");
+        let error = client.gather().await.expect_err("it is refused");
+        assert!(error.to_string().contains("of version 0.0.1"), "{error}");
+    }
+}

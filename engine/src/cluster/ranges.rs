@@ -3,7 +3,9 @@
 use super::schedule::{Failure, Schedule};
 use super::{Channels, Client, address};
 use crate::error::{MergeError, Result};
-use crate::sources::{Format, expand};
+use crate::objects::Object;
+use crate::sources::{Format, REQUESTS, files, footer};
+use crate::text_files::Bytes;
 use arrow::array::RecordBatch;
 use arrow::compute::cast;
 use arrow::datatypes::SchemaRef;
@@ -24,11 +26,9 @@ use mergeql_lang::merge_text;
 use mergeql_lang::plan::Plan;
 use mergeql_udfs::{Code, Type};
 use parquet::data_type::AsBytes;
-use parquet::file::metadata::{ColumnChunkMetaData, RowGroupMetaData};
-use parquet::file::reader::{FileReader, SerializedFileReader};
+use parquet::file::metadata::{ColumnChunkMetaData, ParquetMetaData, RowGroupMetaData};
 use parquet::file::statistics::Statistics;
 use prost::Message;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use url::Url;
@@ -66,7 +66,7 @@ impl Cut {
 }
 
 /// The statements of the ranges of a merge, if it can be divided: sorted Parquet files on both sides, and nothing that looks beyond a key.
-pub(crate) fn divide(merge: &Merge, plan: &Plan, user_defined: bool, task_size: usize) -> Option<Vec<String>> {
+pub(crate) async fn divide(merge: &Merge, plan: &Plan, user_defined: bool, task_size: usize) -> Option<Vec<String>> {
     let whole = plan.returning == Returning::Rows && !plan.keeps_state() && !plan.nullable_key() && plan.order.is_empty();
     let simple = merge.limit.is_none() && merge.offset.is_none() && merge.map.is_empty() && !user_defined;
     let key = plan.key_columns().first()?;
@@ -77,21 +77,24 @@ pub(crate) fn divide(merge: &Merge, plan: &Plan, user_defined: bool, task_size: 
     let mut groups: Vec<(Cut, u64)> = Vec::new();
     for source in &mut merge.sources {
         let Relation::Text(path) = &mut source.relation else { return None };
-        for file in expand(&path.value).ok()? {
-            groups.extend(least_keys(&file, plan)?);
+        let mut footers = futures::stream::iter(files(&path.value).await.ok()?).map(parquet_footer).buffered(REQUESTS);
+        while let Some(footer) = footers.next().await {
+            groups.extend(least_keys(footer?.as_ref(), plan)?);
         }
-        path.value = std::path::absolute(&path.value).ok()?.display().to_string();
+        if Object::parse(&path.value).ok()?.is_none() {
+            path.value = std::path::absolute(&path.value).ok()?.display().to_string();
+        }
     }
     let cuts = cuts(groups, task_size);
     (!cuts.is_empty()).then(|| statements(merge, plan, &key.name, &cuts))
 }
 
+async fn parquet_footer(file: Bytes) -> Option<Arc<ParquetMetaData>> {
+    if file.format() == Some(Format::Parquet) { footer(file).await } else { None }
+}
+
 /// The least key and the bytes of each row group of a file that is sorted by the key of the merge.
-fn least_keys(file: &Path, plan: &Plan) -> Option<Vec<(Cut, u64)>> {
-    if Format::of_path(file) != Some(Format::Parquet) {
-        return None;
-    }
-    let reader = SerializedFileReader::new(std::fs::File::open(file).ok()?).ok()?;
+fn least_keys(footer: &ParquetMetaData, plan: &Plan) -> Option<Vec<(Cut, u64)>> {
     let of = |group: &RowGroupMetaData| {
         let sorted = group.sorting_columns()?;
         for (key, by) in plan.key_columns().iter().zip(sorted) {
@@ -104,7 +107,7 @@ fn least_keys(file: &Path, plan: &Plan) -> Option<Vec<(Cut, u64)>> {
         let keyed = sorted.len() >= plan.key_columns().len();
         keyed.then(|| Some((Cut::least(first)?, group.compressed_size().unsigned_abs())))?
     };
-    reader.metadata().row_groups().iter().map(of).collect()
+    footer.row_groups().iter().map(of).collect()
 }
 
 /// Where to cut, so that between two cuts there is about one task's worth of bytes.

@@ -15,6 +15,7 @@ const IN_MEMORY: usize = 64 << 20;
 
 pub(super) struct Spool {
     schema: SchemaRef,
+    in_memory: usize,
     batches: Vec<RecordBatch>,
     bytes: usize,
     file: Option<StreamWriter<BufWriter<File>>>,
@@ -22,7 +23,7 @@ pub(super) struct Spool {
 
 impl Spool {
     pub(super) fn new(schema: SchemaRef) -> Spool {
-        Spool { schema, batches: Vec::new(), bytes: 0, file: None }
+        Spool { schema, in_memory: IN_MEMORY, batches: Vec::new(), bytes: 0, file: None }
     }
 
     pub(super) fn push(&mut self, batch: RecordBatch) -> Result<()> {
@@ -31,7 +32,7 @@ impl Spool {
         }
         self.bytes += batch.get_array_memory_size();
         self.batches.push(batch);
-        if self.bytes > IN_MEMORY {
+        if self.bytes > self.in_memory {
             let mut file = StreamWriter::try_new(BufWriter::new(tempfile::tempfile()?), &self.schema)?;
             for batch in self.batches.drain(..) {
                 file.write(&batch)?;
@@ -51,5 +52,26 @@ impl Spool {
         file.rewind()?;
         let reader = StreamReader::try_new(BufReader::new(file), None)?;
         Ok(rows_of(self.schema, reader.map(|batch| Ok(batch?))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use arrow::array::{ArrayRef, StringArray};
+    use futures::TryStreamExt;
+    use std::sync::Arc;
+
+    #[tokio::test]
+    async fn rows_beyond_memory_come_back_from_a_file() {
+        let column = |i: usize| Arc::new(StringArray::from(vec![Some(format!("row {i}")), None])) as ArrayRef;
+        let batches: Vec<RecordBatch> = (0..50).map(|i| RecordBatch::try_from_iter([("t", column(i))]).expect("a batch")).collect();
+        for in_memory in [0, 1000, usize::MAX] {
+            let mut spool = Spool { in_memory, ..Spool::new(batches[0].schema()) };
+            batches.iter().for_each(|batch| spool.push(batch.clone()).expect("it is kept"));
+            assert_eq!(spool.file.is_some(), in_memory < usize::MAX);
+            let back: Vec<RecordBatch> = spool.read().expect("a stream").try_collect().await.expect("the rows");
+            assert_eq!(back, batches);
+        }
     }
 }

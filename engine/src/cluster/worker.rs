@@ -4,17 +4,17 @@ use super::{Channels, Codec, VERSION};
 use crate::context::{Access, Config, MergeContext, functions};
 use crate::error::{MergeError, Result};
 use crate::serve::flight::Flight;
+use crate::serve::incoming::incoming;
 use crate::serve::limits::Limits;
-use crate::serve::{Credentials, check_open, listener, watch};
+use crate::serve::{Credentials, check_open, listener};
 use arrow_flight::flight_service_server::FlightServiceServer;
-use datafusion::execution::runtime_env::RuntimeEnv;
 use datafusion_distributed::{DistributedExt, WorkerQueryContext};
-use futures::StreamExt;
 use mergeql_udfs::Code;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 use tonic::service::interceptor::InterceptedService;
 use tonic::{Request, Status};
 
@@ -60,13 +60,11 @@ impl Worker {
     pub async fn run(self) -> Result<()> {
         let Worker { listener, options } = self;
         let listener = TcpListener::from_std(listener)?;
-        let runtime = match options.memory_limit {
-            Some(limit) => crate::context::limited_runtime(limit)?,
-            None => Arc::new(RuntimeEnv::default()),
-        };
         // Ranges of sorted merges come as statements.
         let access = Access { read_only: true, no_files: false };
         let context = MergeContext::new(Config { memory_limit: options.memory_limit, access, ..Config::default() })?;
+        // The memory of both ways is one.
+        let runtime = context.session().runtime_env();
         let turns = Arc::new(Limits::new(std::thread::available_parallelism().map_or(4, usize::from), None));
         let statements = FlightServiceServer::new(Flight::new(context, turns, options.credentials.clone())?);
         let channels = Channels::new(options.credentials.token())?;
@@ -91,16 +89,11 @@ impl Worker {
                 false => Err(Status::unauthenticated("a token is needed")),
             }
         };
-        let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener).inspect(|socket| {
-            if let Ok(socket) = socket {
-                watch(socket);
-            }
-        });
         let served = tonic::transport::Server::builder()
             .http2_keepalive_interval(Some(Duration::from_secs(20)))
             .add_service(InterceptedService::new(worker.into_worker_server(), known.clone()))
             .add_service(InterceptedService::new(statements, known))
-            .serve_with_incoming(incoming)
+            .serve_with_incoming(incoming(listener, Semaphore::MAX_PERMITS))
             .await;
         served.map_err(|e| MergeError::new(Code::Io, format!("the worker: {e}")))
     }

@@ -1,10 +1,11 @@
-//! Arrow Flight SQL: rows as Arrow batches, for ADBC, JDBC and everything that speaks Arrow.
+//! Arrow Flight SQL: rows as Arrow batches.
 
+use super::incoming::{GREETING, incoming};
 use super::limits::Limits;
-use super::{Credentials, Options, Tls, watch};
+use super::{Credentials, Options, Tls};
 use crate::context::MergeContext;
 use crate::error::{MergeError, Result};
-use crate::prepare::{Prepared, bound};
+use crate::prepare::{Prepared, bound, touched};
 use arrow::array::{ArrayRef, RecordBatch, UInt64Array};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow::ipc::writer::IpcWriteOptions;
@@ -39,7 +40,6 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -71,69 +71,14 @@ pub(super) async fn serve(
         .max_concurrent_streams(256);
     if let Some(tls) = tls {
         let identity = tonic::transport::Identity::from_pem(&tls.certificate, &tls.key);
-        let config = tonic::transport::ServerTlsConfig::new().identity(identity).timeout(Duration::from_secs(15));
+        let config = tonic::transport::ServerTlsConfig::new().identity(identity).timeout(GREETING);
         server = server
             .tls_config(config)
             .map_err(|e| MergeError::new(Code::InvalidArgument, format!("the certificate or its key cannot be used: {e}")))?;
     }
-    let places = Arc::new(Semaphore::new(options.max_connections.max(1)));
-    let incoming = futures::stream::unfold((listener, places), |(listener, places)| async move {
-        let place = places.clone().acquire_owned().await.ok()?;
-        loop {
-            match listener.accept().await {
-                Ok((socket, _)) => {
-                    watch(&socket);
-                    return Some((Ok::<_, std::io::Error>(Placed { socket, _place: place }), (listener, places)));
-                }
-                Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
-            }
-        }
-    });
     let service = FlightServiceServer::with_interceptor(service, known);
-    let served = server.add_service(service).serve_with_incoming(incoming).await;
+    let served = server.add_service(service).serve_with_incoming(incoming(listener, options.max_connections)).await;
     served.map_err(|e| MergeError::new(Code::Io, format!("the Flight server: {e}")))
-}
-
-/// A connection with its place among the connections.
-struct Placed {
-    socket: tokio::net::TcpStream,
-    _place: tokio::sync::OwnedSemaphorePermit,
-}
-
-impl tonic::transport::server::Connected for Placed {
-    type ConnectInfo = tonic::transport::server::TcpConnectInfo;
-
-    fn connect_info(&self) -> Self::ConnectInfo {
-        self.socket.connect_info()
-    }
-}
-
-impl tokio::io::AsyncRead for Placed {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut std::task::Context<'_>,
-        buffer: &mut tokio::io::ReadBuf<'_>,
-    ) -> std::task::Poll<std::io::Result<()>> {
-        Pin::new(&mut self.socket).poll_read(context, buffer)
-    }
-}
-
-impl tokio::io::AsyncWrite for Placed {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut std::task::Context<'_>,
-        bytes: &[u8],
-    ) -> std::task::Poll<std::io::Result<usize>> {
-        Pin::new(&mut self.socket).poll_write(context, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut std::task::Context<'_>) -> std::task::Poll<std::io::Result<()>> {
-        Pin::new(&mut self.socket).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut std::task::Context<'_>) -> std::task::Poll<std::io::Result<()>> {
-        Pin::new(&mut self.socket).poll_shutdown(context)
-    }
 }
 
 // Who is there.
@@ -186,7 +131,7 @@ impl<T: Clone> Kept<T> {
 
     fn get(&self, name: &str) -> Option<T> {
         let mut all = self.all();
-        let (used, thing) = all.get_mut(name)?;
+        let (used, thing) = all.get_mut(name).filter(|(used, _)| used.elapsed() < REMEMBERED)?;
         *used = Instant::now();
         Some(thing.clone())
     }
@@ -276,12 +221,7 @@ fn count_schema() -> SchemaRef {
     Arc::new(Schema::new(vec![Field::new("rows", DataType::UInt64, false)]))
 }
 
-fn counted(batches: &[RecordBatch]) -> u64 {
-    let count = batches.first().filter(|b| b.num_rows() == 1 && b.num_columns() == 1);
-    count.and_then(|b| b.column(0).as_any().downcast_ref::<UInt64Array>()).map_or(0, |c| c.value(0))
-}
-
-fn schema_bytes(schema: &Schema) -> std::result::Result<prost::bytes::Bytes, Status> {
+fn schema_bytes(schema: &Schema) -> std::result::Result<bytes::Bytes, Status> {
     let message: IpcMessage = SchemaAsIpc::new(schema, &IpcWriteOptions::default()).try_into().map_err(status)?;
     Ok(message.0)
 }
@@ -338,7 +278,7 @@ impl Flight {
     async fn command(&self, run: impl Future<Output = Result<DataFrame>> + Send + 'static) -> std::result::Result<u64, Status> {
         let turn = self.limits.turn(None).await.map_err(status)?;
         let batches = turn.run(async { Ok(run.await?.collect().await?) }).await.map_err(status)?;
-        Ok(counted(&batches))
+        Ok(touched(&batches).unwrap_or(0))
     }
 
     /// A statement with each row of its parameters, or once if it has none.
@@ -384,17 +324,19 @@ impl Flight {
 
     async fn bind(&self, handle: &[u8], stream: PeekableFlightDataStream) -> std::result::Result<(String, Statement), Status> {
         let (name, mut statement) = self.statement(handle)?;
-        statement.parameters = received(stream).await?;
+        (_, statement.parameters) = received(stream).await?;
         self.prepared.replace(&name, statement.clone());
         Ok((name, statement))
     }
 }
 
-async fn received(stream: PeekableFlightDataStream) -> std::result::Result<Vec<RecordBatch>, Status> {
+/// The batches that a client sends, with their schema: there may be none.
+async fn received(stream: PeekableFlightDataStream) -> std::result::Result<(SchemaRef, Vec<RecordBatch>), Status> {
     let data = stream.map_err(|e| FlightError::Tonic(Box::new(e)));
-    let batches: Vec<RecordBatch> =
-        FlightRecordBatchStream::new_from_flight_data(data).try_collect().await.map_err(Status::from)?;
-    Ok(batches.into_iter().filter(|b| b.num_rows() > 0).collect())
+    let mut stream = FlightRecordBatchStream::new_from_flight_data(data);
+    let batches: Vec<RecordBatch> = (&mut stream).try_collect().await.map_err(Status::from)?;
+    let schema = stream.schema().cloned().ok_or_else(|| Status::invalid_argument("the rows have no schema"))?;
+    Ok((schema, batches.into_iter().filter(|b| b.num_rows() > 0).collect()))
 }
 
 #[tonic::async_trait]
@@ -467,17 +409,13 @@ impl FlightSqlService for Flight {
             return Err(Status::unimplemented("tables are kept in the schema `public`, and none is temporary"));
         }
         let definition = ticket.table_definition_options.unwrap_or_default();
-        let batches = received(request.into_inner()).await?;
-        let Some(first) = batches.first() else { return Ok(0) };
+        let (schema, batches) = received(request.into_inner()).await?;
         let rows: usize = batches.iter().map(RecordBatch::num_rows).sum();
         let there = self.context.has_table(&ticket.table);
         let table = quote(&ticket.table);
-        let incoming = MemTable::try_new(first.schema(), vec![batches]).map_err(status)?;
-        let name = format!("__mergeql_ingest_{}", self.counts.keep(0));
-        self.context
-            .session()
-            .register_table(datafusion::common::TableReference::bare(name.as_str()), Arc::new(incoming))
-            .map_err(status)?;
+        let incoming = MemTable::try_new(schema, vec![batches]).map_err(status)?;
+        let passing = self.context.shared.names.pass("ingest", Arc::new(incoming));
+        let name = &passing.name;
         let replaces = definition.if_exists() == TableExistsOption::Replace;
         let text = if there && definition.if_exists() == TableExistsOption::Append {
             format!("INSERT INTO {table} SELECT * FROM {name}")
@@ -489,7 +427,6 @@ impl FlightSqlService for Flight {
             true => Err(Status::not_found(format!("there is no table `{}`", ticket.table))),
             false => self.text(text).await,
         };
-        self.context.session().deregister_table(datafusion::common::TableReference::bare(name.as_str())).map_err(status)?;
         done.map(|_| rows as i64)
     }
 

@@ -24,6 +24,7 @@ pub(crate) struct Limits {
 pub(crate) struct Turn {
     compute: Handle,
     deadline: Option<Instant>,
+    turns: Arc<Semaphore>,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -39,7 +40,7 @@ impl Limits {
         let deadline = time.map(|t| Instant::now() + t);
         let permit = in_time(deadline, self.turns.clone().acquire_owned()).await?;
         let permit = permit.map_err(|_| MergeError::new(Code::LimitExceeded, "the server is closing"))?;
-        Ok(Turn { compute: self.compute.clone(), deadline, _permit: permit })
+        Ok(Turn { compute: self.compute.clone(), deadline, turns: self.turns.clone(), _permit: permit })
     }
 }
 
@@ -55,22 +56,31 @@ impl Turn {
         }
     }
 
-    /// The rows of the statement; its turn ends with them.
+    /// The rows of the statement. It has its turn while it computes them, and not while its client takes its time to read.
     pub(crate) fn rows(self, mut rows: SendableRecordBatchStream) -> impl Stream<Item = Result<RecordBatch>> + Send + 'static {
         let (sender, receiver) = tokio::sync::mpsc::channel(2);
         let mut task = JoinSet::new();
+        let Turn { compute, deadline, turns, _permit: first } = self;
+        let mut held = Some(first);
         let give = async move {
-            while let Some(batch) = rows.next().await {
+            loop {
+                let turn = match held.take() {
+                    Some(turn) => turn,
+                    None => turns.clone().acquire_owned().await.expect("the turns are never closed"),
+                };
+                let next = rows.next().await;
+                drop(turn);
+                let Some(batch) = next else { break };
                 if sender.send(batch).await.is_err() {
                     break;
                 }
             }
         };
-        task.spawn_on(give, &self.compute);
-        let rows = futures::stream::unfold(Some((receiver, task, self)), |running| async move {
-            let (mut receiver, mut task, turn) = running?;
-            match in_time(turn.deadline, receiver.recv()).await {
-                Ok(Some(Ok(batch))) => Some((Ok(batch), Some((receiver, task, turn)))),
+        task.spawn_on(give, &compute);
+        let rows = futures::stream::unfold(Some((receiver, task)), move |running| async move {
+            let (mut receiver, mut task) = running?;
+            match in_time(deadline, receiver.recv()).await {
+                Ok(Some(Ok(batch))) => Some((Ok(batch), Some((receiver, task)))),
                 Ok(Some(Err(error))) => Some((Err(error.into()), None)),
                 Ok(None) => matches!(task.join_next().await, Some(Err(_))).then(|| (Err(broken()), None)),
                 Err(error) => Some((Err(error), None)),
@@ -96,4 +106,47 @@ pub(crate) const TIMED_OUT: &str = "the statement took longer than it may";
 fn broken() -> MergeError {
     MergeError::new(Code::Unsupported, "the statement failed inside the engine; the server goes on")
         .help("please report it with the statement")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use arrow::datatypes::Schema;
+    use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
+
+    fn rows(count: usize) -> SendableRecordBatchStream {
+        let schema = Arc::new(Schema::empty());
+        let batches = (0..count).map(|_| Ok(RecordBatch::new_empty(Arc::new(Schema::empty())))).collect::<Vec<_>>();
+        Box::pin(RecordBatchStreamAdapter::new(schema, futures::stream::iter(batches)))
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_panic_is_an_error_of_its_statement() {
+        let limits = Limits::new(1, None);
+        let turn = limits.turn(None).await.expect("a turn");
+        let error = turn.run::<()>(async { panic!("as a fault in the engine would") }).await.expect_err("it fails");
+        assert_eq!(error.code(), Code::Unsupported);
+        drop(turn);
+        assert_eq!(limits.turn(None).await.expect("the next turn").run(async { Ok(1) }).await.expect("it runs"), 1);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_client_that_does_not_read_holds_no_turn() {
+        let limits = Limits::new(1, Some(Duration::from_secs(5)));
+        let mut unread = Box::pin(limits.turn(None).await.expect("a turn").rows(rows(100)));
+        assert!(unread.next().await.expect("a batch").is_ok());
+        let turn = limits.turn(None).await.expect("there is another turn");
+        assert_eq!(turn.run(async { Ok(2) }).await.expect("it runs"), 2);
+        drop(turn);
+        assert_eq!(unread.count().await, 99);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn time_ends_also_while_a_statement_waits() {
+        let limits = Limits::new(1, None);
+        let held = limits.turn(None).await.expect("a turn");
+        let error = limits.turn(Some(Duration::from_millis(20))).await.err().expect("it does not come");
+        assert_eq!(error.0.message, TIMED_OUT);
+        drop(held);
+    }
 }

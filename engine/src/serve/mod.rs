@@ -5,6 +5,7 @@
 
 mod access;
 pub(crate) mod flight;
+pub(crate) mod incoming;
 pub(crate) mod limits;
 mod postgres;
 
@@ -18,7 +19,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 
 /// How to serve.
 #[derive(Debug, Clone)]
@@ -174,14 +175,4 @@ impl Tls {
         let bytes = |path: &Path| std::fs::read(path).map_err(|e| MergeError::from(io(path, e)));
         Ok(Tls { certificate: bytes(certificate)?, key: bytes(key)? })
     }
-}
-
-/// A client that is gone without a word, or that does not read what it asked for, is found out and its connection closed.
-pub(crate) fn watch(socket: &TcpStream) {
-    let socket = socket2::SockRef::from(socket);
-    let alive = socket2::TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(10));
-    socket.set_tcp_keepalive(&alive).ok();
-    socket.set_tcp_nodelay(true).ok();
-    #[cfg(target_os = "linux")]
-    socket.set_tcp_user_timeout(Some(Duration::from_secs(120))).ok();
 }

@@ -1,11 +1,12 @@
-//! Postgres' protocol: psql, JDBC, BI tools and dbt send MergeQL as text.
+//! Postgres' protocol: psql and programs with a driver for Postgres send MergeQL as text.
 
+use super::incoming::{GREETING, accept};
 use super::limits::{Limits, TIMED_OUT, Turn};
-use super::{Credentials, Options, Tls, watch};
+use super::{Credentials, Options, Tls};
 use crate::context::MergeContext;
 use crate::error::{MergeError, Result};
-use crate::prepare::{Prepared, bound};
-use arrow::array::{RecordBatch, UInt64Array};
+use crate::prepare::{Prepared, bound, touched};
+use arrow::array::RecordBatch;
 use arrow::datatypes::{DataType, Schema};
 use async_trait::async_trait;
 use datafusion::logical_expr::{EmptyRelation, LogicalPlan};
@@ -48,9 +49,6 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use datafusion::sql::sqlparser::ast as sql;
 
-/// How long a client may take to say who it is.
-const GREETING: Duration = Duration::from_secs(15);
-
 /// Postgres' catalogues, over the tables of the session: what clients ask for to list and describe them.
 pub(super) fn prepare(context: &MergeContext) -> Result<()> {
     let session = context.session();
@@ -72,15 +70,7 @@ pub(super) async fn serve(
     let extended = Arc::new(Extended(Arc::new(Parser(service.clone()))));
     let places = Arc::new(Semaphore::new(options.max_connections.max(1)));
     loop {
-        let socket = match listener.accept().await {
-            Ok((socket, _)) => socket,
-            Err(_) => {
-                // Out of file descriptors: those that clients give back are waited for.
-                tokio::time::sleep(Duration::from_millis(50)).await;
-                continue;
-            }
-        };
-        watch(&socket);
+        let socket = accept(&listener).await;
         let startup = Arc::new(Startup::new(&options.credentials, places.clone(), connections.clone()));
         let cancel = Arc::new(DefaultCancelHandler::new(connections.clone()));
         let (service, extended) = (service.clone(), extended.clone());
@@ -339,9 +329,7 @@ fn encoded(
 
 /// The tag of a command, with the rows that it says it touched.
 fn counted(tag: &str, batches: &[RecordBatch]) -> Tag {
-    let count = batches.first().filter(|b| b.num_rows() == 1 && b.num_columns() == 1);
-    let count = count.and_then(|b| b.column(0).as_any().downcast_ref::<UInt64Array>()).map(|c| c.value(0) as usize);
-    match (tag, count) {
+    match (tag, touched(batches).map(|n| n as usize)) {
         ("INSERT", Some(rows)) => Tag::new(tag).with_oid(0).with_rows(rows),
         ("MERGE" | "COPY", Some(rows)) => Tag::new(tag).with_rows(rows),
         _ => Tag::new(tag),
@@ -396,8 +384,11 @@ impl SimpleQueryHandler for Service {
         let last = statements.len() - 1;
         let mut responses = Vec::new();
         for (i, text) in statements.into_iter().enumerate() {
-            if let Some((name, query)) = declared(text) {
-                responses.push(self.declare(client, name, query).await.map_err(|e| in_query(e, 0))?);
+            let offset = text.as_ptr() as usize - query.as_ptr() as usize;
+            if let Some((name, of)) = declared(text) {
+                refuse_after_failure(client)?;
+                let offset = of.as_ptr() as usize - query.as_ptr() as usize;
+                responses.push(self.declare(client, name, of).await.map_err(|e| in_query(e, offset))?);
                 continue;
             }
             let foreign = self.foreign(text);
@@ -411,7 +402,6 @@ impl SimpleQueryHandler for Service {
                 refuse_after_failure(client)?;
             }
             let options = Arc::new(FormatOptions::from_client_metadata(client.metadata()));
-            let offset = text.as_ptr() as usize - query.as_ptr() as usize;
             let to_run = Service::to_run(text, foreign.as_ref());
             let response = self.run(&to_run, &Format::UnifiedText, timeout(client), options, i == last).await;
             responses.push(response.map_err(|e| in_query(e, offset))?);

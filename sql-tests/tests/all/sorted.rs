@@ -14,11 +14,17 @@ struct Keys {
     types: &'static str,
 }
 
-const KEYS: [Keys; 7] = [
+const KEYS: [Keys; 8] = [
     Keys { name: "integers", text: |n| n.to_string(), columns: "k", types: "CAST(k AS BIGINT) AS k" },
     Keys { name: "negative", text: |n| (n as i64 - 70).to_string(), columns: "k", types: "CAST(k AS INT) AS k" },
     Keys { name: "text", text: |n| format!("key {n}"), columns: "k", types: "k" },
     Keys { name: "dates", text: |n| format!("20{:02}-0{}-11", n % 90, n % 9 + 1), columns: "k", types: "CAST(k AS DATE) AS k" },
+    Keys {
+        name: "timestamps",
+        text: |n| format!("2026-01-{:02}T{:02}:00:00.5", n % 28 + 1, n % 24),
+        columns: "k",
+        types: "CAST(k AS TIMESTAMP) AS k",
+    },
     Keys { name: "decimals", text: |n| format!("{n}.5"), columns: "k", types: "CAST(k AS DECIMAL(9, 2)) AS k" },
     Keys { name: "two columns", text: |n| format!("{},g{}", n % 5, n / 5), columns: "k,g", types: "CAST(k AS BIGINT) AS k, g" },
     Keys {

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod flight;
+mod objects;
 mod postgres;
 mod workers;
 
@@ -25,21 +26,22 @@ struct Running {
 impl Running {
     /// Starts it in a folder; it says `what: listening on ADDRESS` once for each of these.
     fn start(folder: &Path, arguments: &[&str], says: usize) -> Running {
-        let mut child = Command::new(variable("MERGEQL_PROGRAM"))
-            .args(arguments)
-            .current_dir(folder)
-            .stdin(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut command = Command::new(variable("MERGEQL_PROGRAM"));
+        command.args(arguments);
+        Running::of(command, folder, says)
+    }
+
+    /// As [`Running::start`], for a command that has its arguments already.
+    fn of(mut command: Command, folder: &Path, says: usize) -> Running {
+        let mut child = command.current_dir(folder).stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let mut stderr = BufReader::new(child.stderr.take().unwrap());
         let mut addresses = Vec::new();
         while addresses.len() < says {
             let mut line = String::new();
-            assert!(stderr.read_line(&mut line).unwrap() > 0, "{arguments:?} ended early");
+            assert!(stderr.read_line(&mut line).unwrap() > 0, "{command:?} ended early");
             match line.trim().split_once(": listening on ") {
                 Some((_, address)) => addresses.push(address.to_owned()),
-                None => panic!("{arguments:?}: {line}"),
+                None => panic!("{command:?}: {line}"),
             }
         }
         Running { child, addresses, _stderr: stderr }

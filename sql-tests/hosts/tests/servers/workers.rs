@@ -127,7 +127,7 @@ fn a_worker_that_dies_is_replaced() {
     let mut workers = workers(folder.path(), &[]);
     exports(folder.path(), 60_000, 200);
     let alone = stdout(&run(folder.path(), &["-c", MERGE, "--format", "csv"]));
-    let client = Command::new(crate::variable("MERGEQL_PROGRAM"))
+    let mut client = Command::new(crate::variable("MERGEQL_PROGRAM"))
         .args(SMALL_TASKS)
         .args(["-c", MERGE, "--format", "csv"])
         .current_dir(folder.path())
@@ -140,6 +140,7 @@ fn a_worker_that_dies_is_replaced() {
     let idle = workers[1].cpu();
     wait("work", || workers[1].cpu() > idle + 0.15);
     workers[1].child.kill().unwrap();
+    assert!(client.try_wait().unwrap().is_none(), "it was done already");
     workers[1].child.wait().unwrap();
     let output = client.wait_with_output().unwrap();
     assert_eq!(stdout(&output), alone);
@@ -181,7 +182,7 @@ fn sorted_files_are_merged_in_ranges() {
     let merge = MERGE.replace(".csv", ".parquet").replace(" ORDER BY id", "");
     let by_ranges = ["--cluster", "workers.txt", "--task-size", "10KB"];
     let explained = stdout(&run(folder.path(), &[&by_ranges[..], &["-c", &format!("EXPLAIN {merge}")]].concat()));
-    let ranges = explained.split("__mergeql_").nth(1).and_then(|t| t.split("_ranges_of").next()).unwrap();
+    let ranges = explained.split("__mergeql_").nth(1).and_then(|t| t.split("_ranges").next()).unwrap();
     assert!(ranges.parse::<usize>().unwrap() > 30, "{explained}");
     let alone = stdout(&run(folder.path(), &["-c", &merge, "--format", "csv"]));
     let together = stdout(&run(folder.path(), &[&by_ranges[..], &["-c", &merge, "--format", "csv"]].concat()));
@@ -197,6 +198,7 @@ fn sorted_files_are_merged_in_ranges() {
     let idle = workers[2].cpu();
     wait("work", || workers[2].cpu() > idle + 0.05);
     workers[2].child.kill().unwrap();
+    assert!(client.try_wait().unwrap().is_none(), "it was done already");
     assert!(client.wait().unwrap().success());
     assert_eq!(std::fs::read_to_string(folder.path().join("out.csv")).unwrap(), alone);
     workers.clear();

@@ -1,0 +1,295 @@
+//! Objects in S3, and in stores that speak its protocol, as sources and targets beside files: `s3://bucket/key`.
+//!
+//! Where the store is and who asks is said by the environment, as its other clients take it (`AWS_ENDPOINT_URL`, `AWS_REGION`,
+//! `AWS_ACCESS_KEY_ID`, ...). Workers have an environment of their own.
+
+use crate::error::{MergeError, Result};
+use crate::sources::{Format, is_pattern};
+use arrow::datatypes::Schema;
+use arrow::ipc::convert::fb_to_schema;
+use arrow::ipc::reader::read_footer_length;
+use arrow::ipc::root_as_footer;
+use datafusion::common::DataFusionError;
+use datafusion::datasource::physical_plan::parquet::metadata::DFParquetMetadata;
+use datafusion::execution::object_store::{DefaultObjectStoreRegistry, ObjectStoreRegistry};
+use futures::stream::BoxStream;
+use futures::{StreamExt, TryStreamExt};
+use mergeql_udfs::{Code, Error};
+use object_store::aws::AmazonS3Builder;
+use object_store::buffered::BufWriter;
+use object_store::path::Path as Key;
+use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutPayload, RetryConfig};
+use parquet::file::metadata::ParquetMetaData;
+use std::collections::BTreeMap;
+use std::io::{BufRead, Read};
+use std::path::Path;
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::io::AsyncWriteExt;
+use tokio::runtime::Handle;
+use url::Url;
+
+/// Bytes of one piece of an upload; what is no bigger goes in one request, which the store refuses where the object must be new and is
+/// not.
+const PIECE: usize = 16 << 20;
+
+/// One object, or the beginning of the names of several.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Object {
+    bucket: String,
+    key: String,
+}
+
+impl Object {
+    /// The object that a text names, if it names one rather than a file.
+    ///
+    /// # Errors
+    /// `unsupported` for stores that are not S3, `invalid_argument` for a text without a bucket.
+    pub fn parse(text: &str) -> Result<Option<Object>> {
+        let Some((scheme, rest)) = text.split_once("://") else { return Ok(None) };
+        if !matches!(scheme, "s3" | "s3a") {
+            return Err(MergeError::new(Code::Unsupported, format!("`{scheme}://` names no store that is known here"))
+                .help("objects are named s3://bucket/key; AWS_ENDPOINT_URL says where another store that speaks S3 is"));
+        }
+        match rest.split_once('/') {
+            Some((bucket, key)) if !bucket.is_empty() => Ok(Some(Object { bucket: bucket.to_owned(), key: key.to_owned() })),
+            _ => Err(MergeError::new(Code::InvalidArgument, format!("`{text}` names no object"))
+                .help("objects are named s3://bucket/key")),
+        }
+    }
+
+    /// `s3://bucket/key`
+    pub fn name(&self) -> String {
+        format!("s3://{}/{}", self.bucket, self.key)
+    }
+
+    /// The format that the ending of its name says.
+    pub fn format(&self) -> Option<Format> {
+        Format::of_path(Path::new(&self.key))
+    }
+
+    fn key(&self) -> mergeql_udfs::Result<Key> {
+        Key::parse(&self.key).map_err(|e| Error::new(Code::InvalidArgument, format!("{}: {e}", self.name())))
+    }
+
+    fn failed(&self, error: object_store::Error) -> Error {
+        match error {
+            object_store::Error::NotFound { .. } => Error::new(Code::Io, format!("{}: there is no such object", self.name())),
+            object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. } => self.there_already(),
+            other => Error::new(Code::Io, format!("{}: {other}", self.name())),
+        }
+    }
+
+    fn there_already(&self) -> Error {
+        Error::new(Code::Io, format!("`{}` is there already", self.name())).with_help("write INTO OR REPLACE to replace it")
+    }
+
+    /// The objects that a name stands for: itself, those in a folder (one level, of known endings), those that a pattern matches;
+    /// sorted, so that their order never matters.
+    ///
+    /// # Errors
+    /// `io` if there is none, or the store says no.
+    pub async fn expand(&self) -> Result<Vec<Object>> {
+        let store = store(&self.bucket)?;
+        let folder = |key: &str| key.is_empty() || key.ends_with('/');
+        if !is_pattern(&self.key) && !folder(&self.key) {
+            match store.head(&self.key()?).await {
+                Ok(_) => return Ok(vec![self.clone()]),
+                Err(object_store::Error::NotFound { .. }) => {}
+                Err(error) => return Err(self.failed(error).into()),
+            }
+        }
+        let (prefix, pattern) = match is_pattern(&self.key) {
+            true => {
+                let fixed = self.key.find(['*', '?', '[']).unwrap_or_default();
+                let prefix = self.key[..fixed].rfind('/').map_or("", |slash| &self.key[..slash]);
+                let pattern = glob::Pattern::new(&self.key).map_err(|e| {
+                    MergeError::new(Code::InvalidArgument, format!("the pattern `{}` is not valid: {e}", self.name()))
+                })?;
+                (prefix, Some(pattern))
+            }
+            false => (self.key.trim_end_matches('/'), None),
+        };
+        let alike = glob::MatchOptions { require_literal_separator: true, ..glob::MatchOptions::new() };
+        let prefix = Key::parse(prefix).map_err(|e| MergeError::new(Code::InvalidArgument, format!("{}: {e}", self.name())))?;
+        let level = prefix.parts().count() + 1;
+        let mut found = Vec::new();
+        let mut listed = store.list(Some(&prefix));
+        while let Some(object) = listed.try_next().await.map_err(|e| self.failed(e))? {
+            let object = Object { bucket: self.bucket.clone(), key: object.location.to_string() };
+            let wanted = match &pattern {
+                Some(pattern) => pattern.matches_with(&object.key, alike),
+                None => Key::from(object.key.as_str()).parts().count() == level && object.format().is_some(),
+            };
+            if wanted {
+                found.push(object);
+            }
+        }
+        found.sort();
+        match found.is_empty() {
+            true if folder(&self.key) || pattern.is_some() => {
+                Err(Error::new(Code::Io, format!("`{}` names no objects", self.name())).into())
+            }
+            true => Err(Error::new(Code::Io, format!("{}: there is no such object", self.name())).into()),
+            false => Ok(found),
+        }
+    }
+
+    /// Its bytes, as they come. For threads that may wait: not for those of the runtime.
+    ///
+    /// # Errors
+    /// `io`.
+    pub fn open(&self) -> mergeql_udfs::Result<Box<dyn BufRead + Send>> {
+        let runtime = Handle::current();
+        let store = store(&self.bucket)?;
+        let bytes = runtime.block_on(store.get(&self.key()?)).map_err(|e| self.failed(e))?.into_stream();
+        Ok(Box::new(Streamed { runtime, bytes, piece: bytes::Bytes::new() }))
+    }
+
+    /// What the end of a Parquet file says of it.
+    pub async fn footer(&self) -> Option<Arc<ParquetMetaData>> {
+        let store = store(&self.bucket).ok()?;
+        let about = store.head(&self.key().ok()?).await.ok()?;
+        DFParquetMetadata::new(store.as_ref(), &about).fetch_metadata().await.ok()
+    }
+
+    /// The schema at the end of an Arrow file, which DataFusion looks for at the beginning, where not every writer puts it in the same place.
+    /// `None` for a file in the format of streams.
+    ///
+    /// # Errors
+    /// `io`.
+    pub async fn arrow_schema(&self) -> Result<Option<Schema>> {
+        const END: u64 = 10; // the length of the footer, and the magic
+        let (store, key) = (store(&self.bucket)?, self.key()?);
+        let size = store.head(&key).await.map_err(|e| self.failed(e))?.size;
+        let part = async |range| store.get_range(&key, range).await.map_err(|e| self.failed(e));
+        let Some(start) = size.checked_sub(END) else { return Ok(None) };
+        let end: Option<[u8; END as usize]> = part(start..size).await?.as_ref().try_into().ok();
+        let Some(length) = end.and_then(|end| read_footer_length(end).ok()) else { return Ok(None) };
+        let Some(footer) = start.checked_sub(length as u64) else { return Ok(None) };
+        // Copied, because a flat buffer is read where it is aligned.
+        let footer = part(footer..start).await?.to_vec();
+        Ok(root_as_footer(&footer).ok().and_then(|f| f.schema()).map(fb_to_schema))
+    }
+
+    /// The name as DataFusion takes it, which reads some characters as a pattern.
+    ///
+    /// # Errors
+    /// `invalid_argument` for a name that no URL can hold.
+    pub fn url(&self) -> Result<Url> {
+        let text = format!("s3://{}/{}", self.bucket, crate::sources::escaped(&self.key));
+        Url::parse(&text).map_err(|e| MergeError::new(Code::InvalidArgument, format!("{}: {e}", self.name())))
+    }
+
+    /// Whether it is there.
+    ///
+    /// # Errors
+    /// `io`.
+    pub async fn exists(&self) -> Result<bool> {
+        match store(&self.bucket)?.head(&self.key()?).await {
+            Ok(_) => Ok(true),
+            Err(object_store::Error::NotFound { .. }) => Ok(false),
+            Err(error) => Err(self.failed(error).into()),
+        }
+    }
+
+    /// Makes it of the bytes of a file: whole or not at all. With `replace` false, one that is there already is left alone and an error.
+    ///
+    /// # Errors
+    /// `io`.
+    pub async fn upload(&self, file: &Path, replace: bool) -> Result<()> {
+        let (store, key) = (store(&self.bucket)?, self.key()?);
+        let failed = |e| MergeError::from(self.failed(e));
+        let mut bytes = tokio::fs::File::open(file).await?;
+        if bytes.metadata().await?.len() <= PIECE as u64 {
+            let payload = PutPayload::from(tokio::fs::read(file).await?);
+            let mode = if replace { PutMode::Overwrite } else { PutMode::Create };
+            store.put_opts(&key, payload, mode.into()).await.map_err(failed)?;
+            return Ok(());
+        }
+        if !replace && self.exists().await? {
+            return Err(self.there_already().into());
+        }
+        // Until it is completed, there is no object; what was uploaded of one that failed is given up.
+        let mut writer = BufWriter::with_capacity(store, key, PIECE);
+        let copied = async {
+            tokio::io::copy(&mut bytes, &mut writer).await?;
+            writer.shutdown().await
+        };
+        if let Err(error) = copied.await {
+            writer.abort().await.ok();
+            return Err(Error::new(Code::Io, format!("{}: {error}", self.name())).into());
+        }
+        Ok(())
+    }
+}
+
+/// The bytes of an object for readers that wait.
+struct Streamed {
+    runtime: Handle,
+    bytes: BoxStream<'static, object_store::Result<bytes::Bytes>>,
+    piece: bytes::Bytes,
+}
+
+impl BufRead for Streamed {
+    fn fill_buf(&mut self) -> std::io::Result<&[u8]> {
+        while self.piece.is_empty() {
+            match self.runtime.block_on(self.bytes.next()) {
+                Some(piece) => self.piece = piece.map_err(std::io::Error::other)?,
+                None => break,
+            }
+        }
+        Ok(&self.piece)
+    }
+
+    fn consume(&mut self, amount: usize) {
+        let _ = self.piece.split_to(amount.min(self.piece.len()));
+    }
+}
+
+impl Read for Streamed {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let piece = self.fill_buf()?;
+        let n = piece.len().min(buffer.len());
+        buffer[..n].copy_from_slice(&piece[..n]);
+        self.consume(n);
+        Ok(n)
+    }
+}
+
+/// The stores that were asked so far, by bucket.
+static STORES: LazyLock<Mutex<BTreeMap<String, Arc<dyn ObjectStore>>>> = LazyLock::new(Mutex::default);
+
+fn store(bucket: &str) -> mergeql_udfs::Result<Arc<dyn ObjectStore>> {
+    let mut stores = STORES.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(store) = stores.get(bucket) {
+        return Ok(store.clone());
+    }
+    // An endpoint without TLS was asked for by its name.
+    let plain = std::env::vars().any(|(name, value)| name.starts_with("AWS_ENDPOINT") && value.starts_with("http://"));
+    let retry = RetryConfig { max_retries: 5, retry_timeout: Duration::from_secs(60), ..RetryConfig::default() };
+    let asked = AmazonS3Builder::from_env().with_retry(retry).with_bucket_name(bucket);
+    let store = if plain { asked.with_allow_http(true) } else { asked }
+        .build()
+        .map_err(|e| Error::new(Code::Io, format!("s3://{bucket}: {e}")))?;
+    let store: Arc<dyn ObjectStore> = Arc::new(store);
+    stores.insert(bucket.to_owned(), store.clone());
+    Ok(store)
+}
+
+/// DataFusion's way to the stores: each bucket when it is first asked for.
+#[derive(Debug, Default)]
+pub(crate) struct Stores(DefaultObjectStoreRegistry);
+
+impl ObjectStoreRegistry for Stores {
+    fn register_store(&self, url: &Url, store: Arc<dyn ObjectStore>) -> Option<Arc<dyn ObjectStore>> {
+        self.0.register_store(url, store)
+    }
+
+    fn get_store(&self, url: &Url) -> Result<Arc<dyn ObjectStore>, DataFusionError> {
+        match (url.scheme(), url.host_str()) {
+            ("s3", Some(bucket)) => store(bucket).map_err(|e| DataFusionError::External(Box::new(e))),
+            _ => self.0.get_store(url),
+        }
+    }
+}
