@@ -403,10 +403,11 @@ pub unsafe fn attribute(description: pg_sys::TupleDesc, i: usize) -> *const pg_s
     unsafe {
         (*description).attrs.as_ptr().add(i)
     }
-    // SAFETY: as the caller promises.
+    // SAFETY: as the caller promises. From 18 on, short descriptions of all attributes stand before the long ones.
     #[cfg(feature = "pg18")]
     unsafe {
-        pg_sys::TupleDescAttr(description, i as i32)
+        let short = (*description).compact_attrs.as_ptr().add((*description).natts as usize);
+        short.cast::<pg_sys::FormData_pg_attribute>().add(i)
     }
 }
 

@@ -1,6 +1,6 @@
 //! `cargo xtask duckdb`: the extension as a file that DuckDB loads, and the interpreters with DuckDB that tests and benchmarks run it in.
 
-use crate::{Environment, Outcome, hosts, node, root, run, signing, target};
+use crate::{Environment, Outcome, command, hosts, node, root, run, signing, target};
 use std::path::{Path, PathBuf};
 
 /// The DuckDB releases that the tests run: the current one of each line that one binary serves.
@@ -22,11 +22,12 @@ fn platform() -> Result<&'static str, String> {
 }
 
 /// The footer that makes a library an extension: eight fields of 32 bytes, the last first, then room for a signature. Before it stands
-/// the header of a WebAssembly section, as in DuckDB's own extensions.
-fn footer(platform: &str) -> Vec<u8> {
+/// the header of a WebAssembly section, as in DuckDB's own extensions. What it is made for is said by `C_STRUCT` and a version of the C
+/// interface, or by `CPP` and a release of DuckDB.
+fn footer(platform: &str, interface: &str, of: &str) -> Vec<u8> {
     let version = format!("v{}", env!("CARGO_PKG_VERSION"));
     let mut bytes = b"\x00\x93\x04\x10duckdb_signature\x80\x04".to_vec();
-    for field in ["", "", "", "C_STRUCT", &version, INTERFACE, platform, "4"] {
+    for field in ["", "", "", interface, &version, of, platform, "4"] {
         let mut padded = field.as_bytes().to_vec();
         padded.resize(32, 0);
         bytes.extend(padded);
@@ -43,14 +44,37 @@ pub fn extension(release: bool) -> Result<PathBuf, String> {
     }
     run("cargo", &arguments)?;
     let profile = target()?.join(if release { "release" } else { "debug" });
-    let library = profile.join(format!("{}mergeql_duckdb{}", std::env::consts::DLL_PREFIX, std::env::consts::DLL_SUFFIX));
+    packaged(&profile, "mergeql_duckdb", "mergeql", &footer(platform()?, "C_STRUCT", INTERFACE))
+}
+
+/// A library with its footer, as the file of an extension.
+fn packaged(profile: &Path, library: &str, name: &str, footer: &[u8]) -> Result<PathBuf, String> {
+    let library = profile.join(format!("{}{library}{}", std::env::consts::DLL_PREFIX, std::env::consts::DLL_SUFFIX));
     let mut bytes = std::fs::read(&library).map_err(|e| format!("{}: {e}", library.display()))?;
-    bytes.extend(footer(platform()?));
-    let file = profile.join("mergeql.duckdb_extension");
+    bytes.extend(footer);
+    let file = profile.join(format!("{name}.duckdb_extension"));
     // Not in place: a process may have the old one loaded.
-    let fresh = profile.join("mergeql.duckdb_extension.new");
+    let fresh = profile.join(format!("{name}.duckdb_extension.new"));
     std::fs::write(&fresh, bytes).and_then(|()| std::fs::rename(&fresh, &file)).map_err(|e| format!("{}: {e}", file.display()))?;
     Ok(file)
+}
+
+/// `cargo xtask duckdb-syntax`: the extension that takes bare statements, for the release of DuckDB whose code it holds.
+pub fn syntax() -> Outcome {
+    let folder = target()?.join("duckdb-syntax");
+    let target = folder.display().to_string();
+    let manifest = root().join("ext-duckdb/syntax/Cargo.toml").display().to_string();
+    run_with("cargo", &["build", "--release", "--locked", "--manifest-path", &manifest], &[("CARGO_TARGET_DIR", &target)])?;
+    let footer = footer(platform()?, "CPP", &format!("v{}", RELEASES[0]));
+    let file = packaged(&folder.join("release"), "mergeql_syntax", "mergeql_syntax", &footer)?.display().to_string();
+    let python = python(&format!("duckdb-{}", RELEASES[0]), &[&format!("duckdb=={}", RELEASES[0])])?.display().to_string();
+    run(&python, &["ext-duckdb/syntax/try.py", &extension(false)?.display().to_string(), &file])?;
+    println!(
+        "{file}\n\n\
+         duckdb -unsigned -c \"LOAD 'mergeql.duckdb_extension'; LOAD '{file}'; SET active_grammar_extensions = ['mergeql'];\n\
+         MERGE nyc, london ON id STRATEGY salary = max, * = lww VERSION BY updated_at\""
+    );
+    Ok(())
 }
 
 /// `cargo xtask duckdb`
@@ -135,12 +159,8 @@ pub fn test() -> Result<Environment, String> {
 
 /// Runs a command in the root with these variables.
 pub fn run_with(program: &str, arguments: &[&str], environment: &[(&str, &str)]) -> Outcome {
-    let status = std::process::Command::new(program)
-        .args(arguments)
-        .envs(environment.iter().copied())
-        .current_dir(root())
-        .status()
-        .map_err(|e| format!("{program}: {e}"))?;
+    let status =
+        command(program).args(arguments).envs(environment.iter().copied()).status().map_err(|e| format!("{program}: {e}"))?;
     if status.success() { Ok(()) } else { Err(format!("`{program} {}` failed", arguments.join(" "))) }
 }
 

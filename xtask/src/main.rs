@@ -12,6 +12,7 @@ mod node;
 mod postgres;
 mod signing;
 mod sqlite;
+mod upgrade;
 
 const USAGE: &str = "cargo xtask COMMAND
 
@@ -21,6 +22,7 @@ const USAGE: &str = "cargo xtask COMMAND
   new-strategy  show that a new strategy is one new file: add one to a copy of the project and find it everywhere
   duckdb        build the DuckDB extension and say how to load it (with --sign KEY: a signed repository for DuckDB 2.0)
   test-duckdb   the tests in DuckDB alone
+  duckdb-syntax            build the extension that takes bare MERGE statements in DuckDB 2.0.0 (40 CPU minutes the first time), and try it
   postgres      build the Postgres extension and say how to install it (with --install: do so)
   test-postgres the tests in Postgres alone
   sqlite        build the SQLite extension and say how to load it (with --wheel: the Python package; with --npm: the one for Node.js)
@@ -48,10 +50,20 @@ fn target() -> Result<PathBuf, String> {
 }
 
 /// Runs a command in the root; its output is seen.
+/// A program in the folder of the project, without what cargo told this one: build scripts that look at that would run again, and
+/// half of the project with them.
+fn command(program: &str) -> Command {
+    let mut command = Command::new(program);
+    let told = |name: &String| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
+    std::env::vars().map(|(name, _)| name).filter(told).for_each(|name| drop(command.env_remove(name)));
+    command.current_dir(root());
+    command
+}
+
 fn run(program: &str, arguments: &[&str]) -> Outcome {
     let started = Instant::now();
     eprintln!("$ {program} {}", arguments.join(" "));
-    let status = Command::new(program).args(arguments).current_dir(root()).status().map_err(|e| format!("{program}: {e}"))?;
+    let status = command(program).args(arguments).status().map_err(|e| format!("{program}: {e}"))?;
     eprintln!("  {:.0} s", started.elapsed().as_secs_f64());
     if status.success() { Ok(()) } else { Err(format!("`{program} {}` failed", arguments.join(" "))) }
 }
@@ -96,7 +108,7 @@ fn test_dbt() -> Outcome {
 /// Where the program and its clients are.
 fn servers_environment() -> Result<Environment, String> {
     run("cargo", &["build", "-p", "mergeql"])?;
-    let packages = ["psycopg[binary]==3.2.3", "adbc-driver-flightsql==1.13.0", "pyarrow==26.0.1"];
+    let packages = ["psycopg[binary]==3.2.3", "adbc-driver-flightsql==1.13.0", "pyarrow==26.0.1", "moto[s3,server]==5.2.5"];
     let program = target()?.join("debug/mergeql").display().to_string();
     let mut environment = postgres::test_environment()?;
     environment.extend([
@@ -134,6 +146,7 @@ fn main() -> ExitCode {
         ["docs", "--check"] => docs::check(&root()),
         ["duckdb"] => duckdb::build(),
         ["duckdb", "--sign", key] => duckdb::sign(key),
+        ["duckdb-syntax"] => duckdb::syntax(),
         ["test-duckdb"] => duckdb::test().map(drop),
         ["postgres"] => postgres::build(false),
         ["postgres", "--install"] => postgres::build(true),

