@@ -261,7 +261,7 @@ impl MergeContext {
     }
 
     pub(crate) async fn run(&self, text: &str) -> Result<DataFrame> {
-        self.refresh().await?;
+        Box::pin(self.refresh()).await?;
         match parse(text)? {
             Statement::Merge { explain, merge } => {
                 let _changing = if merge.into.is_some() && explain == Explain::No { Some(self.changing().await?) } else { None };
@@ -269,7 +269,7 @@ impl MergeContext {
             }
             Statement::MergeInto { explain, target, merge } => {
                 let _changing = if explain == Explain::No { Some(self.changing().await?) } else { None };
-                self.merge_into(explain, &target, *merge).await
+                Box::pin(self.merge_into(explain, &target, *merge)).await
             }
             Statement::MergeModels { explain, models } => {
                 self.check_files()?;
@@ -351,7 +351,7 @@ impl MergeContext {
         }
         let options = ReadOptions::of_merge(merge)?;
         let into = !matches!(first, First::None);
-        let expanded = self.each_file(merge).await;
+        let expanded = Box::pin(self.each_file(merge)).await;
         let merge = &expanded;
         let mut relations = Vec::new();
         for source in &merge.sources[usize::from(matches!(first, First::Rows(_) | First::States(_)))..] {
@@ -392,7 +392,7 @@ impl MergeContext {
         let mut each = Vec::new();
         for source in merge.sources {
             let files = match &source.relation {
-                Written::Text(text) if self.table_name(std::slice::from_ref(text)).is_none() => files(&text.value).await,
+                Written::Text(text) if self.table_name(std::slice::from_ref(text)).is_none() => Box::pin(files(&text.value)).await,
                 _ => Ok(Vec::new()),
             };
             match (&source.relation, files) {
@@ -453,7 +453,7 @@ impl MergeContext {
                 if plan.keeps_state() {
                     return Err(Diagnostic::at(Code::InvalidArgument, path.span, "states are kept in tables, not in files").into());
                 }
-                let count = self.write_path(path, into, rows, sorted).await?;
+                let count = Box::pin(self.write_path(path, into, rows, sorted)).await?;
                 self.count("rows", count)
             }
             Written::Text(name) => self.write_table(&name.value, into, rows, &merge, &plan).await,
@@ -469,7 +469,7 @@ impl MergeContext {
     async fn in_ranges(&self, merge: &Merge, plan: &Plan, session: &SessionContext, sql: &str) -> Result<Option<Passing>> {
         let Some(client) = &self.shared.cluster else { return Ok(None) };
         let user_defined = !self.user_strategies().is_empty();
-        let Some(statements) = ranges::divide(merge, plan, user_defined, client.task_size).await else { return Ok(None) };
+        let Some(statements) = Box::pin(ranges::divide(merge, plan, user_defined, client.task_size)).await else { return Ok(None) };
         let schema = session.state().create_logical_plan(sql).await?.schema().inner().clone();
         let what = format!("{}_ranges", statements.len());
         Ok(Some(self.shared.names.pass(&what, Arc::new(ranges::table(client, statements, plan, schema)?))))
@@ -484,7 +484,7 @@ impl MergeContext {
         })?;
         let object = Object::parse(&path.value)?;
         let there = match &object {
-            Some(object) => object.exists().await?,
+            Some(object) => Box::pin(object.exists()).await?,
             None => target.exists(),
         };
         if there && !into.or_replace {
@@ -498,7 +498,7 @@ impl MergeContext {
         };
         let file = tempfile::NamedTempFile::new()?;
         let count = sinks::write_file(file.path(), format, stream, sorted).await?;
-        object.upload(file.path(), into.or_replace).await?;
+        Box::pin(object.upload(file.path(), into.or_replace)).await?;
         Ok(count as u64)
     }
 

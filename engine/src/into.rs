@@ -4,6 +4,7 @@ use crate::columns::logical;
 use crate::context::{First, MergeContext, by_key};
 use crate::error::{MergeError, Result};
 use crate::explain;
+use crate::layers::Target;
 use crate::sources::{ReadOptions, Resolved};
 use datafusion::prelude::{DataFrame, SessionContext};
 use mergeql_lang::ast::{Explain, Merge, Name, Piece, Relation as Written, Statement, StrategyBody, StrategyCall};
@@ -70,8 +71,8 @@ impl MergeContext {
         self.refresh().await?;
         let kept = self.memory(|m| m.resolutions.get(&name).cloned());
         match kept {
-            Some(resolution) => self.merge_into_states(explain, &name, &resolution, merge, None).await,
-            None => self.merge_into_rows(explain, &name, resolved, merge).await,
+            Some(resolution) => Box::pin(self.merge_into_states(explain, &name, &resolution, merge, None)).await,
+            None => Box::pin(self.merge_into_rows(explain, &name, resolved, merge)).await,
         }
     }
 
@@ -185,7 +186,9 @@ impl MergeContext {
         let mut inputs = vec![lowering.states()];
         match &adopted {
             None => {
-                self.check_edits(&session, name, &lowering, &storage, &new_columns).await?;
+                if !self.memory(|m| m.manifest.tables.get(name).is_some_and(|t| t.checked)) {
+                    self.check_edits(&session, name, &lowering, &storage, &new_columns).await?;
+                }
                 inputs.push(lowering.kept_states(&table));
             }
             Some(_) => inputs.push(lowering.kept_states(&format!("(SELECT * FROM {table} WHERE {STATE} IS NOT NULL)"))),
@@ -193,6 +196,12 @@ impl MergeContext {
         let sql = lowering.joined_states(&inputs);
         if explain != Explain::No {
             return explain::merge(self, &session, &plan, &sql, explain).await;
+        }
+        if let (Some(store), None, true) = (&self.shared.store, &adopted, new_columns.is_empty()) {
+            let target = Target { session: &session, name, storage: &storage, lowering: &lowering, columns: &columns };
+            if let Some(count) = Box::pin(self.merge_layer(store, &target)).await? {
+                return self.count("rows", count);
+            }
         }
         let rows = self.like_target(&session, &storage, &sql, &plan, &columns).await?;
         let count = self.replace_table(name, rows, Some(resolution.to_owned())).await?;

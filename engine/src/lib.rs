@@ -11,6 +11,7 @@ mod custom;
 mod error;
 mod explain;
 mod into;
+mod layers;
 mod merges;
 pub mod models;
 mod names;

@@ -185,8 +185,8 @@ impl MergeContext {
                 columns.retain(|c| c.name != STATE);
                 if let (Some(store), [table]) = (&self.shared.store, names.as_slice()) {
                     let files = self.memory(|m| m.manifest.tables.get(table).map(|t| t.files.clone()));
-                    let files: Vec<Bytes> = files.into_iter().flatten().map(|f| Bytes::Path(store.path(&f))).collect();
-                    without_holes(&mut columns, &files).await;
+                    let files: Vec<Bytes> = files.into_iter().flatten().map(|f| Bytes::Path(store.path(&f.name))).collect();
+                    Box::pin(without_holes(&mut columns, &files)).await;
                 }
                 return Ok(Some(Resolved {
                     relation: Relation { sql, origin: Some(names.join(".")), columns, rows: None },
@@ -221,8 +221,8 @@ impl MergeContext {
         let mut columns = source_columns(&provider.schema())?;
         if let Some(text) = provider.downcast_ref::<TextTable>() {
             columns.iter_mut().zip(&text.complete).for_each(|(column, complete)| column.nullable = !complete);
-        } else if let Ok(files) = files(&text.value).await {
-            without_holes(&mut columns, &files).await;
+        } else if let Ok(files) = Box::pin(files(&text.value)).await {
+            Box::pin(without_holes(&mut columns, &files)).await;
         }
         // A text file that holds nothing has no columns; the binder lets it contribute nothing.
         let rows = if columns.is_empty() { Some(0) } else { None };
@@ -247,7 +247,7 @@ impl MergeContext {
             })?;
             return Ok((self.read_stdin(options.apply(format)).await?, "standard input".to_owned()));
         }
-        let files = files(text).await?;
+        let files = Box::pin(files(text)).await?;
         let origin = match (files.as_slice(), Object::parse(text)?) {
             ([one], _) if !is_pattern(text) => one.name(),
             (_, Some(object)) => object.name(),

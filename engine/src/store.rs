@@ -7,7 +7,7 @@ use fs4::fs_std::FileExt;
 use mergeql_udfs::Code;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
-use std::fs::File;
+use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -15,10 +15,43 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 /// What the manifest says of a table.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Table {
-    /// Its files, relative to the folder.
-    pub files: Vec<String>,
+    /// Its files, the oldest first.
+    pub files: Vec<File>,
     /// The clauses by which it keeps states, if it does.
     pub resolution: Option<String>,
+    /// No row was put into it by hand since it was last looked through.
+    pub checked: bool,
+}
+
+/// A file of a table.
+#[derive(Debug, Clone, PartialEq)]
+pub struct File {
+    /// Its name in the folder.
+    pub name: String,
+    /// Its rows stand in for those of the files before it with the same values in these columns. None: its rows are more rows.
+    pub replaces: Vec<String>,
+}
+
+impl File {
+    /// A file whose rows are more rows.
+    pub fn more(name: String) -> File {
+        File { name, replaces: Vec::new() }
+    }
+
+    fn json(&self) -> Value {
+        match self.replaces.is_empty() {
+            true => json!(self.name),
+            false => json!({ "file": self.name, "replaces": self.replaces }),
+        }
+    }
+
+    fn read(json: &Value) -> Option<File> {
+        if let Some(name) = json.as_str() {
+            return Some(File::more(name.to_owned()));
+        }
+        let replaces = json["replaces"].as_array()?.iter().map(|k| k.as_str().map(str::to_owned)).collect::<Option<_>>()?;
+        Some(File { name: json["file"].as_str()?.to_owned(), replaces })
+    }
 }
 
 /// The manifest: every table, view and user-defined strategy.
@@ -43,7 +76,7 @@ pub struct Store {
 }
 
 /// Held while a statement changes the folder.
-pub struct Lock(#[allow(dead_code)] File);
+pub struct Lock(#[allow(dead_code)] fs::File);
 
 const MANIFEST: &str = "manifest.json";
 
@@ -61,8 +94,8 @@ impl Store {
     /// # Errors
     /// `io`.
     pub fn open(folder: &Path) -> Result<Store> {
-        std::fs::create_dir_all(folder).map_err(|e| io(folder, e))?;
-        let folder = std::fs::canonicalize(folder).map_err(|e| io(folder, e))?;
+        fs::create_dir_all(folder).map_err(|e| io(folder, e))?;
+        let folder = fs::canonicalize(folder).map_err(|e| io(folder, e))?;
         let store = Store { folder };
         store.read()?;
         Ok(store)
@@ -74,7 +107,7 @@ impl Store {
     /// `io` if another process holds it for long.
     pub fn lock(&self) -> Result<Lock> {
         let path = self.folder.join("lock");
-        let file = File::options().create(true).append(true).open(&path).map_err(|e| io(&path, e))?;
+        let file = fs::File::options().create(true).append(true).open(&path).map_err(|e| io(&path, e))?;
         for _ in 0..500 {
             if file.try_lock_exclusive().map_err(|e| io(&path, e))? {
                 return Ok(Lock(file));
@@ -95,14 +128,14 @@ impl Store {
     /// `io` if it is there and cannot be read or makes no sense.
     pub fn read(&self) -> Result<Manifest> {
         let path = self.folder.join(MANIFEST);
-        let text = match std::fs::read_to_string(&path) {
+        let text = match fs::read_to_string(&path) {
             Ok(text) => text,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Manifest::default()),
             Err(e) => return Err(io(&path, e).into()),
         };
         let broken = |why: &str| MergeError::from(io(&path, format!("the manifest is broken: {why}")));
         let json: Value = serde_json::from_str(&text).map_err(|e| broken(&e.to_string()))?;
-        if json["format"] != 1 {
+        if json["format"] != 1 && json["format"] != 2 {
             return Err(MergeError::new(
                 Code::Unsupported,
                 format!("{}: this folder was written by a newer version", path.display()),
@@ -113,9 +146,10 @@ impl Store {
         let mut manifest =
             Manifest { generation: json["generation"].as_u64().ok_or_else(|| broken("generation"))?, ..Manifest::default() };
         for (name, table) in object("tables")? {
-            let files = table["files"].as_array().ok_or_else(|| broken("files"))?.iter().map(text).collect::<Result<_>>()?;
+            let files = table["files"].as_array().and_then(|files| files.iter().map(File::read).collect::<Option<_>>());
+            let files = files.ok_or_else(|| broken("files"))?;
             let resolution = table.get("resolution").filter(|r| !r.is_null()).map(text).transpose()?;
-            manifest.tables.insert(name.clone(), Table { files, resolution });
+            manifest.tables.insert(name.clone(), Table { files, resolution, checked: table["checked"] == true });
         }
         for (name, body) in object("strategies")? {
             manifest.strategies.insert(name.clone(), text(body)?);
@@ -134,22 +168,28 @@ impl Store {
     /// # Errors
     /// `io`; the old manifest stands then.
     pub fn write(&self, manifest: &Manifest) -> Result<()> {
-        let had: Vec<String> = self.read()?.tables.into_values().flat_map(|t| t.files).collect();
+        let had: Vec<String> = self.read()?.tables.into_values().flat_map(|t| t.files).map(|f| f.name).collect();
         self.write_at(manifest, &had, now())
     }
 
     /// As [`Store::write`], after a manifest whose tables had these files, at this time.
     fn write_at(&self, manifest: &Manifest, had: &[String], now: u64) -> Result<()> {
-        let kept: Vec<&String> = manifest.tables.values().flat_map(|t| &t.files).collect();
+        let files = || manifest.tables.values().flat_map(|t| &t.files);
+        let kept: Vec<&String> = files().map(|f| &f.name).collect();
         let mut retired = manifest.retired.clone();
         for file in had {
             retired.entry(file.clone()).or_insert(now);
         }
         retired.retain(|file, since| !kept.contains(&file) && now.saturating_sub(*since) < GRACE.as_millis() as u64);
-        let table = |t: &Table| json!({ "files": t.files, "resolution": t.resolution });
+        let table = |t: &Table| {
+            let files: Vec<Value> = t.files.iter().map(File::json).collect();
+            json!({ "files": files, "resolution": t.resolution, "checked": t.checked })
+        };
         let tables: Map<String, Value> = manifest.tables.iter().map(|(n, t)| (n.clone(), table(t))).collect();
+        // What only knows files that are more rows must not read others as such.
+        let format = if files().all(|f| f.replaces.is_empty()) { 1 } else { 2 };
         let json = json!({
-            "format": 1, "generation": manifest.generation, "tables": tables, "strategies": manifest.strategies,
+            "format": format, "generation": manifest.generation, "tables": tables, "strategies": manifest.strategies,
             "definitions": manifest.definitions, "retired": retired,
         });
         let path = self.folder.join(MANIFEST);
@@ -158,13 +198,13 @@ impl Store {
         file.write_all(serde_json::to_string_pretty(&json).map_err(|e| fail(e.into()))?.as_bytes()).map_err(fail)?;
         file.as_file().sync_all().map_err(fail)?;
         file.persist(&path).map_err(|e| fail(e.error))?;
-        File::open(&self.folder).and_then(|f| f.sync_all()).map_err(fail)?;
+        fs::File::open(&self.folder).and_then(|f| f.sync_all()).map_err(fail)?;
         let unknown = |name: &String| name.ends_with(".parquet") && !kept.contains(&name) && !retired.contains_key(name);
-        let Ok(entries) = std::fs::read_dir(&self.folder) else { return Ok(()) };
+        let Ok(entries) = fs::read_dir(&self.folder) else { return Ok(()) };
         for entry in entries.flatten() {
             // Also of statements that did not come to their end.
             if unknown(&entry.file_name().to_string_lossy().into_owned()) {
-                std::fs::remove_file(entry.path()).ok();
+                fs::remove_file(entry.path()).ok();
             }
         }
         Ok(())
@@ -188,10 +228,10 @@ mod tests {
         let store = Store::open(folder.path()).expect("a store");
         let mut manifest = Manifest::default();
         let mut replace = |time: u64| {
-            let had: Vec<String> = manifest.tables.values().flat_map(|t| t.files.clone()).collect();
+            let had: Vec<String> = manifest.tables.values().flat_map(|t| t.files.clone()).map(|f| f.name).collect();
             let file = store.new_file(&mut manifest, "t");
-            std::fs::write(store.path(&file), "rows").expect("a file");
-            manifest.tables.insert("t".to_owned(), Table { files: vec![file.clone()], resolution: None });
+            fs::write(store.path(&file), "rows").expect("a file");
+            manifest.tables.insert("t".to_owned(), Table { files: vec![File::more(file.clone())], ..Table::default() });
             store.write_at(&manifest, &had, time).expect("it is written");
             manifest = store.read().expect("it is read");
             file
@@ -199,7 +239,7 @@ mod tests {
         let later = GRACE.as_millis() as u64;
         let (first, second) = (replace(1), replace(2));
         assert!(store.path(&first).exists(), "somebody may be reading it");
-        std::fs::write(store.path("t-99.parquet"), "of a statement that died").expect("a file");
+        fs::write(store.path("t-99.parquet"), "of a statement that died").expect("a file");
         let third = replace(1 + later);
         let there: Vec<bool> = [&first, &second, &third].into_iter().map(|f| store.path(f).exists()).collect();
         assert_eq!(there, [true, true, true]);

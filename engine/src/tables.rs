@@ -5,7 +5,7 @@ use crate::context::collect;
 use crate::error::{MergeError, Result};
 use crate::sinks;
 use crate::sources::{Format, ReadOptions};
-use crate::store::{Store, Table};
+use crate::store::{File, Manifest, Store, Table};
 use arrow::array::{ArrayRef, RecordBatch};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use datafusion::catalog::TableProvider;
@@ -137,18 +137,21 @@ impl MergeContext {
     }
 
     pub(crate) async fn register_stored(&self, store: &Store, name: &str, table: &Table) -> Result<()> {
-        let paths: Vec<String> = table.files.iter().map(|f| store.path(f).display().to_string()).collect();
-        let provider: Arc<dyn TableProvider> = self.open_stored(&paths).await?;
+        let provider = Box::pin(self.open_layers(store, &table.files)).await?;
         self.publish(name, provider, table.resolution.clone()).await
     }
 
-    pub(crate) async fn open_stored(&self, paths: &[String]) -> Result<Arc<dyn TableProvider>> {
+    /// Parquet files as one table, with the columns that they have or with these: what a file has not is NULL there.
+    pub(crate) async fn open_stored(&self, paths: &[String], schema: Option<SchemaRef>) -> Result<Arc<dyn TableProvider>> {
         use datafusion::datasource::file_format::parquet::ParquetFormat;
         use datafusion::datasource::listing::{ListingOptions, ListingTable, ListingTableConfig, ListingTableUrl};
         let urls = paths.iter().map(|p| Ok(ListingTableUrl::parse(format!("file://{p}"))?)).collect::<Result<Vec<_>>>()?;
         let options = ListingOptions::new(Arc::new(ParquetFormat::default().with_enable_pruning(true))).with_file_extension("");
         let config = ListingTableConfig::new_with_multi_paths(urls).with_listing_options(options);
-        let config = config.infer_schema(&self.session.state()).await?;
+        let config = match schema {
+            Some(schema) => config.with_schema(schema),
+            None => config.infer_schema(&self.session.state()).await?,
+        };
         Ok(Arc::new(ListingTable::try_new(config)?))
     }
 
@@ -187,6 +190,29 @@ impl MergeContext {
     /// Replaces or makes a table in one step.
     pub(crate) async fn replace_table(&self, name: &str, rows: DataFrame, resolution: Option<String>) -> Result<u64> {
         let stored = if resolution.is_some() { self.storage_name(name) } else { name.to_owned() };
+        match &self.shared.store {
+            None => {
+                let rows = self.fitted(&stored, rows).await?;
+                let schema = rows.schema();
+                let batches = collect(rows).await?;
+                let count = batches.iter().map(RecordBatch::num_rows).sum::<usize>();
+                self.publish(name, Arc::new(MemTable::try_new(schema, vec![batches])?), resolution).await?;
+                Ok(count as u64)
+            }
+            Some(store) => {
+                let mut manifest = store.read()?;
+                let (file, count) = Box::pin(self.write_rows(store, &mut manifest, name, &stored, rows)).await?;
+                let table = Table { files: vec![File::more(file)], resolution, checked: true };
+                manifest.tables.insert(name.to_owned(), table);
+                store.write(&manifest)?;
+                self.refresh().await?;
+                Ok(count)
+            }
+        }
+    }
+
+    /// Rows for a table that is stored under this name, with its schema.
+    async fn fitted(&self, stored: &str, rows: DataFrame) -> Result<SendableRecordBatchStream> {
         let reference = datafusion::common::TableReference::bare(stored);
         let old = match self.session.table_exist(reference.clone())? {
             true => Some(self.session.table_provider(reference).await?.schema()),
@@ -195,24 +221,22 @@ impl MergeContext {
         let schema = table_schema(rows.schema().as_arrow(), old);
         let fitted = schema.clone();
         let rows = self.stream(rows).await?.map(move |batch| Ok(RecordBatch::try_new(fitted.clone(), batch?.columns().to_vec())?));
-        let rows: SendableRecordBatchStream = Box::pin(RecordBatchStreamAdapter::new(schema.clone(), rows));
-        match &self.shared.store {
-            None => {
-                let batches = collect(rows).await?;
-                let count = batches.iter().map(RecordBatch::num_rows).sum::<usize>();
-                self.publish(name, Arc::new(MemTable::try_new(schema, vec![batches])?), resolution).await?;
-                Ok(count as u64)
-            }
-            Some(store) => {
-                let mut manifest = store.read()?;
-                let file = store.new_file(&mut manifest, name);
-                let count = sinks::write_file(&store.path(&file), Format::Parquet, rows, None).await?;
-                manifest.tables.insert(name.to_owned(), Table { files: vec![file], resolution });
-                store.write(&manifest)?;
-                self.refresh().await?;
-                Ok(count as u64)
-            }
-        }
+        Ok(Box::pin(RecordBatchStreamAdapter::new(schema, rows)))
+    }
+
+    /// Writes a new file of a table that is stored under this name; gives back its name and how many rows it has.
+    pub(crate) async fn write_rows(
+        &self,
+        store: &Store,
+        manifest: &mut Manifest,
+        name: &str,
+        stored: &str,
+        rows: DataFrame,
+    ) -> Result<(String, u64)> {
+        let rows = self.fitted(stored, rows).await?;
+        let file = store.new_file(manifest, name);
+        let count = sinks::write_file(&store.path(&file), Format::Parquet, rows, None).await?;
+        Ok((file, count as u64))
     }
 
     pub(crate) async fn append(&self, name: &str, rows: SendableRecordBatchStream, store: &Store) -> Result<u64> {
@@ -222,7 +246,8 @@ impl MergeContext {
         let Some(table) = manifest.tables.get_mut(name) else {
             return Err(MergeError::new(Code::UnknownSource, format!("there is no table `{name}`")));
         };
-        table.files.push(file);
+        table.files.push(File::more(file));
+        table.checked = false;
         store.write(&manifest)?;
         self.refresh().await?;
         Ok(count as u64)

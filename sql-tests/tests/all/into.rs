@@ -182,3 +182,66 @@ async fn strategies_that_are_not_closed_refuse_ordinary_tables() {
         assert_eq!(error.code().as_str(), "needs_state", "{strategy}: {error}");
     }
 }
+
+/// A big table on disk keeps what small batches change in layers, and reads as the table in memory that had the same statements.
+#[tokio::test(flavor = "multi_thread")]
+async fn small_batches_become_layers() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = || Config { db: Some(folder.path().to_path_buf()), ..Config::default() };
+    let files = || {
+        let manifest: serde_json::Value =
+            serde_json::from_str(&std::fs::read_to_string(folder.path().join("manifest.json")).unwrap()).unwrap();
+        manifest["tables"]["t"]["files"].as_array().unwrap().len()
+    };
+    let disk = MergeContext::new(config()).unwrap();
+    let memory = MergeContext::new(Config::default()).unwrap();
+    let row = "value / 2 AS \"Id\", CASE WHEN value % 5000 = 0 THEN NULL WHEN value % 2 = 0 THEN 'eu' ELSE 'us' END AS region, \
+        (value * 37) % 1000 AS n, 'tag' || (value % 7) AS tags, value % 3 AS ts, value % 11 = 0 AS gone";
+    let clauses = "STRATEGY n = max, tags = union, * = lww VERSION BY ts DELETE BY gone";
+    let base = format!(
+        "MERGE (SELECT {row} FROM generate_series(1, 12000)) AS s ON (\"Id\", region) {clauses} INTO t WITH (state = 'keep')"
+    );
+    let same = async |what: &str| {
+        let sql = "SELECT \"Id\", region, n, tags, ts FROM t";
+        assert_eq!(rows(&disk, sql).await.unwrap(), rows(&memory, sql).await.unwrap(), "{what}");
+    };
+    for context in [&disk, &memory] {
+        context.sql(&base).await.unwrap();
+    }
+    let mut random = Random(5);
+    let mut most = 0;
+    for turn in 0..10 {
+        // Keys that are there and keys that are not, few and more of them; some with a NULL.
+        let (from, many) = (random.below(12300), 1 + random.below(if turn % 4 == 3 { 1500 } else { 40 }));
+        let rows = row.replace("value % 3", &format!("(value + {turn}) % 9"));
+        let rows = rows.replace("value % 11", &format!("(value + {turn}) % 4"));
+        let batch = format!("(SELECT {rows} FROM generate_series({from}, {}))", from + many);
+        let mut counts = Vec::new();
+        for context in [&disk, &memory] {
+            let count = context.sql(&format!("MERGE INTO t USING {batch} AS s ON (\"Id\", region)")).await.unwrap();
+            counts.push(value_at(count.collect().await.unwrap()[0].column(0), 0));
+        }
+        assert_eq!(counts[0], counts[1], "turn {turn}");
+        most = most.max(files());
+        same(&format!("turn {turn}")).await;
+    }
+    assert!((3..=8).contains(&most), "{most} files");
+    // What comes is asked for once: a source may be another each time.
+    let before = rows(&disk, "SELECT count(*) FROM t").await.unwrap();
+    let random_keys = "(SELECT CAST(random() * 2497 AS INT) + 1 AS \"Id\", 'eu' AS region, 1 AS n, 'x' AS tags, -1 AS ts, false AS gone \
+        FROM generate_series(1, 50))";
+    disk.sql(&format!("MERGE INTO t USING {random_keys} AS s ON (\"Id\", region)")).await.unwrap();
+    let lost = "SELECT count(*) FROM t WHERE ts = -1";
+    assert_eq!(rows(&disk, lost).await.unwrap(), ["0"], "an old version won, so the rows before were not seen");
+    assert!(rows(&disk, "SELECT count(*) FROM t").await.unwrap() >= before);
+    // Another process reads the same; rows put in by hand are taken in when that is asked for.
+    let other = MergeContext::new(config()).unwrap();
+    let all = "SELECT count(*), sum(n) FROM t";
+    assert_eq!(rows(&other, all).await.unwrap(), rows(&disk, all).await.unwrap());
+    other.sql("INSERT INTO t (\"Id\", region, n) VALUES (3, 'by hand', 7)").await.unwrap();
+    let into = "MERGE INTO t USING (SELECT 3 AS \"Id\", 'by hand' AS region, 1 AS n, 'y' AS tags, 1 AS ts, false AS gone) AS s ON (\"Id\", region)";
+    assert_eq!(other.sql(into).await.unwrap_err().code().as_str(), "needs_state");
+    other.sql("SELECT mergeql_adopt('t')").await.unwrap();
+    other.sql(into).await.unwrap();
+    assert_eq!(rows(&disk, "SELECT n, tags FROM t WHERE region = 'by hand'").await.unwrap(), ["7|y"]);
+}
