@@ -54,8 +54,11 @@ fn target() -> Result<PathBuf, String> {
 /// half of the project with them.
 fn command(program: &str) -> Command {
     let mut command = Command::new(program);
-    let told = |name: &String| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
-    std::env::vars().map(|(name, _)| name).filter(told).for_each(|name| drop(command.env_remove(name)));
+    for (name, _) in std::env::vars() {
+        if name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_") {
+            command.env_remove(name);
+        }
+    }
     command.current_dir(root());
     command
 }
