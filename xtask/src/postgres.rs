@@ -315,7 +315,8 @@ fn packaged(major: &str, package: &str, module: &str, inside: &str) -> Result<Pa
     let sites = std::fs::read_dir(&libraries).map_err(|e| format!("{}: {e}", libraries.display()))?;
     let found = sites.flatten().map(|site| site.path().join("site-packages")).find(|p| p.join(module).exists());
     let found = found.ok_or_else(|| format!("{package} has no {module}"))?;
-    let copy = std::env::temp_dir().join(format!("mergeql-postgres-{major}"));
+    // Another version is another copy.
+    let copy = std::env::temp_dir().join(format!("mergeql-{}", package.replace("==", "-")));
     let pg_config = copy.join(module).join(inside).join("bin/pg_config");
     if !pg_config.exists() {
         std::fs::create_dir_all(&copy).map_err(|e| format!("{}: {e}", copy.display()))?;
