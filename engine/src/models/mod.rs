@@ -37,17 +37,18 @@ fn open(path: &str, alias: Option<&str>, weight: Option<f64>) -> Result<Vec<Mode
     let opened: Vec<Checkpoint> = paths.iter().map(Checkpoint::open).collect::<Result<_, _>>()?;
     let name = |path: &Path| alias.map_or_else(|| stem(path), str::to_owned);
     if opened.len() == 1 {
-        return Ok(opened.into_iter().map(|checkpoint| Model { name: name(&checkpoint.path), checkpoint, weight }).collect());
+        return Ok(opened.into_iter().map(|c| Model { weight, ..Model::new(name(&c.path), c) }).collect());
     }
-    let mut together = Checkpoint { path: paths[0].parent().unwrap_or(Path::new(".")).to_owned(), tensors: BTreeMap::new() };
+    let path = paths[0].parent().unwrap_or(Path::new(".")).to_owned();
+    let mut together = Checkpoint { path, tensors: BTreeMap::new(), metadata: String::new() };
     let disjoint =
         opened.iter().all(|c| c.tensors.iter().all(|(name, t)| together.tensors.insert(name.clone(), t.clone()).is_none()));
     if disjoint {
-        return Ok(vec![Model { name: name(&together.path), checkpoint: together, weight }]);
+        return Ok(vec![Model { weight, ..Model::new(name(&together.path), together) }]);
     }
     let each = |checkpoint: Checkpoint| {
         let own = stem(&checkpoint.path);
-        Model { name: alias.map_or_else(|| own.clone(), |alias| format!("{alias}/{own}")), checkpoint, weight }
+        Model { weight, ..Model::new(alias.map_or_else(|| own.clone(), |alias| format!("{alias}/{own}")), checkpoint) }
     };
     Ok(opened.into_iter().map(each).collect())
 }

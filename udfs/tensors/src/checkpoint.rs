@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 /// The greatest header that is read, in bytes.
 const MAX_HEADER: u64 = 100_000_000;
@@ -30,25 +30,27 @@ struct Data {
 enum Store {
     File(Arc<Data>),
     Memory(Arc<[f32]>),
-    /// Each row is the mean of rows of other tensors; of none, zeros.
-    Rows(Arc<Rows>),
+    Made(Arc<dyn Elements>),
 }
 
-#[derive(Debug)]
-struct Rows {
-    tensors: Vec<Tensor>,
-    rows: Vec<Row>,
-    /// The mean of all rows that are no padding, once it was needed.
-    mean: OnceLock<Vec<f32>>,
-}
+/// Elements that are computed from other tensors when they are read.
+pub trait Elements: std::fmt::Debug + Send + Sync {
+    /// Those of a range.
+    ///
+    /// # Errors
+    /// As [`Tensor::read`] of what they are computed from.
+    fn read(&self, range: Range<usize>, out: &mut [f32]) -> Result<()>;
 
-/// Where a row comes from.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Row {
-    /// The mean of rows of tensors: which tensor, and which row. Of none, zeros.
-    Mean(Vec<(u32, u32)>),
-    /// The mean of all rows that are no padding.
-    Padding,
+    /// The bytes from a place on, of elements that are no floats.
+    ///
+    /// # Errors
+    /// As [`Tensor::raw`] of what they are computed from; `unsupported` for floats, which are read.
+    fn raw(&self, _from: u64, _out: &mut [u8]) -> Result<()> {
+        Err(Error::new(Code::Unsupported, "computed elements have no bytes of their own"))
+    }
+
+    /// A tensor that they are computed from, whose file errors name.
+    fn source(&self) -> Option<&Tensor>;
 }
 
 /// Room for the elements of a stretch, kept between reads.
@@ -82,6 +84,8 @@ pub struct Checkpoint {
     pub path: PathBuf,
     /// Its tensors by name.
     pub tensors: BTreeMap<String, Tensor>,
+    /// What else its contribution is named by: of an adapter, how its factors are scaled.
+    pub metadata: String,
 }
 
 fn failed(path: &Path, error: impl std::fmt::Display) -> Error {
@@ -139,21 +143,24 @@ impl Tensor {
         }
     }
 
-    /// A tensor whose rows are means of rows of others. All have rows as long.
-    pub fn rows(name: &str, tensors: Vec<Tensor>, rows: Vec<Row>) -> Tensor {
-        let (dtype, mut shape) = tensors.first().map_or((Dtype::F32, vec![0]), |t| (t.dtype, t.shape.clone()));
-        shape[0] = rows.len();
+    /// A tensor whose elements are computed when they are read.
+    pub fn made(name: &str, dtype: Dtype, shape: &[usize], elements: Arc<dyn Elements>) -> Tensor {
         let size = shape.iter().product::<usize>() as u64 * dtype.bitsize() as u64 / 8;
-        let lenient = tensors.iter().all(|t| t.lenient);
+        // What they are computed from says whether it may be NaN or infinite.
         Tensor {
-            store: Store::Rows(Arc::new(Rows { tensors, rows, mean: OnceLock::new() })),
+            store: Store::Made(elements),
             dtype,
-            shape,
+            shape: shape.to_vec(),
             bytes: 0..size,
             name: name.into(),
-            lenient,
+            lenient: true,
             rounded: None,
         }
+    }
+
+    /// The same tensor under another name.
+    pub fn renamed(&self, name: &str) -> Tensor {
+        Tensor { name: name.into(), ..self.clone() }
     }
 
     /// The file that it is in.
@@ -161,7 +168,7 @@ impl Tensor {
         match &self.store {
             Store::File(data) => &data.path,
             Store::Memory(_) => Path::new(""),
-            Store::Rows(rows) => rows.tensors.first().map_or(Path::new(""), Tensor::file),
+            Store::Made(elements) => elements.source().map_or(Path::new(""), Tensor::file),
         }
     }
 
@@ -169,7 +176,7 @@ impl Tensor {
     pub fn offset(&self) -> u64 {
         match &self.store {
             Store::File(data) => data.start + self.bytes.start,
-            Store::Memory(_) | Store::Rows(_) => 0,
+            Store::Memory(_) | Store::Made(_) => 0,
         }
     }
 
@@ -185,7 +192,14 @@ impl Tensor {
                 out.iter_mut().zip(bytes).for_each(|(o, b)| *o = b);
                 Ok(())
             }
-            Store::Rows(_) => Err(Error::new(Code::Unsupported, format!("tensor `{}` has no bytes of its own", self.name))),
+            Store::Made(elements) if self.dtype == Dtype::F32 => {
+                let start = from as usize / 4;
+                let mut values = vec![0.0; out.len() / 4];
+                elements.read(start..start + values.len(), &mut values)?;
+                out.copy_from_slice(bytemuck::cast_slice(&values));
+                Ok(())
+            }
+            Store::Made(elements) => elements.raw(from, out),
         }
     }
 
@@ -218,7 +232,7 @@ impl Tensor {
     pub fn loaded(&self) -> Result<Tensor> {
         match &self.store {
             Store::Memory(_) => Ok(self.clone()),
-            Store::File(_) | Store::Rows(_) => Ok(Tensor { lenient: true, ..Tensor::memory(&self.name, &self.shape, self.all()?) }),
+            Store::File(_) | Store::Made(_) => Ok(Tensor { lenient: true, ..Tensor::memory(&self.name, &self.shape, self.all()?) }),
         }
     }
 
@@ -241,8 +255,8 @@ impl Tensor {
             out.copy_from_slice(&values[range]);
             return Ok(());
         }
-        if let Store::Rows(rows) = &self.store {
-            return rows.read(self.shape[1..].iter().product(), range, out);
+        if let Store::Made(elements) = &self.store {
+            return elements.read(range, out);
         }
         let width = dtype::width(self.dtype).unwrap_or(1);
         if self.dtype == Dtype::F32 && cfg!(target_endian = "little") {
@@ -282,6 +296,19 @@ impl Tensor {
         .with_help("mend the model, or let it through with WITH (nan = 'propagate')")
     }
 
+    /// The first element, if there is one and it is a float.
+    ///
+    /// # Errors
+    /// As [`Tensor::read`].
+    pub fn first(&self) -> Result<Option<f32>> {
+        if self.is_empty() || !dtype::is_float(self.dtype) {
+            return Ok(None);
+        }
+        let mut out = [0.0];
+        self.read(0..1, &mut out, &mut Vec::new())?;
+        Ok(Some(out[0]))
+    }
+
     /// All elements as f32.
     ///
     /// # Errors
@@ -290,61 +317,6 @@ impl Tensor {
         let mut out = vec![0.0; self.len()];
         self.read(0..self.len(), &mut out, &mut Vec::new())?;
         Ok(out)
-    }
-}
-
-impl Rows {
-    /// A stretch of a row that is no padding.
-    fn part(
-        &self,
-        sources: &[(u32, u32)],
-        width: usize,
-        columns: Range<usize>,
-        out: &mut [f32],
-        buffer: &mut Buffer,
-    ) -> Result<()> {
-        out.fill(0.0);
-        for (tensor, row) in sources {
-            let start = *row as usize * width;
-            let part = self.tensors[*tensor as usize].view(start + columns.start..start + columns.end, buffer)?;
-            out.iter_mut().zip(part).for_each(|(o, p)| *o += p);
-        }
-        if sources.len() > 1 {
-            out.iter_mut().for_each(|o| *o /= sources.len() as f32);
-        }
-        Ok(())
-    }
-
-    fn mean(&self, width: usize, buffer: &mut Buffer) -> Result<&[f32]> {
-        if let Some(mean) = self.mean.get() {
-            return Ok(mean);
-        }
-        let (mut sums, mut count, mut part) = (vec![0.0f64; width], 0.0, vec![0.0; width]);
-        for row in &self.rows {
-            if let Row::Mean(sources) = row {
-                self.part(sources, width, 0..width, &mut part, buffer)?;
-                sums.iter_mut().zip(&part).for_each(|(s, p)| *s += f64::from(*p));
-                count += 1.0;
-            }
-        }
-        let mean = sums.into_iter().map(|s| if count > 0.0 { (s / count) as f32 } else { 0.0 }).collect();
-        Ok(self.mean.get_or_init(|| mean))
-    }
-
-    fn read(&self, width: usize, range: Range<usize>, out: &mut [f32]) -> Result<()> {
-        let mut buffer = Buffer::default();
-        let mut at = range.start;
-        while at < range.end {
-            let (row, column) = (at / width, at % width);
-            let n = (width - column).min(range.end - at);
-            let into = &mut out[at - range.start..][..n];
-            match &self.rows[row] {
-                Row::Mean(sources) => self.part(sources, width, column..column + n, into, &mut buffer)?,
-                Row::Padding => into.copy_from_slice(&self.mean(width, &mut buffer)?[column..column + n]),
-            }
-            at += n;
-        }
-        Ok(())
     }
 }
 
@@ -435,6 +407,22 @@ fn files_of(path: &Path) -> Result<Vec<PathBuf>> {
     Ok(vec![path.to_owned()])
 }
 
+/// Of an adapter's config, as PEFT writes it, what says by how much its factors count.
+fn scaling(folder: &Path) -> Result<String> {
+    let path = folder.join("adapter_config.json");
+    let Ok(text) = std::fs::read_to_string(&path) else { return Ok(String::new()) };
+    let config: Json = serde_json::from_str(&text).map_err(|e| failed(&path, e))?;
+    let fields = ["lora_alpha", "r", "use_rslora", "alpha_pattern", "rank_pattern", "fan_in_fan_out"];
+    let mut kept: Json = fields
+        .iter()
+        .filter(|f| !config[**f].is_null())
+        .map(|f| ((*f).to_owned(), config[*f].clone()))
+        .collect::<serde_json::Map<_, _>>()
+        .into();
+    kept.sort_all_objects();
+    Ok(kept.to_string())
+}
+
 impl Checkpoint {
     /// Opens a file, a folder or an index; only headers are read.
     ///
@@ -450,7 +438,8 @@ impl Checkpoint {
         for file in files_of(path)? {
             open_file(&file, &mut tensors)?;
         }
-        Ok(Checkpoint { path: path.to_owned(), tensors })
+        let metadata = if path.is_dir() { scaling(path)? } else { String::new() };
+        Ok(Checkpoint { path: path.to_owned(), tensors, metadata })
     }
 
     /// The same checkpoint, with NaN and infinity let through or not.

@@ -12,6 +12,7 @@ pub mod dtype;
 pub mod gpu;
 pub mod linalg;
 pub mod lora;
+pub mod made;
 pub mod mergekit;
 pub mod method;
 pub mod methods;

@@ -263,7 +263,7 @@ impl<'a> Planner<'a> {
             };
             e.with_help(format!("`{name}` is a folder or a file below {below}; models are not downloaded"))
         })?;
-        self.models.push(Model { name: name.to_owned(), checkpoint, weight: None });
+        self.models.push(Model::new(name, checkpoint));
         Ok(self.models.len() - 1)
     }
 

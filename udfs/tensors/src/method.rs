@@ -36,6 +36,8 @@ pub enum Kind {
     Flag,
     /// One of these words.
     Word(&'static [&'static str]),
+    /// Any name or text.
+    Name,
     /// A file, or one of each model.
     Files,
 }
@@ -327,6 +329,8 @@ fn check(method: &Method, param: &Param, value: &Value, models: usize) -> Result
         (Kind::Flag, _) => wrong("true or false"),
         (Kind::Word(words), Value::Text(text)) if words.contains(&text.as_str()) => Ok(()),
         (Kind::Word(words), _) => wrong(&words.iter().map(|w| format!("'{w}'")).collect::<Vec<_>>().join(" or ")),
+        (Kind::Name, Value::Text(text)) if !text.is_empty() => Ok(()),
+        (Kind::Name, _) => wrong("a text"),
         (Kind::Files, Value::Text(_)) => Ok(()),
         (Kind::Files, _) => wrong("the name of a file, or a list of them"),
     }

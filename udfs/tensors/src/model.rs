@@ -2,6 +2,7 @@
 
 use crate::dtype;
 use crate::mergekit;
+use crate::methods::emr;
 use crate::plan::How;
 use crate::run::{self, Progress, Sealed, Written, parameters};
 use mergeql_udfs::merkle::{Hash, hex};
@@ -82,7 +83,7 @@ pub fn write(sealed: &Sealed, out: &Path, extras: &Extras, report: impl FnMut(Pr
     }
     let real = |path: &Path| path.canonicalize().ok();
     for model in sealed.plan.models.iter().chain(&sealed.plan.base) {
-        let mut files = model.checkpoint.tensors.values().map(|t| t.file());
+        let mut files = model.contributed().tensors.values().map(|t| t.file());
         let read = |file: &Path| real(file) == real(out) || file.parent().and_then(real) == real(out);
         if real(out).is_some() && files.any(read) {
             return Err(failed(out, format!("the model `{}` is read from there", model.name))
@@ -95,7 +96,18 @@ pub fn write(sealed: &Sealed, out: &Path, extras: &Extras, report: impl FnMut(Pr
         ("mergeql.merge".to_owned(), hex(&sealed.hash)),
         ("mergeql.version".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
     ]);
+    // What some strategies write along: it goes by the name of the model's file.
+    let along = emr::beside(&sealed.plan).map(|plan| {
+        let path = if single { out.with_extension("emr.safetensors") } else { out.join("emr.safetensors") };
+        (Sealed { plan, models: sealed.models.clone(), base: sealed.base, set: sealed.set, hash: sealed.hash }, path)
+    });
+    if let Some((_, path)) = along.as_ref().filter(|(s, path)| path.exists() && !s.plan.options.overwrite) {
+        return Err(failed(path, "this file exists").with_help("choose another place, or replace it with WITH (overwrite = true)"));
+    }
     let beside = |tensors: &[Written]| {
+        if let Some((sealed, path)) = &along {
+            run::write(sealed, path, &metadata, |_| {}, |_| Ok(()))?;
+        }
         if single {
             return Ok(());
         }

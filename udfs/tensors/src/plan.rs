@@ -1,8 +1,10 @@
 //! What a merge will do, from headers alone: which tensors, by which method, of which models. All that can be wrong with a statement is found
 //! here, before a byte is written.
 
+use crate::align;
 use crate::checkpoint::{Checkpoint, Tensor};
 use crate::dtype::{self, Dtype};
+use crate::lora;
 use crate::method::{Base, Input, Job, Kind, Method, Params, Semantics, Settings, Sides, Value};
 use crate::methods;
 use mergeql_udfs::{Code, Error, Result};
@@ -19,6 +21,27 @@ pub struct Model {
     pub checkpoint: Checkpoint,
     /// How much it counts, where that is said.
     pub weight: Option<f64>,
+    /// What it contributes, where its tensors are made of that: the factors of an adapter, the tensors under their own names.
+    pub source: Option<Box<Checkpoint>>,
+}
+
+impl Model {
+    /// A model with the tensors of a checkpoint.
+    pub fn new(name: impl Into<String>, checkpoint: Checkpoint) -> Model {
+        Model { name: name.into(), checkpoint, weight: None, source: None }
+    }
+
+    /// What its contribution is named by.
+    pub fn contributed(&self) -> &Checkpoint {
+        self.source.as_deref().unwrap_or(&self.checkpoint)
+    }
+
+    /// The same model with tensors that are made of its own.
+    pub(crate) fn made(self, tensors: BTreeMap<String, Tensor>) -> Model {
+        let Model { name, checkpoint, weight, source } = self;
+        let made = Checkpoint { tensors, ..checkpoint.clone() };
+        Model { name, checkpoint: made, weight, source: source.or(Some(Box::new(checkpoint))) }
+    }
 }
 
 /// Which tensors a method merges.
@@ -53,6 +76,10 @@ pub struct Options {
     pub overwrite: bool,
     /// Where elements are computed.
     pub backend: Backend,
+    /// What the tensors of the models are called among each other: nothing, one map for all, or one for each ([`crate::align::Names`]).
+    pub names: Vec<String>,
+    /// Whether matrices are turned onto those of the base first.
+    pub align: bool,
 }
 
 /// Where elements are computed. The bytes are the same.
@@ -79,6 +106,8 @@ impl Default for Options {
             memory_limit: 512 << 20,
             overwrite: false,
             backend: Backend::Auto,
+            names: Vec::new(),
+            align: false,
         }
     }
 }
@@ -376,6 +405,19 @@ impl Plan {
                     .with_help("give one of them another name with AS"));
             }
         }
+        let mut notes = Vec::new();
+        let (named, mut context) = align::named(models, &options.names)?;
+        models = named;
+        if let Some(base) = &base {
+            let whole = |model: Model| {
+                if lora::is_adapter(&model.checkpoint) { lora::applied(model, &base.checkpoint) } else { Ok(model) }
+            };
+            models = models.into_iter().map(whole).collect::<Result<_>>()?;
+        }
+        if options.align {
+            models = align::turned(models, base.as_ref(), &mut notes)?;
+            context.push("align: procrustes".to_owned());
+        }
         let mut files = Files::default();
         // What is named twice is there once; lists of parameters must keep their places.
         let lists = rules.iter().flat_map(|r| r.params.values()).any(|v| matches!(v, Value::List(_)));
@@ -407,7 +449,7 @@ impl Plan {
             chosen.push(choose(&rule.strategy, &rule.params, &common, models.len(), &mut files)?);
         }
         let names: BTreeSet<&String> = models.iter().chain(&base).flat_map(|m| m.checkpoint.tensors.keys()).collect();
-        let (mut tasks, mut notes, mut used) = (Vec::new(), Vec::new(), vec![false; rules.len()]);
+        let (mut tasks, mut used) = (Vec::new(), vec![false; rules.len()]);
         for name in names {
             let at = |model: &Model| model.checkpoint.get(name).cloned();
             let lacking: Vec<&str> = models.iter().filter(|m| at(m).is_none()).map(|m| m.name.as_str()).collect();
@@ -463,7 +505,7 @@ impl Plan {
         if tasks.is_empty() {
             return Err(Error::new(Code::InvalidArgument, "the models have no tensors"));
         }
-        Ok(Plan { models, base, tasks, options, notes, context: String::new() })
+        Ok(Plan { models, base, tasks, options, notes, context: context.join("\n") })
     }
 
     /// What is read, in bytes; twice that with the pass that hashes.

@@ -47,7 +47,7 @@ fn hash_tensor(tensor: &Tensor, buffer: &mut Vec<u8>) -> Result<Hash> {
 }
 
 /// The hash of a contribution: of its name, of each tensor's name, type, shape and hash of its bytes in the order of the names, of its weight
-/// and its version. Layout into files doesn't count.
+/// and its version, and of how an adapter's factors are scaled. Layout into files doesn't count.
 ///
 /// # Errors
 /// `io`.
@@ -68,6 +68,9 @@ pub fn contribution(name: &str, checkpoint: &Checkpoint, weight: Option<f64>, ve
     }
     part(&mut hash, weight.map(|w| w.to_bits().to_le_bytes()).as_ref().map_or(&[][..], |b| &b[..]));
     part(&mut hash, version.unwrap_or_default().as_bytes());
+    if !checkpoint.metadata.is_empty() {
+        part(&mut hash, checkpoint.metadata.as_bytes());
+    }
     Ok(hash.finalize().into())
 }
 
@@ -100,7 +103,7 @@ impl Sealed {
     /// `io`.
     pub fn new(mut plan: Plan) -> Result<Sealed> {
         let models: Vec<Hash> =
-            plan.models.iter().map(|m| contribution(&m.name, &m.checkpoint, m.weight, None)).collect::<Result<_>>()?;
+            plan.models.iter().map(|m| contribution(&m.name, m.contributed(), m.weight, None)).collect::<Result<_>>()?;
         let base = plan.base.as_ref().map(|m| contribution("", &m.checkpoint, None, None)).transpose()?;
         for task in &plan.tasks {
             let How::Copy { from, others } = &task.how else { continue };
@@ -373,7 +376,9 @@ fn compute(
         let room = memory / 4 / group.len() as u64;
         let load = |index: &usize| match &plan.tasks[*index].how {
             How::Merge(merge) => loaded(merge, room),
-            _ => Ok(None),
+            // What is made of a decomposition is made here, on all threads.
+            How::Made { tensor, .. } => tensor.first().map(|_| None),
+            How::Copy { .. } => Ok(None),
         };
         let in_memory: Vec<Option<Merge>> = in_order(group.par_iter().with_max_len(1).map(load))?;
         let mut jobs: Vec<Option<Job<'_>>> = Vec::with_capacity(group.len());

@@ -1,6 +1,7 @@
 //! Models whose tokenizers differ: the tokens of the output, and which rows of each model's embeddings they are.
 
-use crate::checkpoint::{Row, Tensor};
+use crate::checkpoint::Tensor;
+use crate::made::{self, Row};
 use crate::plan::Model;
 use mergeql_udfs::{Code, Error, Result};
 use serde_json::{Value as Json, json};
@@ -34,13 +35,15 @@ pub struct Tokens {
     tokenizer: Json,
 }
 
+/// Whether a tensor is a table of what tokens stand for, from which rows are looked up.
+pub fn is_embedding(name: &str) -> bool {
+    let ends = ["embed_tokens.weight", "wte.weight", "word_embeddings.weight", "tok_embeddings.weight", "embed_in.weight"];
+    ends.iter().any(|end| name.ends_with(end))
+}
+
 /// Whether the rows of a tensor stand for tokens.
 pub fn has_rows(name: &str) -> bool {
-    ["embed_tokens.weight", "wte.weight", "word_embeddings.weight", "tok_embeddings.weight", "embed_in.weight", "embed_out.weight"]
-        .iter()
-        .any(|end| name.ends_with(end))
-        || name == "lm_head.weight"
-        || name == "output.weight"
+    is_embedding(name) || name.ends_with("embed_out.weight") || name == "lm_head.weight" || name == "output.weight"
 }
 
 fn read(folder: &Path) -> Result<Json> {
@@ -246,7 +249,7 @@ impl Tokens {
             };
             rows[*id as usize] = Row::Mean(sources);
         }
-        Ok(Tensor::rows(name, tensors, rows))
+        Ok(made::rows(name, tensors, rows))
     }
 }
 

@@ -8,7 +8,7 @@ mod consensus_ta;
 mod dare;
 mod della;
 mod dual_projection;
-mod emr;
+pub(crate) mod emr;
 mod federated;
 mod fisher;
 mod iso;
@@ -31,6 +31,7 @@ mod safemerge;
 mod sce;
 mod slerp;
 mod star;
+mod surgery;
 mod task_arithmetic;
 pub mod task_vectors;
 mod ties;
@@ -71,6 +72,7 @@ pub static ALL: &[Method] = &[
     coefficients::ADA,
     coefficients::DAM,
     emr::METHOD,
+    emr::TASK,
     star::METHOD,
     knots::METHOD,
     adarank::METHOD,
@@ -82,6 +84,7 @@ pub static ALL: &[Method] = &[
     magmax::METHOD,
     negmerge::METHOD,
     weight_scope::METHOD,
+    surgery::METHOD,
     safemerge::METHOD,
     led::METHOD,
     dual_projection::METHOD,

@@ -11,11 +11,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 fn opened(path: &Path) -> Model {
-    Model {
-        name: path.file_stem().expect("a name").to_string_lossy().into_owned(),
-        checkpoint: Checkpoint::open(path).expect("a model"),
-        weight: None,
-    }
+    Model::new(path.file_stem().expect("a name").to_string_lossy(), Checkpoint::open(path).expect("a model"))
 }
 
 /// The error of a plan, or of what comes before writing.

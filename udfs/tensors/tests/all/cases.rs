@@ -29,7 +29,7 @@ fn value(json: &Json) -> Value {
 
 pub fn model(name: &str) -> Model {
     let checkpoint = Checkpoint::open(data().join(format!("inputs/{name}.safetensors"))).expect("an input");
-    Model { name: name.to_owned(), checkpoint, weight: None }
+    Model::new(name, checkpoint)
 }
 
 pub fn request(case: &Json) -> Request {
@@ -127,7 +127,7 @@ fn adapters(folder: &Path) -> Vec<Model> {
         std::fs::copy(data().join(format!("inputs/lora{at}.safetensors")), own.join("adapter_model.safetensors")).expect("a copy");
         std::fs::write(own.join("adapter_config.json"), format!(r#"{{"peft_type": "LORA", "lora_alpha": {alpha}}}"#))
             .expect("a config");
-        Model { name: format!("lora{at}"), checkpoint: Checkpoint::open(own).expect("an adapter"), weight: None }
+        Model::new(format!("lora{at}"), Checkpoint::open(own).expect("an adapter"))
     };
     [8.0, 16.0, 16.0].into_iter().enumerate().map(of).collect()
 }
@@ -188,7 +188,7 @@ fn an_adapter_and_the_same_with_other_factors() {
     };
     crate::properties::write(&turned, &["q.lora_A", "q.lora_B"].map(negative).into_iter().collect());
     std::fs::write(folder.path().join("adapter_config.json"), r#"{"lora_alpha": 8}"#).expect("a config");
-    let other = Model { name: "other".into(), checkpoint: Checkpoint::open(&turned).expect("an adapter"), weight: None };
+    let other = Model::new("other", Checkpoint::open(&turned).expect("an adapter"));
     let same = Model { name: "other".into(), ..first() };
     let (with_other, rank) = merged_adapter(vec![first(), other], "lora_svd", Params::new());
     let (with_same, same_rank) = merged_adapter(vec![first(), same], "lora_svd", Params::new());
@@ -230,7 +230,7 @@ fn scales_of_single_modules() {
     ] {
         let config = format!(r#"{{"r": 2, "lora_alpha": 4, "alpha_pattern": {{"{key}": 20}}}}"#);
         std::fs::write(folder.path().join("adapter_config.json"), config).expect("a config");
-        let adapter = Model { name: "a".into(), checkpoint: Checkpoint::open(folder.path()).expect("an adapter"), weight: None };
+        let adapter = Model::new("a", Checkpoint::open(folder.path()).expect("an adapter"));
         let rules = vec![Rule { pattern: "*".into(), strategy: "lora_svd".into(), params: Params::new() }];
         let (plan, _) =
             lora::plan(Request { models: vec![adapter], base: None, rules, options: Options::default() }).expect("a plan");
@@ -246,7 +246,7 @@ fn scales_of_single_modules() {
         assert!((cell - 2.0 * scale).abs() < 1e-4, "{key}: {cell}");
     }
     std::fs::write(folder.path().join("adapter_config.json"), "{}").expect("a config");
-    let adapter = Model { name: "a".into(), checkpoint: Checkpoint::open(folder.path()).expect("an adapter"), weight: None };
+    let adapter = Model::new("a", Checkpoint::open(folder.path()).expect("an adapter"));
     let rules = vec![Rule { pattern: "*".into(), strategy: "lora_svd".into(), params: Params::new() }];
     let error =
         lora::plan(Request { models: vec![adapter], base: None, rules, options: Options::default() }).expect_err("no scale");

@@ -1,6 +1,7 @@
 //! The tests of merging tensors, in one binary.
 #![allow(missing_docs)]
 
+mod adapters;
 mod bad_input;
 mod cases;
 #[cfg(feature = "gpu")]

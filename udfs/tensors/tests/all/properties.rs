@@ -52,7 +52,7 @@ fn renamed(name: &str, other: &str) -> Model {
     Model { name: other.to_owned(), ..model(name) }
 }
 
-fn near(got: &Tensors, want: &Tensors, tolerance: f32) {
+pub fn near(got: &Tensors, want: &Tensors, tolerance: f32) {
     for (name, want) in want {
         for (g, w) in got[name].iter().zip(want) {
             assert!((g - w).abs() <= tolerance * (1.0 + w.abs()), "{name}: {g} for {w}");
@@ -198,8 +198,7 @@ fn ties_keeps_an_exact_number_of_tied_entries() {
     write(&path("tied"), &tensor((0..101).map(|i| if i % 2 == 0 { 1.0 } else { -1.0 }).collect()));
     for (density, kept) in [(0.2, 20), (0.0, 1), (1.0, 101), (0.999, 100)] {
         let mut request = ask("ties", &[("density", number(density))], &[], None);
-        let open =
-            |name: &str| Model { name: name.to_owned(), checkpoint: Checkpoint::open(path(name)).expect("a model"), weight: None };
+        let open = |name: &str| Model::new(name, Checkpoint::open(path(name)).expect("a model"));
         request.models = vec![open("tied")];
         request.base = Some(open("base"));
         let got = resolve(request).expect("a merge");
@@ -279,8 +278,7 @@ fn nothing_but_the_set_changes_a_byte() {
     std::fs::create_dir(&shards).expect("a folder");
     random(&shards.join("x.safetensors"), 1, &shapes[..1]);
     random(&shards.join("y.safetensors"), 1, &shapes[1..]);
-    let open =
-        |name: &str, at: &Path| Model { name: name.to_owned(), checkpoint: Checkpoint::open(at).expect("a model"), weight: None };
+    let open = |name: &str, at: &Path| Model::new(name, Checkpoint::open(at).expect("a model"));
     let mut tried = 0;
     for method in methods::ALL.iter().filter(|m| !m.ordered) {
         let Some(params) = needed(method, folder.path()) else { continue };
@@ -369,11 +367,11 @@ fn shards_and_their_index_hold_the_same_model() {
 
 #[test]
 fn rows_of_other_tensors() {
-    use mergeql_tensors::checkpoint::Row;
+    use mergeql_tensors::made::{self, Row};
     let a = Tensor::memory("a", &[2, 2], vec![1.0, 2.0, 3.0, 4.0]);
     let b = Tensor::memory("b", &[1, 2], vec![5.0, 8.0]);
     let rows = vec![Row::Mean(vec![(0, 1)]), Row::Mean(vec![(0, 0), (1, 0)]), Row::Mean(vec![]), Row::Padding];
-    let tensor = Tensor::rows("r", vec![a, b], rows);
+    let tensor = made::rows("r", vec![a, b], rows);
     assert_eq!(tensor.all().expect("rows"), [3.0, 4.0, 3.0, 5.0, 0.0, 0.0, 2.0, 3.0]);
 }
 
@@ -390,8 +388,7 @@ fn coefficients_and_masks_come_from_files() {
     write(&path("dam"), &BTreeMap::from([tensor("w", &[2, 3], vec![1.0, 0.0, 0.5, 0.0, 2.0, 0.5])]));
     write(&path("masks"), &BTreeMap::from([tensor("0.w", &[2], vec![1.0, 1.0]), tensor("1.w", &[2], vec![0.0, 0.0])]));
     let merge = |strategy: &str, param: &str, file: &str, order: [&str; 2]| {
-        let open =
-            |name: &str| Model { name: name.to_owned(), checkpoint: Checkpoint::open(path(name)).expect("a model"), weight: None };
+        let open = |name: &str| Model::new(name, Checkpoint::open(path(name)).expect("a model"));
         let mut request = ask(strategy, &[(param, Value::Text(path(file).to_string_lossy().into_owned()))], &[], None);
         request.models = order.iter().map(|name| open(name)).collect();
         request.base = Some(open("base"));

@@ -13,8 +13,14 @@ use mergeql_udfs::{Code, Error, Result};
 use serde_json::{Value as Json, json};
 use std::collections::{BTreeMap, BTreeSet};
 
+mod apply;
+mod extract;
+
+pub use apply::{applied, is_adapter};
+use extract::NAME as EXTRACT;
+
 /// The strategies of adapters.
-pub const STRATEGIES: [&str; 4] = ["lora_svd", "lora_cat", "lora_knots", "lora_knots_ties"];
+pub const STRATEGIES: [&str; 5] = ["lora_svd", "lora_cat", "lora_knots", "lora_knots_ties", EXTRACT];
 
 /// Whether a strategy merges adapters.
 pub fn is_strategy(name: &str) -> bool {
@@ -33,6 +39,8 @@ struct Module {
 #[derive(Debug)]
 struct Adapter {
     modules: BTreeMap<String, Module>,
+    /// Tensors that take the place of the model's own (`modules_to_save`).
+    whole: BTreeMap<String, Tensor>,
     /// Its config, for the fields that are copied.
     config: Json,
 }
@@ -85,8 +93,15 @@ impl Adapter {
             ));
         }
         let mut pairs: BTreeMap<String, (Option<Tensor>, Option<Tensor>)> = BTreeMap::new();
+        let mut whole = BTreeMap::new();
         for (name, tensor) in &model.checkpoint.tensors {
-            let (module, is_a, _) = factor(name).ok_or_else(|| wrong(format!("tensor `{name}` is no factor")))?;
+            let Some((module, is_a, _)) = factor(name) else {
+                if name.contains(".lora_") {
+                    return Err(wrong(format!("tensor `{name}` is a factor of an embedding, which is not merged")));
+                }
+                whole.insert(name.clone(), tensor.clone());
+                continue;
+            };
             let pair = pairs.entry(module.to_owned()).or_default();
             *(if is_a { &mut pair.0 } else { &mut pair.1 }) = Some(tensor.clone());
         }
@@ -105,7 +120,7 @@ impl Adapter {
             let scale = if config["use_rslora"].as_bool() == Some(true) { alpha / rank.sqrt() } else { alpha / rank };
             modules.insert(module, Module { a, b, scale });
         }
-        Ok(Adapter { modules, config })
+        Ok(Adapter { modules, whole, config })
     }
 }
 
@@ -156,8 +171,13 @@ static LORA: crate::method::Method = METHOD;
 /// `invalid_argument` for models that are no adapters; `type_mismatch` for modules of other shapes; those of the strategies.
 pub fn plan(request: Request) -> Result<(Plan, Json)> {
     let Request { mut models, base, rules, options } = request;
+    if rules.iter().any(|rule| rule.strategy == EXTRACT) {
+        return extract::plan(Request { models, base, rules, options });
+    }
     if base.is_some() {
-        return Err(Error::invalid_argument("adapters are merged without a base").with_help("leave BASE out"));
+        return Err(Error::invalid_argument("the factors of adapters are merged without a base").with_help(
+            "leave BASE out; or choose a strategy of models, which merges the models that base and adapters stand for together",
+        ));
     }
     // By hash, so that the order of the statement counts for nothing.
     let mut hashes = Vec::new();
@@ -168,6 +188,10 @@ pub fn plan(request: Request) -> Result<(Plan, Json)> {
     order.sort_by_key(|i| hashes[*i]);
     order.dedup_by_key(|i| hashes[*i]);
     let adapters: Vec<Adapter> = models.iter().map(Adapter::of).collect::<Result<_>>()?;
+    if let Some((model, name)) = models.iter().zip(&adapters).find_map(|(m, a)| Some((m, a.whole.keys().next()?))) {
+        return Err(Error::invalid_argument(format!("tensor `{name}` of `{}` is no factor", model.checkpoint.path.display()))
+            .with_help("with a BASE adapters are merged as the models that they stand for, whole tensors too"));
+    }
     let names: BTreeSet<&String> = adapters.iter().flat_map(|a| a.modules.keys()).collect();
     let (mut tasks, mut context, mut ranks) = (Vec::new(), String::new(), BTreeMap::new());
     for name in names {
