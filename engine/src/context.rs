@@ -40,7 +40,7 @@ pub struct Config {
     pub memory_limit: Option<usize>,
     /// The folder in which tables and strategies are kept; default: memory.
     pub db: Option<PathBuf>,
-    /// What statements may touch; default: everything.
+    /// What statements may touch; default: everything, but no programs.
     pub access: Access,
     /// The workers that statements run on; default: this machine alone.
     pub cluster: Option<Cluster>,
@@ -53,6 +53,8 @@ pub struct Access {
     pub read_only: bool,
     /// Statements that name files are refused; tables and registered sources remain.
     pub no_files: bool,
+    /// Statements may run programs: the command that judges the candidates of a search. The one thing that isn't allowed by default.
+    pub commands: bool,
 }
 
 /// A MergeQL session over DataFusion. Cloning it gives another handle to the same session.
@@ -322,6 +324,16 @@ impl MergeContext {
     }
 
     /// # Errors
+    /// `unsupported` if statements may run no programs.
+    pub(crate) fn check_commands(&self) -> Result<()> {
+        match self.shared.access.commands {
+            false => Err(MergeError::new(Code::Unsupported, "statements may run no programs here")
+                .help("judge by a query: fitness = 'SELECT ...'; or run the statement in `mergeql` itself")),
+            true => Ok(()),
+        }
+    }
+
+    /// # Errors
     /// `unsupported` if statements may name no files.
     pub(crate) fn check_files(&self) -> Result<()> {
         match self.shared.access.no_files {
@@ -532,7 +544,7 @@ impl MergeContext {
                 return Ok(SessionContext::new_with_state(state.build()));
             }
             None => return Ok(self.session.clone()),
-            Some(Value::Text(text)) => parse_size(text),
+            Some(Value::Text(text)) => mergeql_udfs::parse_size(text),
             Some(Value::Int(n)) => usize::try_from(*n).ok(),
             Some(_) => None,
         };
@@ -611,25 +623,6 @@ fn bounded(config: SessionConfig) -> SessionConfig {
 fn limited_runtime(limit: usize) -> Result<Arc<RuntimeEnv>> {
     let runtime = RuntimeEnvBuilder::new().with_object_store_registry(Arc::new(Stores::default()));
     Ok(runtime.with_memory_pool(Arc::new(FairSpillPool::new(limit))).build_arc()?)
-}
-
-/// A size in bytes: `2GB`, `512 MiB`, `1000000`.
-pub fn parse_size(text: &str) -> Option<usize> {
-    let text = text.trim().to_ascii_lowercase();
-    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
-    let number: f64 = text[..digits].parse().ok()?;
-    let unit: f64 = match text[digits..].trim() {
-        "" | "b" => 1.0,
-        "k" | "kb" => 1e3,
-        "m" | "mb" => 1e6,
-        "g" | "gb" => 1e9,
-        "kib" => 1024.0,
-        "mib" => 1048576.0,
-        "gib" => 1073741824.0,
-        _ => return None,
-    };
-    let bytes = number * unit;
-    (1.0..1e18).contains(&bytes).then_some(bytes as usize)
 }
 
 /// A query sorted by the key of a plan, as files are written.

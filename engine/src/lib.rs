@@ -27,8 +27,9 @@ mod tables;
 mod text_files;
 mod text_scan;
 
-pub use context::{Access, Config, MergeContext, collect, parse_size};
+pub use context::{Access, Config, MergeContext, collect};
 pub use datafusion;
 pub use error::{MergeError, Result};
 pub use mergeql_tensors as tensors;
+pub use mergeql_udfs::parse_size;
 pub use prepare::Prepared;

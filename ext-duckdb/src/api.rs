@@ -1,5 +1,5 @@
-//! The functions of DuckDB's stable C interface (v1.2.0, the first 357 slots of its table) that are used here, by slot; and its types
-//! with owners.
+//! The functions of DuckDB's stable C interface (v1.2.0, the first 357 slots of its table) that are used here, by slot, and three that
+//! came with v1.5.6; and its types with owners.
 #![allow(unsafe_code, missing_docs)]
 
 use mergeql_lang::Diagnostic;
@@ -38,16 +38,16 @@ pub struct Access {
 }
 
 macro_rules! slots {
-    ($($slot:literal $name:ident($($argument:ty),*) $(-> $result:ty)?;)*) => {
-        /// The functions, each read from its slot of DuckDB's table.
-        pub struct Api { $(pub $name: unsafe extern "C" fn($($argument),*) $(-> $result)?,)* }
+    ($(#[$doc:meta])* $api:ident, $end:literal, $($slot:literal $name:ident($($argument:ty),*) $(-> $result:ty)?;)*) => {
+        $(#[$doc])*
+        pub struct $api { $(pub $name: unsafe extern "C" fn($($argument),*) $(-> $result)?,)* }
 
-        impl Api {
+        impl $api {
             /// # Safety
-            /// `table` is DuckDB's own, of at least 357 slots.
-            unsafe fn read(table: *const *const c_void) -> Option<Api> {
-                Some(Api { $($name: {
-                    const { assert!($slot < 357, "not in the interface of version 1.2.0") };
+            /// `table` is DuckDB's own, of a version with these slots.
+            unsafe fn read(table: *const *const c_void) -> Option<$api> {
+                Some($api { $($name: {
+                    const { assert!($slot < $end, "not in the interface of this version") };
                     // SAFETY: the slot is inside the table, and holds a function of this signature.
                     unsafe {
                         let slot = *table.add($slot);
@@ -63,6 +63,16 @@ macro_rules! slots {
 }
 
 slots! {
+    /// Functions of v1.5.6: what a query's session allows.
+    Sessions, 548,
+    431 client_context_get_config_option(Pointer, *const c_char, *mut u32) -> Pointer;
+    501 destroy_client_context(*mut Pointer);
+    531 table_function_get_client_context(Pointer, *mut Pointer);
+}
+
+slots! {
+    /// The functions, each read from its slot of DuckDB's table.
+    Api, 357,
     3 connect(Pointer, *mut Pointer) -> u32;
     6 disconnect(*mut Pointer);
     7 library_version() -> *const c_char;
@@ -72,6 +82,13 @@ slots! {
     25 free(Pointer);
     92 destroy_value(*mut Pointer);
     94 create_varchar_length(*const c_char, u64) -> Pointer;
+    118 get_bool(Pointer) -> bool;
+    130 get_double(Pointer) -> f64;
+    136 get_value_type(Pointer) -> Pointer;
+    142 get_varchar(Pointer) -> *mut c_char;
+    149 is_null_value(Pointer) -> bool;
+    151 get_list_size(Pointer) -> u64;
+    152 get_list_child(Pointer, u64) -> Pointer;
     156 create_logical_type(u32) -> Pointer;
     159 create_list_type(Pointer) -> Pointer;
     161 create_map_type(Pointer, Pointer) -> Pointer;
@@ -140,13 +157,29 @@ slots! {
     242 create_table_function() -> Pointer;
     243 destroy_table_function(*mut Pointer);
     244 table_function_set_name(Pointer, *const c_char);
+    245 table_function_add_parameter(Pointer, Pointer);
+    246 table_function_add_named_parameter(Pointer, *const c_char, Pointer);
+    247 table_function_set_extra_info(Pointer, Pointer, Option<Delete>);
     248 table_function_set_bind(Pointer, TableCallback);
     249 table_function_set_init(Pointer, TableCallback);
     251 table_function_set_function(Pointer, TableFill);
+    252 table_function_supports_projection_pushdown(Pointer, bool);
     253 register_table_function(Pointer, Pointer) -> u32;
+    254 bind_get_extra_info(Pointer) -> Pointer;
     255 bind_add_result_column(Pointer, *const c_char, Pointer);
+    256 bind_get_parameter_count(Pointer) -> u64;
+    257 bind_get_parameter(Pointer, u64) -> Pointer;
+    258 bind_get_named_parameter(Pointer, *const c_char) -> Pointer;
+    259 bind_set_bind_data(Pointer, Pointer, Delete);
+    260 bind_set_cardinality(Pointer, u64, bool);
+    261 bind_set_error(Pointer, *const c_char);
+    263 init_get_bind_data(Pointer) -> Pointer;
     264 init_set_init_data(Pointer, Pointer, Delete);
+    265 init_get_column_count(Pointer) -> u64;
+    266 init_get_column_index(Pointer, u64) -> u64;
+    270 function_get_bind_data(Pointer) -> Pointer;
     271 function_get_init_data(Pointer) -> Pointer;
+    273 function_set_error(Pointer, *const c_char);
     274 add_replacement_scan(Pointer, Replacement, Pointer, Option<Delete>);
     275 replacement_scan_set_function_name(Pointer, *const c_char);
     276 replacement_scan_add_parameter(Pointer, Pointer);
@@ -154,6 +187,12 @@ slots! {
 }
 
 static API: OnceLock<Api> = OnceLock::new();
+static SESSIONS: OnceLock<Option<Sessions>> = OnceLock::new();
+
+/// What a query's session allows, in a DuckDB that tells.
+pub fn sessions() -> Option<&'static Sessions> {
+    SESSIONS.get()?.as_ref()
+}
 
 /// The functions; every callback runs after [`load`].
 #[inline]
@@ -174,7 +213,9 @@ pub unsafe fn load(info: Pointer, access: &Access) -> Result<(), String> {
     // SAFETY: a table of v1.2.0 has these slots.
     let read = unsafe { Api::read(table) }.ok_or("a function of DuckDB's C interface is missing")?;
     API.get_or_init(|| read);
-    if serves(library_version()) { Ok(()) } else { Err(TOO_OLD.to_owned()) }
+    // SAFETY: these versions have the slots of v1.5.6.
+    SESSIONS.get_or_init(|| if at_least(library_version(), (1, 5, 6)) { unsafe { Sessions::read(table) } } else { None });
+    if at_least(library_version(), (1, 5, 0)) { Ok(()) } else { Err(TOO_OLD.to_owned()) }
 }
 
 const TOO_OLD: &str = "MergeQL needs DuckDB 1.5 or newer";
@@ -184,12 +225,14 @@ fn library_version() -> &'static str {
     unsafe { CStr::from_ptr((duckdb().library_version)()) }.to_str().unwrap_or_default()
 }
 
+/// Whether a version is this one or a later one. Versions of other forms are builds from source, and new.
+///
 /// DuckDB before 1.5 calls aggregates of the C interface wrongly in windows over whole partitions: it passes one state for all rows,
-/// where one pointer a row is promised. Versions of other forms are builds from source, and new.
-fn serves(version: &str) -> bool {
-    let mut parts = version.strip_prefix('v').unwrap_or_default().split('.').map_while(|p| p.parse::<u32>().ok());
+/// where one pointer a row is promised.
+fn at_least(version: &str, least: (u32, u32, u32)) -> bool {
+    let mut parts = version.strip_prefix('v').unwrap_or_default().split(['.', '-']).map_while(|p| p.parse::<u32>().ok());
     match (parts.next(), parts.next()) {
-        (Some(major), Some(minor)) => (major, minor) >= (1, 5),
+        (Some(major), Some(minor)) => (major, minor, parts.next().unwrap_or(0)) >= least,
         _ => true,
     }
 }
@@ -474,7 +517,7 @@ mod tests {
     #[test]
     fn duckdb_before_1_5_is_refused() {
         for (version, serves) in [("v1.3.2", false), ("v1.4.5", false), ("v1.5.0", true), ("v2.0.0", true), ("9a3f21c", true)] {
-            assert_eq!(super::serves(version), serves, "{version}");
+            assert_eq!(super::at_least(version, (1, 5, 0)), serves, "{version}");
         }
     }
 }

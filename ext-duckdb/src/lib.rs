@@ -10,12 +10,14 @@
 //! | [`vectors`] | DuckDB's vectors as borrowed columns, values back into vectors |
 //! | [`aggregates`] | the catalogue as aggregates |
 //! | [`scalars`] | the scalar functions and `mergeql_strategies()` |
+//! | [`files`] | the table functions over files of tensors |
 //! | [`statements`] | from a MergeQL statement to DuckDB's SQL |
 //!
 //! No panic crosses into DuckDB: every callback runs inside [`api::guarded`].
 
 pub mod aggregates;
 pub mod api;
+pub mod files;
 pub mod scalars;
 pub mod sorted;
 pub mod statements;
@@ -43,6 +45,7 @@ pub unsafe extern "C" fn mergeql_init_c_api(info: Pointer, access: *const Access
             let connection = api::Connection::open(*database)?;
             aggregates::register(&connection)?;
             scalars::register(&connection)?;
+            files::register(&connection)?;
             statements::register(*database, &connection)
         }
     });

@@ -1,6 +1,7 @@
 //! How Postgres calls us, and how it hears of errors.
 #![allow(unsafe_code)]
 
+use crate::spi::{self, Column};
 use mergeql_lang::Diagnostic;
 use mergeql_udfs::{Code, Error};
 use pgrx::pg_sys;
@@ -110,6 +111,44 @@ impl Call {
             }
             Ok(&mut *info.fn_extra.cast())
         }
+    }
+
+    /// The columns that the caller expects of a function that returns a set.
+    ///
+    /// # Errors
+    /// `unsupported` where rows cannot be taken; `help` shows how they are asked for.
+    pub fn expected(self, help: &str) -> Result<Vec<Column>, Failure> {
+        // SAFETY: Postgres passes what it expects.
+        unsafe {
+            let info: *mut pg_sys::ReturnSetInfo = (*self.0).resultinfo.cast();
+            let materialize = pg_sys::SetFunctionReturnMode::SFRM_Materialize;
+            if info.is_null() || (*info).expectedDesc.is_null() || (*info).allowedModes as u32 & materialize == 0 {
+                return Err(Diagnostic::new(Code::Unsupported, "rows are asked for in FROM").help(help).into());
+            }
+            Ok(spi::columns((*info).expectedDesc))
+        }
+    }
+
+    /// Gives rows, which `fill` puts into a store that spills: the columns are those of [`Call::expected`], which was asked before.
+    ///
+    /// # Errors
+    /// Those of `fill`.
+    pub fn give_rows(self, fill: impl FnOnce(*mut pg_sys::Tuplestorestate, pg_sys::TupleDesc) -> Result<(), Failure>) -> Outcome {
+        // SAFETY: store and description live as long as the query; Postgres owns them from here on.
+        unsafe {
+            let info: *mut pg_sys::ReturnSetInfo = (*self.0).resultinfo.cast();
+            let memory = (*(*info).econtext).ecxt_per_query_memory;
+            let before = pg_sys::MemoryContextSwitchTo(memory);
+            let random = (*info).allowedModes as u32 & pg_sys::SetFunctionReturnMode::SFRM_Materialize_Random != 0;
+            let store = pg_sys::tuplestore_begin_heap(random, false, pg_sys::work_mem);
+            let description = pg_sys::CreateTupleDescCopy((*info).expectedDesc);
+            pg_sys::MemoryContextSwitchTo(before);
+            fill(store, description)?;
+            (*info).returnMode = pg_sys::SetFunctionReturnMode::SFRM_Materialize;
+            (*info).setResult = store;
+            (*info).setDesc = description;
+        }
+        Ok(None)
     }
 
     fn answer(self, datum: Option<pg_sys::Datum>) -> pg_sys::Datum {

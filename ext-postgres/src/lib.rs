@@ -11,6 +11,7 @@
 //! | [`slots`] | states of fixed size, in the aggregate's memory |
 //! | [`scalars`] | the scalar functions |
 //! | [`states`] | the type `crdt` |
+//! | [`files`] | the table functions over files of tensors |
 //! | [`spi`] | statements that run in the caller's transaction |
 //! | [`statements`] | from a MergeQL statement to Postgres' SQL |
 //!
@@ -19,6 +20,7 @@
 pub mod aggregates;
 pub mod datums;
 pub mod entry;
+pub mod files;
 pub mod scalars;
 pub mod slots;
 pub mod spi;

@@ -4,7 +4,7 @@
 
 use crate::datums::{Form, PgType, bytes};
 use crate::entry::{Call, Failure, Outcome};
-use crate::spi::{self, Column, Spi, type_name};
+use crate::spi::{Column, Spi, type_name};
 use mergeql_lang::ast::{Explain, Merge, Name, Piece, Relation as Written, Returning, Statement, StrategyBody};
 use mergeql_lang::diagnostic::nearest;
 use mergeql_lang::lower::{Lowering, Postgres, postgres_type_name, quote, text as literal};
@@ -463,22 +463,8 @@ enum Shape {
 
 fn rows(call: Call, shape: Shape) -> Outcome {
     let statement = call.text(usize::from(shape == Shape::Row))?;
-    // SAFETY: Postgres passes what it expects of a function that returns a set.
-    unsafe {
-        let info: *mut pg_sys::ReturnSetInfo = (*call.0).resultinfo.cast();
-        let can = |mode: u32| (*info).allowedModes as u32 & mode != 0;
-        if info.is_null() || (*info).expectedDesc.is_null() || !can(pg_sys::SetFunctionReturnMode::SFRM_Materialize) {
-            return Err(Diagnostic::new(Code::Unsupported, "rows are asked for in FROM")
-                .help("SELECT * FROM mergeql('MERGE ...') AS t(id int, ...)")
-                .into());
-        }
-        let expected = spi::columns((*info).expectedDesc);
-        let memory = (*(*info).econtext).ecxt_per_query_memory;
-        let before = pg_sys::MemoryContextSwitchTo(memory);
-        let random = can(pg_sys::SetFunctionReturnMode::SFRM_Materialize_Random);
-        let store = pg_sys::tuplestore_begin_heap(random, false, pg_sys::work_mem);
-        let description = pg_sys::CreateTupleDescCopy((*info).expectedDesc);
-        pg_sys::MemoryContextSwitchTo(before);
+    let expected = call.expected("SELECT * FROM mergeql('MERGE ...') AS t(id int, ...)")?;
+    call.give_rows(|store, _| {
         with_session(call, &statement, |session| {
             let Lowered::Query(sql) = session.lower(&statement)? else {
                 return Err(Diagnostic::new(Code::Unsupported, "a function in FROM cannot write")
@@ -492,13 +478,10 @@ fn rows(call: Call, shape: Shape) -> Outcome {
                     format!("SELECT {} FROM ({sql}) AS m", cast(&found, &expected, shape)?)
                 }
             };
-            session.spi.prepare(&sql)?.each(|tuple| pg_sys::tuplestore_puttuple(store, tuple))
-        })?;
-        (*info).returnMode = pg_sys::SetFunctionReturnMode::SFRM_Materialize;
-        (*info).setResult = store;
-        (*info).setDesc = description;
-        Ok(None)
-    }
+            // SAFETY: the store is the one of this call, and the tuples are of its columns.
+            session.spi.prepare(&sql)?.each(|tuple| unsafe { pg_sys::tuplestore_puttuple(store, tuple) })
+        })
+    })
 }
 
 /// The columns of a merge, cast to those that are expected.

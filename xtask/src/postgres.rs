@@ -3,6 +3,7 @@
 
 use crate::duckdb::{python, run_with};
 use crate::{Environment, Outcome, hosts, root, run, target, upgrade};
+use mergeql_tensors::tables;
 use mergeql_udfs::catalog::{self, Entry, Input};
 use mergeql_udfs::{Call, Type, Value, functions};
 use std::fmt::Write;
@@ -246,6 +247,69 @@ fn strategies(out: &mut String) {
     );
 }
 
+/// The table functions over files of tensors. Their costly columns are computed where that is asked for, for Postgres does not say which
+/// columns a query wants.
+fn files(out: &mut String) {
+    for function in tables::FUNCTIONS {
+        let name = function.name;
+        let mut parameters: Vec<(String, &str, &str)> = Vec::new();
+        for (name, list, required) in function.arguments {
+            parameters.push((
+                (*name).to_owned(),
+                if *list { "text[]" } else { "text" },
+                if *required { "" } else { " DEFAULT NULL" },
+            ));
+        }
+        if function.options {
+            parameters.push(("parameters".to_owned(), "jsonb", " DEFAULT '{}'"));
+        }
+        for (flag, columns) in tables::COSTLY {
+            if function.columns.contains(&columns[0]) {
+                parameters.push((flag.to_owned(), "boolean", " DEFAULT false"));
+            }
+        }
+        let column = |name: &&str| {
+            let ty = match tables::type_of(name) {
+                Type::Text => "text",
+                Type::List(element) if *element == Type::Float64 => "double precision[]",
+                Type::List(_) => "bigint[]",
+                Type::Int { .. } => "bigint",
+                Type::Bytes => "bytea",
+                _ => "double precision",
+            };
+            format!("\"{name}\" {ty}")
+        };
+        let columns = function.columns.iter().map(column).collect::<Vec<_>>().join(", ");
+        let declared = |parameters: &[(String, &str, &str)]| {
+            parameters.iter().map(|(name, ty, default)| format!("{name} {ty}{default}")).collect::<Vec<_>>().join(", ")
+        };
+        let types = |parameters: &[(String, &str, &str)]| parameters.iter().map(|(_, ty, _)| *ty).collect::<Vec<_>>().join(", ");
+        // What needs no argument must stand behind what does.
+        let required_after = |i: usize| function.arguments.iter().skip(i).any(|(.., required)| *required);
+        for (i, (_, _, default)) in parameters.iter_mut().enumerate() {
+            if required_after(i) {
+                *default = "";
+            }
+        }
+        let mut declare = |parameters: &[(String, &str, &str)]| {
+            let _ = writeln!(
+                out,
+                "CREATE FUNCTION {name}({}) RETURNS TABLE ({columns}) AS 'MODULE_PATHNAME', 'mergeql_tensor_rows' LANGUAGE C VOLATILE;\n\
+                 COMMENT ON FUNCTION {name}({}) IS {};",
+                declared(parameters),
+                types(parameters),
+                text(function.title)
+            );
+        };
+        declare(&parameters);
+        // One file is as good as a list of one.
+        if parameters[0].1 == "text[]" {
+            parameters[0].1 = "text";
+            declare(&parameters);
+        }
+    }
+}
+
 /// The script that CREATE EXTENSION runs.
 pub fn script() -> Result<String, String> {
     let part = |name: &str| {
@@ -259,6 +323,7 @@ pub fn script() -> Result<String, String> {
     out.push('\n');
     scalars(&mut out);
     strategies(&mut out);
+    files(&mut out);
     out.push('\n');
     out.push_str(&part("statements.sql")?);
     let steps: Vec<String> = out.lines().filter_map(step).collect();

@@ -194,7 +194,7 @@ async fn dispatch(arguments: Arguments) -> Result<ExitCode, MergeError> {
     };
     let access = match &arguments.command {
         Some(Command::Serve(command)) => command.access(),
-        _ => Access::default(),
+        _ => Access { commands: true, ..Access::default() },
     };
     let context =
         MergeContext::new(Config { threads: arguments.threads, memory_limit, db: arguments.db.clone(), access, cluster })?;

@@ -229,7 +229,7 @@ pub async fn set(context: &MergeContext, command: &ModelSet, output: &Output) ->
             let with_text = with.as_ref().map(|w| format!(" WITH ({w})")).unwrap_or_default();
             let probe = mergeql_lang::parse(&format!("MERGE MODELS 'a' STRATEGY {strategy}{with_text}"))?;
             if let Statement::MergeModels { models, .. } = probe {
-                for rule in models.rules.iter().filter(|r| !mergeql::tensors::lora::is_strategy(&r.strategy.value)) {
+                for rule in models.rules.iter().filter(|r| !mergeql::tensors::request::takes_any(&r.strategy.value)) {
                     mergeql::tensors::methods::find(&rule.strategy.value)?;
                 }
             }

@@ -96,7 +96,7 @@ impl Serve {
     /// What statements of clients may touch.
     pub fn access(&self) -> Access {
         let files = self.files.unwrap_or(if self.door.listen.is_loopback() { Files::Allow } else { Files::Deny });
-        Access { read_only: self.read_only, no_files: files == Files::Deny }
+        Access { read_only: self.read_only, no_files: files == Files::Deny, commands: false }
     }
 }
 

@@ -61,7 +61,7 @@ impl Worker {
         let Worker { listener, options } = self;
         let listener = TcpListener::from_std(listener)?;
         // Ranges of sorted merges come as statements.
-        let access = Access { read_only: true, no_files: false };
+        let access = Access { read_only: true, no_files: false, commands: false };
         let context = MergeContext::new(Config { memory_limit: options.memory_limit, access, ..Config::default() })?;
         // The memory of both ways is one.
         let runtime = context.session().runtime_env();

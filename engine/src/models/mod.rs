@@ -2,56 +2,26 @@
 
 mod functions;
 
-use crate::context::{MergeContext, parse_size};
+use crate::context::MergeContext;
 use crate::error::{MergeError, Result};
 use datafusion::prelude::DataFrame;
 pub(crate) use functions::register;
-use functions::{Row, base_of, models_of, rows};
 use mergeql_lang::Diagnostic;
 use mergeql_lang::ast::{ModelSource, Models, Name, Setting};
-use mergeql_tensors::checkpoint::{Checkpoint, expand};
 use mergeql_tensors::dtype;
-use mergeql_tensors::lora;
 use mergeql_tensors::method::{Params, Semantics, Value};
 use mergeql_tensors::methods;
 use mergeql_tensors::model::{self, Extras};
-use mergeql_tensors::plan::{Backend, How, Model, Options, Plan, Request, Rule};
+use mergeql_tensors::plan::{How, Model, Options, Plan, Request, Rule};
+use mergeql_tensors::request::{open, open_one, options, planned, takes_any};
 use mergeql_tensors::run::{self, Sealed};
+use mergeql_tensors::search::{self, Fitness, Search};
 use mergeql_udfs::merkle::hex;
 use mergeql_udfs::{Code, Error};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 // From a statement to a request.
-
-/// What a file or folder is called, if nothing else is said.
-fn stem(path: &Path) -> String {
-    let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-    let name = name.strip_suffix(".index.json").unwrap_or(&name);
-    name.strip_suffix(".safetensors").unwrap_or(name).to_owned()
-}
-
-/// The models that a source stands for: the files of a pattern are one model where no tensor is in two of them, and one each where some is.
-fn open(path: &str, alias: Option<&str>, weight: Option<f64>) -> Result<Vec<Model>, Error> {
-    let paths = expand(path)?;
-    let opened: Vec<Checkpoint> = paths.iter().map(Checkpoint::open).collect::<Result<_, _>>()?;
-    let name = |path: &Path| alias.map_or_else(|| stem(path), str::to_owned);
-    if opened.len() == 1 {
-        return Ok(opened.into_iter().map(|c| Model { weight, ..Model::new(name(&c.path), c) }).collect());
-    }
-    let path = paths[0].parent().unwrap_or(Path::new(".")).to_owned();
-    let mut together = Checkpoint { path, tensors: BTreeMap::new(), metadata: String::new() };
-    let disjoint =
-        opened.iter().all(|c| c.tensors.iter().all(|(name, t)| together.tensors.insert(name.clone(), t.clone()).is_none()));
-    if disjoint {
-        return Ok(vec![Model { weight, ..Model::new(name(&together.path), together) }]);
-    }
-    let each = |checkpoint: Checkpoint| {
-        let own = stem(&checkpoint.path);
-        Model { weight, ..Model::new(alias.map_or_else(|| own.clone(), |alias| format!("{alias}/{own}")), checkpoint) }
-    };
-    Ok(opened.into_iter().map(each).collect())
-}
 
 fn value(setting: &Setting) -> Value {
     match setting {
@@ -60,73 +30,6 @@ fn value(setting: &Setting) -> Value {
         Setting::Text(v) => Value::Text(v.clone()),
         Setting::List(items) => Value::List(items.iter().map(value).collect()),
     }
-}
-
-/// The options of the whole merge.
-const OPTIONS: [&str; 8] = ["out_dtype", "semantics", "nan", "missing", "overwrite", "max_shard_size", "memory_limit", "backend"];
-
-/// Sets an option of the whole merge; gives the value back if there is none of this name.
-fn set(options: &mut Options, name: &str, given: Value) -> Result<Option<Value>, Error> {
-    let wrong = |what: &str, given: &Value| Error::invalid_argument(format!("`{name}` takes {what}, not {given}"));
-    let size = |given: &Value| match given {
-        Value::Text(text) => parse_size(text).map(|n| n as u64),
-        Value::Number(n) if *n >= 1.0 => Some(*n as u64),
-        _ => None,
-    };
-    let word = |given: &Value, words: [&str; 2]| match given {
-        Value::Text(text) if text == words[0] => Some(false),
-        Value::Text(text) if text == words[1] => Some(true),
-        _ => None,
-    };
-    match name {
-        "out_dtype" => match &given {
-            Value::Text(text) => options.out_dtype = Some(dtype::parse(text)?),
-            other => return Err(wrong("the name of a type", other)),
-        },
-        "semantics" => {
-            let mergekit = word(&given, ["paper", "mergekit"]).ok_or_else(|| wrong("'paper' or 'mergekit'", &given))?;
-            options.semantics = if mergekit { Semantics::Mergekit } else { Semantics::Paper };
-        }
-        "nan" => {
-            options.propagate_nan = word(&given, ["error", "propagate"]).ok_or_else(|| wrong("'error' or 'propagate'", &given))?
-        }
-        "missing" => {
-            options.merge_present = word(&given, ["error", "present"]).ok_or_else(|| wrong("'error' or 'present'", &given))?
-        }
-        "overwrite" => match given {
-            Value::Flag(yes) => options.overwrite = yes,
-            other => return Err(wrong("true or false", &other)),
-        },
-        "max_shard_size" => options.max_shard_size = Some(size(&given).ok_or_else(|| wrong("a size like '5GB'", &given))?),
-        "memory_limit" => options.memory_limit = size(&given).ok_or_else(|| wrong("a size like '512MB'", &given))?,
-        "backend" => match &given {
-            Value::Text(text) if text == "auto" => options.backend = Backend::Auto,
-            Value::Text(text) if text == "cpu" => options.backend = Backend::Cpu,
-            Value::Text(text) if text == "gpu" => options.backend = Backend::Gpu,
-            other => return Err(wrong("'auto', 'cpu' or 'gpu'", other)),
-        },
-        _ => return Ok(Some(given)),
-    }
-    Ok(None)
-}
-
-/// Options of the merge, and parameters for all strategies that have them.
-fn options(given: impl IntoIterator<Item = (String, Value)>, rules: &[Rule]) -> Result<Options, (String, Error)> {
-    let mut options = Options::default();
-    for (name, value) in given {
-        let rest = set(&mut options, &name, value).map_err(|e| (name.clone(), e))?;
-        let Some(rest) = rest else { continue };
-        let has =
-            |r: &Rule| lora::is_strategy(&r.strategy) || methods::find(&r.strategy).is_ok_and(|(m, _)| m.param(&name).is_some());
-        let known = rules.iter().any(has);
-        if !known {
-            let error = Error::new(Code::UnknownOption, format!("neither MERGE MODELS nor any strategy here has `{name}`"))
-                .with_help(format!("options are {}, and parameters of the strategies", OPTIONS.join(", ")));
-            return Err((name, error));
-        }
-        options.common.insert(name, rest);
-    }
-    Ok(options)
 }
 
 fn at(name: &Name) -> impl Fn(Error) -> MergeError {
@@ -147,20 +50,15 @@ fn request(models: &Models) -> Result<Request> {
     for source in &models.sources {
         sources.extend(opened(source)?);
     }
-    let base = match &models.base {
-        None => None,
-        Some(source) => {
-            let mut found = opened(source)?;
-            if found.len() != 1 {
-                return Err(at(&source.path)(Error::invalid_argument(format!("the base is {} models", found.len()))));
-            }
-            found.pop()
-        }
-    };
+    let base = models.base.as_ref().map(|source| {
+        let alias = source.alias.as_ref().map(|a| a.value.as_str());
+        open_one(&source.path.value, alias, source.weight).map_err(at(&source.path))
+    });
+    let base = base.transpose()?;
     let mut rules = Vec::new();
     for rule in &models.rules {
-        let adapters = lora::is_strategy(&rule.strategy.value);
-        let method = if adapters { None } else { Some(methods::find(&rule.strategy.value).map_err(at(&rule.strategy))?.0) };
+        let own = takes_any(&rule.strategy.value);
+        let method = if own { None } else { Some(methods::find(&rule.strategy.value).map_err(at(&rule.strategy))?.0) };
         let mut params = Params::new();
         for (name, setting) in &rule.settings {
             // What is wrong with a parameter is found where it stands.
@@ -186,15 +84,6 @@ fn request(models: &Models) -> Result<Request> {
     Ok(Request { models: sources, base, rules, options })
 }
 
-/// Plans a merge of models, or of adapters, whose config comes along.
-fn planned(request: Request) -> Result<(Plan, Option<serde_json::Value>), Error> {
-    if request.rules.iter().any(|rule| lora::is_strategy(&rule.strategy)) {
-        let (plan, config) = lora::plan(request)?;
-        return Ok((plan, Some(config)));
-    }
-    Ok((Plan::new(request)?, None))
-}
-
 /// Runs work that keeps a thread busy.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T> {
     let done = tokio::task::spawn_blocking(work).await;
@@ -208,15 +97,31 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + S
 pub async fn run(context: &MergeContext, explain: bool, models: Models) -> Result<DataFrame> {
     let request = request(&models)?;
     let into = models.into.as_ref().map(|name| PathBuf::from(&name.value));
+    let search = Search::of(&request)?;
     if explain {
-        let rows = blocking(move || Ok(describe(&planned(request)?.0, into.as_deref()))).await?;
-        let (items, details): (Vec<String>, Vec<String>) = rows.into_iter().unzip();
+        let describe = move || {
+            let searched = search.as_ref().map(Search::describe);
+            let plan = planned(search.map_or(request, |s| s.middle()))?.0;
+            let mut rows = describe(&plan, into.as_deref());
+            rows.extend(searched.map(|text| ("search".to_owned(), text)));
+            Ok(rows)
+        };
+        let (items, details): (Vec<String>, Vec<String>) = blocking(describe).await?.into_iter().unzip();
         return Ok(context.session().read_batch(crate::explain::texts(&[("item", items), ("detail", details)])?)?);
     }
-    let shared = context.shared.clone();
+    if let Some(Search { fitness: Fitness::Command(_), .. }) = &search {
+        context.check_commands()?;
+    }
+    let (outer, runtime) = (context.clone(), tokio::runtime::Handle::current());
     let batch = blocking(move || {
+        let shared = outer.shared.clone();
         let companion = request.base.as_ref().or(request.models.first()).map(|m| m.checkpoint.folder().to_owned());
-        let (plan, adapter) = planned(request)?;
+        let (request, note) = match search {
+            Some(search) => found(&outer, &runtime, search, into.as_deref(), companion.as_deref())?,
+            None => (request, None),
+        };
+        let (mut plan, adapter) = planned(request)?;
+        plan.notes.extend(note);
         let sealed = Sealed::new(plan)?;
         let hashes: BTreeMap<String, String> = match &into {
             Some(out) => {
@@ -227,10 +132,79 @@ pub async fn run(context: &MergeContext, explain: bool, models: Models) -> Resul
             None => run::hashes(&sealed)?.into_iter().map(|(name, hash)| (name, hex(&hash))).collect(),
         };
         shared.merging(0, 0);
-        let columns = functions::SUMMARY;
-        rows(&sealed.plan, &columns, |task| Ok(Row::hashed(hashes.get(&task.name).cloned())))
+        Ok((sealed.plan, hashes))
     });
-    Ok(context.session().read_batch(batch.await?)?)
+    let (plan, hashes) = batch.await?;
+    Ok(context.session().read_batch(functions::merged(&plan, &hashes)?)?)
+}
+
+/// Searches for parameters: the request with the best of them, and what is said of it in the model card. Candidates and the journal lie
+/// beside the output, so that a search that was stopped goes on.
+fn found(
+    context: &MergeContext,
+    runtime: &tokio::runtime::Handle,
+    search: Search,
+    into: Option<&Path>,
+    companion: Option<&Path>,
+) -> Result<(Request, Option<String>), Error> {
+    let failed = |path: &Path, e: std::io::Error| Error::new(Code::Io, format!("`{}`: {e}", path.display()));
+    let temporary = tempfile::tempdir().map_err(|e| failed(&std::env::temp_dir(), e))?;
+    let folder = match into {
+        Some(out) => {
+            let mut name = out.as_os_str().to_string_lossy().trim_end_matches('/').to_owned();
+            name.push_str(".search");
+            PathBuf::from(name)
+        }
+        None => temporary.path().to_owned(),
+    };
+    std::fs::create_dir_all(&folder).map_err(|e| failed(&folder, e))?;
+    // The models are hashed once, for all candidates.
+    let first = Sealed::new(planned(search.middle())?.0)?;
+    let (hashes, base) = (first.models, first.base);
+    let (fitness, described) = (search.fitness.clone(), search.describe());
+    let candidate = folder.join("candidate");
+    let judge = |request: &Request, _: usize| {
+        let (mut plan, adapter) = planned(request.clone())?;
+        plan.options.overwrite = true;
+        let sealed = Sealed::with(plan, hashes.clone(), base)?;
+        let extras = Extras { companion: companion.map(Path::to_owned), adapter, ..Extras::default() };
+        model::write(&sealed, &candidate, &extras, |progress| context.shared.merging(progress.done, progress.total))?;
+        match &fitness {
+            Fitness::Command(text) => search::command(text, &candidate),
+            Fitness::Query(text) => runtime.block_on(queried(context, text, &candidate)),
+        }
+    };
+    let found = search.run(&hashes, base.as_ref(), &folder.join("journal"), judge)?;
+    std::fs::remove_dir_all(&folder).map_err(|e| failed(&folder, e))?;
+    let resumed = if found.resumed > 0 { format!(", {} of them judged before", found.resumed) } else { String::new() };
+    let note = format!(
+        "parameters found by {described}: the best of {} candidates{resumed} has fitness {}",
+        found.candidates, found.fitness
+    );
+    Ok((found.request, Some(note)))
+}
+
+/// The number that a query gives for a candidate.
+async fn queried(context: &MergeContext, text: &str, candidate: &Path) -> Result<f64, Error> {
+    let text = text.replace("{}", &candidate.to_string_lossy().replace('\'', "''"));
+    let run = async {
+        let batches = context.sql(&text).await?.collect().await?;
+        let cells: Vec<_> = batches.iter().filter(|b| b.num_columns() > 0).map(|b| (b.num_rows(), b.column(0).clone())).collect();
+        Ok::<_, MergeError>(cells)
+    };
+    // Boxed: a statement that runs statements.
+    let run: std::pin::Pin<Box<dyn Future<Output = _> + Send>> = Box::pin(run);
+    let wrong = |what: String| {
+        Error::invalid_argument(format!("the query of the fitness gives {what}: {text}"))
+            .with_help("it gives one row with one number, greater for better")
+    };
+    let cells = run
+        .await
+        .map_err(|e| Error { message: format!("the query of the fitness: {}", e.0.message), ..Error::new(e.0.code, "") })?;
+    match &cells.iter().filter(|(rows, _)| *rows > 0).collect::<Vec<_>>()[..] {
+        [(1, array)] => crate::columns::value_at(array.as_ref(), 0).to_f64().ok_or_else(|| wrong("no number".to_owned())),
+        other => Err(wrong(format!("{} rows", other.iter().map(|(rows, _)| rows).sum::<usize>()))),
+    }
 }
 
 fn bytes(n: u64) -> String {
@@ -313,8 +287,11 @@ pub async fn merge_config(
 /// As reading them.
 pub async fn report(paths: Vec<String>, base: String) -> Result<String> {
     blocking(move || {
-        let models = models_of(&paths)?;
-        mergeql_tensors::report::html(&models, &base_of(base)?)
+        let mut models = Vec::new();
+        for path in paths {
+            models.extend(open(&path, None, None)?);
+        }
+        mergeql_tensors::report::html(&models, &open_one(&base, None, None)?)
     })
     .await
 }

@@ -219,6 +219,11 @@ impl Tensor {
         Ok(&buffer.values[..n])
     }
 
+    /// The type that its elements are rounded to when they are read, where it is another than its own.
+    pub fn read_as(&self) -> Option<Dtype> {
+        self.rounded
+    }
+
     /// The same tensor, its elements rounded to a type when they are read.
     pub fn rounded(&self, dtype: Dtype) -> Tensor {
         let narrower = dtype != self.dtype && !matches!(dtype, Dtype::F32 | Dtype::F64) && dtype::is_float(self.dtype);

@@ -5,6 +5,7 @@
 //! set gives the same bytes with any number of threads, any size of tiles and any layout of files.
 
 pub mod align;
+mod cache;
 pub mod checkpoint;
 pub mod contribution;
 pub mod dtype;
@@ -22,8 +23,12 @@ pub mod plan;
 pub mod program;
 pub mod reduce;
 pub mod report;
+pub mod request;
 pub mod rng;
 pub mod run;
+#[cfg(feature = "search")]
+pub mod search;
 pub mod select;
 pub mod stats;
+pub mod tables;
 pub mod tokenizer;

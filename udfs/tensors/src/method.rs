@@ -38,6 +38,8 @@ pub enum Kind {
     Word(&'static [&'static str]),
     /// Any name or text.
     Name,
+    /// One or several of them.
+    Names,
     /// A file, or one of each model.
     Files,
 }
@@ -285,8 +287,8 @@ impl Settings {
         }
     }
 
-    /// The files that a parameter names.
-    pub fn files(&self, name: &str) -> Vec<&str> {
+    /// The files or names of a parameter.
+    pub fn texts(&self, name: &str) -> Vec<&str> {
         match self.values.get(name) {
             Some(Value::Text(v)) => vec![v],
             Some(Value::List(values)) => {
@@ -308,7 +310,7 @@ fn check(method: &Method, param: &Param, value: &Value, models: usize) -> Result
         Err(Error::invalid_argument(message).with_help(param.title))
     };
     match (param.kind, value) {
-        (Kind::Files, Value::List(values)) if values.iter().all(|v| matches!(v, Value::Text(_))) => Ok(()),
+        (Kind::Files | Kind::Names, Value::List(values)) if values.iter().all(|v| matches!(v, Value::Text(_))) => Ok(()),
         (_, Value::List(values)) if param.per_model => {
             if values.len() != models {
                 let message = format!("`{}` of `{}` has {} values for {models} models", param.name, method.name, values.len());
@@ -329,8 +331,9 @@ fn check(method: &Method, param: &Param, value: &Value, models: usize) -> Result
         (Kind::Flag, _) => wrong("true or false"),
         (Kind::Word(words), Value::Text(text)) if words.contains(&text.as_str()) => Ok(()),
         (Kind::Word(words), _) => wrong(&words.iter().map(|w| format!("'{w}'")).collect::<Vec<_>>().join(" or ")),
-        (Kind::Name, Value::Text(text)) if !text.is_empty() => Ok(()),
+        (Kind::Name | Kind::Names, Value::Text(text)) if !text.is_empty() => Ok(()),
         (Kind::Name, _) => wrong("a text"),
+        (Kind::Names, _) => wrong("a text, or a list of them"),
         (Kind::Files, Value::Text(_)) => Ok(()),
         (Kind::Files, _) => wrong("the name of a file, or a list of them"),
     }

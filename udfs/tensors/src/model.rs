@@ -99,7 +99,8 @@ pub fn write(sealed: &Sealed, out: &Path, extras: &Extras, report: impl FnMut(Pr
     // What some strategies write along: it goes by the name of the model's file.
     let along = emr::beside(&sealed.plan).map(|plan| {
         let path = if single { out.with_extension("emr.safetensors") } else { out.join("emr.safetensors") };
-        (Sealed { plan, models: sealed.models.clone(), base: sealed.base, set: sealed.set, hash: sealed.hash }, path)
+        let keys = vec![None; plan.tasks.len()];
+        (Sealed { plan, models: sealed.models.clone(), base: sealed.base, set: sealed.set, hash: sealed.hash, keys }, path)
     });
     if let Some((_, path)) = along.as_ref().filter(|(s, path)| path.exists() && !s.plan.options.overwrite) {
         return Err(failed(path, "this file exists").with_help("choose another place, or replace it with WITH (overwrite = true)"));

@@ -80,6 +80,10 @@ pub struct Options {
     pub names: Vec<String>,
     /// Whether matrices are turned onto those of the base first.
     pub align: bool,
+    /// A folder in which merged tensors are kept for the next merge.
+    pub cache: Option<PathBuf>,
+    /// The most bytes in it.
+    pub cache_size: u64,
 }
 
 /// Where elements are computed. The bytes are the same.
@@ -108,6 +112,8 @@ impl Default for Options {
             backend: Backend::Auto,
             names: Vec::new(),
             align: false,
+            cache: None,
+            cache_size: 10_000_000_000,
         }
     }
 }
@@ -304,7 +310,7 @@ pub fn choose(strategy: &str, params: &Params, options: &Options, models: usize,
     let settings = Settings::new(method, &all, options.semantics, models)?;
     let mut sides = BTreeMap::new();
     for param in method.params.iter().filter(|p| p.kind == Kind::Files) {
-        let paths = settings.files(param.name);
+        let paths = settings.texts(param.name);
         if !paths.is_empty() {
             sides.insert(param.name, paths.into_iter().map(|path| files.open(path)).collect::<Result<Vec<_>>>()?);
         }

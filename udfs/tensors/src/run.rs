@@ -1,6 +1,7 @@
 //! Carries a plan out: hashes the contributions, surveys, computes tiles on all threads while the last ones are written, and resumes where a
 //! killed run stopped.
 
+use crate::cache::{Cache, Entry};
 use crate::checkpoint::{Buffer, Checkpoint, Tensor};
 use crate::dtype;
 use crate::method::{Input, Job, Kernel, Prepare, Settings, Survey, Tile, Value};
@@ -17,6 +18,11 @@ use std::path::{Path, PathBuf};
 /// What each gave, or the first error in their order: which thread is faster decides nothing.
 fn in_order<T: Send>(results: impl IndexedParallelIterator<Item = Result<T>>) -> Result<Vec<T>> {
     results.collect::<Vec<_>>().into_iter().collect()
+}
+
+/// Starts the threads that compute, for a host that minds how they start. Without it they start when they are first needed.
+pub fn start_threads() {
+    rayon::current_num_threads();
 }
 
 /// Adds bytes after their length, so that no two lists of parts read alike.
@@ -87,6 +93,8 @@ pub struct Sealed {
     pub set: Hash,
     /// The hash of the set, the base, and all that was chosen for each tensor.
     pub hash: Hash,
+    /// What each tensor depends on, by hash; nothing for those that are copied or were made.
+    pub keys: Vec<Option<Hash>>,
 }
 
 /// The values of a model's own parameters, to tell equal contributions with other parameters apart.
@@ -101,10 +109,17 @@ impl Sealed {
     ///
     /// # Errors
     /// `io`.
-    pub fn new(mut plan: Plan) -> Result<Sealed> {
-        let models: Vec<Hash> =
-            plan.models.iter().map(|m| contribution(&m.name, m.contributed(), m.weight, None)).collect::<Result<_>>()?;
+    pub fn new(plan: Plan) -> Result<Sealed> {
+        let models = plan.models.iter().map(|m| contribution(&m.name, m.contributed(), m.weight, None)).collect::<Result<_>>()?;
         let base = plan.base.as_ref().map(|m| contribution("", &m.checkpoint, None, None)).transpose()?;
+        Sealed::with(plan, models, base)
+    }
+
+    /// The same where the hashes are known: another plan of models that were hashed before.
+    ///
+    /// # Errors
+    /// `io`; `type_mismatch` for copies that differ.
+    pub fn with(mut plan: Plan, models: Vec<Hash>, base: Option<Hash>) -> Result<Sealed> {
         for task in &plan.tasks {
             let How::Copy { from, others } = &task.how else { continue };
             let own = hash_tensor(from, &mut Vec::new())?;
@@ -127,41 +142,64 @@ impl Sealed {
         }
         let mut sides: BTreeMap<PathBuf, Hash> = BTreeMap::new();
         let mut hash = Sha256::new();
-        hash.update(b"mergeql.resolution.1");
+        hash.update(b"mergeql.resolution.2");
         let set = merkle::root(models.clone());
         hash.update(set);
         part(&mut hash, base.as_ref().map_or(&[][..], |b| &b[..]));
         part(&mut hash, plan.context.as_bytes());
+        let mut keys = Vec::new();
         for task in &plan.tasks {
-            part(&mut hash, task.name.as_bytes());
-            part(&mut hash, dtype::name(task.dtype).as_bytes());
-            part(&mut hash, task.strategy().as_bytes());
-            if let How::Merge(merge) = &task.how {
-                part(&mut hash, canonical(merge, false).as_bytes());
-                for (name, files) in merge.sides.iter() {
-                    part(&mut hash, name.as_bytes());
-                    // A file for each model stands with its model.
-                    let of_models = merge.models.iter().filter_map(|m| files.get(m.place));
-                    let in_order: Vec<&Checkpoint> = if files.len() > 1 { of_models.collect() } else { files.iter().collect() };
-                    if files.len() == 1 {
-                        // One file for all goes by the places of the models.
-                        merge.models.iter().for_each(|m| hash.update((m.place as u64).to_le_bytes()));
-                    }
-                    for file in in_order {
-                        if !sides.contains_key(&file.path) {
-                            sides.insert(file.path.clone(), contribution("", file, None, None)?);
-                        }
-                        hash.update(sides[&file.path]);
-                    }
-                }
-                for input in merge.models.iter().chain(&merge.base) {
-                    hash.update(input.hash);
-                    part(&mut hash, input.tensor.name().as_bytes());
-                }
+            let key = task_hash(task, &plan.context, base.as_ref(), &mut sides)?;
+            hash.update(key);
+            keys.push(matches!(task.how, How::Merge(_)).then_some(key));
+        }
+        let hash: Hash = hash.finalize().into();
+        // What looks at all tensors depends on all of them.
+        for (task, key) in plan.tasks.iter().zip(&mut keys) {
+            if let (How::Merge(merge), Some(key)) = (&task.how, key)
+                && merge.surveys()
+            {
+                *key = Sha256::new().chain_update(*key).chain_update(hash).finalize().into();
             }
         }
-        Ok(Sealed { models, base, set, hash: hash.finalize().into(), plan })
+        Ok(Sealed { models, base, set, hash, keys, plan })
     }
+}
+
+/// What a tensor depends on: its contributions, the base, its method and every parameter.
+fn task_hash(task: &Task, context: &str, base: Option<&Hash>, sides: &mut BTreeMap<PathBuf, Hash>) -> Result<Hash> {
+    let mut hash = Sha256::new();
+    part(&mut hash, b"mergeql.tensor.1");
+    part(&mut hash, context.as_bytes());
+    part(&mut hash, base.map_or(&[][..], |b| &b[..]));
+    part(&mut hash, task.name.as_bytes());
+    part(&mut hash, dtype::name(task.dtype).as_bytes());
+    part(&mut hash, task.strategy().as_bytes());
+    let How::Merge(merge) = &task.how else { return Ok(hash.finalize().into()) };
+    part(&mut hash, format!("{:?}", merge.settings.semantics).as_bytes());
+    part(&mut hash, canonical(merge, false).as_bytes());
+    for (name, files) in merge.sides.iter() {
+        part(&mut hash, name.as_bytes());
+        // A file for each model stands with its model.
+        let of_models = merge.models.iter().filter_map(|m| files.get(m.place));
+        let in_order: Vec<&Checkpoint> = if files.len() > 1 { of_models.collect() } else { files.iter().collect() };
+        if files.len() == 1 {
+            // One file for all goes by the places of the models.
+            merge.models.iter().for_each(|m| hash.update((m.place as u64).to_le_bytes()));
+        }
+        for file in in_order {
+            if !sides.contains_key(&file.path) {
+                sides.insert(file.path.clone(), contribution("", file, None, None)?);
+            }
+            hash.update(sides[&file.path]);
+        }
+    }
+    for input in merge.models.iter().chain(&merge.base) {
+        hash.update(input.hash);
+        part(&mut hash, input.tensor.name().as_bytes());
+        part(&mut hash, input.tensor.read_as().map(dtype::name).unwrap_or_default().as_bytes());
+    }
+    Ok(hash.finalize().into())
 }
 
 /// The parameters of a tensor's method, with lists in the order of the contributions.
@@ -240,6 +278,7 @@ impl Device {
         }
     }
 
+    #[cfg_attr(not(feature = "gpu"), allow(unused_variables))]
     fn tile_size(&self, inputs: usize) -> usize {
         match self {
             Device::Cpu => CACHED,
@@ -249,6 +288,7 @@ impl Device {
     }
 
     /// Whether the device computed a tile.
+    #[cfg_attr(not(feature = "gpu"), allow(unused_variables))]
     fn run(&self, program: &Program, tile: &Tile<'_>, out: &mut [f32]) -> bool {
         match self {
             Device::Cpu => false,
@@ -499,18 +539,19 @@ fn copy(task: &Task, from: &Tensor, others: &[Tensor], mut sink: impl FnMut(Vec<
 }
 
 /// A sealed plan with what its methods must know of all tensors, to compute some of them.
-pub struct Surveyed<'a> {
-    plan: &'a Plan,
+pub struct Surveyed {
+    sealed: Sealed,
     found: BTreeMap<usize, (Survey, usize)>,
 }
 
-impl<'a> Surveyed<'a> {
+impl Surveyed {
     /// Looks at all tensors, where a method needs that.
     ///
     /// # Errors
     /// As reading.
-    pub fn new(sealed: &'a Sealed) -> Result<Surveyed<'a>> {
-        Ok(Surveyed { plan: &sealed.plan, found: surveys(&sealed.plan)? })
+    pub fn new(sealed: Sealed) -> Result<Surveyed> {
+        let found = surveys(&sealed.plan)?;
+        Ok(Surveyed { sealed, found })
     }
 
     /// The bytes of a tensor, if they are wanted, and their hash.
@@ -518,16 +559,20 @@ impl<'a> Surveyed<'a> {
     /// # Errors
     /// What the method says, and reading.
     pub fn tensor(&self, index: usize, wanted: bool) -> Result<(Vec<u8>, Hash)> {
-        let (mut bytes, mut hash) = (Vec::new(), Sha256::new());
-        compute(self.plan, &[index], &self.found, |_, part| {
-            hash.update(&part);
-            if wanted {
-                bytes.extend(part);
-            }
-            Ok(())
-        })?;
-        Ok((bytes, hash.finalize().into()))
+        tensor(&self.sealed.plan, &self.found, index, wanted)
     }
+}
+
+fn tensor(plan: &Plan, found: &BTreeMap<usize, (Survey, usize)>, index: usize, wanted: bool) -> Result<(Vec<u8>, Hash)> {
+    let (mut bytes, mut hash) = (Vec::new(), Sha256::new());
+    compute(plan, &[index], found, |_, part| {
+        hash.update(&part);
+        if wanted {
+            bytes.extend(part);
+        }
+        Ok(())
+    })?;
+    Ok((bytes, hash.finalize().into()))
 }
 
 /// The bytes of all tensors, for small models.
@@ -535,8 +580,8 @@ impl<'a> Surveyed<'a> {
 /// # Errors
 /// As [`write`], but for files.
 pub fn resolve(sealed: &Sealed) -> Result<BTreeMap<String, Vec<u8>>> {
-    let surveyed = Surveyed::new(sealed)?;
-    sealed.plan.tasks.iter().enumerate().map(|(i, task)| Ok((task.name.clone(), surveyed.tensor(i, true)?.0))).collect()
+    let (plan, found) = (&sealed.plan, surveys(&sealed.plan)?);
+    plan.tasks.iter().enumerate().map(|(i, task)| Ok((task.name.clone(), tensor(plan, &found, i, true)?.0))).collect()
 }
 
 /// The hash of the bytes of each tensor, which are not kept.
@@ -544,16 +589,45 @@ pub fn resolve(sealed: &Sealed) -> Result<BTreeMap<String, Vec<u8>>> {
 /// # Errors
 /// As [`write`], but for files.
 pub fn hashes(sealed: &Sealed) -> Result<BTreeMap<String, Hash>> {
-    let surveyed = Surveyed::new(sealed)?;
     let mut hashes: BTreeMap<String, Sha256> = sealed.plan.tasks.iter().map(|t| (t.name.clone(), Sha256::new())).collect();
     let all: Vec<usize> = (0..sealed.plan.tasks.len()).collect();
-    compute(&sealed.plan, &all, &surveyed.found, |index, bytes| {
+    produce(sealed, &all, |index, bytes| {
         if let Some(hash) = hashes.get_mut(&sealed.plan.tasks[index].name) {
             hash.update(&bytes);
         }
         Ok(())
     })?;
     Ok(hashes.into_iter().map(|(name, hash)| (name, hash.finalize().into())).collect())
+}
+
+/// Gives the bytes of some tensors away, each in order: from the cache, or computed and put there.
+fn produce(sealed: &Sealed, members: &[usize], mut sink: impl FnMut(usize, Vec<u8>) -> Result<()>) -> Result<()> {
+    let plan = &sealed.plan;
+    let cache = plan.options.cache.as_ref().map(|folder| Cache::open(folder, plan.options.cache_size)).transpose()?;
+    let mut todo = Vec::new();
+    for index in members {
+        let known = cache.as_ref().zip(sealed.keys[*index]).and_then(|(cache, key)| cache.get(&key, plan.tasks[*index].bytes()));
+        match known {
+            Some(entry) => entry.each(|bytes| sink(*index, bytes))?,
+            None => todo.push(*index),
+        }
+    }
+    let surveyed = todo.iter().any(|index| matches!(&plan.tasks[*index].how, How::Merge(merge) if merge.surveys()));
+    let found = if surveyed { surveys(plan)? } else { BTreeMap::new() };
+    let mut entry: Option<(usize, u64, Entry)> = None;
+    compute(plan, &todo, &found, |index, bytes| {
+        if let (Some(cache), Some(key)) = (&cache, &sealed.keys[index]) {
+            let (_, written, mut open) = match entry.take() {
+                Some(open) if open.0 == index => open,
+                _ => (index, 0, cache.entry(key)?),
+            };
+            open.write(&bytes)?;
+            let written = written + bytes.len() as u64;
+            if written == plan.tasks[index].bytes() { open.finish()? } else { entry = Some((index, written, open)) }
+        }
+        sink(index, bytes)
+    })?;
+    cache.map_or(Ok(()), |cache| cache.trim())
 }
 
 /// Computes all tensors into a file (a path that ends in `.safetensors`) or a folder. Files appear whole or not at all; a run that was
@@ -575,7 +649,6 @@ pub fn write(
     let mut writer = Writer::new(layout, &sealed.hash, plan.options.overwrite)?;
     let todo: Vec<usize> = (0..plan.tasks.len()).filter(|i| !writer.has(*i)).collect();
     report(Progress { doing: "survey", tensor: "", done: 0, total });
-    let found = if todo.is_empty() { BTreeMap::new() } else { surveys(plan)? };
     let mut done = (0..plan.tasks.len()).filter(|i| writer.has(*i)).map(|i| plan.tasks[i].bytes()).sum::<u64>();
     // One thread writes and hashes while the others compute; a few parts wait between them.
     std::thread::scope(|scope| {
@@ -589,7 +662,7 @@ pub fn write(
         let mut computing = || -> Result<()> {
             // A writer that has stopped says why itself.
             let stopped = |_| Error::new(Code::Io, "the output can no longer be written");
-            compute(plan, &todo, &found, |index, bytes| {
+            produce(sealed, &todo, |index, bytes| {
                 done += bytes.len() as u64;
                 report(Progress { doing: "merge", tensor: &plan.tasks[index].name, done, total });
                 send.send((index, bytes)).map_err(stopped)

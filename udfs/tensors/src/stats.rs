@@ -115,7 +115,7 @@ pub struct Conflict {
 ///
 /// # Errors
 /// As [`Tensor::read`].
-fn conflict(job: &Job<'_>) -> Result<Conflict> {
+fn conflict_of(job: &Job<'_>) -> Result<Conflict> {
     let models = job.models.len();
     let gram = job.gram(true)?;
     let norms: Vec<f64> = (0..models).map(|i| gram.norm(i)).collect();
@@ -149,32 +149,78 @@ fn conflict(job: &Job<'_>) -> Result<Conflict> {
     })
 }
 
+/// How models differ from what they started from in one tensor; `None` where it isn't one of floats that all have in one shape.
+///
+/// # Errors
+/// As [`Tensor::read`].
+pub fn conflict(models: &[Model], base: &Model, name: &str) -> Result<Option<Conflict>> {
+    let Some(tensor) = base.checkpoint.get(name).filter(|t| dtype::is_float(t.dtype)) else { return Ok(None) };
+    let settings = Settings::new(methods::find("task_arithmetic")?.0, &Params::new(), Semantics::Paper, models.len())?;
+    let input = |(place, model): (usize, &Model)| {
+        let tensor = model.checkpoint.get(name).filter(|t| t.shape == tensor.shape && dtype::is_float(t.dtype))?;
+        Some(Input { tensor: tensor.clone(), hash: [0; 32], place, model: place })
+    };
+    let inputs: Option<Vec<Input>> = models.iter().enumerate().map(input).collect();
+    let Some(inputs) = inputs else { return Ok(None) };
+    let of_base = Input { tensor: tensor.clone(), hash: [0; 32], place: usize::MAX, model: usize::MAX };
+    let job = Job {
+        name,
+        shape: &tensor.shape,
+        models: &inputs,
+        base: Some(&of_base),
+        settings: &settings,
+        sides: Arc::default(),
+        offset: 0,
+        survey: None,
+    };
+    conflict_of(&job).map(Some)
+}
+
 /// How models differ from what they started from: for each tensor of floats that all have in one shape, by name.
 ///
 /// # Errors
 /// As [`Tensor::read`].
 pub fn conflicts(models: &[Model], base: &Model) -> Result<Vec<(String, Conflict)>> {
-    let settings = Settings::new(methods::find("task_arithmetic")?.0, &Params::new(), Semantics::Paper, models.len())?;
-    let mut found = Vec::new();
-    for (name, tensor) in &base.checkpoint.tensors {
-        let input = |(place, model): (usize, &Model)| {
-            let tensor = model.checkpoint.get(name).filter(|t| t.shape == tensor.shape && dtype::is_float(t.dtype))?;
-            Some(Input { tensor: tensor.clone(), hash: [0; 32], place, model: place })
-        };
-        let inputs: Option<Vec<Input>> = models.iter().enumerate().map(input).collect();
-        let Some(inputs) = inputs.filter(|_| dtype::is_float(tensor.dtype)) else { continue };
-        let of_base = Input { tensor: tensor.clone(), hash: [0; 32], place: usize::MAX, model: usize::MAX };
-        let job = Job {
-            name,
-            shape: &tensor.shape,
-            models: &inputs,
-            base: Some(&of_base),
-            settings: &settings,
-            sides: Arc::default(),
-            offset: 0,
-            survey: None,
-        };
-        found.push((name.clone(), conflict(&job)?));
-    }
-    Ok(found)
+    let names = base.checkpoint.tensors.keys();
+    let found = names.map(|name| Ok(conflict(models, base, name)?.map(|found| (name.clone(), found))));
+    Ok(found.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
+}
+
+/// What a merged model kept of what one model changed.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Stability {
+    /// How much of the model's change is in the merged one, along its own direction: 1 for all of it, 0 for nothing, less where it was
+    /// turned round; `None` where the model changed nothing.
+    pub retained: Option<f64>,
+    /// The cosine between the two changes; 0 where one is nothing.
+    pub cosine: f64,
+    /// The length of what separates the merged model from this one.
+    pub drift: f64,
+}
+
+/// Compares the change of a model with that of a merged one; all tensors have one shape.
+///
+/// # Errors
+/// As [`Tensor::read`].
+pub fn stability(model: &Tensor, merged: &Tensor, base: &Tensor) -> Result<Stability> {
+    let sums = reduce::sum(base.len(), 4, |range, (buffers, own, all): &mut ([Buffer; 3], Vec<f32>, Vec<f32>), sums| {
+        let [x, y, z] = buffers;
+        let (model, merged) = (model.view(range.clone(), x)?, merged.view(range.clone(), y)?);
+        let base = base.view(range, z)?;
+        own.clear();
+        own.extend(model.iter().zip(base).map(|(m, b)| m - b));
+        all.clear();
+        all.extend(merged.iter().zip(base).map(|(m, b)| m - b));
+        sums[0] = reduce::dot(own, all);
+        sums[1] = reduce::dot(own, own);
+        sums[2] = reduce::dot(all, all);
+        sums[3] = reduce::lanes(model.iter().zip(merged).map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2)));
+        Ok(())
+    })?;
+    let norms = (sums[1] * sums[2]).sqrt();
+    Ok(Stability {
+        retained: (sums[1] > 0.0).then(|| sums[0] / sums[1]),
+        cosine: if norms > 0.0 { (sums[0] / norms).clamp(-1.0, 1.0) } else { 0.0 },
+        drift: sums[3].sqrt(),
+    })
 }

@@ -165,6 +165,11 @@ const METHOD: crate::method::Method = crate::method::Method {
 
 static LORA: crate::method::Method = METHOD;
 
+/// The parameters of the strategies that merge factors.
+pub fn parameters() -> &'static crate::method::Method {
+    &LORA
+}
+
 /// Plans a merge of adapters; one strategy for all modules, or one by pattern of module names. The factors are small, so they are made here.
 ///
 /// # Errors

@@ -27,7 +27,7 @@ fn tensors(of: &[(&str, Vec<usize>, u64)]) -> Shaped {
     of.iter().map(|(name, shape, seed)| ((*name).to_owned(), (shape.clone(), numbers(*seed, shape.iter().product())))).collect()
 }
 
-fn rule(strategy: &str, params: &[(&str, Value)]) -> Vec<Rule> {
+pub fn rule(strategy: &str, params: &[(&str, Value)]) -> Vec<Rule> {
     let params: Params = params.iter().map(|(k, v)| ((*k).to_owned(), v.clone())).collect();
     vec![Rule { pattern: "*".into(), strategy: strategy.into(), params }]
 }

@@ -8,3 +8,5 @@ mod cases;
 mod gpu;
 mod mergekit;
 mod properties;
+#[cfg(feature = "search")]
+mod search;

@@ -476,3 +476,59 @@ fn a_repeated_model_fits_where_few_are_taken() {
     let twice = ask("nuslerp", &[], &["m0", "m1", "m0"], None);
     assert_eq!(resolve(twice).expect("two models"), resolve(ask("nuslerp", &[], &["m0", "m1"], None)).expect("two models"));
 }
+
+#[test]
+fn what_was_merged_is_kept_for_the_next_merge() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let cache = folder.path().join("cache");
+    let sealed = |models: &[&str], density: f64, scope: &str| {
+        let params = [("density", number(density)), ("scope", Value::Text(scope.into()))];
+        let mut request = ask("ties", &params, models, Some("base"));
+        request.options.cache = Some(cache.clone());
+        Sealed::new(Plan::new(request).expect("a plan")).expect("a set")
+    };
+    let entries = || {
+        let mut all: Vec<_> = std::fs::read_dir(&cache).expect("a cache").map(|e| e.expect("an entry").path()).collect();
+        all.sort();
+        all
+    };
+    let tensors = sealed(&["m0"], 0.5, "tensor").plan.tasks.len();
+    let both = run::hashes(&sealed(&["m0", "m1"], 0.5, "tensor")).expect("hashes");
+    assert_eq!(entries().len(), tensors);
+    let one = run::hashes(&sealed(&["m0"], 0.5, "tensor")).expect("hashes");
+    assert_ne!(one, both);
+    assert_eq!(entries().len(), 2 * tensors);
+    // Adding the model again, in any order, computes nothing: what is in the cache is what comes out, and is checked.
+    let marked = std::time::SystemTime::UNIX_EPOCH;
+    entries()
+        .iter()
+        .for_each(|path| std::fs::File::options().append(true).open(path).and_then(|f| f.set_modified(marked)).expect("a time"));
+    assert_eq!(run::hashes(&sealed(&["m1", "m0"], 0.5, "tensor")).expect("hashes"), both);
+    let used = entries().iter().filter(|p| p.metadata().and_then(|m| m.modified()).expect("a time") != marked).count();
+    assert_eq!((entries().len(), used), (2 * tensors, tensors));
+    for path in entries() {
+        let mut bytes = std::fs::read(&path).expect("an entry");
+        *bytes.last_mut().expect("a byte") ^= 1;
+        std::fs::write(&path, bytes).expect("an entry");
+    }
+    assert_eq!(run::hashes(&sealed(&["m0", "m1"], 0.5, "tensor")).expect("hashes"), both, "a damaged entry is none");
+    // Other parameters are other entries, and what looks at whole models depends on all tensors.
+    let global = run::hashes(&sealed(&["m0", "m1"], 0.5, "model")).expect("hashes");
+    assert_eq!(run::hashes(&sealed(&["m0", "m1"], 0.5, "model")).expect("hashes"), global);
+    assert_eq!(entries().len(), 3 * tensors);
+    // Beyond its size the cache drops what was not used for the longest time.
+    let mut request = ask("linear", &[], &["m0"], None);
+    (request.options.cache, request.options.cache_size) = (Some(cache.clone()), 1);
+    run::hashes(&Sealed::new(Plan::new(request).expect("a plan")).expect("a set")).expect("hashes");
+    assert_eq!(entries().len(), 0);
+}
+
+#[test]
+fn the_semantics_are_part_of_what_a_merge_is() {
+    let hash = |semantics: Semantics| {
+        let mut request = ask("dare_linear", &[("density", number(0.5))], &["m0"], Some("base"));
+        request.options.semantics = semantics;
+        Sealed::new(Plan::new(request).expect("a plan")).expect("a set").hash
+    };
+    assert_ne!(hash(Semantics::Paper), hash(Semantics::Mergekit));
+}
