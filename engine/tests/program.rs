@@ -312,6 +312,10 @@ fn models() -> tempfile::TempDir {
         copy(&format!("inputs/{from}.safetensors"), &format!("adapters/{to}/adapter_model.safetensors"));
         std::fs::write(folder.path().join(format!("adapters/{to}/adapter_config.json")), "{\"lora_alpha\": 8}").unwrap();
     }
+    // What they were trained on: one matrix of zeros.
+    let header = r#"{"q.weight":{"dtype":"F32","shape":[64,48],"data_offsets":[0,12288]}}"#;
+    let bytes = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &[0; 12288]].concat();
+    std::fs::write(folder.path().join("adapters/base.safetensors"), bytes).unwrap();
     std::fs::write(
         folder.path().join("config.yml"),
         "merge_method: task_arithmetic\nbase_model: base.safetensors\nmodels:\n  - model: math.safetensors\n    parameters: {weight: 0.5}\n\
@@ -341,7 +345,7 @@ fn the_page_on_models() {
         }
         ran += 1;
     }
-    assert_eq!(ran, 7);
+    assert_eq!(ran, 13);
     let report = std::fs::read_to_string(folder.path().join("report.html")).unwrap();
     assert!(report.ends_with("</html>\n") && report.matches("<svg").count() == 4 && report.matches("</svg>").count() == 4);
     // What only one of two models has, or has in another shape, is a row without numbers.

@@ -18,7 +18,8 @@ use datafusion::physical_plan::streaming::{PartitionStream, StreamingTableExec};
 use datafusion::prelude::SessionContext;
 use mergeql_tensors::dtype;
 use mergeql_tensors::method::Value;
-use mergeql_tensors::plan::Plan;
+use mergeql_tensors::plan::{How, Plan};
+use mergeql_tensors::run::parameters;
 use mergeql_tensors::tables::{self, Arguments, Function, Rows, type_of};
 use mergeql_udfs::{Error, Value as Cell};
 use std::collections::BTreeMap;
@@ -42,15 +43,18 @@ fn batch(columns: &[&str], rows: Vec<Vec<Cell>>) -> DfResult<RecordBatch> {
     Ok(RecordBatch::try_new_with_options(schema, arrays, &options)?)
 }
 
-/// What MERGE MODELS says: a row for each tensor, with the hash of its bytes.
-pub(super) fn merged(plan: &Plan, hashes: &BTreeMap<String, String>) -> Result<RecordBatch> {
+/// What MERGE MODELS says: a row for each tensor, with the hash of its bytes; with its parameters where they were found by a search.
+pub(super) fn merged(plan: &Plan, hashes: &BTreeMap<String, String>, searched: bool) -> Result<RecordBatch> {
     let row = |task: &mergeql_tensors::plan::Task| {
         let shape = task.shape.iter().map(|n| Cell::Int(*n as i128)).collect();
         vec![
             Cell::text(task.name.as_str()),
             Cell::text(dtype::name(task.dtype)),
             Cell::List(shape),
-            Cell::text(task.strategy()),
+            match &task.how {
+                How::Merge(merge) if searched => Cell::text(format!("{}({})", merge.method.name, parameters(merge))),
+                _ => Cell::text(task.strategy()),
+            },
             hashes.get(&task.name).map_or(Cell::Null, |hash| Cell::text(hash.as_str())),
         ]
     };

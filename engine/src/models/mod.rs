@@ -116,6 +116,7 @@ pub async fn run(context: &MergeContext, explain: bool, models: Models) -> Resul
     let batch = blocking(move || {
         let shared = outer.shared.clone();
         let companion = request.base.as_ref().or(request.models.first()).map(|m| m.checkpoint.folder().to_owned());
+        let searched = search.is_some();
         let (request, note) = match search {
             Some(search) => found(&outer, &runtime, search, into.as_deref(), companion.as_deref())?,
             None => (request, None),
@@ -132,10 +133,10 @@ pub async fn run(context: &MergeContext, explain: bool, models: Models) -> Resul
             None => run::hashes(&sealed)?.into_iter().map(|(name, hash)| (name, hex(&hash))).collect(),
         };
         shared.merging(0, 0);
-        Ok((sealed.plan, hashes))
+        Ok((sealed.plan, hashes, searched))
     });
-    let (plan, hashes) = batch.await?;
-    Ok(context.session().read_batch(functions::merged(&plan, &hashes)?)?)
+    let (plan, hashes, searched) = batch.await?;
+    Ok(context.session().read_batch(functions::merged(&plan, &hashes, searched)?)?)
 }
 
 /// Searches for parameters: the request with the best of them, and what is said of it in the model card. Candidates and the journal lie

@@ -175,6 +175,23 @@ pub async fn run_slt_files(connect: impl Fn() -> Host) {
     assert!(failures.is_empty(), "{} failures\n{}", failures.len(), failures.join("\n\n"));
 }
 
+/// A folder of small models that every user of this machine may read, and text in which `models/` is that folder.
+///
+/// # Panics
+/// If the files cannot be copied.
+pub fn models() -> (tempfile::TempDir, impl Fn(&str) -> String) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let inputs = concat!(env!("CARGO_MANIFEST_DIR"), "/../../udfs/tensors/tests/data/inputs");
+    for name in ["base", "m0", "m1", "m2"] {
+        let file = format!("{name}.safetensors");
+        std::fs::copy(format!("{inputs}/{file}"), folder.path().join(file)).expect("a copy");
+    }
+    #[cfg(unix)]
+    std::fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("rights");
+    let place = format!("{}/", folder.path().display());
+    (folder, move |text: &str| text.replace("models/", &place))
+}
+
 /// One value, as text.
 ///
 /// # Panics

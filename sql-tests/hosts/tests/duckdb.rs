@@ -288,11 +288,67 @@ fn statements_see_what_their_caller_sees() {
     }
 }
 
+/// Files of tensors: the engine's rows, few or many at a time; nothing where files are closed, and the process lives on whatever is asked.
+#[tokio::test(flavor = "multi_thread")]
+async fn files_of_tensors_give_the_engines_rows() {
+    let (folder, placed) = mergeql_host_tests::models();
+    let engine = MergeContext::new(Config::default()).unwrap();
+    // More tensors than a chunk has rows.
+    let names: Vec<String> = (0..3000)
+        .map(|i| format!("\"t{i:04}\":{{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[{},{}]}}", 4 * i, 4 * i + 4))
+        .collect();
+    let header = format!("{{{}}}", names.join(","));
+    let bytes = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &[0; 12000]].concat();
+    std::fs::write(folder.path().join("many.safetensors"), bytes).unwrap();
+    std::fs::write(folder.path().join("broken.safetensors"), [1, 0, 0, 0, 0, 0, 0, 0xff, b'{']).unwrap();
+    let three = "['models/m0.safetensors', 'models/m1.safetensors', 'models/m2.safetensors']";
+    let queries = [
+        "SELECT count(*) AS n, max(tensor) AS last FROM read_safetensors('models/many.safetensors')".to_owned(),
+        "SELECT tensor, CAST(round(std * 1e9) AS BIGINT) AS std, bytes FROM read_safetensors('models/m*.safetensors') ORDER BY file, tensor LIMIT 20".to_owned(),
+        format!("SELECT tensor, sha256 FROM merge_models({three}, strategy := 'dare_ties', base := 'models/base.safetensors', density := [0.5, 0.4, 0.9], seed := 7) ORDER BY tensor"),
+        format!("SELECT tensor, sha256 FROM merge_models({three}) ORDER BY tensor"),
+        format!("SELECT tensor, CAST(round(sign_conflict * 1e9) AS BIGINT) AS c FROM tensor_conflicts({three}, base := 'models/base.safetensors') ORDER BY tensor"),
+        format!("SELECT model, CAST(round(sum(drift) * 1e6) AS BIGINT) AS d FROM tensor_stability({three}, merged := 'models/m2.safetensors', base := 'models/base.safetensors') GROUP BY model ORDER BY model"),
+    ];
+    for python in pythons() {
+        let mut host = start(&python, 4);
+        for query in &queries {
+            let query = placed(query);
+            let batches = engine.sql(&query).await.unwrap().collect().await.unwrap();
+            let cell = |batch: &mergeql::datafusion::arrow::array::RecordBatch, row: usize, column: usize| {
+                Some(mergeql::columns::value_at(batch.column(column).as_ref(), row).to_string())
+            };
+            let rows = |batch: &mergeql::datafusion::arrow::array::RecordBatch| -> Vec<Vec<Option<String>>> {
+                (0..batch.num_rows()).map(|row| (0..batch.num_columns()).map(|column| cell(batch, row, column)).collect()).collect()
+            };
+            let expected: Vec<Vec<Option<String>>> = batches.iter().flat_map(rows).collect();
+            assert_eq!(host.query(&query).unwrap().unwrap(), expected, "{query}");
+        }
+        for (query, said) in [
+            ("FROM read_safetensors('models/broken.safetensors')", "error[io]"),
+            ("FROM read_safetensors(NULL)", "is NULL"),
+            ("FROM read_safetensors([1, 2])", "a list of files"),
+            ("FROM merge_models(['models/m0.safetensors'], strategy := 'tees')", "did you mean `ties`?"),
+            (
+                "FROM merge_models(['models/m0.safetensors'], strategy := 'ties', base := 'models/base.safetensors', density := 'half')",
+                "a number from 0 to 1",
+            ),
+        ] {
+            let refused = host.query(&placed(query)).unwrap_err();
+            assert!(refused.0.contains(said), "{query}: {refused}");
+        }
+        host.execute("SET enable_external_access = false").unwrap();
+        let refused = host.query(&placed("FROM read_safetensors('models/m0.safetensors')")).unwrap_err();
+        assert!(refused.0.contains("enable_external_access is off"), "{refused}");
+    }
+}
+
 /// Every block of the DuckDB page runs, and gives what the page says.
 #[test]
 fn the_page_says_what_comes_out() {
     let page = include_str!("../../../docs/hosts/duckdb.md");
     let extension = std::env::var("MERGEQL_DUCKDB_EXTENSION").unwrap();
+    let (_folder, placed) = mergeql_host_tests::models();
     for python in pythons() {
         let mut host = start(&python, 2);
         let mut script = String::new();
@@ -326,6 +382,7 @@ fn the_page_says_what_comes_out() {
             }
             assert_eq!(block.language, "sql");
             let mut gives = String::new();
+            let code = placed(&code);
             for statement in mergeql_lang::split(&code).unwrap() {
                 match host.query(statement) {
                     Ok(rows) => rows.into_iter().flatten().for_each(|row| {

@@ -460,6 +460,47 @@ fn a_statement_runs_nothing_but_itself() {
     }
 }
 
+/// Files of the server are open to whom the server opens them; threads that compute hear no signal, so that a backend is still cancelled.
+#[test]
+fn files_of_tensors_need_the_right_to_files() {
+    let mut host = cluster().host();
+    let (_folder, placed) = mergeql_host_tests::models();
+    host.raw("CREATE ROLE modest").unwrap();
+    let query = placed(
+        "SELECT count(sha256) FROM merge_models(ARRAY['models/m0.safetensors', 'models/m1.safetensors'], base => 'models/base.safetensors', strategy => 'ties')",
+    );
+    assert_eq!(one(&mut host, &query), "3");
+    host.raw("SET ROLE modest").unwrap();
+    let refused = host.query_raw(&query).unwrap_err();
+    assert!(refused.0.contains("not open to this role"), "{refused}");
+    host.raw("RESET ROLE; GRANT pg_read_server_files TO modest; SET ROLE modest").unwrap();
+    assert_eq!(one_raw(&mut host, "public", &query), "3");
+    host.raw("RESET ROLE").unwrap();
+    for (query, said) in [
+        ("SELECT * FROM read_safetensors('nope.safetensors')", "there is no such file"),
+        ("SELECT * FROM read_safetensors(NULL::text)", "needs files"),
+        ("SELECT * FROM merge_models('models/m0.safetensors', parameters => '[1]')", "no JSON object"),
+        ("SELECT * FROM merge_models('models/m0.safetensors', parameters => '{\"densty\": 1}')", "unknown_option"),
+        ("SELECT read_safetensors('models/m0.safetensors')", "asked for in FROM"),
+    ] {
+        match host.query_raw(&placed(query)) {
+            Err(refused) => assert!(refused.0.contains(said), "{query}: {refused}"),
+            // Rows in the list of columns are Postgres' own affair.
+            Ok(_) => assert!(query.starts_with("SELECT read"), "{query}"),
+        }
+    }
+    // Some columns are costly, and NULL where nobody asked for them.
+    let row = "SELECT concat_ws('|', count(*), count(norm), count(\"offset\")) FROM read_safetensors(";
+    assert_eq!(one_raw(&mut host, "public", &placed(&format!("{row}'models/m0.safetensors')"))), "3|0|3");
+    assert_eq!(one_raw(&mut host, "public", &placed(&format!("{row}'models/m*.safetensors', statistics => true)"))), "9|9|9");
+    host.raw("SET statement_timeout = 300").unwrap();
+    let slow = "SELECT count(a.norm) FROM generate_series(1, 1000000) AS g, LATERAL read_safetensors(repeat('', g) || 'models/m0.safetensors', statistics => true) AS a";
+    let cancelled = host.query_raw(&placed(slow)).unwrap_err();
+    assert!(cancelled.0.contains("statement timeout"), "{cancelled}");
+    host.raw("RESET statement_timeout").unwrap();
+    assert_eq!(one(&mut host, "SELECT 1"), "1");
+}
+
 /// Errors are Postgres' own: SQLSTATE, DETAIL with the place, HINT.
 #[test]
 fn errors_say_what_and_where() {
@@ -719,10 +760,12 @@ fn states_are_values_of_postgres() {
 #[test]
 fn the_page_says_what_comes_out() {
     let mut host = cluster().host();
-    for block in blocks(include_str!("../../../docs/hosts/postgres.md")) {
+    let (_folder, placed) = mergeql_host_tests::models();
+    for mut block in blocks(include_str!("../../../docs/hosts/postgres.md")) {
         if block.language != "sql" {
             continue;
         }
+        block.code = placed(&block.code);
         let Some(expected) = block.expected else {
             host.raw(&block.code).unwrap_or_else(|e| panic!("{}: {e}", block.code));
             continue;

@@ -1,5 +1,6 @@
 //! Numbers as checkpoints store them: read into f32, and rounded once on the way out (to nearest, ties to even).
 
+use crate::simd::vectors;
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 use mergeql_udfs::{Error, Result};
@@ -64,9 +65,9 @@ pub fn decode(dtype: Dtype, bytes: &[u8], out: &mut [f32]) -> Result<()> {
         Dtype::F32 => out.iter_mut().zip(chunks(bytes)).for_each(|(o, b)| *o = f32::from_le_bytes(b)),
         Dtype::F64 => out.iter_mut().zip(chunks(bytes)).for_each(|(o, b)| *o = f64::from_le_bytes(b) as f32),
         // bf16 is the upper half of f32.
-        Dtype::BF16 => {
-            out.iter_mut().zip(chunks(bytes)).for_each(|(o, b)| *o = f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16))
-        }
+        Dtype::BF16 => vectors(|| {
+            out.iter_mut().zip(chunks(bytes)).for_each(|(o, b)| *o = f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16));
+        }),
         Dtype::F16 => {
             let halves: Vec<f16> = chunks(bytes).map(f16::from_le_bytes).collect();
             halves.convert_to_f32_slice(out);
@@ -83,7 +84,7 @@ pub fn not_finite(dtype: Dtype, bytes: &[u8]) -> Option<usize> {
     // An exponent of all ones; whole blocks are looked through with vectors before the place is sought.
     fn find<const N: usize>(bytes: &[u8], bad: impl Fn([u8; N]) -> bool) -> Option<usize> {
         let any = |block: &[u8]| chunks(block).fold(false, |any, b| any | bad(b));
-        let at = bytes.chunks(4096).position(any)?;
+        let at = vectors(|| bytes.chunks(4096).position(any))?;
         chunks(&bytes[at * 4096..]).position(bad).map(|inside| at * (4096 / N) + inside)
     }
     match dtype {
@@ -110,7 +111,9 @@ pub fn encode(dtype: Dtype, values: &[f32], out: &mut Vec<u8>) -> Result<()> {
         Dtype::BF16 => {
             let from = out.len();
             out.resize(from + 2 * values.len(), 0);
-            out[from..].chunks_exact_mut(2).zip(values).for_each(|(o, v)| o.copy_from_slice(&to_bf16(*v).to_le_bytes()));
+            vectors(|| {
+                out[from..].chunks_exact_mut(2).zip(values).for_each(|(o, v)| o.copy_from_slice(&to_bf16(*v).to_le_bytes()));
+            });
         }
         Dtype::F16 => values.iter().for_each(|v| out.extend(f16::from_f32(*v).to_le_bytes())),
         Dtype::F8_E5M2 => out.extend(values.iter().map(|v| to_f8(*v, 2))),
@@ -121,6 +124,7 @@ pub fn encode(dtype: Dtype, values: &[f32], out: &mut Vec<u8>) -> Result<()> {
 }
 
 /// The upper half, rounded to nearest with ties to even; NaN stays NaN. Without branches, so that it runs on vectors.
+#[inline(always)]
 fn to_bf16(v: f32) -> u16 {
     let bits = v.to_bits();
     let rounded = (bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16) as u16;

@@ -29,6 +29,7 @@ pub mod run;
 #[cfg(feature = "search")]
 pub mod search;
 pub mod select;
+mod simd;
 pub mod stats;
 pub mod tables;
 pub mod tokenizer;

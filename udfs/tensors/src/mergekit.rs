@@ -3,6 +3,7 @@
 
 use crate::checkpoint::Checkpoint;
 use crate::dtype;
+use crate::lora;
 use crate::method::{Base, Input, Kind, Method, Params, Semantics, Value};
 use crate::methods;
 use crate::model::{self, Extras, Merged};
@@ -52,6 +53,8 @@ pub struct Stage {
     pub layers: Option<usize>,
     /// The tokens of the output, where the config asks for a tokenizer.
     pub tokens: Option<Tokens>,
+    /// The template of chats, where the config asks for one.
+    pub chat_template: Option<String>,
 }
 
 impl Config {
@@ -151,6 +154,36 @@ fn layer_of(name: &str) -> Option<(&str, usize, &str)> {
 /// Whether a tensor outside of the layers comes before them.
 fn is_first(name: &str) -> bool {
     ["embed", "wte", "wpe", "word_embeddings", "tok_embeddings"].iter().any(|part| name.contains(part))
+}
+
+/// The template of chats that a config asks for: the one that it holds, or with `auto` that of most models.
+fn chat_template(wanted: &str, models: &[Model], notes: &mut Vec<String>) -> Result<Option<String>> {
+    if wanted.contains('{') {
+        return Ok(Some(wanted.to_owned()));
+    }
+    if wanted != "auto" {
+        return Err(Error::new(Code::Unsupported, format!("the template `{wanted}` is not built in"))
+            .with_help("write the template itself, in Jinja; or 'auto', for that of most models"));
+    }
+    let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+    for model in models {
+        let folder = model.checkpoint.folder();
+        let of_config = || -> Option<String> {
+            let text = std::fs::read_to_string(folder.join("tokenizer_config.json")).ok()?;
+            let config: Json = serde_json::from_str(&text).ok()?;
+            config["chat_template"].as_str().map(str::to_owned)
+        };
+        if let Some(template) = std::fs::read_to_string(folder.join("chat_template.jinja")).ok().or_else(of_config) {
+            *counts.entry(template).or_default() += 1;
+        }
+    }
+    // Of two as common the one whose bytes come first, whatever the order of the models.
+    let most = counts.values().max().copied();
+    let found = counts.into_iter().find(|(_, count)| Some(*count) == most).map(|(template, _)| template);
+    if found.is_none() {
+        notes.push("no model has a template of chats, and so the result has none".into());
+    }
+    Ok(found)
 }
 
 fn text_of(json: &Json, what: &str) -> Result<String> {
@@ -254,17 +287,32 @@ impl<'a> Planner<'a> {
         if let Some(at) = self.models.iter().position(|m| m.name == name) {
             return Ok(at);
         }
-        let path = self.path(name);
-        let checkpoint = Checkpoint::open(&path).map_err(|e| {
+        // An adapter after its base: `model+adapter`.
+        let model = match name.split_once('+').filter(|_| !self.path(name).exists()) {
+            Some((base, adapter)) => {
+                let (base, adapter) = (self.open(base)?, self.open(adapter)?);
+                let mut tensors = base.tensors.clone();
+                tensors.extend(adapter.tensors.clone());
+                let source = Checkpoint { path: base.path.clone(), tensors, metadata: adapter.metadata.clone() };
+                let Model { checkpoint, .. } = lora::applied(Model::new(name, adapter), &base)?;
+                let checkpoint = Checkpoint { path: base.path, ..checkpoint };
+                Model { source: Some(Box::new(source)), ..Model::new(name, checkpoint) }
+            }
+            None => Model::new(name, self.open(name)?),
+        };
+        self.models.push(model);
+        Ok(self.models.len() - 1)
+    }
+
+    fn open(&self, name: &str) -> Result<Checkpoint> {
+        Checkpoint::open(self.path(name)).map_err(|e| {
             let below = if self.folder.as_os_str().is_empty() {
                 "the current folder".to_owned()
             } else {
                 self.folder.display().to_string()
             };
             e.with_help(format!("`{name}` is a folder or a file below {below}; models are not downloaded"))
-        })?;
-        self.models.push(Model::new(name, checkpoint));
-        Ok(self.models.len() - 1)
+        })
     }
 
     /// How many layers a model has: what its config says, or what its tensors show.
@@ -464,14 +512,15 @@ impl<'a> Planner<'a> {
             return Err(wrong(format!("tensor `{}` would be made twice", twice[0].name)));
         }
         let layers = (out_layer > 0).then_some(out_layer);
-        if self.config.get("chat_template").is_some_and(|t| !t.is_null()) {
-            notes.push("chat_template has no effect: the base's tokenizer files are copied along".into());
-        }
+        let chat_template = match self.config.get("chat_template").filter(|t| !t.is_null()) {
+            Some(wanted) => chat_template(&text_of(wanted, "chat_template")?, &self.models, &mut notes)?,
+            None => None,
+        };
         let context = tokens.as_ref().map(Tokens::describe).unwrap_or_default();
         let base = base.map(|at| self.models[at].clone());
         let name = self.config.get("name").and_then(Json::as_str).map(str::to_owned);
         let plan = Plan { models: self.models, base, tasks, options, notes, context };
-        Ok(Stage { name, plan, companion, layers, tokens })
+        Ok(Stage { name, plan, companion, layers, tokens, chat_template })
     }
 
     fn statement(&self, out: &str) -> Option<String> {
@@ -541,6 +590,7 @@ pub fn run(text: &str, folder: &Path, out: &Path, options: &Options, mut report:
             layers: stage.layers,
             tokenizer: stage.tokens.map(|t| (t.tokenizer().clone(), t.rows)),
             adapter: None,
+            chat_template: stage.chat_template,
         };
         let merged = model::write(&Sealed::new(plan)?, &into, &extras, &mut report)?;
         if last {

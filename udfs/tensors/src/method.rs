@@ -6,6 +6,7 @@ use crate::checkpoint::{Buffer, Checkpoint, Tensor};
 use crate::program::{Inputs, Program};
 use crate::reduce;
 use crate::select::Cut;
+use crate::simd::vectors;
 use mergeql_udfs::{Code, Error, Result};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -492,8 +493,8 @@ impl<'a> Job<'a> {
         let Pair { model, base, delta } = pair;
         let model = self.models[i].tensor.view(range.clone(), model)?;
         let base = self.base()?.view(range, base)?;
-        delta.clear();
-        delta.extend(model.iter().zip(base).map(|(m, b)| m - b));
+        delta.resize(model.len(), 0.0);
+        vectors(|| delta.iter_mut().zip(model.iter().zip(base)).for_each(|(d, (m, b))| *d = m - b));
         Ok(delta)
     }
 
@@ -566,6 +567,11 @@ impl<'a> Job<'a> {
 
 /// Sums over the models of a tile.
 pub fn combine(tile: &Tile<'_>, factors: &[f32], tasks: bool, out: &mut [f32]) {
+    vectors(|| combined(tile, factors, tasks, out));
+}
+
+#[inline(always)]
+fn combined(tile: &Tile<'_>, factors: &[f32], tasks: bool, out: &mut [f32]) {
     out.fill(0.0);
     for (i, (model, factor)) in tile.models.iter().zip(factors).enumerate() {
         match (tasks, i) {

@@ -21,6 +21,8 @@ pub struct Extras {
     pub layers: Option<usize>,
     /// The tokenizer, and how many rows the embeddings have.
     pub tokenizer: Option<(Json, usize)>,
+    /// The template of chats, in the place of the companion's.
+    pub chat_template: Option<String>,
     /// The config of an adapter, whose tensors are in `adapter_model.safetensors`.
     pub adapter: Option<Json>,
 }
@@ -129,18 +131,30 @@ fn companions(sealed: &Sealed, out: &Path, extras: &Extras) -> Result<()> {
     let entries = std::fs::read_dir(folder).map_err(|e| failed(folder, e))?;
     let mut names: Vec<String> =
         entries.filter_map(|e| e.ok()?.file_name().into_string().ok()).filter(|name| goes_along(name)).collect();
+    if let Some(template) = &extras.chat_template {
+        names.retain(|name| !name.starts_with("chat_template"));
+        save(&out.join("chat_template.jinja"), template)?;
+    }
     names.sort();
     for name in names {
         let from = folder.join(&name);
         let bytes = std::fs::read(&from).map_err(|e| failed(&from, e))?;
         let changed = match name.as_str() {
             "config.json" => Some(config(sealed, extras, &from, &bytes)?),
+            "tokenizer_config.json" if extras.chat_template.is_some() => Some(without_template(&from, &bytes)?),
             "tokenizer.json" => extras.tokenizer.as_ref().map(|(tokenizer, _)| format!("{tokenizer:#}\n")),
             _ => None,
         };
         save(&out.join(&name), changed.map_or(bytes, String::into_bytes))?;
     }
     Ok(())
+}
+
+/// The tokenizer's config without a template, which is in a file of its own.
+fn without_template(path: &Path, bytes: &[u8]) -> Result<String> {
+    let mut config: Json = serde_json::from_slice(bytes).map_err(|e| failed(path, e))?;
+    config.as_object_mut().map(|config| config.remove("chat_template"));
+    Ok(format!("{config:#}\n"))
 }
 
 /// The config with what the merge changed: layers, tokens, type.

@@ -1,6 +1,7 @@
 //! Sums over a tensor in one fixed shape: blocks of [`BLOCK`] elements in f64, combined pairwise in the order of their index.
 //! Threads and tiles share the blocks out; they do not change the shape.
 
+use crate::simd::vectors;
 use mergeql_udfs::Result;
 use rayon::prelude::*;
 use std::ops::Range;
@@ -49,6 +50,11 @@ pub fn lanes(values: impl Iterator<Item = f64>) -> f64 {
 
 /// The dot product of two stretches.
 pub fn dot(a: &[f32], b: &[f32]) -> f64 {
+    vectors(|| dot_of(a, b))
+}
+
+#[inline(always)]
+fn dot_of(a: &[f32], b: &[f32]) -> f64 {
     let mut sums = [0.0f64; 8];
     let (heads, tails) = (a.chunks_exact(8).zip(b.chunks_exact(8)), a.len() / 8 * 8);
     for (x, y) in heads {

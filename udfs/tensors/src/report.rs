@@ -55,7 +55,7 @@ fn heatmap(rows: &[String], columns: &[String], value: impl Fn(usize, usize) -> 
                 let _ = write!(
                     svg,
                     "<g><title>{}, {}: {v:.4}</title><rect x=\"{x}\" y=\"{y}\" width=\"{CELL}\" height=\"{CELL}\" fill=\"{}\" stroke=\"#ddd\"/>\
-                     <text x=\"{}\" y=\"{}\" text-anchor=\"middle\" fill=\"{text}\" font-size=\"9\">{v:.2}</text></g>",
+                     <text x=\"{}\" y=\"{}\" text-anchor=\"middle\" style=\"fill:{text};font-size:9px\">{v:.2}</text></g>",
                     escaped(name),
                     escaped(column),
                     color(scale(v)),

@@ -1,8 +1,11 @@
-//! Exact order statistics without sorting: the element at a rank, by (key, index) ascending, found by two histograms of 16 bits.
+//! Exact order statistics without sorting: the element at a rank, by (key, index) ascending. A sample says between which keys it will be; one
+//! pass counts what lies below and keeps the few between. Where the sample misled, or the few are many, two histograms of 16 bits find it.
 
+use crate::simd::vectors;
 use mergeql_udfs::Result;
 use rayon::prelude::*;
 use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// A place in the order of (key, index): what lies before it, and what does not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,13 +44,17 @@ impl Cut {
         if self.all {
             return out.fill(1.0);
         }
-        let (n, mut tied) = (values.len().min(out.len()), false);
+        let n = values.len().min(out.len());
         let (values, out) = (&values[..n], &mut out[..n]);
-        for at in 0..n {
-            let own = key(values[at]);
-            out[at] = if own < self.key { 1.0 } else { 0.0 };
-            tied |= own == self.key;
-        }
+        let tied = vectors(|| {
+            let mut tied = false;
+            for at in 0..n {
+                let own = key(values[at]);
+                out[at] = if own < self.key { 1.0 } else { 0.0 };
+                tied |= own == self.key;
+            }
+            tied
+        });
         // All that are tied lie on one side, unless the cut goes through here.
         if tied && self.index > start {
             for at in 0..n.min(self.index - start) {
@@ -60,19 +67,28 @@ impl Cut {
 }
 
 /// A key that orders floats of one sign by magnitude, ascending.
+#[inline(always)]
 pub fn small_first(v: f32) -> u32 {
     v.to_bits() & 0x7fff_ffff
 }
 
 /// The same, descending.
+#[inline(always)]
 pub fn great_first(v: f32) -> u32 {
     0x7fff_ffff - small_first(v)
 }
 
 /// A key that orders floats by value, ascending.
+#[inline(always)]
 pub fn by_value(v: f32) -> u32 {
     let bits = v.to_bits();
     if bits >> 31 == 1 { !bits } else { bits | 0x8000_0000 }
+}
+
+/// Writes the keys of some values.
+pub fn keys_of(values: &[f32], key: impl Fn(f32) -> u32, out: &mut Vec<u32>) {
+    out.resize(values.len(), 0);
+    vectors(|| out.iter_mut().zip(values).for_each(|(o, v)| *o = key(*v)));
 }
 
 /// The float of a key of [`by_value`].
@@ -121,6 +137,9 @@ fn locate<S: Default + Send>(
 ) -> Result<Cut> {
     if n == 0 {
         return Ok(Cut::NONE);
+    }
+    if let Some(cut) = between(n, k, &keys)? {
+        return Ok(cut);
     }
     let tiles = || (0..n.div_ceil(TILE)).into_par_iter().map(|i| i * TILE..((i + 1) * TILE).min(n));
     let count = |of: &(dyn Fn(u32) -> Option<u16> + Sync)| -> Result<Vec<u64>> {
@@ -181,9 +200,112 @@ fn locate<S: Default + Send>(
     Ok(Cut { key: key.saturating_add(1), index: 0, all: key == u32::MAX })
 }
 
+/// Keys that are looked at first, in this many runs.
+const RUNS: usize = 256;
+const RUN: usize = 256;
+/// Keys that are kept at most.
+const KEPT: usize = 1 << 23;
+
+/// The cut, if the sample leads to it.
+fn between<S: Default + Send>(
+    n: usize,
+    k: usize,
+    keys: &(impl Fn(Range<usize>, &mut Vec<u32>, &mut S) -> Result<()> + Sync),
+) -> Result<Option<Cut>> {
+    const TILE: usize = 1 << 15;
+    const SAMPLE: usize = RUNS * RUN;
+    if n < 4 * SAMPLE {
+        return Ok(None);
+    }
+    let (mut buffer, mut scratch, mut sample) = (Vec::new(), S::default(), Vec::with_capacity(SAMPLE));
+    for run in 0..RUNS {
+        let start = run * (n / RUNS);
+        keys(start..start + RUN, &mut buffer, &mut scratch)?;
+        sample.extend_from_slice(&buffer);
+    }
+    sample.sort_unstable();
+    let (at, slack) = ((k as u128 * SAMPLE as u128 / n as u128) as usize, SAMPLE / 64);
+    let low = if at < slack { 0 } else { sample[at - slack] };
+    let high = sample.get(at + slack).copied().unwrap_or(u32::MAX);
+    // Of each tile: how many keys are lower, and those between.
+    let kept = AtomicUsize::new(0);
+    let tiles = (0..n.div_ceil(TILE)).into_par_iter().map_init(
+        || (Vec::new(), S::default(), vec![0u32; TILE]),
+        |(buffer, scratch, room), tile| -> Result<(usize, Vec<u32>)> {
+            if kept.load(Ordering::Relaxed) > KEPT {
+                return Ok((0, Vec::new()));
+            }
+            keys(tile * TILE..((tile + 1) * TILE).min(n), buffer, scratch)?;
+            let below = vectors(|| buffer.iter().map(|key| u32::from(*key < low)).sum::<u32>()) as usize;
+            let mut len = 0;
+            for key in buffer.iter() {
+                room[len] = *key;
+                len += usize::from(*key >= low && *key <= high);
+            }
+            kept.fetch_add(len, Ordering::Relaxed);
+            Ok((below, room[..len].to_vec()))
+        },
+    );
+    let tiles: Vec<(usize, Vec<u32>)> = tiles.collect::<Result<_>>()?;
+    let kept = kept.into_inner();
+    let below: usize = tiles.iter().map(|(below, _)| below).sum();
+    if kept > KEPT || k < below || k - below >= kept {
+        return Ok(None);
+    }
+    let mut all: Vec<u32> = tiles.iter().flat_map(|(_, keys)| keys).copied().collect();
+    let rank = k - below;
+    let key = *all.select_nth_unstable(rank).1;
+    // Of equal keys the first by index lie before the cut.
+    let mut left = rank - all.iter().filter(|other| **other < key).count();
+    if left == 0 {
+        return Ok(Some(Cut::at(key, 0)));
+    }
+    for (tile, (_, own)) in tiles.iter().enumerate() {
+        let count = own.iter().filter(|other| **other == key).count();
+        if left < count {
+            let start = tile * TILE;
+            keys(start..(start + TILE).min(n), &mut buffer, &mut scratch)?;
+            let place = buffer.iter().enumerate().filter(|(_, other)| **other == key).nth(left);
+            return Ok(Some(Cut::at(key, start + place.map_or(0, |(i, _)| i))));
+        }
+        left -= count;
+    }
+    Ok(None)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// What a sample leads to is what the histograms find: few and many ties, sorted values, a sample that misleads.
+    #[test]
+    fn a_sample_changes_no_cut() {
+        let n = 600_000;
+        let random = |i: usize| (i as u32).wrapping_mul(2_654_435_761) >> 8;
+        let kinds: [(&str, Vec<u32>); 5] = [
+            ("random", (0..n).map(random).collect()),
+            ("tied", (0..n).map(|i| random(i) % 50).collect()),
+            ("equal", vec![7; n]),
+            ("sorted", (0..n).map(|i| i as u32).collect()),
+            // The runs that are looked at hold nothing but zeros.
+            ("misleading", (0..n).map(|i| if i % (n / RUNS) < RUN { 0 } else { random(i) }).collect()),
+        ];
+        for (kind, values) in kinds {
+            let keys = |range: Range<usize>, out: &mut Vec<u32>, _: &mut ()| {
+                out.clear();
+                out.extend(&values[range]);
+                Ok(())
+            };
+            let mut order: Vec<usize> = (0..n).collect();
+            order.sort_by_key(|i| (values[*i], *i));
+            for k in [1, 2, 1000, n / 3, n / 2, n - 2, n - 1] {
+                let cut = locate(n, k, keys).expect("no errors");
+                let before = (0..n).filter(|i| cut.after(values[*i], *i)).count();
+                assert_eq!(before, k, "{kind} {k}");
+                assert!(cut.after(values[order[k - 1]], order[k - 1]) && !cut.after(values[order[k]], order[k]), "{kind} {k}");
+            }
+        }
+    }
 
     #[test]
     fn exactly_k_lie_before_the_cut_whatever_is_tied() {

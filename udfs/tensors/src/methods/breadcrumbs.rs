@@ -55,8 +55,7 @@ fn prepare<'a>(job: &'a Job<'a>, consensus: bool) -> Result<Kernel<'a>> {
         let first = n.saturating_sub(keep + top);
         let cut = |k: usize| {
             select::first(n, k, |range, keys, pair: &mut Pair| {
-                keys.clear();
-                keys.extend(job.delta(i, range, pair)?.iter().map(|d| select::small_first(*d)));
+                select::keys_of(job.delta(i, range, pair)?, select::small_first, keys);
                 Ok(())
             })
         };

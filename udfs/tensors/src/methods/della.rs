@@ -71,20 +71,55 @@ impl Rows {
     }
 }
 
-/// The probability of each entry of whole rows.
-fn probabilities(rows: Rows, density: f64, epsilon: f64, delta: &[f32], out: &mut [f32]) {
-    let mut order: Vec<(u32, u32)> = Vec::with_capacity(rows.length);
+/// Sorts (key, place) pairs, packed into one number each, by key, and leaves equal keys as they stand: a radix sort by bytes. `room` is as long.
+fn sort_by_key(pairs: &mut Vec<u64>, room: &mut Vec<u64>) {
+    let mut counts = [[0u32; 256]; 4];
+    for pair in pairs.iter() {
+        for (byte, counts) in counts.iter_mut().enumerate() {
+            counts[(pair >> (32 + 8 * byte)) as usize & 0xff] += 1;
+        }
+    }
+    for (byte, counts) in counts.iter_mut().enumerate() {
+        if counts.iter().any(|count| *count as usize == pairs.len()) {
+            continue;
+        }
+        let mut start = 0;
+        for count in counts.iter_mut() {
+            start += std::mem::replace(count, start);
+        }
+        for pair in pairs.iter() {
+            let next = &mut counts[(pair >> (32 + 8 * byte)) as usize & 0xff];
+            room[*next as usize] = *pair;
+            *next += 1;
+        }
+        std::mem::swap(pairs, room);
+    }
+}
+
+/// Calls `each(rank, place)` for each entry of whole rows, its rank by magnitude among those of its row, smallest first; of equals the first
+/// by place.
+fn ranked(rows: Rows, delta: &[f32], mut each: impl FnMut(usize, usize)) {
+    let (mut order, mut room) = (vec![0u64; rows.length], vec![0u64; rows.length]);
     for start in (0..delta.len()).step_by(rows.granule()) {
         for first in start..start + rows.stride {
-            order.clear();
-            order.extend((0..rows.length).map(|k| (select::small_first(delta[first + k * rows.stride]), k as u32)));
-            order.sort_unstable();
-            for (rank, (_, k)) in order.iter().enumerate() {
-                let place = if rows.length > 1 { rank as f64 / (rows.length - 1) as f64 } else { 0.5 };
-                out[first + *k as usize * rows.stride] = (density - epsilon + place * 2.0 * epsilon) as f32;
+            for (k, pair) in order.iter_mut().enumerate() {
+                *pair = u64::from(select::small_first(delta[first + k * rows.stride])) << 32 | k as u64;
+            }
+            sort_by_key(&mut order, &mut room);
+            for (rank, pair) in order.iter().enumerate() {
+                each(rank, first + *pair as u32 as usize * rows.stride);
             }
         }
     }
+}
+
+/// The probability of each rank of a row.
+fn probabilities(rows: Rows, density: f64, epsilon: f64) -> Vec<f32> {
+    let of_rank = |rank: usize| {
+        let place = if rows.length > 1 { rank as f64 / (rows.length - 1) as f64 } else { 0.5 };
+        (density - epsilon + place * 2.0 * epsilon) as f32
+    };
+    (0..rows.length).map(of_rank).collect()
 }
 
 struct Della {
@@ -98,18 +133,23 @@ struct Della {
 
 impl Thin for Della {
     fn factors(&self, i: usize, range: Range<usize>, delta: &[f32], out: &mut [f32]) -> Result<()> {
-        probabilities(self.rows, self.densities[i], self.epsilons[i], delta, out);
-        let factor = |p: f32| if self.divide && p > 0.0 { 1.0 / p } else { 1.0 };
+        let kept = probabilities(self.rows, self.densities[i], self.epsilons[i]);
+        let factor = |p: &f32| if self.divide && *p > 0.0 { 1.0 / p } else { 1.0 };
+        let factors: Vec<f32> = kept.iter().map(factor).collect();
         match &self.masks {
             Some(masks) => {
                 let mut buffer = Buffer::default();
                 let mask = masks[i].view(range, &mut buffer)?;
-                out.iter_mut().zip(mask).for_each(|(o, m)| *o = if *m != 0.0 { factor(*o) } else { 0.0 });
+                ranked(self.rows, delta, |rank, at| out[at] = if mask[at] != 0.0 { factors[rank] } else { 0.0 });
             }
-            None => self.streams[i].for_each(range, |at, number| {
-                let p = out[at];
-                out[at] = if u64::from(number) < rng::limit(f64::from(p)) { factor(p) } else { 0.0 };
-            }),
+            None => {
+                let limits: Vec<u64> = kept.iter().map(|p| rng::limit(f64::from(*p))).collect();
+                let mut numbers = vec![0u32; out.len()];
+                self.streams[i].for_each(range, |at, number| numbers[at] = number);
+                ranked(self.rows, delta, |rank, at| {
+                    out[at] = if u64::from(numbers[at]) < limits[rank] { factors[rank] } else { 0.0 };
+                });
+            }
         }
         Ok(())
     }
@@ -142,7 +182,8 @@ fn prepare<'a>(job: &'a Job<'a>, consensus: bool) -> Result<Kernel<'a>> {
             granule: rows.granule(),
             run: Box::new(move |tile, out| {
                 let mut pair = Pair::default();
-                probabilities(rows, density, epsilon, job.delta(0, tile.range.clone(), &mut pair)?, out);
+                let kept = probabilities(rows, density, epsilon);
+                ranked(rows, job.delta(0, tile.range.clone(), &mut pair)?, |rank, at| out[at] = kept[rank]);
                 Ok(())
             }),
         });

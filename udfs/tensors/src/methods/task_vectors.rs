@@ -3,6 +3,7 @@
 
 use crate::method::{Job, Kernel, Kind, Pair, Param, Run, Tile, param};
 use crate::program::{Program, Thinned};
+use crate::simd::vectors;
 use crate::{reduce, select};
 use mergeql_udfs::Result;
 use std::ops::Range;
@@ -132,14 +133,18 @@ pub fn run(tile: &Tile<'_>, thin: &impl Thin, sum: Sum, weights: &[f32], scales:
     // Indexed loops over slices of one length, without branches: what the compiler turns into vectors.
     let weighted = |i: usize, delta: &mut [f32], factors: &mut [f32]| -> Result<()> {
         let (model, base) = (&tile.models[i][..n], &tile.base[..n]);
-        for at in 0..n {
-            delta[at] = model[at] - base[at];
-        }
+        vectors(|| {
+            for at in 0..n {
+                delta[at] = model[at] - base[at];
+            }
+        });
         thin.factors(i, tile.range.clone(), delta, factors)?;
         let scale = weights[i] * scales[i];
-        for at in 0..n {
-            delta[at] *= factors[at] * scale;
-        }
+        vectors(|| {
+            for at in 0..n {
+                delta[at] *= factors[at] * scale;
+            }
+        });
         Ok(())
     };
     out.fill(0.0);
@@ -148,20 +153,28 @@ pub fn run(tile: &Tile<'_>, thin: &impl Thin, sum: Sum, weights: &[f32], scales:
         let mut delta = vec![0.0f32; n];
         for i in 0..weights.len() {
             weighted(i, &mut delta[..n], &mut factors[..n])?;
-            out.iter_mut().zip(&delta).for_each(|(o, d)| *o += d);
+            vectors(|| out.iter_mut().zip(&delta).for_each(|(o, d)| *o += d));
         }
         let scale = sum.factor(weights);
-        out.iter_mut().zip(base).for_each(|(o, b)| *o = b + scale * *o);
+        vectors(|| out.iter_mut().zip(base).for_each(|(o, b)| *o = b + scale * *o));
         return Ok(());
     }
     let mut deltas = vec![0.0f32; n * weights.len()];
     for (i, delta) in deltas.chunks_exact_mut(n.max(1)).enumerate() {
         weighted(i, delta, &mut factors[..n])?;
-        out.iter_mut().zip(&*delta).for_each(|(o, d)| *o += d);
+        vectors(|| out.iter_mut().zip(&*delta).for_each(|(o, d)| *o += d));
     }
+    vectors(|| elect(&deltas, sum, weights, base, &mut factors, out));
+    Ok(())
+}
+
+/// What agrees with the sign of the sum, which is in `out`, on the base.
+#[inline(always)]
+fn elect(deltas: &[f32], sum: Sum, weights: &[f32], base: &[f32], divisors: &mut [f32], out: &mut [f32]) {
+    let n = out.len();
     // The elected sign, +1 for a sum of 0, in `out`; what agrees with it is summed into `agreeing`, its weights into `divisors`.
     out.iter_mut().for_each(|o| *o = if *o >= 0.0 { 1.0 } else { -1.0 });
-    let (mut agreeing, mut divisors) = (vec![0.0f32; n], factors);
+    let mut agreeing = vec![0.0f32; n];
     divisors.fill(0.0);
     for (delta, weight) in deltas.chunks_exact(n.max(1)).zip(weights) {
         let (sums, divisors, signs) = (&mut agreeing[..n], &mut divisors[..n], &out[..n]);
@@ -176,5 +189,4 @@ pub fn run(tile: &Tile<'_>, thin: &impl Thin, sum: Sum, weights: &[f32], scales:
         let divisor = if sum.normalize && divisors[at].abs() >= 1e-8 { divisors[at] } else { 1.0 };
         out[at] = base[at] + sum.lambda * (sums[at] / divisor);
     }
-    Ok(())
 }

@@ -73,8 +73,7 @@ fn prepare<'a>(job: &'a Job<'a>) -> Result<Kernel<'a>> {
         None => {
             let cut = |(i, density): (usize, f64)| {
                 select::first(job.len(), kept(density, job.len()), |range, keys, pair: &mut Pair| {
-                    keys.clear();
-                    keys.extend(job.delta(i, range, pair)?.iter().map(|d| select::great_first(*d)));
+                    select::keys_of(job.delta(i, range, pair)?, select::great_first, keys);
                     Ok(())
                 })
             };

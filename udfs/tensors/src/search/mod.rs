@@ -153,8 +153,12 @@ impl Search {
                 continue;
             }
             let (own, mut params): (Params, Params) = rule.params.clone().into_iter().partition(|(name, _)| is_setting(name));
-            let settings = Settings::new(&METHOD, &own, request.options.semantics, request.models.len())
-                .map_err(|e| Error { message: e.message.replace("`evolutionary`", &format!("`{}`", rule.strategy)), ..e })?;
+            let as_written = |text: String| text.replace(METHOD.name, &rule.strategy);
+            let settings = Settings::new(&METHOD, &own, request.options.semantics, request.models.len()).map_err(|e| Error {
+                message: as_written(e.message),
+                help: e.help.map(as_written),
+                ..e
+            })?;
             let count = |name: &str| settings.number(name).unwrap_or(0.0) as usize;
             let fitness = match (settings.word("fitness"), settings.word("command")) {
                 (Some(query), None) => Fitness::Query(query.to_owned()),

@@ -66,3 +66,48 @@ fn configs_give_what_mergekit_gives() {
     }
     assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
+
+/// A model as a folder: one matrix, a config of its tokenizer with a template of chats.
+fn with_template(folder: &std::path::Path, name: &str, value: f32, template: Option<&str>) {
+    let own = folder.join(name);
+    std::fs::create_dir_all(&own).expect("a folder");
+    let tensors = BTreeMap::from([("model.layers.0.q_proj.weight".to_owned(), (vec![2, 3], vec![value; 6]))]);
+    crate::properties::write(&own.join("model.safetensors"), &tensors);
+    let config = serde_json::json!({ "chat_template": template, "eos_token": "</s>" });
+    std::fs::write(own.join("tokenizer_config.json"), config.to_string()).expect("a config");
+}
+
+#[test]
+fn adapters_stand_behind_their_base_and_chats_have_a_template() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for (name, value, template) in [("a", 1.0, Some("{{ x }}")), ("b", 2.0, Some("{{ y }}")), ("c", 3.0, Some("{{ y }}"))] {
+        with_template(folder.path(), name, value, template);
+    }
+    let adapter = folder.path().join("adapter");
+    std::fs::create_dir_all(&adapter).expect("a folder");
+    let factors = BTreeMap::from([
+        ("base_model.model.model.layers.0.q_proj.lora_A.weight".to_owned(), (vec![1, 3], vec![1.0, 2.0, 3.0])),
+        ("base_model.model.model.layers.0.q_proj.lora_B.weight".to_owned(), (vec![2, 1], vec![10.0, 20.0])),
+    ]);
+    crate::properties::write(&adapter.join("adapter_model.safetensors"), &factors);
+    std::fs::write(adapter.join("adapter_config.json"), r#"{"lora_alpha": 2, "r": 1}"#).expect("a config");
+    let run = |template: &str| {
+        let config = format!(
+            "merge_method: linear\nchat_template: {template}\nmodels:\n  - {{model: a+adapter, parameters: {{weight: 1}}}}\n  - {{model: b, parameters: {{weight: 1}}}}\n  - {{model: c, parameters: {{weight: 2}}}}\n"
+        );
+        let out = folder.path().join("out");
+        let options = Options { overwrite: true, ..Options::default() };
+        mergekit::run(&config, folder.path(), &out, &options, |_| ()).map(|merged| (merged, out))
+    };
+    let (_, out) = run("auto").expect("a merge");
+    let merged = Checkpoint::open(&out).expect("a model").tensors["model.layers.0.q_proj.weight"].all().expect("numbers");
+    let change = [20.0, 40.0, 60.0, 40.0, 80.0, 120.0];
+    assert_eq!(merged, change.map(|c| (1.0 + c + 2.0 + 2.0 * 3.0) / 4.0));
+    let template = || std::fs::read_to_string(out.join("chat_template.jinja")).expect("a template");
+    assert_eq!(template(), "{{ y }}", "that of most models");
+    assert_eq!(json(&out.join("tokenizer_config.json")), serde_json::json!({ "eos_token": "</s>" }));
+    run("\"{% for m in messages %}{{ m }}{% endfor %}\"").expect("a merge");
+    assert_eq!(template(), "{% for m in messages %}{{ m }}{% endfor %}");
+    let error = run("chatml").expect_err("a name");
+    assert!(error.message.contains("`chatml` is not built in"), "{error}");
+}
