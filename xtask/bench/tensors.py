@@ -75,8 +75,20 @@ if len(sys.argv) > 5:
     make(sys.argv[5])
     sys.exit()
 
-print("| dtype | method | mergeql s | MB | bytes s | x bytes | mergekit s | x faster | mergekit CPU s | x CPU |")
-print("|---|---|---:|---:|---:|---:|---:|---:|---:|---:|")
+def triad():
+    """a = b + 3 c over 3 x 400 MB on all cores: the bandwidth of memory, as McCalpin's STREAM counts it."""
+    code = (
+        "import time, torch; b, c = torch.rand(100_000_000), torch.rand(100_000_000); a = torch.empty_like(b); times = []\n"
+        "for _ in range(5):\n"
+        "    start = time.perf_counter(); torch.add(b, c, alpha=3, out=a); times.append(time.perf_counter() - start)\n"
+        "print(3 * a.nbytes / min(times) / 1e9)"
+    )
+    return float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
+
+
+print(f"Memory moves {triad():.1f} GB/s (triad).\n")
+print("| dtype | method | mergeql s | GB/s | MB | bytes s | x bytes | mergekit s | x faster | mergekit CPU s | x CPU |")
+print("|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|")
 for dtype in ["float32", "bfloat16"]:
     # In a process of its own: the peak memory of a child counts what its parent held.
     subprocess.run([sys.executable, os.path.abspath(__file__), folder, mergeql, mergekit, str(layers), dtype], check=True)
@@ -98,4 +110,7 @@ for dtype in ["float32", "bfloat16"]:
                 theirs.append(run([mergekit, "config.yml", "theirs", "--no-copy-tokenizer", "--no-write-model-card"], place))
         middle = lambda runs: min(runs, key=lambda r: abs(r[0] - statistics.median(x[0] for x in runs)))
         (a, acpu, amem), (b, _, _), (c, ccpu, _) = middle(ours), middle(io), middle(theirs)
-        print(f"| {dtype} | {method} | {a:.2f} | {amem:.0f} | {b:.2f} | {a / b:.1f} | {c:.2f} | {c / a:.1f} | {ccpu:.1f} | {ccpu / acpu:.1f} |", flush=True)
+        # Every model is read to be hashed, and again to be merged; one is written.
+        size = os.path.getsize("m0/model.safetensors")
+        moved = (2 * len(inputs) + 1) * size / a / 1e9
+        print(f"| {dtype} | {method} | {a:.2f} | {moved:.1f} | {amem:.0f} | {b:.2f} | {a / b:.1f} | {c:.2f} | {c / a:.1f} | {ccpu:.1f} | {ccpu / acpu:.1f} |", flush=True)

@@ -3,6 +3,7 @@
 
 mod into;
 mod manual;
+mod programs;
 mod slt;
 mod sorted;
 mod spill;

@@ -1,0 +1,37 @@
+//! Statements that run programs.
+
+use mergeql::{Access, Config, MergeContext};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn programs_run_where_that_is_allowed() {
+    let inputs = concat!(env!("CARGO_MANIFEST_DIR"), "/../udfs/tensors/tests/data/inputs");
+    let folder = tempfile::tempdir().unwrap();
+    let ran = folder.path().join("ran");
+    let statement = |fitness: &str| {
+        format!(
+            "MERGE MODELS '{inputs}/m0.safetensors' BASE '{inputs}/base.safetensors' STRATEGY * = genetic(inner = 'ties', \
+             search = 'density', generations = 1, population = 2, {fitness})"
+        )
+    };
+    let command = statement(&format!("command = 'touch {}; echo 1'", ran.display()));
+    let refused = MergeContext::new(Config::default()).unwrap().sql(&command).await.unwrap_err();
+    assert!(refused.to_string().contains("may run no programs"), "{refused}");
+    assert!(!ran.exists());
+    let access = Access { commands: true, ..Access::default() };
+    let context = MergeContext::new(Config { access, ..Config::default() }).unwrap();
+    let rows = context.sql(&command).await.unwrap().collect().await.unwrap();
+    assert_eq!(rows[0].num_rows(), 3);
+    assert!(ran.exists());
+    // A query needs no leave, and gives one number.
+    let context = MergeContext::new(Config::default()).unwrap();
+    context.sql(&statement("fitness = 'SELECT sum(l2) FROM tensor_compare(''{}'', ''{}'')'")).await.unwrap();
+    for (fitness, said) in [
+        ("fitness = 'SELECT 1 AS a WHERE false'", "0 rows"),
+        ("fitness = 'VALUES (1), (2)'", "2 rows"),
+        ("fitness = 'SELECT CAST(NULL AS INT) AS a'", "no number"),
+        ("fitness = 'SELECT missing FROM tensor_compare(''{}'', ''{}'')'", "the query of the fitness: there is no column `missing`"),
+    ] {
+        let refused = context.sql(&statement(fitness)).await.unwrap_err();
+        assert!(refused.to_string().contains(said), "{fitness}: {refused}");
+    }
+}
