@@ -19,7 +19,7 @@ use datafusion::prelude::SessionContext;
 use mergeql_tensors::dtype;
 use mergeql_tensors::method::Value;
 use mergeql_tensors::plan::{How, Plan};
-use mergeql_tensors::run::parameters;
+use mergeql_tensors::run::written;
 use mergeql_tensors::tables::{self, Arguments, Function, Rows, type_of};
 use mergeql_udfs::{Error, Value as Cell};
 use std::collections::BTreeMap;
@@ -52,7 +52,7 @@ pub(super) fn merged(plan: &Plan, hashes: &BTreeMap<String, String>, searched: b
             Cell::text(dtype::name(task.dtype)),
             Cell::List(shape),
             match &task.how {
-                How::Merge(merge) if searched => Cell::text(format!("{}({})", merge.method.name, parameters(merge))),
+                How::Merge(merge) if searched => Cell::text(format!("{}({})", merge.method.name, written(merge))),
                 _ => Cell::text(task.strategy()),
             },
             hashes.get(&task.name).map_or(Cell::Null, |hash| Cell::text(hash.as_str())),

@@ -15,7 +15,7 @@ use mergeql_tensors::model::{self, Extras};
 use mergeql_tensors::plan::{How, Model, Options, Plan, Request, Rule};
 use mergeql_tensors::request::{open, open_one, options, planned, takes_any};
 use mergeql_tensors::run::{self, Sealed};
-use mergeql_tensors::search::{self, Fitness, Search};
+use mergeql_tensors::search::{self, Fitness, Search, Verdict};
 use mergeql_udfs::merkle::hex;
 use mergeql_udfs::{Code, Error};
 use std::collections::BTreeMap;
@@ -144,11 +144,14 @@ pub async fn run(context: &MergeContext, explain: bool, models: Models) -> Resul
 fn found(
     context: &MergeContext,
     runtime: &tokio::runtime::Handle,
-    search: Search,
+    mut search: Search,
     into: Option<&Path>,
     companion: Option<&Path>,
 ) -> Result<(Request, Option<String>), Error> {
     let failed = |path: &Path, e: std::io::Error| Error::new(Code::Io, format!("`{}`: {e}", path.display()));
+    // What would be in the way at the end is said now.
+    let overwrite = search.middle().options.overwrite;
+    into.filter(|_| !overwrite).map_or(Ok(()), mergeql_tensors::output::free)?;
     let temporary = tempfile::tempdir().map_err(|e| failed(&std::env::temp_dir(), e))?;
     let folder = match into {
         Some(out) => {
@@ -162,26 +165,29 @@ fn found(
     // The models are hashed once, for all candidates.
     let first = Sealed::new(planned(search.middle())?.0)?;
     let (hashes, base) = (first.models, first.base);
+    search.in_order(&hashes);
     let (fitness, described) = (search.fitness.clone(), search.describe());
     let candidate = folder.join("candidate");
     let judge = |request: &Request, _: usize| {
-        let (mut plan, adapter) = planned(request.clone())?;
+        let (mut plan, adapter) = match planned(request.clone()) {
+            Ok(planned) => planned,
+            Err(error) if error.code == Code::InvalidArgument => return Ok(Verdict::Useless(error)),
+            Err(error) => return Err(error),
+        };
         plan.options.overwrite = true;
         let sealed = Sealed::with(plan, hashes.clone(), base)?;
         let extras = Extras { companion: companion.map(Path::to_owned), adapter, ..Extras::default() };
         model::write(&sealed, &candidate, &extras, |progress| context.shared.merging(progress.done, progress.total))?;
-        match &fitness {
+        let worth = match &fitness {
             Fitness::Command(text) => search::command(text, &candidate),
             Fitness::Query(text) => runtime.block_on(queried(context, text, &candidate)),
-        }
+        };
+        worth.map(Verdict::Worth)
     };
     let found = search.run(&hashes, base.as_ref(), &folder.join("journal"), judge)?;
     std::fs::remove_dir_all(&folder).map_err(|e| failed(&folder, e))?;
-    let resumed = if found.resumed > 0 { format!(", {} of them judged before", found.resumed) } else { String::new() };
-    let note = format!(
-        "parameters found by {described}: the best of {} candidates{resumed} has fitness {}",
-        found.candidates, found.fitness
-    );
+    let note =
+        format!("parameters found by {described}: the best of {} candidates has fitness {}", found.candidates, found.fitness);
     Ok((found.request, Some(note)))
 }
 
@@ -190,8 +196,13 @@ async fn queried(context: &MergeContext, text: &str, candidate: &Path) -> Result
     let text = text.replace("{}", &candidate.to_string_lossy().replace('\'', "''"));
     let run = async {
         let batches = context.sql(&text).await?.collect().await?;
-        let cells: Vec<_> = batches.iter().filter(|b| b.num_columns() > 0).map(|b| (b.num_rows(), b.column(0).clone())).collect();
-        Ok::<_, MergeError>(cells)
+        if let Some(batch) = batches.iter().find(|b| b.num_columns() != 1) {
+            return Err(MergeError::new(
+                Code::InvalidArgument,
+                format!("it gives {} columns, and one number is wanted", batch.num_columns()),
+            ));
+        }
+        Ok::<_, MergeError>(batches.iter().map(|b| (b.num_rows(), b.column(0).clone())).collect::<Vec<_>>())
     };
     // Boxed: a statement that runs statements.
     let run: std::pin::Pin<Box<dyn Future<Output = _> + Send>> = Box::pin(run);
@@ -237,6 +248,16 @@ fn describe(plan: &Plan, into: Option<&Path>) -> Vec<(String, String)> {
     }
     for task in &plan.tasks {
         add("tensor", format!("{} {} {:?} by {}", task.name, dtype::name(task.dtype), task.shape, task.strategy()));
+    }
+    let options = &plan.options;
+    if !options.names.is_empty() {
+        add("names", options.names.join(", "));
+    }
+    if options.align {
+        add("align", "procrustes: matrices are turned onto those of the base".to_owned());
+    }
+    if let Some(folder) = &options.cache {
+        add("cache", format!("{}, at most {}", folder.display(), bytes(options.cache_size)));
     }
     plan.notes.iter().for_each(|note| add("note", note.clone()));
     let ordered: Vec<&str> = plan.ordered().into_iter().collect();

@@ -29,7 +29,10 @@ async fn programs_run_where_that_is_allowed() {
         ("fitness = 'SELECT 1 AS a WHERE false'", "0 rows"),
         ("fitness = 'VALUES (1), (2)'", "2 rows"),
         ("fitness = 'SELECT CAST(NULL AS INT) AS a'", "no number"),
-        ("fitness = 'SELECT missing FROM tensor_compare(''{}'', ''{}'')'", "the query of the fitness: there is no column `missing`"),
+        (
+            "fitness = 'SELECT missing FROM tensor_compare(''{}'', ''{}'')'",
+            "the query of the fitness: there is no column `missing`",
+        ),
     ] {
         let refused = context.sql(&statement(fitness)).await.unwrap_err();
         assert!(refused.to_string().contains(said), "{fitness}: {refused}");

@@ -96,8 +96,11 @@ impl Names {
         }
         let families: Vec<&str> = FAMILIES.iter().map(|(name, _)| *name).collect();
         let lines = std::fs::read_to_string(text).map_err(|e| {
-            Error::new(Code::Io, format!("`{text}`: {e}"))
-                .with_help(format!("names are a file with lines `from,to`, or one of {}", families.join(", ")))
+            let near = families.iter().find(|family| strsim::jaro_winkler(family, text) > 0.8);
+            Error::new(Code::Io, format!("`{text}`: {e}")).with_help(match near {
+                Some(near) => format!("did you mean `{near}`?"),
+                None => format!("names are a file with lines `from,to`, or one of {}", families.join(", ")),
+            })
         })?;
         let mut pairs = Vec::new();
         for (number, line) in lines.lines().map(str::trim).enumerate() {
@@ -153,17 +156,22 @@ impl Names {
     }
 
     fn model(&self, model: Model, renamed: &mut Vec<String>) -> Result<Model> {
-        let mut tensors = BTreeMap::new();
+        let (mut tensors, mut matched) = (BTreeMap::new(), self.rules.is_empty());
         for (name, tensor) in &model.checkpoint.tensors {
             let new = self.of_tensor(name);
             if new != *name {
                 renamed.push(format!("{}: {name} is {new}", model.name));
             }
+            matched |= self.rules.iter().any(|(pattern, _)| pattern.is_match(name));
             let tensor = tensor.renamed(&new);
             if tensors.insert(new.clone(), tensor).is_some() {
                 return Err(Error::invalid_argument(format!("two tensors of `{}` would be called `{new}`", model.name))
                     .with_help("mend the map of names"));
             }
+        }
+        if !matched {
+            return Err(Error::invalid_argument(format!("no name of the map is one of a tensor of `{}`", model.name))
+                .with_help("mend the map; in a list of maps '' stands for none"));
         }
         Ok(model.made(tensors))
     }

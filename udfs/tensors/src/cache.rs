@@ -12,7 +12,7 @@ use std::time::SystemTime;
 /// Bytes of one read.
 const READ: usize = 1 << 20;
 
-/// A folder of tensors. An entry is the hash of the bytes, then the bytes.
+/// A folder of tensors. An entry is the hash of its key and the bytes, then the bytes.
 #[derive(Debug)]
 pub(crate) struct Cache {
     folder: PathBuf,
@@ -45,7 +45,7 @@ impl Cache {
     pub(crate) fn get(&self, key: &Hash, size: u64) -> Option<Found> {
         let path = self.path(key);
         let mut file = File::open(&path).ok()?;
-        let (mut wanted, mut hash, mut buffer) = ([0; 32], Sha256::new(), vec![0; READ]);
+        let (mut wanted, mut hash, mut buffer) = ([0; 32], Sha256::new_with_prefix(key), vec![0; READ]);
         if file.metadata().ok()?.len() != size + 32 || file.read_exact(&mut wanted).is_err() {
             return None;
         }
@@ -71,7 +71,7 @@ impl Cache {
         let partial = self.folder.join(format!("{}.{}.partial", hex(key), std::process::id()));
         let mut file = File::create(&partial).map_err(|e| failed(&partial, e))?;
         file.write_all(&[0; 32]).map_err(|e| failed(&partial, e))?;
-        Ok(Entry { file, partial, path, hash: Sha256::new() })
+        Ok(Entry { file, partial, path, hash: Sha256::new_with_prefix(key) })
     }
 
     /// Removes what was not used for the longest time, until the rest fits.

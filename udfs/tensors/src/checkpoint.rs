@@ -443,8 +443,11 @@ impl Checkpoint {
         for file in files_of(path)? {
             open_file(&file, &mut tensors)?;
         }
-        let metadata = if path.is_dir() { scaling(path)? } else { String::new() };
-        Ok(Checkpoint { path: path.to_owned(), tensors, metadata })
+        let mut checkpoint = Checkpoint { path: path.to_owned(), tensors, metadata: String::new() };
+        if crate::lora::is_adapter(&checkpoint) {
+            checkpoint.metadata = scaling(checkpoint.folder())?;
+        }
+        Ok(checkpoint)
     }
 
     /// The same checkpoint, with NaN and infinity let through or not.

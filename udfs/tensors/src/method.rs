@@ -104,6 +104,8 @@ pub struct Method {
     pub beside_base: Option<(usize, usize)>,
     /// Whether the answer depends on the order in which the models are written. EXPLAIN and the manual say so.
     pub ordered: bool,
+    /// Whether parameters or files speak of models by their places in the statement: then the order of the models counts, too.
+    pub by_place: fn(&Settings) -> bool,
     /// Whether it reads each element once, so that there is no use in holding them.
     pub reads_once: bool,
     /// Its parameters.
@@ -128,6 +130,7 @@ impl Method {
         models: (1, usize::MAX),
         beside_base: None,
         ordered: false,
+        by_place: |_| false,
         reads_once: false,
         params: &[],
         check: |_| Ok(()),
@@ -305,7 +308,8 @@ impl Settings {
     }
 }
 
-fn check(method: &Method, param: &Param, value: &Value, models: usize) -> Result<()> {
+/// Whether a parameter takes a value.
+pub(crate) fn check(method: &Method, param: &Param, value: &Value, models: usize) -> Result<()> {
     let wrong = |what: &str| {
         let message = format!("`{}` of `{}` takes {what}, not {value}", param.name, method.name);
         Err(Error::invalid_argument(message).with_help(param.title))

@@ -139,6 +139,21 @@ impl Layout {
     }
 }
 
+/// Whether a model can be written to a place.
+///
+/// # Errors
+/// `io` where there is one.
+pub fn free(out: &Path) -> Result<()> {
+    let here = |path: PathBuf| {
+        Err(failed(&path, "this file exists").with_help("choose another place, or replace it with WITH (overwrite = true)"))
+    };
+    if out.extension().is_some_and(|e| e == "safetensors") {
+        return if out.exists() { here(out.to_owned()) } else { Ok(()) };
+    }
+    let entries = std::fs::read_dir(out).into_iter().flatten().filter_map(|e| Some(e.ok()?.path()));
+    entries.into_iter().find(|path| path.file_name().is_some_and(|n| holds_model(&n.to_string_lossy()))).map_or(Ok(()), here)
+}
+
 /// Writes tensors to their places.
 pub struct Writer {
     layout: Layout,

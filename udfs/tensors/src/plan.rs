@@ -414,12 +414,7 @@ impl Plan {
         let mut notes = Vec::new();
         let (named, mut context) = align::named(models, &options.names)?;
         models = named;
-        if let Some(base) = &base {
-            let whole = |model: Model| {
-                if lora::is_adapter(&model.checkpoint) { lora::applied(model, &base.checkpoint) } else { Ok(model) }
-            };
-            models = models.into_iter().map(whole).collect::<Result<_>>()?;
-        }
+        models = lora::beside(models, base.as_ref(), &mut notes)?;
         if options.align {
             models = align::turned(models, base.as_ref(), &mut notes)?;
             context.push("align: procrustes".to_owned());
@@ -527,7 +522,7 @@ impl Plan {
     /// Whether the answer depends on the order in which the models are written, and why.
     pub fn ordered(&self) -> BTreeSet<&'static str> {
         let ordered = |task: &Task| match &task.how {
-            How::Merge(merge) if merge.method.ordered => Some(merge.method.name),
+            How::Merge(merge) if merge.method.ordered || (merge.method.by_place)(&merge.settings) => Some(merge.method.name),
             _ => None,
         };
         self.tasks.iter().filter_map(ordered).collect()

@@ -1,6 +1,7 @@
 //! A page about how some models differ from their base: conflicts by layer and kind of tensor, cosines between task vectors, each model's share, and
 //! lengths. One file of HTML and SVG, without scripts.
 
+use crate::lora;
 use crate::plan::Model;
 use crate::stats;
 use mergeql_udfs::{Error, Result};
@@ -100,6 +101,7 @@ fn bars(names: &[String], values: &[f64], unit: &str) -> String {
 /// As reading; `invalid_argument` where the models and the base have no tensors of floats in common.
 pub fn html(models: &[Model], base: &Model) -> Result<String> {
     let names: Vec<String> = models.iter().map(|m| m.name.clone()).collect();
+    let models = &lora::beside(models.to_vec(), Some(base), &mut Vec::new())?;
     let found = stats::conflicts(models, base)?;
     if found.is_empty() || models.is_empty() {
         return Err(Error::invalid_argument("the models and the base have no tensors in common")

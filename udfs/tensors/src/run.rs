@@ -178,6 +178,9 @@ fn task_hash(task: &Task, context: &str, base: Option<&Hash>, sides: &mut BTreeM
     let How::Merge(merge) = &task.how else { return Ok(hash.finalize().into()) };
     part(&mut hash, format!("{:?}", merge.settings.semantics).as_bytes());
     part(&mut hash, canonical(merge, false).as_bytes());
+    if (merge.method.by_place)(&merge.settings) {
+        merge.models.iter().for_each(|m| hash.update((m.place as u64).to_le_bytes()));
+    }
     for (name, files) in merge.sides.iter() {
         part(&mut hash, name.as_bytes());
         // A file for each model stands with its model.
@@ -200,6 +203,11 @@ fn task_hash(task: &Task, context: &str, base: Option<&Hash>, sides: &mut BTreeM
         part(&mut hash, input.tensor.read_as().map(dtype::name).unwrap_or_default().as_bytes());
     }
     Ok(hash.finalize().into())
+}
+
+/// The parameters of a tensor's method as they would be written, with lists in the order of the statement.
+pub fn written(merge: &Merge) -> String {
+    merge.settings.iter().map(|(name, value)| format!("{name} = {value}")).collect::<Vec<_>>().join(", ")
 }
 
 /// The parameters of a tensor's method, with lists in the order of the contributions.

@@ -3,6 +3,7 @@
 
 use crate::checkpoint::{Checkpoint, Tensor, expand};
 use crate::dtype;
+use crate::lora;
 use crate::method::{Params, Value as Given};
 use crate::methods;
 use crate::plan::{Model, Plan, Request, Rule};
@@ -142,7 +143,7 @@ impl Function {
             let fits = match named.get(*name) {
                 None => !required,
                 Some(Given::Text(_)) => true,
-                Some(Given::List(items)) => *list && items.iter().all(|v| matches!(v, Given::Text(_))),
+                Some(Given::List(items)) => *list && !items.is_empty() && items.iter().all(|v| matches!(v, Given::Text(_))),
                 Some(_) => false,
             };
             if !fits {
@@ -318,14 +319,21 @@ struct Conflicts {
 }
 
 /// The tensors of floats that all have in one shape.
-fn shared(models: &[Model], others: &[&Model]) -> Vec<String> {
+fn shared(models: &[Model], others: &[&Model]) -> Result<Vec<String>> {
     let names = models.first().into_iter().flat_map(|m| m.checkpoint.tensors.keys());
-    names.filter(|name| common(models.iter().chain(others.iter().copied()), name).is_some()).cloned().collect()
+    let found: Vec<String> =
+        names.filter(|name| common(models.iter().chain(others.iter().copied()), name).is_some()).cloned().collect();
+    match found.is_empty() {
+        true => Err(Error::invalid_argument("these models have no tensor of one name and shape in common")
+            .with_help("name the model that all of them started from as base")),
+        false => Ok(found),
+    }
 }
 
 fn tensor_conflicts(mut arguments: Arguments) -> Result<Arc<dyn Rows>> {
     let (models, base) = (arguments.models("models")?, arguments.model("base")?);
-    Ok(Arc::new(Conflicts { names: shared(&models, &[&base]), models, base }))
+    let models = lora::beside(models, Some(&base), &mut Vec::new())?;
+    Ok(Arc::new(Conflicts { names: shared(&models, &[&base])?, models, base }))
 }
 
 impl Rows for Conflicts {
@@ -359,7 +367,8 @@ struct Stability {
 fn tensor_stability(mut arguments: Arguments) -> Result<Arc<dyn Rows>> {
     let models = arguments.models("models")?;
     let (merged, base) = (arguments.model("merged")?, arguments.model("base")?);
-    Ok(Arc::new(Stability { names: shared(&models, &[&merged, &base]), models, merged, base }))
+    let models = lora::beside(models, Some(&base), &mut Vec::new())?;
+    Ok(Arc::new(Stability { names: shared(&models, &[&merged, &base])?, models, merged, base }))
 }
 
 impl Rows for Stability {
@@ -378,7 +387,7 @@ impl Rows for Stability {
             ("model", _) => Value::text(model.name.as_str()),
             (_, None) => Value::Null,
             ("retained", Some(found)) => found.retained.map_or(Value::Null, Value::float),
-            ("cosine", Some(found)) => Value::float(found.cosine),
+            ("cosine", Some(found)) => found.retained.map_or(Value::Null, |_| Value::float(found.cosine)),
             (_, Some(found)) => Value::float(found.drift),
         })
     }

@@ -6,6 +6,28 @@ use crate::made::{self, LowRank};
 use crate::plan::Model;
 use mergeql_udfs::{Error, Result};
 
+/// Adapters as the models that they stand for beside a base; other models as they are.
+///
+/// # Errors
+/// As [`applied`]; `invalid_argument` for adapters without a base, whose factors are nothing by themselves.
+pub fn beside(models: Vec<Model>, base: Option<&Model>, notes: &mut Vec<String>) -> Result<Vec<Model>> {
+    let whole = |model: Model| match (is_adapter(&model.checkpoint), base) {
+        (false, _) => Ok(model),
+        (true, Some(base)) => {
+            if !model.checkpoint.folder().join("adapter_config.json").is_file() {
+                notes.push(format!("`{}` has no adapter_config.json beside it: its factors count as they are", model.name));
+            }
+            applied(model, &base.checkpoint)
+        }
+        (true, None) => Err(Error::invalid_argument(format!(
+            "`{}` is an adapter: its factors are merged together, never A with A and B with B",
+            model.checkpoint.path.display()
+        ))
+        .with_help("write STRATEGY * = lora_svd(rank = ...), or name the model that it was trained on: BASE 'base.safetensors'")),
+    };
+    models.into_iter().map(whole).collect()
+}
+
 /// Whether a checkpoint is an adapter: it has factors.
 pub fn is_adapter(checkpoint: &Checkpoint) -> bool {
     checkpoint.tensors.keys().any(|name| super::factor(name).is_some() || name.contains(".lora_embedding_"))

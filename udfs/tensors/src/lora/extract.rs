@@ -83,6 +83,7 @@ pub(super) fn plan(request: Request) -> Result<(Plan, Json)> {
         model.checkpoint = model.checkpoint.clone().lenient(options.propagate_nan);
     }
     let (mut tasks, mut notes, mut ranks, mut context) = (Vec::new(), Vec::new(), BTreeMap::new(), String::new());
+    models = super::beside(models, Some(&base), &mut notes)?;
     for (name, tensor) in &models[0].checkpoint.tensors {
         let Some(rule) = rule_of(&rules, name) else { continue };
         let mut params: Params = options.common.clone().into_iter().filter(|(n, _)| METHOD.param(n).is_some()).collect();
@@ -127,7 +128,7 @@ pub(super) fn plan(request: Request) -> Result<(Plan, Json)> {
         ranks.iter().filter(|(_, rank)| **rank != greatest).map(|(name, rank)| (regex::escape(name), *rank)).collect();
     let config = json!({
         "peft_type": "LORA",
-        "base_model_name_or_path": base.name,
+        "base_model_name_or_path": base.checkpoint.path,
         "r": greatest,
         "lora_alpha": greatest,
         "use_rslora": false,

@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 mod apply;
 mod extract;
 
-pub use apply::{applied, is_adapter};
+pub use apply::{applied, beside, is_adapter};
 use extract::NAME as EXTRACT;
 
 /// The strategies of adapters.
@@ -81,10 +81,20 @@ impl Adapter {
             Ok(text) => serde_json::from_str(&text).map_err(|e| Error::new(Code::Io, format!("`{}`: {e}", path.display())))?,
             // A file by itself is the change itself; a folder is an adapter of PEFT, whose scale is in its config.
             Err(_) if !model.checkpoint.path.is_dir() => Json::Null,
-            Err(e) => return Err(wrong(format!("`{}`: {e}", path.display()))),
+            Err(e) => {
+                return Err(Error::new(Code::Io, format!("`{}`: {e}", path.display()))
+                    .with_help("a folder is an adapter of PEFT, whose scale is in its config; name the file itself where the factors are the change"));
+            }
+        };
+        let unscaled = |what: &str| {
+            Err(Error::invalid_argument(format!("`{}` {what}", path.display()))
+                .with_help("an adapter of PEFT has `peft_type` LORA and `lora_alpha`"))
         };
         if config.is_object() && config["lora_alpha"].as_f64().is_none() {
-            return Err(wrong("its config has no lora_alpha, and so no scale".to_owned()));
+            return unscaled("has no lora_alpha, and so no scale");
+        }
+        if config["peft_type"].as_str().is_some_and(|kind| kind != "LORA") {
+            return unscaled("is the config of another kind of adapter than LORA");
         }
         if config["use_dora"].as_bool() == Some(true) {
             return Err(Error::new(
@@ -97,7 +107,11 @@ impl Adapter {
         for (name, tensor) in &model.checkpoint.tensors {
             let Some((module, is_a, _)) = factor(name) else {
                 if name.contains(".lora_") {
-                    return Err(wrong(format!("tensor `{name}` is a factor of an embedding, which is not merged")));
+                    let what = if name.contains("magnitude") { "a magnitude (DoRA)" } else { "a factor of an embedding" };
+                    return Err(Error::new(
+                        Code::Unsupported,
+                        format!("tensor `{name}` of `{}` is {what}, which is not merged", model.checkpoint.path.display()),
+                    ));
                 }
                 whole.insert(name.clone(), tensor.clone());
                 continue;
@@ -298,6 +312,15 @@ fn config(adapters: &[Adapter], order: &[usize], ranks: &BTreeMap<String, usize>
     let greatest = ranks.values().max().copied().unwrap_or(0);
     let others = ranks.iter().filter(|(_, rank)| **rank != greatest);
     let others: BTreeMap<String, usize> = others.map(|(name, rank)| (regex::escape(in_base(name)), *rank)).collect();
+    // Every module that has factors is a target, or PEFT would not load them.
+    let lists = adapters.iter().map(|a| a.config["target_modules"].as_array());
+    let targets: BTreeSet<&str> = match lists.collect::<Option<Vec<_>>>() {
+        Some(lists) => lists.into_iter().flatten().filter_map(Json::as_str).collect(),
+        None => ranks.keys().map(|name| in_base(name)).collect(),
+    };
+    if config.get("target_modules").is_some() {
+        config["target_modules"] = json!(targets);
+    }
     config["r"] = json!(greatest);
     config["lora_alpha"] = json!(greatest);
     config["use_rslora"] = json!(false);

@@ -17,6 +17,7 @@ pub const METHOD: Method = Method {
             "a file with tensors `<model>.<tensor>` of as many elements as there are singular values, greatest first; 0 drops one",
         ),
     ],
+    by_place: |_| true,
     check: |job| if job.shape.len() == 2 { masks(job).map(|_| ()) } else { Ok(()) },
     prepare,
     ..Method::COMMON

@@ -15,6 +15,7 @@ pub const ADA: Method = Method {
         "!",
         "a file with a tensor [models] for each name: the coefficient of each model, in their order",
     )],
+    by_place: |_| true,
     check: |job| coefficients(job, &[]).map(|_| ()),
     prepare: |job| Ok(job.combine(ordered(job, &coefficients(job, &[])?.all()?), true)),
     ..Method::COMMON
@@ -32,6 +33,7 @@ pub const DAM: Method = Method {
         "!",
         "a file with a tensor [models, columns] for each name: the coefficient of each model's columns, in their order; a column is a place of the last axis",
     )],
+    by_place: |_| true,
     check: |job| coefficients(job, &columns(job)).map(|_| ()),
     prepare,
     ..Method::COMMON

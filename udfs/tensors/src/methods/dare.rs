@@ -37,6 +37,7 @@ pub const LINEAR: Method = Method {
     paper: "Yu et al. 2024, arXiv:2311.03099",
     reads_once: true,
     params: PARAMS,
+    by_place: |settings| !settings.texts("masks").is_empty(),
     check: |job| masks(job).map(|_| ()),
     prepare: |job| prepare(job, false),
     ..Method::COMMON

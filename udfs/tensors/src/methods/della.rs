@@ -38,6 +38,7 @@ pub const METHOD: Method = Method {
     title: "what each model changed, thinned out by rank, where it agrees with the sign of the weighted sum",
     paper: "Deep, Bhardwaj, Poria 2024, arXiv:2406.11617",
     params: PARAMS,
+    by_place: |settings| !settings.texts("masks").is_empty(),
     check,
     prepare: |job| prepare(job, true),
     ..Method::COMMON

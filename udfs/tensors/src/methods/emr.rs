@@ -18,6 +18,7 @@ pub const METHOD: Method = Method {
         param("task", Kind::Count, "0", "which model's task, from 0, in the order of the statement"),
         param("masks", Kind::Flag, "false", "whether each task's masks and rescaler are written beside the model, for `emr_task`"),
     ],
+    by_place: |settings| settings.word("output") == Some("task"),
     check: |job| if job.settings.word("output") == Some("task") { task(job).map(|_| ()) } else { Ok(()) },
     prepare,
     survey: Some((|settings| settings.word("output") == Some("task"), survey)),

@@ -8,7 +8,7 @@
 mod genetic;
 
 use crate::lora;
-use crate::method::{Kind, Method, Params, Settings, Value, param};
+use crate::method::{self, Kind, Method, Params, Settings, Value, param};
 use crate::methods;
 use crate::plan::{Request, Rule};
 use cmaes::{CMAESOptions, DVector, Mode};
@@ -93,6 +93,18 @@ pub struct Search {
     inner: Request,
 }
 
+/// What is said of a candidate.
+#[derive(Debug)]
+pub enum Verdict {
+    /// What it is worth.
+    Worth(f64),
+    /// It cannot be merged, for this reason.
+    Useless(Error),
+}
+
+/// What a candidate is worth that cannot be merged.
+const USELESS: f64 = -1e300;
+
 /// What was found.
 #[derive(Debug)]
 pub struct Found {
@@ -111,14 +123,14 @@ fn wrong(what: impl Into<String>) -> Error {
 }
 
 /// A parameter that is searched, with its bounds.
-fn axis(text: &str, method: &'static Method) -> Result<(&'static crate::method::Param, f64, f64)> {
+fn axis(text: &str, method: &'static Method) -> Result<(&'static method::Param, f64, f64)> {
     let (name, bounds) = text.trim().split_once(' ').unwrap_or((text.trim(), ""));
-    let searchable = |p: &&crate::method::Param| matches!(p.kind, Kind::Number | Kind::Share | Kind::Count);
+    let searchable = |p: &&method::Param| matches!(p.kind, Kind::Number | Kind::Share | Kind::Count);
     let Some(param) = method.param(name).filter(searchable) else {
         let names: Vec<&str> = method.params.iter().filter(searchable).map(|p| p.name).collect();
-        return Err(
-            wrong(format!("`{}` has no number `{name}` to search", method.name)).with_help(format!("it has {}", names.join(", ")))
-        );
+        let help =
+            if names.is_empty() { "choose another strategy inside".to_owned() } else { format!("it has {}", names.join(", ")) };
+        return Err(wrong(format!("`{}` has no number `{name}` to search", method.name)).with_help(help));
     };
     let (low, high) = match bounds.trim() {
         "" if param.kind == Kind::Count => {
@@ -133,6 +145,10 @@ fn axis(text: &str, method: &'static Method) -> Result<(&'static crate::method::
             })?
         }
     };
+    for end in [low, high] {
+        method::check(method, param, &Value::Number(end), 1)
+            .map_err(|e| e.with_help(format!("these are the bounds of the search: write '{name} LOW..HIGH' with others")))?;
+    }
     Ok((param, low, high))
 }
 
@@ -163,12 +179,28 @@ impl Search {
             let fitness = match (settings.word("fitness"), settings.word("command")) {
                 (Some(query), None) => Fitness::Query(query.to_owned()),
                 (None, Some(command)) => Fitness::Command(command.to_owned()),
-                _ => {
+                (Some(_), Some(_)) => {
+                    return Err(wrong(format!("`{}` has two who say what a candidate is worth", rule.strategy))
+                        .with_help("leave fitness or command out"));
+                }
+                (None, None) => {
                     return Err(wrong(format!("`{}` needs someone who says what a candidate is worth", rule.strategy)).with_help(
                         "write fitness = 'SELECT ... FROM tensor_compare(''{}'', ...)', or command = 'python score.py {}': one number, greater for better",
                     ));
                 }
             };
+            if let Fitness::Query(text) = &fitness
+                && !text.contains("{}")
+            {
+                return Err(wrong("the query of the fitness names no candidate").with_help(
+                    "'{}' in it stands for the candidate's folder: fitness = 'SELECT ... FROM tensor_compare(''{}'', ...)'",
+                ));
+            }
+            for (name, least) in [("generations", 1), ("population", 2)] {
+                if own.contains_key(name) && count(name) < least {
+                    return Err(wrong(format!("`{name}` of a search is {least} at least")));
+                }
+            }
             let inner = settings.word("inner").unwrap_or_default();
             if lora::is_strategy(inner) || is_strategy(inner) {
                 return Err(wrong(format!("the parameters of `{inner}` cannot be searched"))
@@ -179,8 +211,12 @@ impl Search {
             for text in settings.texts("search") {
                 let (param, low, high) = axis(text, method)?;
                 let one = |model| Axis { rule: number, param: param.name, model, low, high, whole: param.kind == Kind::Count };
-                if params.contains_key(param.name) {
+                let given = |name: &String| method.param(name).is_some_and(|p| p.name == param.name);
+                if params.keys().chain(request.options.common.keys()).any(given) {
                     return Err(wrong(format!("`{}` is searched, and has a value", param.name)).with_help("leave one of them out"));
+                }
+                if axes.iter().any(|a: &Axis| a.param == param.name) {
+                    return Err(wrong(format!("`{}` is searched twice", param.name)).with_help("leave one of them out"));
                 }
                 if param.per_model { axes.extend((0..request.models.len()).map(|at| one(Some(at)))) } else { axes.push(one(None)) }
             }
@@ -196,7 +232,7 @@ impl Search {
             let this = Search {
                 algorithm,
                 axes,
-                generations: count("generations").max(1),
+                generations: count("generations"),
                 population: count("population"),
                 seed: count("seed") as u64,
                 fitness,
@@ -225,7 +261,6 @@ impl Search {
                 Algorithm::Genetic => 16,
             };
         }
-        search.population = search.population.max(2);
         Ok(Some(search))
     }
 
@@ -239,11 +274,13 @@ impl Search {
                 format!("{}{model} in {}..{}", a.param, a.low, a.high)
             })
             .collect();
-        let (algorithm, by) = match (self.algorithm, &self.fitness) {
-            (Algorithm::Evolutionary, Fitness::Query(text)) => ("CMA-ES", format!("the query {text}")),
-            (Algorithm::Evolutionary, Fitness::Command(text)) => ("CMA-ES", format!("the command {text}")),
-            (Algorithm::Genetic, Fitness::Query(text)) => ("a genetic algorithm", format!("the query {text}")),
-            (Algorithm::Genetic, Fitness::Command(text)) => ("a genetic algorithm", format!("the command {text}")),
+        let algorithm = match self.algorithm {
+            Algorithm::Evolutionary => "CMA-ES",
+            Algorithm::Genetic => "a genetic algorithm",
+        };
+        let by = match &self.fitness {
+            Fitness::Query(text) => format!("the query {text}"),
+            Fitness::Command(text) => format!("the command {text}"),
         };
         format!(
             "{algorithm} over {}; at most {} generations of {}, seed {}; judged by {by}",
@@ -280,20 +317,26 @@ impl Search {
         request
     }
 
-    /// Searches. `hashes` are those of the models, in the order of the statement, which counts for nothing; `judge` says what a candidate is
-    /// worth, greater for better.
+    /// Puts what is searched in the order of the models' hashes, which are those of the statement in its order: that counts for nothing then.
+    pub fn in_order(&mut self, hashes: &[Hash]) {
+        let hash_of = |axis: &Axis| (axis.rule, axis.param, axis.model.and_then(|at| hashes.get(at)).copied());
+        self.axes.sort_by_key(hash_of);
+    }
+
+    /// Searches. `hashes` are those of the models, in the order of the statement. `judge` says what a candidate is worth, greater for better,
+    /// and why one is worth nothing: the parameters do not go together.
     ///
     /// # Errors
-    /// What judging says; `invalid_argument` for a fitness that is no number; `io` for the journal.
+    /// What judging says; `invalid_argument` for a fitness that is no number, and where no candidate is worth anything; `io` for the journal.
     pub fn run(
         mut self,
         hashes: &[Hash],
         base: Option<&Hash>,
         journal: &Path,
-        mut judge: impl FnMut(&Request, usize) -> Result<f64>,
+        mut judge: impl FnMut(&Request, usize) -> Result<Verdict>,
     ) -> Result<Found> {
-        let hash_of = |axis: &Axis| (axis.rule, axis.param, axis.model.and_then(|at| hashes.get(at)).copied());
-        self.axes.sort_by_key(hash_of);
+        self.in_order(hashes);
+        let mut useless: Option<Error> = None;
         let mut journal = Journal::open(journal, &self.title(hashes, base))?;
         let mut best: Option<(f64, Request)> = None;
         let mut count = 0;
@@ -304,7 +347,13 @@ impl Search {
             let fitness = match known {
                 Some((known, _)) => known,
                 None => {
-                    let fitness = judge(&request, count)?;
+                    let fitness = match judge(&request, count)? {
+                        Verdict::Worth(fitness) => fitness,
+                        Verdict::Useless(error) => {
+                            useless.get_or_insert(error);
+                            USELESS
+                        }
+                    };
                     if !fitness.is_finite() {
                         return Err(wrong(format!("the fitness of candidate {count} is {fitness}"))
                             .with_help("a fitness is a finite number, greater for better"));
@@ -314,7 +363,7 @@ impl Search {
                 }
             };
             // Of equals the first: candidates come in one order.
-            if best.as_ref().is_none_or(|(known, _)| fitness > *known) {
+            if fitness > USELESS && best.as_ref().is_none_or(|(known, _)| fitness > *known) {
                 best = Some((fitness, request));
             }
             Ok(fitness)
@@ -346,7 +395,11 @@ impl Search {
             Algorithm::Genetic => genetic::run(self.axes.len(), self.generations, self.population, self.seed, &mut evaluate)?,
         }
         let resumed = journal.used;
-        let (fitness, request) = best.ok_or_else(|| wrong("no candidate was judged"))?;
+        let (fitness, request) = best.ok_or_else(|| {
+            let why = useless.map(|e| e.message).unwrap_or_default();
+            wrong(format!("no candidate can be merged: {why}"))
+                .with_help("narrow the bounds of what is searched: 'density 0.3..0.7'")
+        })?;
         Ok(Found { request, fitness, candidates: count, resumed })
     }
 
@@ -406,7 +459,13 @@ impl Journal {
         };
         // A line that was cut off ends what is known.
         let entries: Vec<(Vec<f64>, f64)> = if same { lines.map_while(entry).collect() } else { Vec::new() };
-        let mut file = std::fs::File::create(path).map_err(failed)?;
+        // Two searches in one place would judge each other's candidates.
+        let mut file = std::fs::File::options().create(true).write(true).truncate(false).open(path).map_err(failed)?;
+        file.try_lock().map_err(|_| {
+            Error::new(Code::Io, format!("`{}`: another search runs here", path.display()))
+                .with_help("wait for it, or choose another place for the output")
+        })?;
+        file.set_len(0).map_err(failed)?;
         writeln!(file, "{title}").map_err(failed)?;
         for (point, fitness) in &entries {
             writeln!(file, "{}", json!({ "point": point, "fitness": fitness })).map_err(failed)?;
@@ -452,7 +511,8 @@ pub fn command(text: &str, candidate: &Path) -> Result<f64> {
     let said = String::from_utf8_lossy(&output.stdout);
     let last = said.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default();
     last.trim().parse().map_err(|_| {
-        wrong(format!("`{text}` printed `{last}` last, which is no number"))
-            .with_help("a fitness is one number on the last line, greater for better")
+        let said =
+            if last.is_empty() { "printed nothing".to_owned() } else { format!("printed `{last}` last, which is no number") };
+        wrong(format!("`{text}` {said}")).with_help("a fitness is one number on the last line, greater for better")
     })
 }

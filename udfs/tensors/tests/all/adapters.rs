@@ -120,6 +120,32 @@ fn an_adapter_and_its_base_are_a_model() {
     assert!(error.message.contains("model.layers.0.q_proj.weight"), "{error}");
     let error = lora::plan(Request { base: None, ..ask(vec![one], "lora_svd", &[]) }).expect_err("whole tensors");
     assert!(error.message.contains("is no factor"), "{error}");
+    // Without a base factors are nothing by themselves: neither averaged nor copied.
+    for strategy in ["linear", "task_arithmetic"] {
+        let error = Plan::new(Request { base: None, ..ask(vec![other.clone(), two.clone()], strategy, &[]) }).expect_err("no base");
+        assert!(error.message.contains("never A with A"), "{error}");
+    }
+}
+
+#[test]
+fn merged_adapters_name_every_module_as_a_target() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let adapter = |name: &str, modules: [&str; 2], seed: u64| {
+        let own = folder.path().join(name);
+        std::fs::create_dir_all(&own).expect("a folder");
+        let factor = |m: &str, end: &str, shape: [usize; 2], seed: u64| {
+            (format!("base_model.model.l.0.{m}.lora_{end}.weight"), (shape.to_vec(), numbers(seed, shape[0] * shape[1])))
+        };
+        let factors = modules.iter().flat_map(|m| [factor(m, "A", [2, 4], seed), factor(m, "B", [3, 2], seed + 1)]);
+        write(&own.join("adapter_model.safetensors"), &factors.collect());
+        let config = serde_json::json!({ "peft_type": "LORA", "lora_alpha": 4, "r": 2, "target_modules": modules });
+        std::fs::write(own.join("adapter_config.json"), config.to_string()).expect("a config");
+        open(&own)
+    };
+    let models = vec![adapter("a", ["q_proj", "v_proj"], 1), adapter("b", ["q_proj", "up_proj"], 5)];
+    let request = Request { models, base: None, rules: rule("lora_svd", &[]), options: Options::default() };
+    let (_, config) = lora::plan(request).expect("a plan");
+    assert_eq!(config["target_modules"], serde_json::json!(["q_proj", "up_proj", "v_proj"]));
 }
 
 #[test]
@@ -254,6 +280,15 @@ fn tasks_see_the_unified_model_by_their_masks() {
     let bytes = |path: &Path| std::fs::metadata(path).expect("a file").len();
     let elements: usize = sealed.plan.tasks.iter().map(|t| t.len()).sum();
     assert!(bytes(&masks) < 4 * (elements as u64 / 8 + 1500), "a bit for each entry and model");
+    // Tasks are counted in the order of the statement, and so it is part of what the merge is.
+    let task = |order: [&str; 2]| {
+        let params = [("output", Value::Text("task".into())), ("task", Value::Number(0.0))];
+        let request = Request { models: order.iter().map(|name| model(name)).collect(), ..ask(&params) };
+        let plan = Plan::new(request).expect("a plan");
+        assert!(plan.ordered().contains("emr"));
+        Sealed::new(plan).expect("a set").hash
+    };
+    assert_ne!(task(["m0", "m1"]), task(["m1", "m0"]));
     for (task, name) in names.iter().enumerate() {
         let want = resolve(ask(&[("output", Value::Text("task".into())), ("task", Value::Number(task as f64))])).expect("a task");
         let request = Request {

@@ -495,8 +495,8 @@ fn what_was_merged_is_kept_for_the_next_merge() {
     let tensors = sealed(&["m0"], 0.5, "tensor").plan.tasks.len();
     let both = run::hashes(&sealed(&["m0", "m1"], 0.5, "tensor")).expect("hashes");
     assert_eq!(entries().len(), tensors);
-    let one = run::hashes(&sealed(&["m0"], 0.5, "tensor")).expect("hashes");
-    assert_ne!(one, both);
+    let one_model = run::hashes(&sealed(&["m0"], 0.5, "tensor")).expect("hashes");
+    assert_ne!(one_model, both);
     assert_eq!(entries().len(), 2 * tensors);
     // Adding the model again, in any order, computes nothing: what is in the cache is what comes out, and is checked.
     let marked = std::time::SystemTime::UNIX_EPOCH;
@@ -512,6 +512,14 @@ fn what_was_merged_is_kept_for_the_next_merge() {
         std::fs::write(&path, bytes).expect("an entry");
     }
     assert_eq!(run::hashes(&sealed(&["m0", "m1"], 0.5, "tensor")).expect("hashes"), both, "a damaged entry is none");
+    // An entry under another's name is none.
+    let same = |path: &std::path::PathBuf| path.metadata().expect("an entry").len();
+    let all = entries();
+    let pair = all.iter().enumerate().find_map(|(i, a)| Some((a, all[i + 1..].iter().find(|b| same(b) == same(a))?)));
+    let (one, two) = pair.expect("two of a size");
+    std::fs::copy(one, two).expect("a copy");
+    assert_eq!(run::hashes(&sealed(&["m0", "m1"], 0.5, "tensor")).expect("hashes"), both);
+    assert_eq!(run::hashes(&sealed(&["m0"], 0.5, "tensor")).expect("hashes"), one_model);
     // Other parameters are other entries, and what looks at whole models depends on all tensors.
     let global = run::hashes(&sealed(&["m0", "m1"], 0.5, "model")).expect("hashes");
     assert_eq!(run::hashes(&sealed(&["m0", "m1"], 0.5, "model")).expect("hashes"), global);

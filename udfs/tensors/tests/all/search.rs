@@ -5,7 +5,7 @@ use crate::cases::{model, resolve};
 use mergeql_tensors::method::Value;
 use mergeql_tensors::plan::{Options, Plan, Request};
 use mergeql_tensors::run::Sealed;
-use mergeql_tensors::search::{self, Found, Search};
+use mergeql_tensors::search::{self, Found, Search, Verdict};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -44,7 +44,7 @@ fn judge(wanted: &BTreeMap<String, Vec<f32>>, request: &Request) -> f64 {
 fn run(request: &Request, journal: &Path, mut judge: impl FnMut(&Request) -> f64) -> Found {
     let search = Search::of(request).expect("a search").expect("one");
     let sealed = Sealed::new(Plan::new(search.middle()).expect("a plan")).expect("a set");
-    search.run(&sealed.models, sealed.base.as_ref(), journal, |request, _| Ok(judge(request))).expect("an answer")
+    search.run(&sealed.models, sealed.base.as_ref(), journal, |request, _| Ok(Verdict::Worth(judge(request)))).expect("an answer")
 }
 
 fn found_weights(found: &Found) -> Vec<f64> {
@@ -81,7 +81,7 @@ fn a_search_that_was_stopped_asks_nothing_twice() {
         let mut asked = 0;
         let stopped = search.run(&sealed.models, sealed.base.as_ref(), &journal, |request, _| {
             asked += 1;
-            if asked > 40 { Err(mergeql_udfs::Error::invalid_argument("stopped")) } else { Ok(value(request)) }
+            if asked > 40 { Err(mergeql_udfs::Error::invalid_argument("stopped")) } else { Ok(Verdict::Worth(value(request))) }
         });
         assert_eq!(stopped.expect_err("an error").message, "stopped");
         // As a crash leaves it: with half a line.
@@ -116,7 +116,11 @@ fn what_is_wrong_with_a_search() {
     };
     for (changed, said) in [
         (vec![("command", None)], "someone who says"),
-        (vec![("fitness", Some(text("SELECT 1")))], "someone who says"),
+        (vec![("fitness", Some(text("SELECT 1")))], "has two who say"),
+        (vec![("command", None), ("fitness", Some(text("SELECT 1")))], "names no candidate"),
+        (vec![("population", Some(Value::Number(1.0)))], "2 at least"),
+        (vec![("search", Some(Value::List(vec![text("weight"), text("weight 0..2")])))], "searched twice"),
+        (vec![("inner", Some(text("ties"))), ("search", Some(text("density -1..2")))], "from 0 to 1, not -1"),
         (vec![("inner", None)], "`inner`"),
         (vec![("inner", Some(text("tees")))], "no strategy of tensors `tees`"),
         (vec![("inner", Some(text("lora_svd")))], "cannot be searched"),
@@ -128,6 +132,26 @@ fn what_is_wrong_with_a_search() {
         let error = full(&changed);
         assert!(error.message.contains(said), "{said}: {error}");
     }
+    // Parameters that do not go together are worth nothing; where none do, that is said.
+    let folder = tempfile::tempdir().expect("a folder");
+    let run = |verdict: fn(usize) -> Verdict| {
+        let search = Search::of(&weights("genetic", &["m0", "m1"])).expect("a search").expect("one");
+        let sealed = Sealed::new(Plan::new(search.middle()).expect("a plan")).expect("a set");
+        search.run(&sealed.models, sealed.base.as_ref(), &folder.path().join("j"), |_, number| Ok(verdict(number)))
+    };
+    fn useless() -> Verdict {
+        Verdict::Useless(mergeql_udfs::Error::invalid_argument("they clash"))
+    }
+    let found = run(|number| if number == 7 { Verdict::Worth(-5.0) } else { useless() });
+    assert_eq!(found.expect("an answer").fitness, -5.0);
+    std::fs::remove_file(folder.path().join("j")).expect("a journal");
+    let error = run(|_| useless()).expect_err("nothing");
+    assert!(error.message.contains("they clash"), "{error}");
+    // One search at a time in one place.
+    let other = std::fs::File::open(folder.path().join("j")).expect("a journal");
+    other.lock().expect("a lock");
+    let error = run(|_| Verdict::Worth(0.0)).expect_err("a lock");
+    assert!(error.message.contains("another search runs here"), "{error}");
     let candidate = Path::new("a b/it's");
     assert_eq!(search::command("echo noise; echo {} >&2; echo 1.5", candidate).expect("a number"), 1.5);
     assert_eq!(search::command("test \"$MERGEQL_CANDIDATE\" = {} && echo 2", candidate).expect("a number"), 2.0);
