@@ -2,7 +2,6 @@
 //!
 //! The number of an element depends on its index alone, so tiles and threads cannot change it.
 
-use crate::simd::vectors;
 use sha2::{Digest, Sha256};
 
 /// A stream of random numbers, indexed by element.
@@ -12,7 +11,6 @@ pub struct Philox {
     stream: [u32; 2],
 }
 
-#[inline(always)]
 fn round(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
     let (a, b) = (u64::from(counter[0]) * 0xD251_1F53, u64::from(counter[2]) * 0xCD9E_8D57);
     [(b >> 32) as u32 ^ counter[1] ^ key[0], b as u32, (a >> 32) as u32 ^ counter[3] ^ key[1], a as u32]
@@ -49,7 +47,6 @@ impl Philox {
     }
 
     /// The numbers of the elements `4 * block .. 4 * (block + LANES)`: as many at once as vectors hold.
-    #[inline(always)]
     #[allow(clippy::needless_range_loop)] // a lane is a place in four arrays, which become four vectors
     fn many(&self, block: u64, out: &mut [u32; 4 * LANES]) {
         let mut counters = [[0u32; LANES]; 4];
@@ -75,18 +72,16 @@ impl Philox {
 
     /// Calls `each(i, number)` for the elements of a range, `i` from its start.
     pub fn for_each(&self, range: std::ops::Range<usize>, mut each: impl FnMut(usize, u32)) {
-        vectors(|| {
-            let (mut index, mut numbers) = (range.start, [0; 4 * LANES]);
-            while index < range.end {
-                let skip = index % 4;
-                self.many(index as u64 / 4, &mut numbers);
-                let n = (4 * LANES - skip).min(range.end - index);
-                for (i, number) in numbers[skip..skip + n].iter().enumerate() {
-                    each(index - range.start + i, *number);
-                }
-                index += n;
+        let (mut index, mut numbers) = (range.start, [0; 4 * LANES]);
+        while index < range.end {
+            let skip = index % 4;
+            self.many(index as u64 / 4, &mut numbers);
+            let n = (4 * LANES - skip).min(range.end - index);
+            for (i, number) in numbers[skip..skip + n].iter().enumerate() {
+                each(index - range.start + i, *number);
             }
-        });
+            index += n;
+        }
     }
 }
 
