@@ -33,7 +33,7 @@ fn colors(path: &Path) -> BTreeMap<[u8; 3], usize> {
 #[test]
 fn a_browser_shows_the_page() {
     let (folder, placed) = mergeql_host_tests::models();
-    let models = ["models/m0.safetensors", "models/m1.safetensors", "models/m2.safetensors"].map(|m| placed(m));
+    let models = ["models/m0.safetensors", "models/m1.safetensors", "models/m2.safetensors"].map(placed);
     let mut command = Command::new(variable("MERGEQL_PROGRAM"));
     command.arg("tensor-report").args(&models).args(["--base", "base.safetensors", "--out", "report.html"]);
     let output = command.current_dir(folder.path()).output().unwrap();

@@ -407,12 +407,12 @@ impl Search {
     fn title(&self, hashes: &[Hash], base: Option<&Hash>) -> String {
         let mut hash = Sha256::new();
         let mut add = |text: &str| crate::run::part(&mut hash, text.as_bytes());
-        let mut sorted: Vec<String> = hashes.iter().map(|h| hex(h)).collect();
+        let mut sorted: Vec<String> = hashes.iter().map(hex).collect();
         sorted.sort();
         add(&format!("{:?} {:?} {:?} {:?}", self.algorithm, self.generations, self.population, self.seed));
         add(&format!("{:?} {sorted:?} {:?}", self.fitness, base.map(hex)));
         for axis in &self.axes {
-            let model = axis.model.and_then(|at| hashes.get(at)).map(|h| hex(h));
+            let model = axis.model.and_then(|at| hashes.get(at)).map(hex);
             add(&format!("{} {} {model:?} {} {} {}", axis.rule, axis.param, axis.low, axis.high, axis.whole));
         }
         for rule in &self.inner.rules {
