@@ -13,15 +13,9 @@ use datafusion::physical_plan::common::spawn_buffered;
 use futures::StreamExt;
 use mergeql_udfs::Code;
 use parquet::arrow::ArrowWriter;
-use parquet::arrow::arrow_writer::{
-    ArrowColumnChunk, ArrowColumnWriter, ArrowLeafColumn, ArrowRowGroupWriterFactory, compute_leaves,
-};
 use parquet::basic::Compression;
-use parquet::errors::ParquetError;
 use parquet::file::metadata::SortingColumn;
 use parquet::file::properties::WriterProperties;
-use parquet::file::writer::SerializedFileWriter;
-use rayon::prelude::*;
 use std::io::{BufWriter, Write};
 use std::path::Path;
 use std::sync::Arc;
@@ -86,100 +80,8 @@ enum Writer<W: Write + Send> {
     Csv(Delimited<W>),
     Ndjson(arrow::json::LineDelimitedWriter<W>),
     Json(arrow::json::ArrayWriter<W>),
-    Parquet(Box<Columns<W>>),
+    Parquet(Box<ArrowWriter<W>>),
     Arrow(Box<arrow::ipc::writer::FileWriter<W>>),
-}
-
-/// Rows that are encoded at once, each column on a thread of its own.
-const ENCODED: usize = 1 << 16;
-
-/// A Parquet file whose columns are encoded side by side: the last step of a query should not wait for one core.
-struct Columns<W: Write + Send> {
-    file: SerializedFileWriter<W>,
-    factory: ArrowRowGroupWriterFactory,
-    schema: SchemaRef,
-    /// The row group that is being written, leaf by leaf, and its rows.
-    group: Vec<ArrowColumnWriter>,
-    rows: usize,
-    /// What is not yet encoded.
-    waiting: Vec<RecordBatch>,
-    waiting_rows: usize,
-    most: usize,
-}
-
-impl<W: Write + Send> Columns<W> {
-    fn new(out: W, schema: &SchemaRef, properties: WriterProperties) -> Result<Columns<W>, ParquetError> {
-        let most = properties.max_row_group_row_count().unwrap_or(1 << 20);
-        let (file, factory) = ArrowWriter::try_new(out, schema.clone(), Some(properties))?.into_serialized_writer()?;
-        let schema = schema.clone();
-        Ok(Columns { file, factory, schema, group: Vec::new(), rows: 0, waiting: Vec::new(), waiting_rows: 0, most })
-    }
-
-    fn write(&mut self, batch: &RecordBatch) -> Result<(), ParquetError> {
-        let mut from = 0;
-        while from < batch.num_rows() {
-            let room = self.most - self.rows - self.waiting_rows;
-            let part = batch.slice(from, room.min(batch.num_rows() - from));
-            from += part.num_rows();
-            self.waiting_rows += part.num_rows();
-            self.waiting.push(part);
-            if self.waiting_rows >= ENCODED {
-                self.encode()?;
-            }
-            if self.rows + self.waiting_rows == self.most {
-                self.end_group()?;
-            }
-        }
-        Ok(())
-    }
-
-    fn encode(&mut self) -> Result<(), ParquetError> {
-        if self.group.is_empty() {
-            self.group = self.factory.create_column_writers(self.file.flushed_row_groups().len())?;
-        }
-        let batches = std::mem::take(&mut self.waiting);
-        self.rows += std::mem::take(&mut self.waiting_rows);
-        // The leaves of each column, nested ones have several.
-        let mut leaves: Vec<Vec<ArrowLeafColumn>> = Vec::new();
-        for batch in &batches {
-            let mut next = 0;
-            for (field, array) in self.schema.fields().iter().zip(batch.columns()) {
-                for leaf in compute_leaves(field, array)? {
-                    if leaves.len() == next {
-                        leaves.push(Vec::new());
-                    }
-                    leaves[next].push(leaf);
-                    next += 1;
-                }
-            }
-        }
-        let encode = |(writer, leaves): (&mut ArrowColumnWriter, Vec<ArrowLeafColumn>)| {
-            leaves.iter().try_for_each(|leaf| writer.write(leaf))
-        };
-        self.group.par_iter_mut().zip(leaves).with_max_len(1).map(encode).collect()
-    }
-
-    fn end_group(&mut self) -> Result<(), ParquetError> {
-        if self.waiting_rows > 0 {
-            self.encode()?;
-        }
-        if self.group.is_empty() {
-            return Ok(());
-        }
-        self.rows = 0;
-        let closed = std::mem::take(&mut self.group).into_par_iter().with_max_len(1).map(ArrowColumnWriter::close);
-        let chunks: Vec<ArrowColumnChunk> = closed.collect::<Result<_, _>>()?;
-        let mut group = self.file.next_row_group()?;
-        for chunk in chunks {
-            chunk.append_to_row_group(&mut group)?;
-        }
-        group.close().map(drop)
-    }
-
-    fn finish(mut self) -> Result<W, ParquetError> {
-        self.end_group()?;
-        self.file.into_inner()
-    }
 }
 
 /// Text for types that a format has no columns for.
@@ -244,7 +146,7 @@ impl<W: Write + Send> Writer<W> {
                     .set_created_by(format!("mergeql {}", env!("CARGO_PKG_VERSION")))
                     .set_sorting_columns(sorting)
                     .build();
-                Writer::Parquet(Box::new(Columns::new(out, schema, properties).map_err(parquet_error)?))
+                Writer::Parquet(Box::new(ArrowWriter::try_new(out, schema.clone(), Some(properties)).map_err(parquet_error)?))
             }
             Format::Arrow => Writer::Arrow(Box::new(arrow::ipc::writer::FileWriter::try_new(out, schema)?)),
         })
@@ -274,7 +176,7 @@ impl<W: Write + Send> Writer<W> {
                 out.write_all(b"\n")?;
                 out
             }
-            Writer::Parquet(w) => w.finish().map_err(parquet_error)?,
+            Writer::Parquet(w) => w.into_inner().map_err(parquet_error)?,
             Writer::Arrow(mut w) => {
                 w.finish()?;
                 w.into_inner()?
@@ -283,7 +185,7 @@ impl<W: Write + Send> Writer<W> {
     }
 }
 
-fn parquet_error(error: ParquetError) -> MergeError {
+fn parquet_error(error: parquet::errors::ParquetError) -> MergeError {
     MergeError::new(Code::Io, error.to_string())
 }
 
