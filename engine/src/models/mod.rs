@@ -168,7 +168,7 @@ fn found(
     search.in_order(&hashes);
     let (fitness, described) = (search.fitness.clone(), search.describe());
     let candidate = folder.join("candidate");
-    let judge = |request: &Request, _: usize| {
+    let judge = |request: &Request| {
         let (mut plan, adapter) = match planned(request.clone()) {
             Ok(planned) => planned,
             Err(error) if error.code == Code::InvalidArgument => return Ok(Verdict::Useless(error)),
@@ -184,8 +184,11 @@ fn found(
         };
         worth.map(Verdict::Worth)
     };
-    let found = search.run(&hashes, base.as_ref(), &folder.join("journal"), judge)?;
-    std::fs::remove_dir_all(&folder).map_err(|e| failed(&folder, e))?;
+    let journal = folder.join("journal");
+    let found = search.run(&hashes, base.as_ref(), &journal, judge)?;
+    // What was put there goes; a folder that holds something else stays.
+    std::fs::remove_dir_all(&candidate).and_then(|()| std::fs::remove_file(&journal)).map_err(|e| failed(&folder, e))?;
+    std::fs::remove_dir(&folder).ok();
     let note =
         format!("parameters found by {described}: the best of {} candidates has fitness {}", found.candidates, found.fitness);
     Ok((found.request, Some(note)))

@@ -326,6 +326,7 @@ async fn files_of_tensors_give_the_engines_rows() {
         }
         for (query, said) in [
             ("FROM read_safetensors('models/broken.safetensors')", "error[io]"),
+            ("FROM merge_models(['models/m0.safetensors'], cache := 'written')", "writes nothing"),
             ("FROM read_safetensors(NULL)", "is NULL"),
             ("FROM read_safetensors([1, 2])", "a list of files"),
             ("FROM merge_models(['models/m0.safetensors'], strategy := 'tees')", "did you mean `ties`?"),

@@ -36,4 +36,15 @@ async fn programs_run_where_that_is_allowed() {
         let refused = context.sql(&statement(&fitness)).await.unwrap_err();
         assert!(refused.to_string().contains(said), "{fitness}: {refused}");
     }
+    // Beside the output a search leaves what it did not put there.
+    let out = folder.path().join("out");
+    std::fs::create_dir(folder.path().join("out.search")).unwrap();
+    std::fs::write(folder.path().join("out.search/mine.txt"), "mine").unwrap();
+    let into = format!("{} INTO '{}/'", statement(&of("sum(l2)", "")), out.display());
+    context.sql(&into).await.unwrap();
+    let left: Vec<_> = std::fs::read_dir(folder.path().join("out.search")).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(left, ["mine.txt"]);
+    assert!(out.join("model.safetensors").exists());
+    let again = context.sql(&into).await.unwrap_err();
+    assert!(again.to_string().contains("this file exists"), "{again}");
 }

@@ -298,7 +298,10 @@ impl<'a> Planner<'a> {
                 let checkpoint = Checkpoint { path: base.path, ..checkpoint };
                 Model { source: Some(Box::new(source)), ..Model::new(name, checkpoint) }
             }
-            None => Model::new(name, self.open(name)?),
+            None => {
+                let alone = lora::beside(vec![Model::new(name, self.open(name)?)], None, &mut Vec::new());
+                alone.map_err(|e| e.with_help(format!("write `base+{name}`, with the model that it was trained on")))?.remove(0)
+            }
         };
         self.models.push(model);
         Ok(self.models.len() - 1)

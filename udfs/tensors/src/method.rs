@@ -3,6 +3,7 @@
 //! [`methods::ALL`]: crate::methods::ALL
 
 use crate::checkpoint::{Buffer, Checkpoint, Tensor};
+use crate::plan::Plan;
 use crate::program::{Inputs, Program};
 use crate::reduce;
 use crate::select::Cut;
@@ -80,6 +81,9 @@ pub type Prepare = for<'a> fn(&'a Job<'a>) -> Result<Kernel<'a>>;
 /// Looks at all tensors of the models first.
 pub type Look = fn(&[Job<'_>]) -> Result<Survey>;
 
+/// Plans what is written beside the model, if anything.
+pub type Along = fn(&Plan) -> Option<Plan>;
+
 /// Whether these settings need a look at all tensors.
 pub type Needs = fn(&Settings) -> bool;
 
@@ -114,6 +118,8 @@ pub struct Method {
     pub check: fn(&Job<'_>) -> Result<()>,
     /// The kernel of one tensor.
     pub prepare: Prepare,
+    /// What it writes beside the model, and the end of that file's name.
+    pub along: Option<(&'static str, Along)>,
     /// For methods that look at all tensors of the models first: whether these settings need that, and what it finds.
     pub survey: Option<(Needs, Look)>,
 }
@@ -135,6 +141,7 @@ impl Method {
         params: &[],
         check: |_| Ok(()),
         prepare: |_| Ok(Kernel::Whole(Vec::new())),
+        along: None,
         survey: None,
     };
 

@@ -2,7 +2,8 @@
 
 use crate::dtype;
 use crate::mergekit;
-use crate::methods::emr;
+use crate::method::Along;
+use crate::methods;
 use crate::plan::How;
 use crate::run::{self, Progress, Sealed, Written, parameters};
 use mergeql_udfs::merkle::{Hash, hex};
@@ -98,17 +99,19 @@ pub fn write(sealed: &Sealed, out: &Path, extras: &Extras, report: impl FnMut(Pr
         ("mergeql.merge".to_owned(), hex(&sealed.hash)),
         ("mergeql.version".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
     ]);
-    // What some strategies write along: it goes by the name of the model's file.
-    let along = emr::beside(&sealed.plan).map(|plan| {
-        let path = if single { out.with_extension("emr.safetensors") } else { out.join("emr.safetensors") };
+    // What some methods write along: it goes by the name of the model's file.
+    let along = |(name, of): (&str, Along)| {
+        let plan = of(&sealed.plan)?;
         let keys = vec![None; plan.tasks.len()];
-        (Sealed { plan, models: sealed.models.clone(), base: sealed.base, set: sealed.set, hash: sealed.hash, keys }, path)
-    });
-    if let Some((_, path)) = along.as_ref().filter(|(s, path)| path.exists() && !s.plan.options.overwrite) {
+        let path = if single { out.with_extension(name) } else { out.join(name) };
+        Some((Sealed { plan, models: sealed.models.clone(), base: sealed.base, set: sealed.set, hash: sealed.hash, keys }, path))
+    };
+    let along: Vec<(Sealed, PathBuf)> = methods::ALL.iter().filter_map(|method| along(method.along?)).collect();
+    if let Some((_, path)) = along.iter().find(|(s, path)| path.exists() && !s.plan.options.overwrite) {
         return Err(failed(path, "this file exists").with_help("choose another place, or replace it with WITH (overwrite = true)"));
     }
     let beside = |tensors: &[Written]| {
-        if let Some((sealed, path)) = &along {
+        for (sealed, path) in &along {
             run::write(sealed, path, &metadata, |_| {}, |_| Ok(()))?;
         }
         if single {
@@ -221,7 +224,7 @@ fn card(sealed: &Sealed, tensors: &[Written]) -> String {
     let _ = writeln!(text, "\n## How\n\n| strategy | tensors | source |\n|---|---|---|");
     for (rule, names) in rules(sealed) {
         let method = rule.split('(').next().unwrap_or_default();
-        let paper = crate::methods::find(method).map_or("", |(m, _)| m.paper);
+        let paper = methods::find(method).map_or("", |(m, _)| m.paper);
         let _ = writeln!(text, "| `{}` | {} | {paper} |", rule.replace('|', "\\|"), names.len());
     }
     let ordered = sealed.plan.ordered();

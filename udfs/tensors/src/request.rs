@@ -29,7 +29,7 @@ pub fn open(path: &str, alias: Option<&str>, weight: Option<f64>) -> Result<Vec<
         return Ok(opened.into_iter().map(|c| Model { weight, ..Model::new(name(&c.path), c) }).collect());
     }
     let path = paths[0].parent().unwrap_or(Path::new(".")).to_owned();
-    let mut together = Checkpoint { path, tensors: BTreeMap::new(), metadata: String::new() };
+    let mut together = Checkpoint { path, tensors: BTreeMap::new(), metadata: opened[0].metadata.clone() };
     let disjoint =
         opened.iter().all(|c| c.tensors.iter().all(|(name, t)| together.tensors.insert(name.clone(), t.clone()).is_none()));
     if disjoint {

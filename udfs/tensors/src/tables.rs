@@ -410,6 +410,11 @@ fn merge_models(mut arguments: Arguments) -> Result<Arc<dyn Rows>> {
         return Err(Error::new(Code::Unsupported, format!("`{strategy}` writes candidates, which a table function does not"))
             .with_help("write MERGE MODELS ... INTO 'folder/'"));
     }
+    // Who may read files may not write them.
+    if let Some(name) = ["cache", "cache_size"].into_iter().find(|name| arguments.named.contains_key(*name)) {
+        return Err(Error::new(Code::Unsupported, format!("`merge_models` writes nothing, and so takes no `{name}`"))
+            .with_help("write MERGE MODELS ... WITH (cache = 'folder/')"));
+    }
     let method = if request::takes_any(&strategy) { None } else { Some(methods::find(&strategy)?.0) };
     let (mut params, mut given) = (Params::new(), Vec::new());
     for (name, value) in std::mem::take(&mut arguments.named) {

@@ -21,6 +21,7 @@ pub const METHOD: Method = Method {
     by_place: |settings| settings.word("output") == Some("task"),
     check: |job| if job.settings.word("output") == Some("task") { task(job).map(|_| ()) } else { Ok(()) },
     prepare,
+    along: Some(("emr.safetensors", beside)),
     survey: Some((|settings| settings.word("output") == Some("task"), survey)),
     ..Method::COMMON
 };
@@ -220,7 +221,7 @@ impl Elements for Rescaler {
 }
 
 /// What emr(masks = true) writes beside the model: for each task a mask of each tensor, and one rescaler.
-pub(crate) fn beside(plan: &Plan) -> Option<Plan> {
+fn beside(plan: &Plan) -> Option<Plan> {
     let wanted = |task: &&Task| match &task.how {
         How::Merge(merge) => merge.method.name == METHOD.name && merge.settings.flag("masks") == Some(true),
         _ => false,

@@ -8,7 +8,7 @@ mod consensus_ta;
 mod dare;
 mod della;
 mod dual_projection;
-pub(crate) mod emr;
+mod emr;
 mod federated;
 mod fisher;
 mod iso;

@@ -333,7 +333,7 @@ impl Search {
         hashes: &[Hash],
         base: Option<&Hash>,
         journal: &Path,
-        mut judge: impl FnMut(&Request, usize) -> Result<Verdict>,
+        mut judge: impl FnMut(&Request) -> Result<Verdict>,
     ) -> Result<Found> {
         self.in_order(hashes);
         let mut useless: Option<Error> = None;
@@ -347,7 +347,7 @@ impl Search {
             let fitness = match known {
                 Some((known, _)) => known,
                 None => {
-                    let fitness = match judge(&request, count)? {
+                    let fitness = match judge(&request)? {
                         Verdict::Worth(fitness) => fitness,
                         Verdict::Useless(error) => {
                             useless.get_or_insert(error);

@@ -108,6 +108,10 @@ fn adapters_stand_behind_their_base_and_chats_have_a_template() {
     assert_eq!(json(&out.join("tokenizer_config.json")), serde_json::json!({ "eos_token": "</s>" }));
     run("\"{% for m in messages %}{{ m }}{% endfor %}\"").expect("a merge");
     assert_eq!(template(), "{% for m in messages %}{{ m }}{% endfor %}");
+    // By itself an adapter is no model: its factors are never averaged.
+    let config = "merge_method: linear\nmodels:\n  - {model: adapter, parameters: {weight: 1}}\n";
+    let error = mergekit::run(config, folder.path(), &out, &Options::default(), |_| ()).expect_err("no base");
+    assert!(error.help.unwrap_or_default().contains("base+adapter"));
     let error = run("chatml").expect_err("a name");
     assert!(error.message.contains("`chatml` is not built in"), "{error}");
 }

@@ -44,7 +44,7 @@ fn judge(wanted: &BTreeMap<String, Vec<f32>>, request: &Request) -> f64 {
 fn run(request: &Request, journal: &Path, mut judge: impl FnMut(&Request) -> f64) -> Found {
     let search = Search::of(request).expect("a search").expect("one");
     let sealed = Sealed::new(Plan::new(search.middle()).expect("a plan")).expect("a set");
-    search.run(&sealed.models, sealed.base.as_ref(), journal, |request, _| Ok(Verdict::Worth(judge(request)))).expect("an answer")
+    search.run(&sealed.models, sealed.base.as_ref(), journal, |request| Ok(Verdict::Worth(judge(request)))).expect("an answer")
 }
 
 fn found_weights(found: &Found) -> Vec<f64> {
@@ -79,7 +79,7 @@ fn a_search_that_was_stopped_asks_nothing_twice() {
         let search = Search::of(&request).expect("a search").expect("one");
         let sealed = Sealed::new(Plan::new(search.middle()).expect("a plan")).expect("a set");
         let mut asked = 0;
-        let stopped = search.run(&sealed.models, sealed.base.as_ref(), &journal, |request, _| {
+        let stopped = search.run(&sealed.models, sealed.base.as_ref(), &journal, |request| {
             asked += 1;
             if asked > 40 { Err(mergeql_udfs::Error::invalid_argument("stopped")) } else { Ok(Verdict::Worth(value(request))) }
         });
@@ -135,9 +135,13 @@ fn what_is_wrong_with_a_search() {
     // Parameters that do not go together are worth nothing; where none do, that is said.
     let folder = tempfile::tempdir().expect("a folder");
     let run = |verdict: fn(usize) -> Verdict| {
+        let mut number = 0;
         let search = Search::of(&weights("genetic", &["m0", "m1"])).expect("a search").expect("one");
         let sealed = Sealed::new(Plan::new(search.middle()).expect("a plan")).expect("a set");
-        search.run(&sealed.models, sealed.base.as_ref(), &folder.path().join("j"), |_, number| Ok(verdict(number)))
+        search.run(&sealed.models, sealed.base.as_ref(), &folder.path().join("j"), |_| {
+            number += 1;
+            Ok(verdict(number))
+        })
     };
     fn useless() -> Verdict {
         Verdict::Useless(mergeql_udfs::Error::invalid_argument("they clash"))
