@@ -29,7 +29,7 @@ struct Data {
 #[derive(Debug, Clone)]
 enum Store {
     File(Arc<Data>),
-    Memory(Arc<[f32]>),
+    Memory(Arc<Vec<f32>>),
     Made(Arc<dyn Elements>),
 }
 
@@ -133,7 +133,7 @@ impl Tensor {
     pub fn memory(name: &str, shape: &[usize], values: Vec<f32>) -> Tensor {
         let bytes = 0..4 * values.len() as u64;
         Tensor {
-            store: Store::Memory(values.into()),
+            store: Store::Memory(Arc::new(values)),
             dtype: Dtype::F32,
             shape: shape.to_vec(),
             bytes,

@@ -64,10 +64,7 @@ pub fn decode(dtype: Dtype, bytes: &[u8], out: &mut [f32]) -> Result<()> {
     match dtype {
         Dtype::F32 => out.iter_mut().zip(chunks(bytes)).for_each(|(o, b)| *o = f32::from_le_bytes(b)),
         Dtype::F64 => out.iter_mut().zip(chunks(bytes)).for_each(|(o, b)| *o = f64::from_le_bytes(b) as f32),
-        // bf16 is the upper half of f32.
-        Dtype::BF16 => vectors(|| {
-            out.iter_mut().zip(chunks(bytes)).for_each(|(o, b)| *o = f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16));
-        }),
+        Dtype::BF16 => from_bf16(bytes, out),
         Dtype::F16 => {
             let halves: Vec<f16> = chunks(bytes).map(f16::from_le_bytes).collect();
             halves.convert_to_f32_slice(out);
@@ -81,10 +78,14 @@ pub fn decode(dtype: Dtype, bytes: &[u8], out: &mut [f32]) -> Result<()> {
 
 /// The first element that is NaN or infinite, of a type of floats.
 pub fn not_finite(dtype: Dtype, bytes: &[u8]) -> Option<usize> {
+    vectors! {
+    fn block['a, const N: usize, F: Fn([u8; N]) -> bool](bytes: &'a [u8], bad: &'a F, _width: [(); N]) -> Option<usize> {
+        bytes.chunks(4096).position(|block| chunks(block).fold(false, |any, b| any | bad(b)))
+    }
+    }
     // An exponent of all ones; whole blocks are looked through with vectors before the place is sought.
     fn find<const N: usize>(bytes: &[u8], bad: impl Fn([u8; N]) -> bool) -> Option<usize> {
-        let any = |block: &[u8]| chunks(block).fold(false, |any, b| any | bad(b));
-        let at = vectors(|| bytes.chunks(4096).position(any))?;
+        let at = block(bytes, &bad, [(); N])?;
         chunks(&bytes[at * 4096..]).position(bad).map(|inside| at * (4096 / N) + inside)
     }
     match dtype {
@@ -111,9 +112,7 @@ pub fn encode(dtype: Dtype, values: &[f32], out: &mut Vec<u8>) -> Result<()> {
         Dtype::BF16 => {
             let from = out.len();
             out.resize(from + 2 * values.len(), 0);
-            vectors(|| {
-                out[from..].chunks_exact_mut(2).zip(values).for_each(|(o, v)| o.copy_from_slice(&to_bf16(*v).to_le_bytes()));
-            });
+            all_to_bf16(values, &mut out[from..]);
         }
         Dtype::F16 => values.iter().for_each(|v| out.extend(f16::from_f32(*v).to_le_bytes())),
         Dtype::F8_E5M2 => out.extend(values.iter().map(|v| to_f8(*v, 2))),
@@ -121,6 +120,17 @@ pub fn encode(dtype: Dtype, values: &[f32], out: &mut Vec<u8>) -> Result<()> {
         other => return Err(Error::type_mismatch(format!("{} is no type of floats", name(other)))),
     }
     Ok(())
+}
+
+vectors! {
+/// The upper half of f32.
+fn from_bf16['a](bytes: &'a [u8], out: &'a mut [f32]) {
+    out.iter_mut().zip(chunks(bytes)).for_each(|(o, b)| *o = f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16));
+}
+
+fn all_to_bf16['a](values: &'a [f32], out: &'a mut [u8]) {
+    out.chunks_exact_mut(2).zip(values).for_each(|(o, v)| o.copy_from_slice(&to_bf16(*v).to_le_bytes()));
+}
 }
 
 /// The upper half, rounded to nearest with ties to even; NaN stays NaN. Without branches, so that it runs on vectors.

@@ -87,7 +87,7 @@ impl Config {
     /// The statement that a config of whole models stands for, if one does.
     ///
     /// # Errors
-    /// `unsupported` for slices, gradients, several stages and tokenizers, which a statement doesn't have; whatever is wrong with the config.
+    /// `unsupported` for slices, gradients, several stages, tokenizers, templates of chats and `base+adapter`, which a statement doesn't have; whatever is wrong with the config.
     pub fn statement(&self, folder: &Path, out: &str) -> Result<String> {
         let unsupported = |what: &str| {
             Error::new(Code::Unsupported, format!("a statement has no {what}"))
@@ -104,6 +104,12 @@ impl Config {
         }
         if planner.tokenizer.is_some() {
             return Err(unsupported("tokenizer"));
+        }
+        if stage.get("chat_template").is_some_and(|t| !t.is_null()) {
+            return Err(unsupported("chat_template"));
+        }
+        if planner.slices.iter().flat_map(|s| &s.sources).any(|s| planner.behind_base(&s.model).is_some()) {
+            return Err(unsupported("adapters behind bases of their own"));
         }
         planner.statement(out).ok_or_else(|| unsupported("gradients"))
     }
@@ -282,13 +288,17 @@ impl<'a> Planner<'a> {
         self.earlier.get(model).cloned().unwrap_or_else(|| self.folder.join(model))
     }
 
+    /// The base and the adapter of `base+adapter`.
+    fn behind_base<'n>(&self, name: &'n str) -> Option<(&'n str, &'n str)> {
+        name.split_once('+').filter(|_| !self.path(name).exists())
+    }
+
     /// The number of a model among those that are open; it is opened where it isn't.
     fn model(&mut self, name: &str) -> Result<usize> {
         if let Some(at) = self.models.iter().position(|m| m.name == name) {
             return Ok(at);
         }
-        // An adapter after its base: `model+adapter`.
-        let model = match name.split_once('+').filter(|_| !self.path(name).exists()) {
+        let model = match self.behind_base(name) {
             Some((base, adapter)) => {
                 let (base, adapter) = (self.open(base)?, self.open(adapter)?);
                 let mut tensors = base.tensors.clone();

@@ -505,7 +505,7 @@ impl<'a> Job<'a> {
         let model = self.models[i].tensor.view(range.clone(), model)?;
         let base = self.base()?.view(range, base)?;
         delta.resize(model.len(), 0.0);
-        vectors(|| delta.iter_mut().zip(model.iter().zip(base)).for_each(|(d, (m, b))| *d = m - b));
+        subtract(model, base, delta);
         Ok(delta)
     }
 
@@ -576,13 +576,14 @@ impl<'a> Job<'a> {
     }
 }
 
-/// Sums over the models of a tile.
-pub fn combine(tile: &Tile<'_>, factors: &[f32], tasks: bool, out: &mut [f32]) {
-    vectors(|| combined(tile, factors, tasks, out));
+vectors! {
+/// Writes a model less its base.
+pub fn subtract['a](model: &'a [f32], base: &'a [f32], out: &'a mut [f32]) {
+    out.iter_mut().zip(model.iter().zip(base)).for_each(|(o, (m, b))| *o = m - b);
 }
 
-#[inline(always)]
-fn combined(tile: &Tile<'_>, factors: &[f32], tasks: bool, out: &mut [f32]) {
+/// Sums over the models of a tile.
+pub fn combine['a, 't](tile: &'a Tile<'t>, factors: &'a [f32], tasks: bool, out: &'a mut [f32]) {
     out.fill(0.0);
     for (i, (model, factor)) in tile.models.iter().zip(factors).enumerate() {
         match (tasks, i) {
@@ -594,6 +595,7 @@ fn combined(tile: &Tile<'_>, factors: &[f32], tasks: bool, out: &mut [f32]) {
     if tasks {
         out.iter_mut().zip(tile.base).for_each(|(o, b)| *o += b);
     }
+}
 }
 
 /// Inner products.

@@ -50,20 +50,27 @@ pub fn lanes(values: impl Iterator<Item = f64>) -> f64 {
 
 /// The dot product of two stretches.
 pub fn dot(a: &[f32], b: &[f32]) -> f64 {
-    vectors(|| dot_of(a, b))
+    sum_of_two(a, b, |x, y| f64::from(x) * f64::from(y))
 }
 
-#[inline(always)]
-fn dot_of(a: &[f32], b: &[f32]) -> f64 {
+/// The sum of a function of a stretch's elements, as [`lanes`].
+pub fn sum_of(values: &[f32], of: impl Fn(f32) -> f64) -> f64 {
+    sum_of_two(values, values, |v, _| of(v))
+}
+
+vectors! {
+/// The sum of a function of the elements of two stretches of one length, as [`lanes`].
+pub fn sum_of_two['a, F: Fn(f32, f32) -> f64](a: &'a [f32], b: &'a [f32], of: F) -> f64 {
     let mut sums = [0.0f64; 8];
-    let (heads, tails) = (a.chunks_exact(8).zip(b.chunks_exact(8)), a.len() / 8 * 8);
-    for (x, y) in heads {
+    let ((heads, a), (others, b)) = (a.as_chunks::<8>(), b.as_chunks::<8>());
+    for (x, y) in heads.iter().zip(others) {
         for i in 0..8 {
-            sums[i] += f64::from(x[i]) * f64::from(y[i]);
+            sums[i] += of(x[i], y[i]);
         }
     }
-    for (i, (x, y)) in a[tails..].iter().zip(&b[tails..]).enumerate() {
-        sums[i] += f64::from(*x) * f64::from(*y);
+    for (i, (x, y)) in a.iter().zip(b).enumerate() {
+        sums[i] += of(*x, *y);
     }
     ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]))
+}
 }

@@ -2,6 +2,7 @@
 //!
 //! The number of an element depends on its index alone, so tiles and threads cannot change it.
 
+use crate::simd::vectors;
 use sha2::{Digest, Sha256};
 
 /// A stream of random numbers, indexed by element.
@@ -11,16 +12,20 @@ pub struct Philox {
     stream: [u32; 2],
 }
 
-fn round(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
-    let (a, b) = (u64::from(counter[0]) * 0xD251_1F53, u64::from(counter[2]) * 0xCD9E_8D57);
-    [(b >> 32) as u32 ^ counter[1] ^ key[0], b as u32, (a >> 32) as u32 ^ counter[3] ^ key[1], a as u32]
+const LOW: u64 = 0xffff_ffff;
+
+/// One round over words of 32 bits in 64: a product of two of them is one instruction of vectors, whose halves lie in place.
+#[inline(always)]
+fn round(counter: [u64; 4], key: [u64; 2]) -> [u64; 4] {
+    let (a, b) = ((counter[0] & LOW) * 0xD251_1F53, (counter[2] & LOW) * 0xCD9E_8D57);
+    [b >> 32 ^ counter[1] ^ key[0], b & LOW, a >> 32 ^ counter[3] ^ key[1], a & LOW]
 }
 
-#[cfg(test)]
-fn philox(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
+#[inline(always)]
+fn rounds(mut counter: [u64; 4], mut key: [u64; 2]) -> [u64; 4] {
     for i in 0..10 {
         if i > 0 {
-            key = [key[0].wrapping_add(0x9E37_79B9), key[1].wrapping_add(0xBB67_AE85)];
+            key = [(key[0] + 0x9E37_79B9) & LOW, (key[1] + 0xBB67_AE85) & LOW];
         }
         counter = round(counter, key);
     }
@@ -46,47 +51,52 @@ impl Philox {
         [self.key[0], self.key[1], self.stream[0], self.stream[1]]
     }
 
-    /// The numbers of the elements `4 * block .. 4 * (block + LANES)`: as many at once as vectors hold.
-    #[allow(clippy::needless_range_loop)] // a lane is a place in four arrays, which become four vectors
+    /// The numbers of the elements `4 * block .. 4 * (block + LANES)`.
+    #[inline(always)]
     fn many(&self, block: u64, out: &mut [u32; 4 * LANES]) {
-        let mut counters = [[0u32; LANES]; 4];
-        for lane in 0..LANES {
+        // Two words as one of 64 bits, in the order in which they lie in memory.
+        let two =
+            |first: u64, second: u64| if cfg!(target_endian = "little") { first | second << 32 } else { first << 32 | second };
+        let (key, stream) = (self.key.map(u64::from), self.stream.map(u64::from));
+        let mut pairs = [[0u64; 2]; LANES];
+        // A lane goes all its rounds by itself, so that lanes are what the compiler makes vectors of.
+        for (lane, pair) in pairs.iter_mut().enumerate() {
             let block = block + lane as u64;
-            (counters[0][lane], counters[1][lane]) = (block as u32, (block >> 32) as u32);
-            (counters[2][lane], counters[3][lane]) = (self.stream[0], self.stream[1]);
+            let [a, b, c, d] = rounds([block & LOW, block >> 32, stream[0], stream[1]], key);
+            *pair = [two(a, b), two(c, d)];
         }
-        let mut key = self.key;
-        for i in 0..10 {
-            if i > 0 {
-                key = [key[0].wrapping_add(0x9E37_79B9), key[1].wrapping_add(0xBB67_AE85)];
-            }
-            for lane in 0..LANES {
-                let counter = round(std::array::from_fn(|word| counters[word][lane]), key);
-                (0..4).for_each(|word| counters[word][lane] = counter[word]);
-            }
-        }
-        for (lane, four) in out.chunks_exact_mut(4).enumerate() {
-            (0..4).for_each(|word| four[word] = counters[word][lane]);
-        }
+        out.copy_from_slice(bytemuck::cast_slice(&pairs));
     }
 
-    /// Calls `each(i, number)` for the elements of a range, `i` from its start.
-    pub fn for_each(&self, range: std::ops::Range<usize>, mut each: impl FnMut(usize, u32)) {
-        let (mut index, mut numbers) = (range.start, [0; 4 * LANES]);
-        while index < range.end {
-            let skip = index % 4;
-            self.many(index as u64 / 4, &mut numbers);
-            let n = (4 * LANES - skip).min(range.end - index);
-            for (i, number) in numbers[skip..skip + n].iter().enumerate() {
-                each(index - range.start + i, *number);
-            }
-            index += n;
-        }
+    /// Calls `each(from, numbers)` for the elements of a range, a few at a time; `from` is the place of the first of them, from the range's
+    /// start.
+    pub fn for_each(&self, range: std::ops::Range<usize>, each: impl FnMut(usize, &[u32])) {
+        runs(self, range, each);
+    }
+
+    /// The number of one element.
+    pub fn number(&self, index: usize) -> u32 {
+        let mut number = 0;
+        self.for_each(index..index + 1, |_, numbers| number = numbers[0]);
+        number
     }
 }
 
+vectors! {
+fn runs['a, F: FnMut(usize, &[u32])](stream: &'a Philox, range: std::ops::Range<usize>, each: F) {
+    let (mut index, mut numbers, mut each) = (range.start, [0; 4 * LANES], each);
+    while index < range.end {
+        let skip = index % 4;
+        stream.many(index as u64 / 4, &mut numbers);
+        let n = (4 * LANES - skip).min(range.end - index);
+        each(index - range.start, &numbers[skip..skip + n]);
+        index += n;
+    }
+}
+}
+
 /// Counters that are worked on at once.
-const LANES: usize = 16;
+const LANES: usize = 64;
 
 /// Numbers below this happen with this probability.
 pub fn limit(probability: f64) -> u64 {
@@ -96,6 +106,10 @@ pub fn limit(probability: f64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn philox(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
+        rounds(counter.map(u64::from), key.map(u64::from)).map(|word| word as u32)
+    }
 
     /// Known answers of the Random123 distribution (kat_vectors, philox4x32 10).
     #[test]
@@ -111,11 +125,11 @@ mod tests {
     #[test]
     fn a_number_depends_on_its_index_alone() {
         let stream = Philox::new(7, &[1; 32], "w");
-        let mut whole = Vec::new();
-        stream.for_each(0..100, |_, n| whole.push(n));
-        let mut parts = Vec::new();
+        let mut whole: Vec<u32> = Vec::new();
+        stream.for_each(0..100, |_, n| whole.extend(n));
+        let mut parts: Vec<u32> = Vec::new();
         for range in [0..3, 3..50, 50..51, 51..100] {
-            stream.for_each(range, |_, n| parts.push(n));
+            stream.for_each(range, |_, n| parts.extend(n));
         }
         assert_eq!(whole, parts);
         let one = philox([7, 0, stream.stream[0], stream.stream[1]], stream.key);

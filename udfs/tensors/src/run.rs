@@ -4,7 +4,7 @@
 use crate::cache::{Cache, Entry};
 use crate::checkpoint::{Buffer, Checkpoint, Tensor};
 use crate::dtype;
-use crate::method::{Input, Job, Kernel, Prepare, Settings, Survey, Tile, Value};
+use crate::method::{Input, Job, Kernel, Prepare, Run, Settings, Survey, Tile, Value};
 use crate::output::{Layout, Writer};
 use crate::plan::{Backend, How, Merge, Plan, Task};
 use crate::program::Program;
@@ -132,7 +132,11 @@ impl Sealed {
         for task in &mut plan.tasks {
             let How::Merge(merge) = &mut task.how else { continue };
             let Merge { method, settings, models: inputs, base: in_base, .. } = &mut **merge;
-            let hash = |input: &mut Input| input.hash = models.get(input.model).copied().or(base).unwrap_or([0; 32]);
+            let hash = |input: &mut Input| {
+                input.hash = models.get(input.model).copied().or(base).unwrap_or([0; 32]);
+                // What was hashed was looked through for NaN and infinity, too.
+                input.tensor.lenient = true;
+            };
             inputs.iter_mut().chain(in_base).for_each(hash);
             if !method.ordered {
                 let key = |i: &Input| (i.hash, own_values(settings, i.place));
@@ -449,6 +453,10 @@ fn compute(
                 (Some(job), Some(prepare)) => prepare(job).map(Some),
                 _ => Ok(None),
             }))?;
+        let granules: Vec<usize> = kernels
+            .iter()
+            .map(|kernel| if let Some(Kernel::Tiles { granule, .. }) = kernel { (*granule).max(1) } else { 1 })
+            .collect();
         // Every tile of every tensor, in order.
         let mut parts: Vec<(usize, usize, usize)> = Vec::new();
         for (at, (index, kernel)) in group.iter().zip(&kernels).enumerate() {
@@ -485,7 +493,7 @@ fn compute(
                 out.resize(range.len(), 0.0);
                 let tile = Tile { range, models: parts, base };
                 if !program.is_some_and(|program| device.run(program, &tile, out)) {
-                    run(&tile, out)?;
+                    in_parts(&tile, granules[*at], run, out)?;
                 }
                 encoded(&plan.tasks[group[*at]], out, strict).map(Some)
             };
@@ -507,6 +515,19 @@ fn compute(
                 }
             }
         }
+    }
+    Ok(())
+}
+
+/// Computes a tile in parts that stay, with all that is made of them, in a core's first caches; reading is worth more at once.
+fn in_parts(tile: &Tile<'_>, granule: usize, run: &Run<'_>, out: &mut [f32]) -> Result<()> {
+    const PART: usize = 1 << 12;
+    let size = (PART / granule).max(1) * granule;
+    for (at, out) in out.chunks_mut(size).enumerate() {
+        let (from, to) = (at * size, at * size + out.len());
+        let models = tile.models.iter().map(|m| &m[from..to]).collect();
+        let base = tile.base.get(from..to).unwrap_or(&[]);
+        run(&Tile { range: tile.range.start + from..tile.range.start + to, models, base }, out)?;
     }
     Ok(())
 }

@@ -38,31 +38,16 @@ impl Cut {
         (!self.all).then_some((self.key, self.index))
     }
 
-    /// Writes 1 for the elements that lie before it, 0 for the others; `start` is the index of the first. Keys that are equal to the cut's are
-    /// rare, so their indices are looked at in a pass of its own.
+    /// Writes 1 for the elements that lie before it, 0 for the others; `start` is the index of the first.
     pub fn mark(&self, values: &[f32], key: impl Fn(f32) -> u32, start: usize, out: &mut [f32]) {
         if self.all {
             return out.fill(1.0);
         }
-        let n = values.len().min(out.len());
-        let (values, out) = (&values[..n], &mut out[..n]);
-        let tied = vectors(|| {
-            let mut tied = false;
-            for at in 0..n {
-                let own = key(values[at]);
-                out[at] = if own < self.key { 1.0 } else { 0.0 };
-                tied |= own == self.key;
-            }
-            tied
-        });
-        // All that are tied lie on one side, unless the cut goes through here.
-        if tied && self.index > start {
-            for at in 0..n.min(self.index - start) {
-                if key(values[at]) == self.key {
-                    out[at] = 1.0;
-                }
-            }
-        }
+        // Of the elements whose keys are equal to its own, those before its index lie before it.
+        let early = self.index.saturating_sub(start).min(values.len()).min(out.len());
+        let (before, after) = out.split_at_mut(early);
+        marked(&values[..early], &key, self.key, true, before);
+        marked(&values[early..], &key, self.key, false, after);
     }
 }
 
@@ -88,7 +73,21 @@ pub fn by_value(v: f32) -> u32 {
 /// Writes the keys of some values.
 pub fn keys_of(values: &[f32], key: impl Fn(f32) -> u32, out: &mut Vec<u32>) {
     out.resize(values.len(), 0);
-    vectors(|| out.iter_mut().zip(values).for_each(|(o, v)| *o = key(*v)));
+    keyed(values, key, out);
+}
+
+vectors! {
+fn keyed['a, F: Fn(f32) -> u32](values: &'a [f32], key: F, out: &'a mut [u32]) {
+    out.iter_mut().zip(values).for_each(|(o, v)| *o = key(*v));
+}
+
+/// Writes 1 for the keys that are lower than one, or equal to it where that counts, 0 for the others.
+fn marked['a, F: Fn(f32) -> u32](values: &'a [f32], key: &'a F, at: u32, equal: bool, out: &'a mut [f32]) {
+    for (o, v) in out.iter_mut().zip(values) {
+        let own = key(*v);
+        *o = if (own < at) | (equal & (own == at)) { 1.0 } else { 0.0 };
+    }
+}
 }
 
 /// The float of a key of [`by_value`].
@@ -200,9 +199,9 @@ fn locate<S: Default + Send>(
     Ok(Cut { key: key.saturating_add(1), index: 0, all: key == u32::MAX })
 }
 
-/// Keys that are looked at first, in this many runs.
-const RUNS: usize = 256;
-const RUN: usize = 256;
+/// Keys of one run of a sample, and of a whole sample: at least, and at most.
+const RUN: usize = 64;
+const SAMPLE: Range<usize> = 1 << 13..1 << 16;
 /// Keys that are kept at most.
 const KEPT: usize = 1 << 23;
 
@@ -213,20 +212,22 @@ fn between<S: Default + Send>(
     keys: &(impl Fn(Range<usize>, &mut Vec<u32>, &mut S) -> Result<()> + Sync),
 ) -> Result<Option<Cut>> {
     const TILE: usize = 1 << 15;
-    const SAMPLE: usize = RUNS * RUN;
-    if n < 4 * SAMPLE {
+    let runs = (n / 32).clamp(SAMPLE.start, SAMPLE.end) / RUN;
+    let size = runs * RUN;
+    if n < 4 * size {
         return Ok(None);
     }
-    let (mut buffer, mut scratch, mut sample) = (Vec::new(), S::default(), Vec::with_capacity(SAMPLE));
-    for run in 0..RUNS {
-        let start = run * (n / RUNS);
+    let (mut buffer, mut scratch, mut sample) = (Vec::new(), S::default(), Vec::with_capacity(size));
+    for run in 0..runs {
+        let start = run * (n / runs);
         keys(start..start + RUN, &mut buffer, &mut scratch)?;
         sample.extend_from_slice(&buffer);
     }
-    sample.sort_unstable();
-    let (at, slack) = ((k as u128 * SAMPLE as u128 / n as u128) as usize, SAMPLE / 64);
-    let low = if at < slack { 0 } else { sample[at - slack] };
-    let high = sample.get(at + slack).copied().unwrap_or(u32::MAX);
+    // Four standard deviations of a rank to either side, at the middle, where they are widest.
+    let (at, slack) = ((k as u128 * size as u128 / n as u128) as usize, 2 * size.isqrt());
+    let mut nth = |at: usize| *sample.select_nth_unstable(at).1;
+    let low = if at < slack { 0 } else { nth(at - slack) };
+    let high = if at + slack < size { nth(at + slack) } else { u32::MAX };
     // Of each tile: how many keys are lower, and those between.
     let kept = AtomicUsize::new(0);
     let tiles = (0..n.div_ceil(TILE)).into_par_iter().map_init(
@@ -236,12 +237,7 @@ fn between<S: Default + Send>(
                 return Ok((0, Vec::new()));
             }
             keys(tile * TILE..((tile + 1) * TILE).min(n), buffer, scratch)?;
-            let below = vectors(|| buffer.iter().map(|key| u32::from(*key < low)).sum::<u32>()) as usize;
-            let mut len = 0;
-            for key in buffer.iter() {
-                room[len] = *key;
-                len += usize::from(*key >= low && *key <= high);
-            }
+            let (below, len) = part(buffer, low, high, room);
             kept.fetch_add(len, Ordering::Relaxed);
             Ok((below, room[..len].to_vec()))
         },
@@ -273,6 +269,36 @@ fn between<S: Default + Send>(
     Ok(None)
 }
 
+vectors! {
+/// How many keys are lower than a range; those inside it go to the front of `inside`, which is as long as the keys.
+fn part['a](keys: &'a [u32], low: u32, high: u32, inside: &'a mut [u32]) -> (usize, usize) {
+    // Few are inside: most blocks are passed without a look at each.
+    const BLOCK: usize = 8;
+    let (mut below, mut len) = (0u32, 0);
+    let width = high.wrapping_sub(low);
+    let (blocks, rest) = keys.as_chunks::<BLOCK>();
+    for block in blocks {
+        let mut any = 0u32;
+        for key in block {
+            below += u32::from(*key < low);
+            any |= u32::from(key.wrapping_sub(low) <= width);
+        }
+        if any != 0 {
+            for key in block {
+                inside[len] = *key;
+                len += usize::from(key.wrapping_sub(low) <= width);
+            }
+        }
+    }
+    for key in rest {
+        below += u32::from(*key < low);
+        inside[len] = *key;
+        len += usize::from(key.wrapping_sub(low) <= width);
+    }
+    (below as usize, len)
+}
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -288,7 +314,7 @@ mod tests {
             ("equal", vec![7; n]),
             ("sorted", (0..n).map(|i| i as u32).collect()),
             // The runs that are looked at hold nothing but zeros.
-            ("misleading", (0..n).map(|i| if i % (n / RUNS) < RUN { 0 } else { random(i) }).collect()),
+            ("misleading", (0..n).map(|i| if i % (n / (n / 32 / RUN)) < RUN { 0 } else { random(i) }).collect()),
         ];
         for (kind, values) in kinds {
             let keys = |range: Range<usize>, out: &mut Vec<u32>, _: &mut ()| {

@@ -36,13 +36,13 @@ pub fn summary(tensor: &Tensor) -> Result<Option<Summary>> {
     let n = tensor.len() as f64;
     let sums = reduce::sum(tensor.len(), 2, |range, buffer: &mut Buffer, sums| {
         let values = tensor.view(range, buffer)?;
-        sums[0] = reduce::lanes(values.iter().map(|v| f64::from(*v)));
+        sums[0] = reduce::sum_of(values, f64::from);
         sums[1] = reduce::dot(values, values);
         Ok(())
     })?;
     let mean = sums[0] / n;
     let spread = reduce::sum(tensor.len(), 1, |range, buffer: &mut Buffer, sums| {
-        sums[0] = reduce::lanes(tensor.view(range, buffer)?.iter().map(|v| (f64::from(*v) - mean) * (f64::from(*v) - mean)));
+        sums[0] = reduce::sum_of(tensor.view(range, buffer)?, |v| (f64::from(v) - mean) * (f64::from(v) - mean));
         Ok(())
     })?[0];
     let ends = blocks(tensor.len()).map_init(Buffer::default, |buffer, range| {
@@ -80,7 +80,7 @@ pub fn compare(a: &Tensor, b: &Tensor) -> Result<Comparison> {
         sums[1] = reduce::dot(x, x);
         sums[2] = reduce::dot(y, y);
         let pairs = || x.iter().zip(y);
-        sums[3] = reduce::lanes(pairs().map(|(x, y)| (f64::from(*x) - f64::from(*y)).powi(2)));
+        sums[3] = reduce::sum_of_two(x, y, |x, y| (f64::from(x) - f64::from(y)).powi(2));
         let sign = |v: f32| (v > 0.0) as i8 - (v < 0.0) as i8;
         sums[4] = pairs().filter(|(x, y)| sign(**x) == sign(**y)).count() as f64;
         sums[5] = pairs().filter(|(x, y)| sign(**x) * sign(**y) < 0).count() as f64;
@@ -214,7 +214,7 @@ pub fn stability(model: &Tensor, merged: &Tensor, base: &Tensor) -> Result<Stabi
         sums[0] = reduce::dot(own, all);
         sums[1] = reduce::dot(own, own);
         sums[2] = reduce::dot(all, all);
-        sums[3] = reduce::lanes(model.iter().zip(merged).map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2)));
+        sums[3] = reduce::sum_of_two(model, merged, |a, b| (f64::from(a) - f64::from(b)).powi(2));
         Ok(())
     })?;
     let norms = (sums[1] * sums[2]).sqrt();

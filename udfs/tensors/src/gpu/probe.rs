@@ -15,13 +15,13 @@ const MODELS: usize = 3;
 
 /// Numbers of many magnitudes: the bits are a stream's, the exponents within a range.
 fn numbers(seed: u64, spread: u32) -> Vec<f32> {
-    let mut numbers = Vec::with_capacity(ELEMENTS);
-    Philox::new(seed, &[7; 32], "probe").for_each(0..ELEMENTS, |at, bits| {
+    let stream = Philox::new(seed, &[7; 32], "probe");
+    let number = |at: usize| {
+        let bits = stream.number(at);
         let exponent = 127 - spread / 2 + (bits >> 8) % spread.max(1);
-        let plain = f32::from_bits(bits & 0x807f_ffff | exponent << 23);
-        numbers.push(if at % 97 == 0 { 0.0 } else { plain });
-    });
-    numbers
+        if at % 97 == 0 { 0.0 } else { f32::from_bits(bits & 0x807f_ffff | exponent << 23) }
+    };
+    (0..ELEMENTS).map(number).collect()
 }
 
 struct As<'a>(&'a [Thinned]);

@@ -146,7 +146,7 @@ impl Thin for Della {
             None => {
                 let limits: Vec<u64> = kept.iter().map(|p| rng::limit(f64::from(*p))).collect();
                 let mut numbers = vec![0u32; out.len()];
-                self.streams[i].for_each(range, |at, number| numbers[at] = number);
+                self.streams[i].for_each(range, |from, some| numbers[from..from + some.len()].copy_from_slice(some));
                 ranked(self.rows, delta, |rank, at| {
                     out[at] = if u64::from(numbers[at]) < limits[rank] { factors[rank] } else { 0.0 };
                 });

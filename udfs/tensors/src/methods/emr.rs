@@ -68,7 +68,7 @@ fn norms<'a, 'b: 'a>(jobs: impl Iterator<Item = (&'a Job<'b>, usize)>) -> Result
         let sums = reduce::sum(job.len(), 2, |range, pair: &mut Pair, sums| {
             let deltas: Vec<Vec<f32>> =
                 (0..job.models.len()).map(|i| Ok(job.delta(i, range.clone(), pair)?.to_vec())).collect::<Result<_>>()?;
-            sums[0] = reduce::lanes(deltas[task].iter().map(|d| f64::from(d.abs())));
+            sums[0] = reduce::sum_of(&deltas[task], |d| f64::from(d.abs()));
             sums[1] = reduce::lanes((0..range.len()).map(|at| {
                 let vector = unified(&deltas, at);
                 if deltas[task][at] * vector > 0.0 { f64::from(vector.abs()) } else { 0.0 }

@@ -1,7 +1,7 @@
 //! What task arithmetic, TIES, DARE, DELLA and Breadcrumbs have in common: task vectors are thinned out, weighted, perhaps made to agree in
 //! sign, summed, scaled and added to the base.
 
-use crate::method::{Job, Kernel, Kind, Pair, Param, Run, Tile, param};
+use crate::method::{Job, Kernel, Kind, Pair, Param, Run, Tile, param, subtract};
 use crate::program::{Program, Thinned};
 use crate::simd::vectors;
 use crate::{reduce, select};
@@ -54,7 +54,13 @@ impl Thinned {
                 out.iter_mut().zip(&below).for_each(|(o, b)| *o -= b);
             }
             Thinned::Random { stream, limit, factor } => {
-                stream.for_each(range, |at, number| out[at] = if u64::from(number) < *limit { *factor } else { 0.0 });
+                // A number of 32 bits is below a limit of 2^32 always.
+                let Ok(limit) = u32::try_from(*limit) else { return out.fill(*factor) };
+                let factor = *factor;
+                stream.for_each(range, move |from, numbers| {
+                    let out = &mut out[from..from + numbers.len()];
+                    out.iter_mut().zip(numbers).for_each(|(o, number)| *o = if *number < limit { factor } else { 0.0 });
+                });
             }
         }
     }
@@ -106,8 +112,8 @@ pub fn kernel<'a>(job: &'a Job<'a>, thin: impl Thin + 'a, sum: Sum, granule: usi
                     let delta = job.delta(i, range.clone(), pair)?;
                     factors.resize(range.len(), 0.0);
                     thin.factors(i, range, delta, factors)?;
-                    sums[0] = reduce::lanes(delta.iter().map(|d| f64::from(d.abs())));
-                    sums[1] = reduce::lanes(delta.iter().zip(factors.iter()).map(|(d, f)| f64::from((d * f).abs())));
+                    sums[0] = reduce::sum_of(delta, |d| f64::from(d.abs()));
+                    sums[1] = reduce::sum_of_two(delta, factors, |d, f| f64::from((d * f).abs()));
                     Ok(())
                 },
             )?;
@@ -130,63 +136,67 @@ pub fn kernel<'a>(job: &'a Job<'a>, thin: impl Thin + 'a, sum: Sum, granule: usi
 pub fn run(tile: &Tile<'_>, thin: &impl Thin, sum: Sum, weights: &[f32], scales: &[f32], out: &mut [f32]) -> Result<()> {
     let n = out.len();
     let mut factors = vec![0.0f32; n];
-    // Indexed loops over slices of one length, without branches: what the compiler turns into vectors.
+    // Loops without branches over slices of one length: what the compiler turns into vectors.
     let weighted = |i: usize, delta: &mut [f32], factors: &mut [f32]| -> Result<()> {
-        let (model, base) = (&tile.models[i][..n], &tile.base[..n]);
-        vectors(|| {
-            for at in 0..n {
-                delta[at] = model[at] - base[at];
-            }
-        });
+        subtract(tile.models[i], tile.base, delta);
         thin.factors(i, tile.range.clone(), delta, factors)?;
-        let scale = weights[i] * scales[i];
-        vectors(|| {
-            for at in 0..n {
-                delta[at] *= factors[at] * scale;
-            }
-        });
+        scale(factors, weights[i] * scales[i], delta);
         Ok(())
     };
     out.fill(0.0);
-    let base = &tile.base[..n];
     if !sum.consensus {
         let mut delta = vec![0.0f32; n];
         for i in 0..weights.len() {
-            weighted(i, &mut delta[..n], &mut factors[..n])?;
-            vectors(|| out.iter_mut().zip(&delta).for_each(|(o, d)| *o += d));
+            weighted(i, &mut delta, &mut factors)?;
+            add(&delta, out);
         }
-        let scale = sum.factor(weights);
-        vectors(|| out.iter_mut().zip(base).for_each(|(o, b)| *o = b + scale * *o));
+        onto(tile.base, sum.factor(weights), out);
         return Ok(());
     }
     let mut deltas = vec![0.0f32; n * weights.len()];
     for (i, delta) in deltas.chunks_exact_mut(n.max(1)).enumerate() {
-        weighted(i, delta, &mut factors[..n])?;
-        vectors(|| out.iter_mut().zip(&*delta).for_each(|(o, d)| *o += d));
+        weighted(i, delta, &mut factors)?;
+        add(delta, out);
     }
-    vectors(|| elect(&deltas, sum, weights, base, &mut factors, out));
+    elect(&deltas, sum, weights, tile.base, &mut factors, out);
     Ok(())
 }
 
+vectors! {
+fn scale['a](factors: &'a [f32], scale: f32, delta: &'a mut [f32]) {
+    delta.iter_mut().zip(factors).for_each(|(d, factor)| *d *= factor * scale);
+}
+
+fn add['a](delta: &'a [f32], out: &'a mut [f32]) {
+    out.iter_mut().zip(delta).for_each(|(o, d)| *o += d);
+}
+
+fn onto['a](base: &'a [f32], scale: f32, out: &'a mut [f32]) {
+    out.iter_mut().zip(base).for_each(|(o, b)| *o = b + scale * *o);
+}
+
 /// What agrees with the sign of the sum, which is in `out`, on the base.
-#[inline(always)]
-fn elect(deltas: &[f32], sum: Sum, weights: &[f32], base: &[f32], divisors: &mut [f32], out: &mut [f32]) {
-    let n = out.len();
+fn elect['a](deltas: &'a [f32], sum: Sum, weights: &'a [f32], base: &'a [f32], divisors: &'a mut [f32], out: &'a mut [f32]) {
     // The elected sign, +1 for a sum of 0, in `out`; what agrees with it is summed into `agreeing`, its weights into `divisors`.
     out.iter_mut().for_each(|o| *o = if *o >= 0.0 { 1.0 } else { -1.0 });
-    let mut agreeing = vec![0.0f32; n];
+    let mut agreeing = vec![0.0f32; out.len()];
     divisors.fill(0.0);
-    for (delta, weight) in deltas.chunks_exact(n.max(1)).zip(weights) {
-        let (sums, divisors, signs) = (&mut agreeing[..n], &mut divisors[..n], &out[..n]);
-        for at in 0..n {
-            let agrees = delta[at] * signs[at] > 0.0;
-            sums[at] += if agrees { delta[at] } else { 0.0 };
-            divisors[at] += if agrees { *weight } else { 0.0 };
-        }
+    for (delta, weight) in deltas.chunks_exact(out.len().max(1)).zip(weights) {
+        agree(delta, *weight, out, &mut agreeing, divisors);
     }
-    let (sums, divisors, out) = (&agreeing[..n], &divisors[..n], &mut out[..n]);
-    for at in 0..n {
-        let divisor = if sum.normalize && divisors[at].abs() >= 1e-8 { divisors[at] } else { 1.0 };
-        out[at] = base[at] + sum.lambda * (sums[at] / divisor);
+    for ((o, base), (sum_of, divisor)) in out.iter_mut().zip(base).zip(agreeing.iter().zip(&*divisors)) {
+        let divisor = if sum.normalize && divisor.abs() >= 1e-8 { *divisor } else { 1.0 };
+        *o = base + sum.lambda * (sum_of / divisor);
+    }
+}
+}
+
+/// Adds what agrees with the signs to the sums, and the weight to the divisors there.
+#[inline(always)]
+fn agree(delta: &[f32], weight: f32, signs: &[f32], sums: &mut [f32], divisors: &mut [f32]) {
+    for ((delta, sign), (sum, divisor)) in delta.iter().zip(signs).zip(sums.iter_mut().zip(divisors)) {
+        let agrees = delta * sign > 0.0;
+        *sum += if agrees { *delta } else { 0.0 };
+        *divisor += if agrees { weight } else { 0.0 };
     }
 }

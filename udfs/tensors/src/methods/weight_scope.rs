@@ -21,7 +21,7 @@ fn scope(tensor: &Tensor) -> Result<(f64, f64)> {
     let n = tensor.len().max(1) as f64;
     let pass = |of: &(dyn Fn(f64) -> f64 + Sync)| {
         reduce::sum(tensor.len(), 1, |range, buffer: &mut Buffer, sums| {
-            sums[0] = reduce::lanes(tensor.view(range, buffer)?.iter().map(|v| of(f64::from(*v))));
+            sums[0] = reduce::sum_of(tensor.view(range, buffer)?, |v| of(f64::from(v)));
             Ok(())
         })
     };

@@ -17,8 +17,7 @@ struct Numbers {
 impl Numbers {
     /// From 0 to below 1.
     fn uniform(&mut self) -> f64 {
-        let mut number = 0;
-        self.stream.for_each(self.next..self.next + 1, |_, n| number = n);
+        let number = self.stream.number(self.next);
         self.next += 1;
         f64::from(number) / 4_294_967_296.0
     }

@@ -108,6 +108,12 @@ fn adapters_stand_behind_their_base_and_chats_have_a_template() {
     assert_eq!(json(&out.join("tokenizer_config.json")), serde_json::json!({ "eos_token": "</s>" }));
     run("\"{% for m in messages %}{{ m }}{% endfor %}\"").expect("a merge");
     assert_eq!(template(), "{% for m in messages %}{{ m }}{% endfor %}");
+    // No statement stands for such a config.
+    for config in ["models: [{model: a+adapter}]", "chat_template: auto\nmodels: [{model: a}]"] {
+        let config = mergekit::Config::parse(&format!("merge_method: linear\n{config}\n")).expect("a config");
+        let error = config.statement(folder.path(), "out/").expect_err("no statement");
+        assert!(error.message.contains("a statement has no"), "{error}");
+    }
     // By itself an adapter is no model: its factors are never averaged.
     let config = "merge_method: linear\nmodels:\n  - {model: adapter, parameters: {weight: 1}}\n";
     let error = mergekit::run(config, folder.path(), &out, &Options::default(), |_| ()).expect_err("no base");

@@ -224,7 +224,7 @@ fn random(path: &Path, seed: u64, shapes: &[(&str, Vec<usize>)]) {
     let tensors = shapes.iter().map(|(name, shape)| {
         let stream = mergeql_tensors::rng::Philox::new(seed, &[0; 32], name);
         let mut values = vec![0.0; shape.iter().product()];
-        stream.for_each(0..values.len(), |i, n| values[i] = n as f32 / 4_294_967_296.0 - 0.5);
+        values.iter_mut().enumerate().for_each(|(i, v)| *v = stream.number(i) as f32 / 4_294_967_296.0 - 0.5);
         ((*name).to_owned(), (shape.clone(), values))
     });
     write(path, &tensors.collect());
