@@ -37,6 +37,8 @@ struct Source {
 #[derive(Debug, Clone)]
 struct Slice {
     sources: Vec<Source>,
+    /// In place of the config's.
+    base: Option<String>,
     parameters: Json,
 }
 
@@ -202,6 +204,22 @@ fn text_of(json: &Json, what: &str) -> Result<String> {
     }
 }
 
+/// The name of a model that may be left out.
+fn name_of(of: &Json, key: &str) -> Result<Option<String>> {
+    of.get(key).filter(|name| !name.is_null()).map(|name| text_of(name, key)).transpose()
+}
+
+/// Buffers that programs compute anew, which old checkpoints hold: they are no weights.
+fn is_weight(name: &str) -> bool {
+    !name.ends_with("rotary_emb.inv_freq")
+}
+
+/// The tensor whose rows a model uses in place of one that it lacks.
+fn tied<'c>(checkpoint: &'c Checkpoint, name: &str) -> Option<&'c crate::checkpoint::Tensor> {
+    let embeddings = || checkpoint.tensors.iter().find(|(other, _)| other.ends_with("embed_tokens.weight"));
+    if name.ends_with("lm_head.weight") { embeddings().map(|(_, tensor)| tensor) } else { None }
+}
+
 fn sources(list: &Json, what: &str) -> Result<Vec<Source>> {
     let items = list.as_array().ok_or_else(|| wrong(format!("{what} is a list")))?;
     let source = |item: &Json| {
@@ -257,14 +275,15 @@ impl<'a> Planner<'a> {
     fn new(config: &'a Json, folder: &'a Path, earlier: &'a BTreeMap<String, PathBuf>) -> Result<Planner<'a>> {
         let name = config.get("merge_method").and_then(Json::as_str).ok_or_else(|| wrong("the config has no merge_method"))?;
         let (method, preset) = methods::find(name)?;
-        let slices = match (config.get("models"), config.get("slices")) {
-            (Some(models), None) => vec![Slice { sources: sources(models, "models")?, parameters: Json::Null }],
+        let mut slices = match (config.get("models"), config.get("slices")) {
+            (Some(models), None) => vec![Slice { sources: sources(models, "models")?, base: None, parameters: Json::Null }],
             (None, Some(Json::Array(slices))) => slices
                 .iter()
                 .map(|slice| {
                     let list = slice.get("sources").ok_or_else(|| wrong("a slice has sources"))?;
                     Ok(Slice {
                         sources: sources(list, "sources")?,
+                        base: name_of(slice, "base_model")?,
                         parameters: slice.get("parameters").cloned().unwrap_or_default(),
                     })
                 })
@@ -274,7 +293,14 @@ impl<'a> Planner<'a> {
         if slices.is_empty() || slices.iter().any(|s| s.sources.is_empty()) {
             return Err(wrong("the config names no models"));
         }
-        let base = config.get("base_model").filter(|b| !b.is_null()).map(|b| text_of(b, "base_model")).transpose()?;
+        let base = name_of(config, "base_model")?;
+        // To mergekit the base of a list of models is one of them, where the method works on no base.
+        let listed = |base: &&String| slices[0].sources.iter().any(|s| s.model == **base);
+        if let Some(base) = base.as_ref().filter(|b| config.get("models").is_some() && method.base == Base::None && !listed(b))
+            && slices[0].sources.len() < method.models.1
+        {
+            slices[0].sources.push(Source { model: base.clone(), layers: None, parameters: Json::Null });
+        }
         let source = config.get("tokenizer_source").filter(|s| !s.is_null());
         let tokenizer = match (config.get("tokenizer").filter(|t| !t.is_null()), source) {
             (Some(tokenizer), _) => Some(tokenizer.clone()),
@@ -342,16 +368,17 @@ impl<'a> Planner<'a> {
         parameters.filter_map(|p| p.get(name)).find_map(|setting| evaluate(setting, tensor, t))
     }
 
-    fn params(&self, slice: &Slice, sources: &[&Source], tensor: &str, t: f64) -> Result<Params> {
+    /// The parameters of a tensor. Filters of what each model has are of its own name there, which with slices may be another.
+    fn params(&self, slice: &Slice, sources: &[(&Source, &str)], tensor: &str, t: f64) -> Result<Params> {
         let mut params = self.preset.clone();
         for param in self.method.params {
             let synonyms = self.method.synonyms.iter().filter(|(_, own)| *own == param.name).map(|(other, _)| *other);
             for name in std::iter::once(param.name).chain(synonyms) {
-                let one = |source: Option<&Source>| {
+                let one = |source: Option<&Source>, tensor: &str| {
                     self.setting(name, slice, source, tensor, t).map(|json| to_value(param.kind, name, &json)).transpose()
                 };
                 let value = if param.per_model {
-                    let values: Vec<Option<Value>> = sources.iter().map(|s| one(Some(s))).collect::<Result<_>>()?;
+                    let values: Vec<Option<Value>> = sources.iter().map(|(s, own)| one(Some(s), own)).collect::<Result<_>>()?;
                     if values.iter().all(Option::is_none) {
                         continue;
                     }
@@ -359,7 +386,7 @@ impl<'a> Planner<'a> {
                     let default = || Value::Number(param.default.parse().unwrap_or(1.0));
                     Value::List(values.into_iter().map(|v| v.unwrap_or_else(default)).collect())
                 } else {
-                    match one(None)? {
+                    match one(None, tensor)? {
                         Some(value) => value,
                         None => continue,
                     }
@@ -405,8 +432,8 @@ impl<'a> Planner<'a> {
         let slices = self.slices.clone();
         let mut files = Files::default();
         for slice in &slices {
-            for source in &slice.sources {
-                self.model(&source.model)?;
+            for name in slice.sources.iter().map(|s| &s.model).chain(&slice.base) {
+                self.model(name)?;
             }
         }
         let base = self.base.clone().map(|name| self.model(&name)).transpose()?;
@@ -433,6 +460,7 @@ impl<'a> Planner<'a> {
         let mut tasks = Vec::new();
         let mut out_layer = 0;
         for (number, slice) in slices.iter().enumerate() {
+            let base = slice.base.clone().map(|name| self.model(&name)).transpose()?.or(base);
             let members: Vec<usize> = slice.sources.iter().map(|s| self.model(&s.model)).collect::<Result<_>>()?;
             let ranges: Vec<(usize, usize)> =
                 slice.sources.iter().zip(&members).map(|(s, m)| s.layers.unwrap_or((0, self.layers(*m)))).collect();
@@ -457,10 +485,11 @@ impl<'a> Planner<'a> {
                             chosen.push((at, members[at]));
                         }
                     }
-                    let sources: Vec<&Source> = chosen.iter().map(|(at, _)| &slice.sources[*at]).collect();
+                    let sources: Vec<(&Source, &str)> =
+                        chosen.iter().map(|(at, _)| (&slice.sources[*at], names[*at].as_deref().unwrap_or_default())).collect();
                     let tensor_at = |model: usize, name: &str| -> Result<crate::checkpoint::Tensor> {
                         let model = &planner.models[model];
-                        let tensor = model.checkpoint.get(name).ok_or_else(|| {
+                        let tensor = model.checkpoint.get(name).or_else(|| tied(&model.checkpoint, name)).ok_or_else(|| {
                             wrong(format!("`{}` has no tensor `{name}`", model.name))
                                 .with_help("models of one merge have the same layers; mind layer_range")
                         })?;
@@ -491,7 +520,12 @@ impl<'a> Planner<'a> {
                 // What the layer is made of, over all sources.
                 let mut parts: BTreeSet<(String, String)> = BTreeSet::new();
                 for (model, range) in members.iter().zip(&ranges) {
-                    let names = self.models[*model].checkpoint.tensors.keys().filter_map(|name| layer_of(name));
+                    let names = self.models[*model]
+                        .checkpoint
+                        .tensors
+                        .keys()
+                        .filter(|name| is_weight(name))
+                        .filter_map(|name| layer_of(name));
                     let here = names.filter(|(_, layer, _)| *layer == range.0 + step);
                     parts.extend(here.map(|(stem, _, rest)| (stem.to_owned(), rest.to_owned())));
                 }
@@ -510,7 +544,7 @@ impl<'a> Planner<'a> {
             let outside: BTreeSet<String> = members
                 .iter()
                 .flat_map(|m| self.models[*m].checkpoint.tensors.keys())
-                .filter(|name| layer_of(name).is_none())
+                .filter(|name| is_weight(name) && layer_of(name).is_none())
                 .cloned()
                 .collect();
             for name in outside {
@@ -549,7 +583,8 @@ impl<'a> Planner<'a> {
         if all.into_iter().any(|json| json.is_array() || json.is_object()) {
             return None;
         }
-        let params = self.params(slice, &models, "", 0.0).ok()?;
+        let unnamed: Vec<(&Source, &str)> = models.iter().map(|s| (*s, "")).collect();
+        let params = self.params(slice, &unnamed, "", 0.0).ok()?;
         let list: Vec<String> = models.iter().map(|s| quoted(&self.path(&s.model).to_string_lossy())).collect();
         let mut text = format!("MERGE MODELS {}", list.join(", "));
         if let Some(base) = self.base.as_ref().filter(|_| takes_base) {

@@ -475,7 +475,7 @@ impl<'a> Job<'a> {
         let sum: f64 = weights.iter().sum();
         if sum.abs() < 1e-12 {
             return Err(Error::invalid_argument(format!("the weights {weights:?} of tensor `{}` sum to zero", self.name))
-                .with_help("change one of them, or write normalize = false"));
+                .with_help("change one of them"));
         }
         Ok(weights.iter().map(|w| w / sum).collect())
     }

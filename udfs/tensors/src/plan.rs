@@ -431,7 +431,13 @@ impl Plan {
                 new
             });
         }
-        let weighted = rules.iter().find(|r| r.params.contains_key("weight") || r.params.contains_key("weights"));
+        // Weights under any of the names that a strategy has for them.
+        let weighs = |rule: &&Rule| {
+            let Ok((method, _)) = methods::find(&rule.strategy) else { return false };
+            let Some(weight) = method.param("weight") else { return false };
+            rule.params.keys().any(|name| method.param(name).is_some_and(|p| p.name == weight.name))
+        };
+        let weighted = rules.iter().find(weighs);
         if let Some(rule) = weighted.filter(|_| models.iter().any(|m| m.weight.is_some())) {
             return Err(Error::invalid_argument(format!(
                 "the models have weights, and the rule for `{}` has others",
@@ -481,12 +487,15 @@ impl Plan {
                 let others: Vec<Tensor> = tensors.collect();
                 if let Some(other) = others.iter().find(|t| t.shape != from.shape || t.dtype != from.dtype) {
                     return Err(Error::type_mismatch(format!(
-                        "tensor `{name}` is {} {:?} in one model and {} {:?} in another",
+                        "tensor `{name}` is {} {:?} in `{}` and {} {:?} in `{}`",
                         dtype::name(from.dtype),
                         from.shape,
+                        from.file().display(),
                         dtype::name(other.dtype),
-                        other.shape
-                    )));
+                        other.shape,
+                        other.file().display()
+                    ))
+                    .with_help("only floats are merged: leave the tensor out of the models that have the wrong one"));
                 }
                 tasks.push(Task {
                     name: name.clone(),

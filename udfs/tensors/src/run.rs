@@ -450,7 +450,7 @@ fn compute(
         let methods: Vec<Option<Prepare>> = jobs.iter().zip(&group).map(prepare).collect();
         let kernels: Vec<Option<Kernel<'_>>> =
             in_order(jobs.par_iter().with_max_len(1).zip(&methods).map(|(job, prepare)| match (job, prepare) {
-                (Some(job), Some(prepare)) => prepare(job).map(Some),
+                (Some(job), Some(prepare)) => prepare(job).map(Some).map_err(|e| of_tensor(job.name, e)),
                 _ => Ok(None),
             }))?;
         let granules: Vec<usize> = kernels
@@ -517,6 +517,14 @@ fn compute(
         }
     }
     Ok(())
+}
+
+/// An error that names the tensor it is of.
+fn of_tensor(name: &str, error: Error) -> Error {
+    if error.message.contains(&format!("`{name}`")) {
+        return error;
+    }
+    Error { message: format!("tensor `{name}`: {}", error.message), ..error }
 }
 
 /// Computes a tile in parts that stay, with all that is made of them, in a core's first caches; reading is worth more at once.

@@ -14,7 +14,7 @@ pub const METHOD: Method = Method {
             "masks",
             Kind::Files,
             "!",
-            "a file with tensors `<model>.<tensor>` of as many elements as there are singular values, greatest first; 0 drops one",
+            "a file with tensors `<place>.<tensor>`, models counted from 0, of as many elements as there are singular values, greatest first; 0 drops one",
         ),
     ],
     by_place: |_| true,

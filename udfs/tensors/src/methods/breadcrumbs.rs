@@ -1,7 +1,7 @@
 //! Model Breadcrumbs: both tails of a task vector are dropped (Davari, Belilovsky 2023, arXiv:2312.06795).
 
 use super::task_vectors::{INT8_MASK, NORMALIZE, Sum, Thin, kernel};
-use crate::method::{Job, Kernel, Kind, LAMBDA, Method, Pair, Param, WEIGHT, each};
+use crate::method::{Job, Kernel, Kind, LAMBDA, Method, Pair, Param, WEIGHT, each, param};
 use crate::program::Thinned;
 use crate::select::{self, Cut};
 use mergeql_udfs::Result;
@@ -13,6 +13,7 @@ const PARAMS: &[Param] = &[
     each("density", Kind::Share, "1", "the share of each task vector that is kept"),
     each("gamma", Kind::Share, "0.01", "the share of greatest magnitude that is dropped as outliers"),
     NORMALIZE,
+    param("rescale", Kind::Flag, "false", "whether what is kept is scaled to the L1 norm of the whole"),
     INT8_MASK,
 ];
 
@@ -61,5 +62,5 @@ fn prepare<'a>(job: &'a Job<'a>, consensus: bool) -> Result<Kernel<'a>> {
         };
         cuts.push((cut(first)?, cut(first + keep)?));
     }
-    kernel(job, Between(cuts), Sum::of(job, consensus, false), 1)
+    kernel(job, Between(cuts), Sum::of(job, consensus, job.flag("rescale")), 1)
 }

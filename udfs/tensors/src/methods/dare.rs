@@ -26,7 +26,7 @@ pub const MASKS: Param = param(
     "masks",
     Kind::Files,
     "",
-    "a file with tensors `<model>.<tensor>` that say which entries are kept, in place of random numbers",
+    "a file with tensors `<place>.<tensor>`, models counted from 0, that say which entries are kept, in place of random numbers",
 );
 /// The ways to rescale.
 pub const RESCALE: Kind = Kind::Word(&["inv_p", "l1", "none"]);

@@ -130,10 +130,16 @@ struct Della {
     densities: Vec<f64>,
     epsilons: Vec<f64>,
     divide: bool,
+    plain: bool,
 }
 
 impl Thin for Della {
     fn factors(&self, i: usize, range: Range<usize>, delta: &[f32], out: &mut [f32]) -> Result<()> {
+        // With mergekit's numbers all or nothing is no question of ranks.
+        if self.plain && [0.0, 1.0].contains(&self.densities[i]) {
+            out.fill(self.densities[i] as f32);
+            return Ok(());
+        }
         let kept = probabilities(self.rows, self.densities[i], self.epsilons[i]);
         let factor = |p: &f32| if self.divide && *p > 0.0 { 1.0 / p } else { 1.0 };
         let factors: Vec<f32> = kept.iter().map(factor).collect();
@@ -161,9 +167,14 @@ fn epsilons(job: &Job<'_>) -> Vec<f64> {
     job.models.iter().map(|m| job.settings.of_model("epsilon", m.place).unwrap_or(usual)).collect()
 }
 
+/// Whether a density of 0 or 1 keeps nothing or all, whatever epsilon is.
+fn plain(job: &Job<'_>) -> bool {
+    job.settings.semantics == Semantics::Mergekit
+}
+
 fn check(job: &Job<'_>) -> Result<()> {
     let (densities, epsilons) = (job.of_models("density"), epsilons(job));
-    for (density, epsilon) in densities.iter().zip(&epsilons) {
+    for (density, epsilon) in densities.iter().zip(&epsilons).filter(|(d, _)| !(plain(job) && [0.0, 1.0].contains(*d))) {
         if density - epsilon < -1e-9 || density + epsilon > 1.0 + 1e-9 {
             return Err(Error::invalid_argument(format!(
                 "density {density} with epsilon {epsilon} gives probabilities outside 0 to 1"
@@ -190,7 +201,15 @@ fn prepare<'a>(job: &'a Job<'a>, consensus: bool) -> Result<Kernel<'a>> {
         });
     }
     let rescale = rescale(job);
-    let thin = Della { rows, masks: masks(job)?, streams: streams(job), densities, epsilons, divide: rescale == "inv_p" };
+    let thin = Della {
+        rows,
+        masks: masks(job)?,
+        streams: streams(job),
+        densities,
+        epsilons,
+        divide: rescale == "inv_p",
+        plain: plain(job),
+    };
     // The authors divide by the weights that agree; mergekit does when asked to.
     let normalize = job.settings.flag("normalize").unwrap_or(consensus && job.settings.semantics == Semantics::Paper);
     kernel(job, thin, Sum { normalize, ..Sum::of(job, consensus, rescale == "l1") }, rows.granule())

@@ -3,7 +3,7 @@
 //! The iteration stays in the span of the models, so it runs on their inner products and costs no pass over the tensors.
 
 use crate::method::{Base, Job, Kernel, Kind, Method, Semantics, WEIGHT, param};
-use mergeql_udfs::Result;
+use mergeql_udfs::{Error, Result};
 
 pub const METHOD: Method = Method {
     name: "karcher",
@@ -25,7 +25,8 @@ fn prepare<'a>(job: &'a Job<'a>) -> Result<Kernel<'a>> {
     // mergekit's has no weights.
     let uniform = job.settings.semantics == Semantics::Mergekit;
     let shares = if uniform { vec![1.0 / gram.n as f64; gram.n] } else { job.shares("weight")? };
-    let present: Vec<usize> = (0..gram.n).filter(|i| gram.norm(*i) > 0.0).collect();
+    let none = if uniform { job.number("tol") } else { 0.0 };
+    let present: Vec<usize> = (0..gram.n).filter(|i| gram.norm(*i) > none).collect();
     let mut factors = vec![0.0; gram.n];
     let total: f64 = present.iter().map(|i| shares[*i]).sum();
     if present.is_empty() || total <= 0.0 {
@@ -38,7 +39,11 @@ fn prepare<'a>(job: &'a Job<'a>) -> Result<Kernel<'a>> {
         mean[*i] = weight(*i) / gram.norm(*i);
     }
     let length = gram.norm_of(&mean);
-    if length < 1e-12 {
+    if length < if uniform { job.number("tol") } else { 1e-7 } {
+        if !uniform {
+            return Err(Error::invalid_argument(format!("the tensors `{}` cancel out: their mean has no direction", job.name))
+                .with_help("change the weights, or merge this tensor with linear"));
+        }
         mean.fill(0.0);
         mean[present[0]] = 1.0 / gram.norm(present[0]);
     } else {
@@ -49,7 +54,8 @@ fn prepare<'a>(job: &'a Job<'a>) -> Result<Kernel<'a>> {
         for i in &present {
             let cosine = (gram.dot_of(&mean, *i) / gram.norm(*i)).clamp(-1.0, 1.0);
             let angle = cosine.acos();
-            if angle < 1e-9 {
+            // No way leads to what lies on the other side: all do.
+            if angle.sin() < 1e-6 {
                 continue;
             }
             let scale = weight(*i) * angle / angle.sin();
@@ -64,7 +70,7 @@ fn prepare<'a>(job: &'a Job<'a>) -> Result<Kernel<'a>> {
         let length = gram.norm_of(&mean);
         mean.iter_mut().for_each(|m| *m /= length);
     }
-    let size: f64 = present.iter().map(|i| weight(*i) * gram.norm(*i)).sum();
+    let size: f64 = (0..gram.n).map(|i| shares[i] * gram.norm(i)).sum();
     factors.iter_mut().zip(&mean).for_each(|(f, m)| *f = size * m);
     Ok(job.combine(factors, false))
 }

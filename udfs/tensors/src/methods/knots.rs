@@ -66,8 +66,7 @@ fn prepare<'a>(job: &'a Job<'a>) -> Result<Kernel<'a>> {
     let weights = job.of_models("weight");
     let (inner, topk, lambda) = (job.settings.word("inner").unwrap_or("ties"), job.number("topk"), job.number("lambda"));
     if job.shape.len() != 2 {
-        let n = job.models.len();
-        return Ok(job.combine(vec![lambda / n as f64; n], true));
+        return Ok(job.combine(job.shares("weight")?.into_iter().map(|share| lambda * share).collect(), true));
     }
     let merged = merge(&linalg::tasks(job)?, &weights, inner, topk)?;
     Ok(Kernel::Whole(linalg::onto_base(job, &Mat::from_fn(merged.nrows(), merged.ncols(), |r, c| lambda * merged[(r, c)]))?))

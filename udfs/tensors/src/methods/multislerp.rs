@@ -3,7 +3,7 @@
 //!
 //! Everything lies in the span of the models, so their inner products give the factors of the sum.
 
-use crate::method::{Base, Gram, Job, Kernel, Kind, Method, WEIGHT, param};
+use crate::method::{Base, Gram, Job, Kernel, Kind, Method, Semantics, WEIGHT, param};
 use mergeql_udfs::{Error, Result};
 
 pub const METHOD: Method = Method {
@@ -48,11 +48,14 @@ fn prepare<'a>(job: &'a Job<'a>) -> Result<Kernel<'a>> {
     }
     let weights = if job.flag("normalize_weights") { job.shares("weight")? } else { job.of_models("weight") };
     let gram = job.gram(tasks)?;
+    let paper = job.settings.semantics == Semantics::Paper;
+    // Two opposite vectors have no arc between them, and so no place on it.
+    let opposite = gram.n == 2 && gram.norm(0) > 0.0 && gram.norm(1) > 0.0 && gram.cosine(0, 1) < 1e-12 - 1.0;
     let factors = match factors(&gram, &weights, job.number("eps")) {
-        Some(factors) => factors,
-        // Two opposite vectors, or task vectors of nothing: the line between them.
-        None if job.models.len() == 2 || (0..gram.n).all(|i| gram.norm(i) == 0.0) => weights,
-        None => {
+        Some(factors) if !(paper && opposite) => factors,
+        // The line between two opposite vectors, as mergekit has it; task vectors of nothing.
+        None if job.models.len() == 2 && !paper || (0..gram.n).all(|i| gram.norm(i) == 0.0) => weights,
+        _ => {
             return Err(Error::invalid_argument(format!("the tensors `{}` cancel out: their mean has no direction", job.name))
                 .with_help("change the weights, or merge this tensor with linear"));
         }

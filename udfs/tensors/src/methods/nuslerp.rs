@@ -1,7 +1,7 @@
 //! Spherical interpolation of two models by their weights; with a base, of their task vectors. As mergekit documents it.
 
-use crate::method::{Base, Gram, Job, Kernel, Kind, Method, Pair, WEIGHT, param};
-use mergeql_udfs::Result;
+use crate::method::{Base, Gram, Job, Kernel, Kind, Method, Pair, Semantics, WEIGHT, param};
+use mergeql_udfs::{Error, Result};
 
 pub const METHOD: Method = Method {
     name: "nuslerp",
@@ -23,29 +23,38 @@ pub const METHOD: Method = Method {
     ..Method::COMMON
 };
 
-/// The factors of two vectors with these inner products.
-fn factors(gram: &Gram, t: f64) -> (f64, f64) {
+/// The factors of two vectors with these inner products; opposite ones have no arc, which only mergekit lets pass.
+fn factors(gram: &Gram, t: f64, semantics: Semantics) -> Result<(f64, f64)> {
     // As mergekit: lengths of nothing count as 1e-7, and vectors whose angle has no sine are interpolated straight.
     let clamp = |norm: f64| norm.max(1e-7);
     let cosine = (gram.dot(0, 1) / (clamp(gram.norm(0)) * clamp(gram.norm(1)))).clamp(-1.0, 1.0);
+    if cosine < 1e-12 - 1.0 && semantics == Semantics::Paper {
+        return Err(Error::invalid_argument(
+            "two tensors point in opposite directions: no arc between them is shorter than the others",
+        )
+        .with_help("merge this tensor with linear"));
+    }
     let sine = cosine.acos().sin();
     if sine.abs() < 1e-8 {
-        return (1.0 - t, t);
+        return Ok((1.0 - t, t));
     }
     let angle = cosine.acos();
-    (((1.0 - t) * angle).sin() / sine, (t * angle).sin() / sine)
+    Ok((((1.0 - t) * angle).sin() / sine, (t * angle).sin() / sine))
 }
 
 fn prepare<'a>(job: &'a Job<'a>) -> Result<Kernel<'a>> {
-    let tasks = job.base.is_some();
+    let (tasks, semantics) = (job.base.is_some(), job.settings.semantics);
     if job.models.len() == 1 {
         return Ok(job.combine(vec![1.0], tasks));
+    }
+    if semantics == Semantics::Paper {
+        job.check_shares()?;
     }
     let weights = job.of_models("weight");
     let sum = weights[0] + weights[1];
     let t = if sum.abs() < 1e-6 { 0.5 } else { weights[1] / sum };
     if job.flag("nuslerp_flatten") || job.shape.len() < 2 && !job.flag("nuslerp_row_wise") {
-        let (a, b) = factors(&job.gram(tasks)?, t);
+        let (a, b) = factors(&job.gram(tasks)?, t, semantics)?;
         return Ok(job.combine(vec![a, b], tasks));
     }
     let vector = move |tile: &crate::method::Tile<'_>, i: usize, at: usize| {
@@ -63,7 +72,7 @@ fn prepare<'a>(job: &'a Job<'a>) -> Result<Kernel<'a>> {
                     }
                     let mut sums = vec![0.0; 4];
                     Gram::of(&[&rows[0], &rows[1]], &mut sums);
-                    let (a, b) = factors(&Gram::new(2, sums), t);
+                    let (a, b) = factors(&Gram::new(2, sums), t, semantics)?;
                     let (a, b) = (a as f32, b as f32);
                     out.iter_mut().zip(rows[0].iter().zip(&rows[1])).for_each(|(o, (x, y))| *o = a * x + b * y);
                     if tasks {
@@ -96,9 +105,9 @@ fn prepare<'a>(job: &'a Job<'a>) -> Result<Kernel<'a>> {
     }
     let factors: Vec<(f32, f32)> = sums
         .into_iter()
-        .map(|[xx, xy, yy]| factors(&Gram::new(2, vec![xx, xy, xy, yy]), t))
-        .map(|(a, b)| (a as f32, b as f32))
-        .collect();
+        .map(|[xx, xy, yy]| factors(&Gram::new(2, vec![xx, xy, xy, yy]), t, semantics))
+        .map(|found| found.map(|(a, b)| (a as f32, b as f32)))
+        .collect::<Result<_>>()?;
     Ok(Kernel::Tiles {
         granule: columns.max(1),
         run: Box::new(move |tile, out| {

@@ -1,6 +1,6 @@
 //! RAM: entries that one model alone changed are kept, those that several changed are averaged (arXiv:2601.13572).
 
-use crate::method::{Job, Kernel, Kind, Method, Pair, param};
+use crate::method::{Job, Kernel, Kind, Method, Pair, Param, param};
 use crate::reduce;
 use mergeql_udfs::Result;
 
@@ -9,10 +9,14 @@ pub const METHOD: Method = Method {
     title: "what one model alone changed, and the mean of what several changed",
     paper: "arXiv:2601.13572",
     reads_once: true,
-    params: &[],
+    params: &[EPSILON],
     prepare: |job| prepare(job, false),
     ..Method::COMMON
 };
+
+/// From where on an entry counts as changed, as the authors' code and mergekit have it.
+const EPSILON: Param =
+    param("epsilon", Kind::Number, "1e-5", "an entry that differs from the base by no more than this is unchanged");
 
 pub const PLUS: Method = Method {
     name: "ram_plus",
@@ -22,13 +26,14 @@ pub const PLUS: Method = Method {
     params: &[
         param("r", Kind::Number, "0.1", "how much the share of common changes scales those of one model alone"),
         param("alpha", Kind::Number, "0.2", "the most that this share counts"),
+        EPSILON,
     ],
     prepare: |job| prepare(job, true),
     ..METHOD
 };
 
 fn prepare<'a>(job: &'a Job<'a>, plus: bool) -> Result<Kernel<'a>> {
-    let n = job.models.len();
+    let (n, epsilon) = (job.models.len(), job.number("epsilon") as f32);
     let mut scales = vec![1.0f32; n];
     if plus {
         // For each model: entries that it changed alone, and with others.
@@ -40,9 +45,9 @@ fn prepare<'a>(job: &'a Job<'a>, plus: bool) -> Result<Kernel<'a>> {
                 delta.extend_from_slice(job.delta(i, range.clone(), pair)?);
             }
             for at in 0..range.len() {
-                let shared = deltas.iter().filter(|d| d[at] != 0.0).count() > 1;
+                let shared = deltas.iter().filter(|d| d[at].abs() > epsilon).count() > 1;
                 for (i, delta) in deltas.iter().enumerate() {
-                    if delta[at] != 0.0 {
+                    if delta[at].abs() > epsilon {
                         sums[2 * i + usize::from(shared)] += 1.0;
                     }
                 }
@@ -62,7 +67,7 @@ fn prepare<'a>(job: &'a Job<'a>, plus: bool) -> Result<Kernel<'a>> {
                 let (mut sum, mut count, mut scale) = (0.0f32, 0u32, 1.0f32);
                 for (model, own) in tile.models.iter().zip(&scales) {
                     let delta = model[at] - base;
-                    if delta != 0.0 {
+                    if delta.abs() > epsilon {
                         sum += delta;
                         count += 1;
                         scale = *own;

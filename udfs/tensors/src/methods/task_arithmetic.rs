@@ -1,7 +1,7 @@
 //! Task arithmetic (Ilharco et al. 2023, Editing models with task arithmetic, arXiv:2212.04089).
 
 use super::task_vectors::{All, INT8_MASK, NORMALIZE, Sum, kernel};
-use crate::method::{Job, Kernel, Kind, LAMBDA, Method, WEIGHT, each};
+use crate::method::{Job, Kernel, Kind, LAMBDA, Method, WEIGHT, each, param};
 use mergeql_udfs::Result;
 
 pub const METHOD: Method = Method {
@@ -14,6 +14,7 @@ pub const METHOD: Method = Method {
         LAMBDA,
         NORMALIZE,
         INT8_MASK,
+        param("rescale", Kind::Flag, "false", "taken from configs of mergekit, and without effect: nothing is thinned out here"),
         each("density", Kind::Share, "", "taken, and without effect: nothing is thinned out here"),
     ],
     prepare,

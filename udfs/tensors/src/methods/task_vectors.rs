@@ -1,7 +1,7 @@
 //! What task arithmetic, TIES, DARE, DELLA and Breadcrumbs have in common: task vectors are thinned out, weighted, perhaps made to agree in
 //! sign, summed, scaled and added to the base.
 
-use crate::method::{Job, Kernel, Kind, Pair, Param, Run, Tile, param, subtract};
+use crate::method::{Job, Kernel, Kind, Pair, Param, Run, Semantics, Tile, param, subtract};
 use crate::program::{Program, Thinned};
 use crate::simd::vectors;
 use crate::{reduce, select};
@@ -98,6 +98,9 @@ impl Sum {
 /// As [`Job::delta`].
 pub fn kernel<'a>(job: &'a Job<'a>, thin: impl Thin + 'a, sum: Sum, granule: usize) -> Result<Kernel<'a>> {
     let weights: Vec<f32> = job.of_models("weight").into_iter().map(|w| w as f32).collect();
+    if sum.normalize && !sum.consensus && job.settings.semantics == Semantics::Paper {
+        job.check_shares()?;
+    }
     let mut scales = vec![1.0f32; job.models.len()];
     if sum.same_l1 {
         // Blocks must be whole granules, too.
@@ -177,8 +180,8 @@ fn onto['a](base: &'a [f32], scale: f32, out: &'a mut [f32]) {
 
 /// What agrees with the sign of the sum, which is in `out`, on the base.
 fn elect['a](deltas: &'a [f32], sum: Sum, weights: &'a [f32], base: &'a [f32], divisors: &'a mut [f32], out: &'a mut [f32]) {
-    // The elected sign, +1 for a sum of 0, in `out`; what agrees with it is summed into `agreeing`, its weights into `divisors`.
-    out.iter_mut().for_each(|o| *o = if *o >= 0.0 { 1.0 } else { -1.0 });
+    // The elected sign, +1 for a sum of 0 and NaN for that of NaN, in `out`; what agrees with it is summed into `agreeing`, its weights into `divisors`.
+    out.iter_mut().for_each(|o| *o = if *o >= 0.0 { 1.0 } else if *o < 0.0 { -1.0 } else { *o });
     let mut agreeing = vec![0.0f32; out.len()];
     divisors.fill(0.0);
     for (delta, weight) in deltas.chunks_exact(out.len().max(1)).zip(weights) {
@@ -186,7 +189,8 @@ fn elect['a](deltas: &'a [f32], sum: Sum, weights: &'a [f32], base: &'a [f32], d
     }
     for ((o, base), (sum_of, divisor)) in out.iter_mut().zip(base).zip(agreeing.iter().zip(&*divisors)) {
         let divisor = if sum.normalize && divisor.abs() >= 1e-8 { *divisor } else { 1.0 };
-        *o = base + sum.lambda * (sum_of / divisor);
+        let elected = base + sum.lambda * (sum_of / divisor);
+        *o = if o.is_nan() { *o } else { elected };
     }
 }
 }

@@ -1,7 +1,7 @@
 //! TIES: trim, elect sign, merge what agrees (Yadav et al. 2023, TIES-Merging, arXiv:2306.01708).
 
 use super::task_vectors::{INT8_MASK, Sum, Thin, kernel};
-use crate::method::{Job, Kernel, Kind, LAMBDA, Method, Pair, Survey, WEIGHT, each, param};
+use crate::method::{Job, Kernel, Kind, LAMBDA, Method, Pair, Semantics, Survey, WEIGHT, each, param};
 use crate::program::Thinned;
 use crate::select::{self, Cut};
 use mergeql_udfs::Result;
@@ -45,9 +45,10 @@ pub const UNLEARN: Method = Method {
     ..METHOD
 };
 
-/// How many of `n` a density keeps: never none.
-fn kept(density: f64, n: usize) -> usize {
-    ((density * n as f64) as usize).max(1).min(n)
+/// How many of `n` a density keeps: never none, but for mergekit with a density of 0.
+fn kept(density: f64, n: usize, semantics: Semantics) -> usize {
+    let least = usize::from(semantics == Semantics::Paper || density > 0.0);
+    ((density * n as f64) as usize).max(least).min(n)
 }
 
 /// Keeps what lies before a cut of each model, by magnitude, greatest first.
@@ -72,7 +73,7 @@ fn prepare<'a>(job: &'a Job<'a>) -> Result<Kernel<'a>> {
         Some(survey) => survey.cuts.clone(),
         None => {
             let cut = |(i, density): (usize, f64)| {
-                select::first(job.len(), kept(density, job.len()), |range, keys, pair: &mut Pair| {
+                select::first(job.len(), kept(density, job.len(), job.settings.semantics), |range, keys, pair: &mut Pair| {
                     select::keys_of(job.delta(i, range, pair)?, select::great_first, keys);
                     Ok(())
                 })

@@ -4,6 +4,7 @@
 mod adapters;
 mod bad_input;
 mod cases;
+mod edges;
 #[cfg(feature = "gpu")]
 mod gpu;
 mod mergekit;

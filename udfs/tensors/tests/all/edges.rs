@@ -1,0 +1,165 @@
+//! Where definitions end: densities of 0 and 1, opposite vectors, changes that are none, NaN that is let through, and what configs of
+//! mergekit leave unsaid. The numbers are those of mergekit 0.1.5, computed by hand from what it documents.
+
+use crate::cases::resolve;
+use crate::properties::write;
+use mergeql_tensors::checkpoint::Checkpoint;
+use mergeql_tensors::mergekit;
+use mergeql_tensors::method::{Semantics, Value};
+use mergeql_tensors::plan::{Model, Options, Request, Rule};
+use mergeql_udfs::Error;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+fn as_mergekit() -> Options {
+    Options { semantics: Semantics::Mergekit, ..Options::default() }
+}
+
+/// One tensor of one axis in each model, and in the base.
+fn merged(
+    strategy: &str,
+    params: &[(&str, Value)],
+    models: &[&[f32]],
+    base: Option<&[f32]>,
+    options: Options,
+) -> Result<Vec<f32>, Error> {
+    let folder = tempfile::tempdir().expect("a folder");
+    let open = |name: &str, values: &[f32]| {
+        let path = folder.path().join(format!("{name}.safetensors"));
+        write(&path, &BTreeMap::from([("t".to_owned(), (vec![values.len()], values.to_vec()))]));
+        Model::new(name, Checkpoint::open(&path).expect("a model").lenient(options.propagate_nan))
+    };
+    let params = params.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
+    let request = Request {
+        models: models.iter().enumerate().map(|(i, values)| open(&format!("m{i}"), values)).collect(),
+        base: base.map(|values| open("base", values)),
+        rules: vec![Rule { pattern: "*".into(), strategy: strategy.into(), params }],
+        options,
+    };
+    resolve(request).map(|mut tensors| tensors.remove("t").expect("the tensor"))
+}
+
+fn near(got: &[f32], want: &[f32]) {
+    assert!(got.len() == want.len() && got.iter().zip(want).all(|(g, w)| (g - w).abs() < 1e-6), "{got:?} for {want:?}");
+}
+
+const NONE: &[(&str, Value)] = &[];
+const ZEROS: &[f32] = &[0.0; 4];
+
+#[test]
+fn a_change_that_is_none() {
+    let models: [&[f32]; 2] = [&[1e-6, 9e-6, 1.1e-5, 1e-3], &[1.0; 4]];
+    near(&merged("ram", NONE, &models, Some(ZEROS), as_mergekit()).expect("a merge"), &[1.0, 1.0, 0.500_005_5, 0.5005]);
+    let none = [("epsilon", Value::Number(0.0))];
+    near(&merged("ram", &none, &models, Some(ZEROS), Options::default()).expect("a merge")[..1], &[0.500_000_5]);
+    // The entries of one model alone are scaled by 1 + r min(shared / alone, alpha).
+    let plus: [&[f32]; 2] = [&[2.0, 1.0, 1e-6, 0.0], &[4.0, 1e-6, 3.0, 3.0]];
+    near(&merged("ram_plus", NONE, &plus, Some(ZEROS), as_mergekit()).expect("a merge"), &[3.0, 1.02, 3.06, 3.06]);
+}
+
+#[test]
+fn opposite_vectors() {
+    let karcher = |values: [f32; 3], options| merged("karcher", NONE, &[&values[..1], &values[1..2], &values[2..]], None, options);
+    for options in [as_mergekit(), Options::default()] {
+        near(&karcher([-0.4416, -0.2906, 0.9792], options.clone()).expect("a mean"), &[-0.570_467]);
+        near(&karcher([-1.518, 0.4257, 1.1187], options).expect("a mean"), &[1.0208]);
+    }
+    // Nothing counts in the mean length.
+    near(&merged("karcher", NONE, &[&[0.0, 0.0], &[3.0, 4.0]], None, as_mergekit()).expect("a mean"), &[1.5, 2.0]);
+    let opposite: [&[f32]; 2] = [&[1.0, 2.0], &[-1.0, -2.0]];
+    for strategy in ["karcher", "nuslerp", "multislerp"] {
+        let error = merged(strategy, NONE, &opposite, None, Options::default()).expect_err("no direction");
+        assert!(error.help.unwrap_or_default().contains("linear"), "{strategy}: {}", error.message);
+        merged(strategy, NONE, &opposite, None, as_mergekit()).expect("mergekit takes the line");
+    }
+    let zero = [("weight", Value::List(vec![Value::Number(1.0), Value::Number(-1.0)]))];
+    for (strategy, params) in [("nuslerp", &zero[..]), ("task_arithmetic", &[zero[0].clone(), ("normalize", Value::Flag(true))])] {
+        let models: [&[f32]; 2] = [&[1.0, 2.0], &[2.0, 1.0]];
+        let error = merged(strategy, params, &models, Some(&[0.0, 0.0]), Options::default()).expect_err("nothing to divide by");
+        assert!(error.message.contains("sum to zero"), "{strategy}: {}", error.message);
+        merged(strategy, params, &models, Some(&[0.0, 0.0]), as_mergekit()).expect("mergekit divides by 1");
+    }
+}
+
+#[test]
+fn densities_of_none_and_all() {
+    let models: [&[f32]; 2] = [&[1.0, -4.0, 2.0, 3.0], &[4.0, 1.0, -1.0, 2.0]];
+    let density = |value: f64| [("density", Value::Number(value))];
+    near(&merged("ties", &density(0.0), &models, Some(ZEROS), as_mergekit()).expect("a merge"), ZEROS);
+    near(&merged("ties", &density(0.0), &models, Some(ZEROS), Options::default()).expect("a merge"), &[4.0, -4.0, 0.0, 0.0]);
+    near(&merged("della_linear", NONE, &models, Some(ZEROS), as_mergekit()).expect("a merge"), &[5.0, -3.0, 1.0, 5.0]);
+    near(&merged("della_linear", &density(0.0), &models, Some(ZEROS), as_mergekit()).expect("a merge"), ZEROS);
+    // Of 1, -4, 2, 3 the quarter that is greatest falls, two of the rest stay, scaled from 5 to 10.
+    let params = [density(0.5)[0].clone(), ("gamma", Value::Number(0.25)), ("rescale", Value::Flag(true))];
+    near(&merged("breadcrumbs", &params, &models[..1], Some(ZEROS), as_mergekit()).expect("a merge"), &[0.0, 0.0, 4.0, 6.0]);
+}
+
+#[test]
+fn nan_that_is_let_through_stays() {
+    let options = || Options { propagate_nan: true, ..Options::default() };
+    let models: [&[f32]; 2] = [&[f32::NAN, 1.0, 2.0, 3.0], &[1.0, 2.0, 3.0, 4.0]];
+    for strategy in ["ties", "breadcrumbs_ties", "dare_ties", "task_arithmetic", "linear"] {
+        let got = merged(strategy, NONE, &models, Some(ZEROS), options()).expect("a merge");
+        assert!(got[0].is_nan() && got[1..].iter().all(|v| v.is_finite()), "{strategy}: {got:?}");
+    }
+}
+
+/// The weights that stand behind the models are used, or there is an error: never some of them.
+#[test]
+fn examples_and_weights() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("m.safetensors");
+    write(&path, &BTreeMap::from([("t".to_owned(), (vec![1], vec![1.0]))]));
+    let model = |name: &str| Model { weight: Some(1.0), ..Model::new(name, Checkpoint::open(&path).expect("a model")) };
+    let params = [("num_samples".to_owned(), Value::List(vec![Value::Number(1.0), Value::Number(3.0)]))];
+    let rules = vec![Rule { pattern: "*".into(), strategy: "fedavg".into(), params: params.into_iter().collect() }];
+    let request = Request { models: vec![model("a"), model("b")], base: None, rules, options: Options::default() };
+    assert!(resolve(request).expect_err("two kinds of weights").message.contains("have weights"));
+}
+
+/// A model of as many layers as there are values, each of one number; what else it has beside them.
+fn layers(folder: &Path, name: &str, values: &[f32], others: &[(&str, f32)]) {
+    let own = folder.join(name);
+    std::fs::create_dir_all(&own).expect("a folder");
+    let of_layer = |(i, value): (usize, &f32)| (format!("model.layers.{i}.mlp.up_proj.weight"), (vec![1], vec![*value]));
+    let beside = others.iter().map(|(name, value)| ((*name).to_owned(), (vec![1], vec![*value])));
+    let tensors: BTreeMap<String, _> = values.iter().enumerate().map(of_layer).chain(beside).collect();
+    write(&own.join("model.safetensors"), &tensors);
+    std::fs::write(own.join("config.json"), format!(r#"{{"model_type": "llama", "num_hidden_layers": {}}}"#, values.len()))
+        .expect("a config");
+}
+
+fn run(folder: &Path, config: &str) -> BTreeMap<String, f32> {
+    let options = Options { overwrite: true, ..Options::default() };
+    mergekit::run(config, folder, &folder.join("out"), &options, |_| ()).expect("a merge");
+    let out = Checkpoint::open(folder.join("out")).expect("a model");
+    out.tensors.iter().map(|(name, tensor)| (name.clone(), tensor.all().expect("numbers")[0])).collect()
+}
+
+#[test]
+fn what_configs_leave_unsaid() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path();
+    let head = [("model.embed_tokens.weight", 8.0), ("lm_head.weight", 2.0), ("model.layers.0.self_attn.rotary_emb.inv_freq", 1.0)];
+    layers(folder, "a", &[1.0, 2.0, 3.0, 4.0], &head);
+    layers(folder, "b", &[10.0, 20.0, 30.0, 40.0], &[("model.embed_tokens.weight", 4.0)]);
+    layers(folder, "base", &[0.0; 4], &[("model.embed_tokens.weight", 0.0), ("lm_head.weight", 0.0)]);
+    let layer = |i: usize| format!("model.layers.{i}.mlp.up_proj.weight");
+
+    // A filter of a model's own parameter is one of its own tensors: layer 2 of it becomes layer 0 of the result.
+    let slices = "merge_method: passthrough\nslices:\n  - sources:\n      - {model: a, layer_range: [2, 4], parameters: {scale: [{filter: layers.3, value: 0.5}, {value: 1}]}}\n";
+    let got = run(folder, slices);
+    assert_eq!((got[&layer(0)], got[&layer(1)]), (3.0, 2.0));
+
+    // A slice has a base of its own.
+    let slices = "merge_method: task_arithmetic\nbase_model: base\nparameters: {weight: 1}\nslices:\n  - base_model: a\n    sources:\n      - {model: b, layer_range: [0, 4]}\n      - {model: a, layer_range: [0, 4]}\n      - {model: base, layer_range: [0, 4]}\n";
+    assert_eq!(run(folder, slices)[&layer(1)], 2.0 + 18.0 - 2.0);
+
+    // A base that the models do not name is one of them, to a method that works on none.
+    let linear = "merge_method: linear\nbase_model: base\nparameters: {weight: 1}\nmodels:\n  - model: a\n  - model: b\n";
+    let got = run(folder, linear);
+    assert_eq!(got[&layer(0)], 11.0 / 3.0);
+    // Who has no head uses the embeddings for it. Buffers are no weights.
+    assert_eq!(got["lm_head.weight"], (2.0 + 4.0 + 0.0) / 3.0);
+    assert!(got.keys().all(|name| !name.contains("rotary")));
+}
