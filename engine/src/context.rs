@@ -7,7 +7,7 @@ use crate::objects::{Object, Stores};
 use crate::sorted::SortedMerges;
 use crate::sources::{Format, ReadOptions, Resolved, files};
 use crate::store::{Manifest, Store};
-use crate::{aggregates, custom, explain, merges, models, scalars, sinks};
+use crate::{aggregates, custom, explain, merges, models, nan, scalars, sinks};
 use arrow::array::{RecordBatch, UInt64Array};
 use arrow::datatypes::{DataType, Field, Schema};
 use datafusion::catalog::TableProvider;
@@ -150,12 +150,8 @@ impl MergeContext {
         let state = SessionStateBuilder::new().with_config(session_config).with_runtime_env(runtime).with_default_features();
         let client = config.cluster.as_ref().map(Client::new).transpose()?;
         let state = match client.as_ref().zip(config.cluster.as_ref()) {
-            Some((client, cluster)) => client.distribute(state, cluster)?,
-            None => {
-                // Before the rules that would repartition sorted inputs.
-                let rules = [Arc::new(SortedMerges) as Arc<dyn PhysicalOptimizerRule + Send + Sync>];
-                state.with_physical_optimizer_rules(rules.into_iter().chain(PhysicalOptimizer::new().rules).collect())
-            }
+            Some((client, cluster)) => client.distribute(state.with_physical_optimizer_rules(rules(false)), cluster)?,
+            None => state.with_physical_optimizer_rules(rules(true)),
         };
         let session = SessionContext::new_with_state(state.build());
         // It takes sort keys for determined by a key that an unnest below has multiplied, and drops them.
@@ -540,7 +536,7 @@ impl MergeContext {
         let limit = match plan.option("memory_limit") {
             None if plan.option("sorted") == Some(&Value::Bool(false)) => {
                 let state = SessionStateBuilder::new_from_existing(self.session.state());
-                let state = state.with_physical_optimizer_rules(PhysicalOptimizer::new().rules);
+                let state = state.with_physical_optimizer_rules(rules(false));
                 return Ok(SessionContext::new_with_state(state.build()));
             }
             None => return Ok(self.session.clone()),
@@ -593,6 +589,13 @@ impl MergeContext {
     pub(crate) fn keep_file(&self, file: tempfile::NamedTempFile) {
         self.memory(|m| m.files.push(file));
     }
+}
+
+/// The rules that make plans, with the sorted plan or without.
+fn rules(sorted: bool) -> Vec<Arc<dyn PhysicalOptimizerRule + Send + Sync>> {
+    // Before the rules that would repartition sorted inputs.
+    let merges = sorted.then(|| Arc::new(SortedMerges) as Arc<dyn PhysicalOptimizerRule + Send + Sync>);
+    nan::around(merges.into_iter().chain(PhysicalOptimizer::new().rules).collect())
 }
 
 /// Every function of the catalogue.

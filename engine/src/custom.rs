@@ -28,19 +28,21 @@ pub async fn check(context: &MergeContext, or_replace: bool, name: &Name, body: 
     mergeql_lang::check_strategy(&context.user_strategies(), or_replace, name, &body)?;
     match &body {
         StrategyBody::Alias(_) => {}
-        StrategyBody::By { rank, .. } => {
-            let rank = Folding(Fold {
-                name: name.value.clone(),
-                left: "value".to_owned(),
-                right: "unused".to_owned(),
-                step: rank.to_string(),
-                compact: false,
-            });
-            for ty in [DataType::Int64, DataType::Float64, DataType::Utf8] {
-                if let Err(e) = rank.expression(&ty) {
-                    let e = MergeError::from(e);
-                    if e.code() == Code::Unsupported {
-                        return Err(e);
+        StrategyBody::By { ranks, .. } => {
+            for part in ranks {
+                let rank = Folding(Fold {
+                    name: name.value.clone(),
+                    left: "value".to_owned(),
+                    right: "unused".to_owned(),
+                    step: part.to_string(),
+                    compact: false,
+                });
+                for ty in [DataType::Int64, DataType::Float64, DataType::Utf8] {
+                    if let Err(e) = rank.expression(&ty) {
+                        let e = MergeError::from(e);
+                        if e.code() == Code::Unsupported {
+                            return Err(e);
+                        }
                     }
                 }
             }

@@ -6,12 +6,14 @@ use crate::error::{MergeError, Result};
 use crate::explain;
 use crate::layers::Target;
 use crate::sources::{ReadOptions, Resolved};
+use datafusion::datasource::MemTable;
 use datafusion::prelude::{DataFrame, SessionContext};
-use mergeql_lang::ast::{Explain, Merge, Name, Piece, Relation as Written, Statement, StrategyBody, StrategyCall};
+use mergeql_lang::ast::{Explain, Merge, Name, Piece, Relation as Written, Returning, Statement, StrategyBody, StrategyCall, Target as Of};
 use mergeql_lang::lower::{DELETED, DataFusion, Lowering, STATE, quote};
 use mergeql_lang::plan::Plan;
 use mergeql_lang::{Diagnostic, Span, UserStrategies, parse};
 use mergeql_udfs::{Code, Value};
+use std::sync::Arc;
 
 /// How a table keeps states: the clauses, and the definitions of the user-defined strategies in them. A table owns them: what becomes
 /// of a strategy of that name later does not change what its states mean.
@@ -35,9 +37,47 @@ impl Kept {
     }
 }
 
+fn cells_only() -> MergeError {
+    MergeError::new(Code::Unsupported, "MERGE INTO returns the number of rows, or RETURNING CONFLICTS or PROVENANCE")
+}
+
+/// Whether what a statement says of strategies, versions and deletions is something else than what a table keeps. What it leaves out is
+/// taken from the table, and a strategy has several names.
+fn differs(given: &Merge, kept: &Merge) -> bool {
+    let plain = |name: &str| Name { value: name.to_owned(), quoted: false, span: Span::default() };
+    let shown = |call: Option<&StrategyCall>| {
+        let usual = || StrategyCall { name: plain("lww"), args: Vec::new(), respect_nulls: false, by: None };
+        let mut call = call.cloned().unwrap_or_else(usual);
+        if let Some(known) = mergeql_udfs::catalog::find(&call.name.value) {
+            call.name = plain(known.spec().name);
+        }
+        let alone = Merge { strategies: vec![(Of::Default(Span::default()), call)], ..Merge::default() };
+        mergeql_lang::resolution(&alone)
+    };
+    let of = |column: Option<&str>| {
+        let named = kept.strategies.iter().find(|(of, _)| matches!(of, Of::Column(name) if Some(name.value.as_str()) == column));
+        let default = || kept.strategies.iter().find(|(of, _)| matches!(of, Of::Default(_)));
+        shown(named.or_else(default).map(|(_, call)| call))
+    };
+    let other_strategy = given.strategies.iter().any(|(target, call)| match target {
+        Of::Default(_) => of(None) != shown(Some(call)),
+        Of::Column(name) => of(Some(&name.value)) != shown(Some(call)),
+    });
+    let version = |merge: &Merge| mergeql_lang::resolution(&Merge { version: merge.version.clone(), ..Merge::default() });
+    let delete = |merge: &Merge| merge.delete.as_ref().map(|name| name.value.clone());
+    other_strategy
+        || given.version.is_some() && version(given) != version(kept)
+        || given.delete.is_some() && delete(given) != delete(kept)
+}
+
 impl MergeContext {
     /// How a table made by this merge keeps states, as text that [`Kept`] reads.
     pub(crate) fn resolution(&self, merge: &Merge) -> String {
+        self.definitions(merge).concat() + &mergeql_lang::resolution(merge)
+    }
+
+    /// The definitions of the user-defined strategies that a merge names, by name.
+    fn definitions(&self, merge: &Merge) -> Vec<String> {
         let (user, texts) = (self.user_strategies(), self.strategy_texts());
         let mut used: Vec<&str> = Vec::new();
         let mut calls: Vec<&StrategyCall> = merge.strategies.iter().map(|(_, call)| call).collect();
@@ -51,7 +91,7 @@ impl MergeContext {
         }
         used.sort_unstable();
         let define = |name: &&str| Some(format!("CREATE STRATEGY {} AS {}; ", quote(name), texts.get(*name)?));
-        used.iter().filter_map(define).collect::<String>() + &mergeql_lang::resolution(merge)
+        used.iter().filter_map(define).collect()
     }
 
     pub(crate) async fn merge_into(&self, explain: Explain, target: &Written, merge: Merge) -> Result<DataFrame> {
@@ -86,10 +126,22 @@ impl MergeContext {
     }
 
     pub(crate) async fn merge_into_rows(&self, explain: Explain, name: &str, target: Resolved, merge: Merge) -> Result<DataFrame> {
-        // Before the target's own types are looked at: values of such a strategy need not even have the column's type.
-        self.bind(&merge, First::Hidden, explain).await?.check_strategies(name)?;
+        let cells = match merge.returning {
+            Returning::Rows => None,
+            Returning::Conflicts | Returning::Provenance => Some(Merge { returning: merge.returning, ..Self::with_target(name, &merge) }),
+            _ => return Err(cells_only()),
+        };
+        let merge = Merge { returning: Returning::Rows, ..merge };
+        // Before the target's own types are looked at: values of such a strategy need not even have the column's type. A column that
+        // only the target has is looked for below.
+        match self.bind(&merge, First::Hidden, explain).await {
+            Ok(plan) => plan.check_strategies(name)?,
+            Err(e) if e.0.code == Code::UnknownColumn => {}
+            Err(e) => return Err(e),
+        }
         let merge = Self::with_target(name, &merge);
         let columns: Vec<String> = target.relation.columns.iter().map(|c| c.name.clone()).collect();
+        let relation = target.relation.clone();
         let plan = self.bind(&merge, First::Rows(target), explain).await?;
         plan.check_target(name, &columns)?;
         let session = self.session_for(&plan)?;
@@ -97,9 +149,23 @@ impl MergeContext {
         if explain != Explain::No {
             return explain::merge(self, &session, &plan, &sql, explain).await;
         }
+        // What was in conflict, before it is merged.
+        let cells = match cells {
+            None => None,
+            Some(cells) => {
+                let plan = self.bind(&cells, First::Rows(Resolved { relation, table: None }), explain).await?;
+                let sql = Lowering { plan: &plan, dialect: &DataFusion }.query();
+                let frame = session.execute_logical_plan(session.state().create_logical_plan(&sql).await?).await?;
+                let schema = Arc::new(frame.schema().as_arrow().clone());
+                Some((schema, frame.collect().await?))
+            }
+        };
         let rows = self.like_target(&session, name, &sql, &plan, &columns).await?;
         let count = self.replace_table(name, rows, None).await?;
-        self.count("rows", count)
+        match cells {
+            None => self.count("rows", count),
+            Some((schema, rows)) => Ok(self.session.read_table(Arc::new(MemTable::try_new(schema, vec![rows])?))?),
+        }
     }
 
     /// Rows in the column order and types of the target, sorted by key.
@@ -148,9 +214,12 @@ impl MergeContext {
         merge: Merge,
         adopted: Option<String>,
     ) -> Result<DataFrame> {
+        if merge.returning != Returning::Rows {
+            return Err(MergeError::new(Code::Unsupported, format!("`{name}` keeps states, which do not say which rows they are of"))
+                .help("ask before: MERGE the sources with RETURNING CONFLICTS, without INTO"));
+        }
         let Kept { merge: kept, strategies } = Kept::read(name, resolution)?;
-        let given = !merge.strategies.is_empty() || merge.version.is_some() || merge.delete.is_some();
-        if given && self.resolution(&merge) != resolution {
+        if differs(&merge, &kept) || !self.definitions(&merge).iter().all(|one| resolution.contains(one)) {
             return Err(MergeError::new(Code::TypeMismatch, format!("`{name}` keeps states of other clauses than these"))
                 .help(format!("leave STRATEGY, VERSION BY and DELETE BY out, or repeat them: {resolution}")));
         }

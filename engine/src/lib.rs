@@ -15,6 +15,7 @@ mod layers;
 mod merges;
 pub mod models;
 mod names;
+mod nan;
 mod objects;
 mod prepare;
 mod scalars;

@@ -163,6 +163,7 @@ impl MergeContext {
 
     /// A registered table or view of this name: to the letter, or unquoted in lower case as SQL folds it.
     async fn find_table(&self, parts: &[Name]) -> Result<Option<Resolved>> {
+        let parts = self.own_part(parts);
         let exact: Vec<String> = parts.iter().map(|p| p.value.clone()).collect();
         let folded: Vec<String> =
             parts.iter().map(|p| if p.quoted { p.value.clone() } else { p.value.to_ascii_lowercase() }).collect();
@@ -175,7 +176,8 @@ impl MergeContext {
             };
             let there = match names.as_slice() {
                 [table] => self.shared.names.has_table(table),
-                _ => self.session().table_exist(reference.clone())?,
+                // An error is a schema or a catalogue that isn't there.
+                _ => self.session().table_exist(reference.clone()).unwrap_or(false),
             };
             if there {
                 let provider = self.session().table_provider(reference).await?;

@@ -26,9 +26,23 @@ impl MergeContext {
         format!("__mergeql_store_{table}")
     }
 
+    /// The name of a table without the default schema and catalogue: one relation has one name.
+    pub(crate) fn own_part<'n>(&self, parts: &'n [Name]) -> &'n [Name] {
+        let state = self.session.state();
+        let defaults = &state.config_options().catalog;
+        let is = |name: &Name, default: &str| name.value == default || !name.quoted && name.value.eq_ignore_ascii_case(default);
+        match parts {
+            [schema, table] if is(schema, &defaults.default_schema) => std::slice::from_ref(table),
+            [catalog, schema, table] if is(catalog, &defaults.default_catalog) && is(schema, &defaults.default_schema) => {
+                std::slice::from_ref(table)
+            }
+            parts => parts,
+        }
+    }
+
     /// The registered table that a name means, if there is one.
     pub(crate) fn table_name(&self, parts: &[Name]) -> Option<String> {
-        let [name] = parts else { return None };
+        let [name] = self.own_part(parts) else { return None };
         let exists = |n: &str| self.shared.names.has_table(n);
         if exists(&name.value) {
             return Some(name.value.clone());
@@ -277,6 +291,24 @@ impl MergeContext {
             true => Some(self.changing().await?),
             false => None,
         };
+        let (changed, is_view) = match &plan {
+            LogicalPlan::Ddl(DdlStatement::CreateMemoryTable(create)) => (Some(&create.name), false),
+            LogicalPlan::Ddl(DdlStatement::CreateExternalTable(create)) => (Some(&create.name), false),
+            LogicalPlan::Ddl(DdlStatement::CreateView(create)) => (Some(&create.name), true),
+            LogicalPlan::Ddl(DdlStatement::DropTable(dropped)) => (Some(&dropped.name), false),
+            LogicalPlan::Ddl(DdlStatement::DropView(dropped)) => (Some(&dropped.name), true),
+            LogicalPlan::Dml(dml) => (Some(&dml.table_name), false),
+            _ => (None, false),
+        };
+        if let Some(name) = changed.filter(|name| !self.is_default(name)) {
+            // What is kept, and what has states, is known by bare names.
+            if self.shared.store.is_some() {
+                let what = if is_view { "views" } else { "tables" };
+                return Err(MergeError::new(Code::Unsupported, format!("{what} are kept in the default schema only, not as `{name}`"))
+                    .help("leave the schema out, or run without --db"));
+            }
+            return Ok(self.session.execute_logical_plan(plan).await?);
+        }
         match (&plan, &self.shared.store) {
             (LogicalPlan::Ddl(DdlStatement::CreateMemoryTable(create)), store) => {
                 let name = create.name.table().to_owned();
@@ -343,6 +375,13 @@ impl MergeContext {
             }
             _ => Ok(self.session.execute_logical_plan(plan).await?),
         }
+    }
+
+    /// Whether a name is one of the default schema.
+    fn is_default(&self, name: &datafusion::common::TableReference) -> bool {
+        let state = self.session.state();
+        let catalog = &state.config_options().catalog;
+        name.catalog().is_none_or(|c| c == catalog.default_catalog) && name.schema().is_none_or(|s| s == catalog.default_schema)
     }
 
     /// Plans SQL; a table name in quotes that is a file's is that file.

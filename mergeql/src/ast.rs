@@ -243,8 +243,8 @@ pub enum StrategyBody {
     By {
         /// The greatest wins.
         greatest: bool,
-        /// The rank, over the name `value`.
-        rank: Expr,
+        /// The parts of the rank, over the name `value`; where one ties, the next decides.
+        ranks: Vec<Expr>,
     },
     /// The distinct values in order, folded.
     Fold {

@@ -56,7 +56,7 @@ pub fn check_strategy(user: &UserStrategies, or_replace: bool, name: &Name, body
             }
             Ok(())
         }
-        StrategyBody::By { rank, .. } => check_expression(rank, &["value"]),
+        StrategyBody::By { ranks, .. } => ranks.iter().try_for_each(|rank| check_expression(rank, &["value"])),
         StrategyBody::Fold { left, right, step, .. } => {
             if left.value == right.value {
                 return refuse(Code::DuplicateColumn, format!("both values of the fold are called `{}`", left.value));

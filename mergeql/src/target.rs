@@ -24,8 +24,12 @@ pub fn bind_into(
             .help("ask for them first: MERGE target, sources ON ... RETURNING CONFLICTS"));
     }
     // Before the table's own types are looked at: values of such a strategy need not even have the column's type.
-    let sources = relations[1..].to_vec();
-    bind(merge, sources, true, user, explain)?.check_strategies(name).map_err(way_out)?;
+    // A column that only the table has is looked for below.
+    match bind(merge, relations[1..].to_vec(), true, user, explain) {
+        Ok(plan) => plan.check_strategies(name).map_err(way_out)?,
+        Err(e) if e.code == Code::UnknownColumn => {}
+        Err(e) => return Err(e),
+    }
     let columns: Vec<String> = relations[0].columns.iter().map(|c| c.name.clone()).collect();
     let types: Vec<Type> = relations[0].columns.iter().map(|c| c.ty.clone()).collect();
     let mut with = merge.clone();

@@ -213,7 +213,7 @@ async fn dispatch(arguments: Arguments) -> Result<ExitCode, MergeError> {
         _ => {}
     }
     if let Some(Command::Lower { statement }) = &arguments.command {
-        println!("{}", context.lower(statement).await?);
+        output::say(context.lower(statement).await?);
         return Ok(ExitCode::SUCCESS);
     }
     let mut scripts: Vec<String> = arguments.commands.clone();

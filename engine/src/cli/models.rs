@@ -1,6 +1,6 @@
 //! `mergeql merge-models` and `mergeql migrate`: configs of mergekit; `mergeql model-set`: the models of a merge as a state in a file.
 
-use super::output::Output;
+use super::output::{Output, say};
 use super::{io, progress};
 use clap::{Args, Subcommand};
 use mergeql::tensors::contribution::describe;
@@ -72,14 +72,14 @@ pub async fn merge(context: &MergeContext, command: &MergeModels) -> Result<Exit
     merged.notes.iter().for_each(|note| eprintln!("note: {note}"));
     let resumed = merged.tensors.iter().filter(|t| t.resumed).count();
     let before = if resumed > 0 { format!(" ({resumed} were there already)") } else { String::new() };
-    println!("{} tensors{before} written to {}\nset {}", merged.tensors.len(), command.out.display(), hex(&merged.hash));
+    say(format_args!("{} tensors{before} written to {}\nset {}", merged.tensors.len(), command.out.display(), hex(&merged.hash)));
     Ok(ExitCode::SUCCESS)
 }
 
 /// Prints the statement of a config.
 pub fn migrate(command: &Migrate) -> Result<ExitCode, MergeError> {
     let folder = command.models.clone().unwrap_or_default();
-    println!("{}", Config::parse(&read(&command.config)?)?.statement(&folder, &command.out)?);
+    say(Config::parse(&read(&command.config)?)?.statement(&folder, &command.out)?);
     Ok(ExitCode::SUCCESS)
 }
 
@@ -102,7 +102,7 @@ pub async fn report(command: &TensorReport) -> Result<ExitCode, MergeError> {
     let partial = command.out.with_extension("partial");
     let written = std::fs::write(&partial, page).and_then(|()| std::fs::rename(&partial, &command.out));
     written.map_err(|e| io(&command.out.display().to_string(), &e))?;
-    println!("{}", command.out.display());
+    say(command.out.display());
     Ok(ExitCode::SUCCESS)
 }
 
@@ -191,7 +191,7 @@ fn save(path: &Path, state: &Value) -> Result<ExitCode, MergeError> {
     std::fs::write(&partial, bytes)
         .and_then(|()| std::fs::rename(&partial, path))
         .map_err(|e| io(&path.display().to_string(), &e))?;
-    println!("{}", shown(&call("model_set_hash", std::slice::from_ref(state))?));
+    say(shown(&call("model_set_hash", std::slice::from_ref(state))?));
     Ok(ExitCode::SUCCESS)
 }
 
@@ -277,7 +277,7 @@ pub async fn set(context: &MergeContext, command: &ModelSet, output: &Output) ->
             let info = call("crdt_info", &[load(set)?])?;
             let json: serde_json::Value =
                 serde_json::from_str(&shown(&info)).map_err(|e| MergeError::new(Code::CorruptState, e.to_string()))?;
-            println!("{json:#}");
+            say(format_args!("{json:#}"));
             Ok(ExitCode::SUCCESS)
         }
         ModelSet::Resolve { set, out, overwrite } => {

@@ -9,6 +9,7 @@ use datafusion::arrow::util::display::{ArrayFormatter, FormatOptions};
 use mergeql::sources::Format;
 use mergeql::{MergeContext, MergeError, collect, datafusion, sinks};
 use mergeql_udfs::Code;
+use std::io::Write;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -50,6 +51,12 @@ pub struct Output {
     /// Whether the time of each statement is told.
     pub timer: bool,
     file: Option<PathBuf>,
+}
+
+/// Prints a line. Who has seen enough of it (`| head`) may go.
+pub fn say(text: impl std::fmt::Display) {
+    // A pipe that is closed is the only thing that can happen to it.
+    let _ = writeln!(std::io::stdout(), "{text}");
 }
 
 impl Output {

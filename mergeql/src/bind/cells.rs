@@ -140,19 +140,22 @@ impl Binder<'_> {
                 cell.shown = shown;
                 Ok(cell)
             }
-            Some(StrategyBody::By { greatest, rank }) => {
+            Some(StrategyBody::By { greatest, ranks }) => {
                 let column = column.ok_or_else(|| self.unknown_strategy(written))?;
-                let mut rank = rank.clone();
-                substitute(&mut rank, "value", &self.columns[column].name);
                 let entry = catalog::find(if *greatest { "lww" } else { "fww" }).expect("invariant: lww and fww are built in");
-                // The type of the rank is the host's to find out; the aggregate takes any.
+                // The type of a rank is the host's to find out; the aggregate takes any.
                 let ty = self.columns[column].ty.clone();
-                let inputs = vec![Input::Column(column), Input::Expr(Box::new(rank), Type::Null)];
+                let (mut inputs, mut types) = (vec![Input::Column(column)], vec![ty.clone()]);
+                for mut rank in ranks.iter().cloned() {
+                    substitute(&mut rank, "value", &self.columns[column].name);
+                    inputs.push(Input::Expr(Box::new(rank), Type::Null));
+                    types.push(Type::Null);
+                }
                 Ok(Cell {
                     name: name.to_owned(),
                     column: Some(column),
                     entry,
-                    call: Call::new(vec![ty.clone(), Type::Null]),
+                    call: Call::new(types),
                     inputs,
                     why,
                     shown,

@@ -58,10 +58,12 @@ impl Dialect for DataFusion {
     }
 
     fn cast(&self, expr: &str, from: &Type, to: &Type) -> Option<String> {
-        if from == to || *from == Type::Null {
+        if from == to {
             return None;
         }
         match (from, to) {
+            // A union takes the type of its first input.
+            (Type::Null, _) => DataFusion::nested(to).map(|ty| format!("arrow_cast({expr}, {})", text(&ty))),
             (Type::List(_) | Type::Struct(_) | Type::Map(..), _) => {
                 Some(format!("mergeql_widen({expr}, arrow_cast(NULL, {}))", text(&DataFusion::nested(to)?)))
             }

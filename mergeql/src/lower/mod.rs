@@ -576,9 +576,11 @@ impl Lowering<'_> {
         let plan = self.plan;
         let order = self.order().join(", ");
         if let (Some(offset), true) = (plan.offset, self.dialect.loses_offsets()) {
+            // The usual frame is a range, which not all order keys have there.
+            const FRAME: &str = "ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW";
             let upto = plan.limit.map_or(String::new(), |limit| format!(" AND {ROW} <= {}", offset.saturating_add(limit)));
             return format!(
-                "SELECT {columns} FROM (SELECT *, row_number() OVER (ORDER BY {order}) AS {ROW} FROM ({query}) AS m) AS m \
+                "SELECT {columns} FROM (SELECT *, row_number() OVER (ORDER BY {order} {FRAME}) AS {ROW} FROM ({query}) AS m) AS m \
                  WHERE {ROW} > {offset}{upto} ORDER BY {ROW}"
             );
         }

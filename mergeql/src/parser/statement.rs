@@ -136,6 +136,21 @@ impl Parser<'_> {
         Ok(Some(Into { or_replace, if_not_exists, target, span }))
     }
 
+    /// `expr over value`: the last two words only say what the expression is about.
+    fn rank(&mut self) -> Result<Expr> {
+        let mut rank = self.expression()?;
+        if let Expr::Function(f) = &mut rank
+            && let Some(WindowType::NamedWindow(window)) = &f.over
+            && window.value.eq_ignore_ascii_case("value")
+        {
+            // `length(value) over value` reads as a named window to SQL.
+            f.over = None;
+        } else if self.take_word("OVER") {
+            self.expect_word("VALUE")?;
+        }
+        Ok(rank)
+    }
+
     pub(super) fn create_strategy(&mut self) -> Result<Statement> {
         self.next();
         let or_replace = self.take_words(&["OR", "REPLACE"]);
@@ -148,19 +163,12 @@ impl Parser<'_> {
             self.next();
             self.next();
             self.expect(&Token::LParen)?;
-            // `expr over value`: the last two words only say what the expression is about.
-            let mut rank = self.expression()?;
-            if let Expr::Function(f) = &mut rank
-                && let Some(WindowType::NamedWindow(window)) = &f.over
-                && window.value.eq_ignore_ascii_case("value")
-            {
-                // `length(value) over value` reads as a named window to SQL.
-                f.over = None;
-            } else if self.take_word("OVER") {
-                self.expect_word("VALUE")?;
+            let mut ranks = vec![self.rank()?];
+            while self.take(&Token::Comma) {
+                ranks.push(self.rank()?);
             }
             self.expect(&Token::RParen)?;
-            StrategyBody::By { greatest, rank }
+            StrategyBody::By { greatest, ranks }
         } else if self.is_word(0, "FOLD") {
             self.next();
             self.expect(&Token::LParen)?;

@@ -5,7 +5,7 @@
 
 use crate::dtype::{self, Dtype};
 use mergeql_udfs::{Code, Error, Result};
-use safetensors::tensor::Metadata;
+use safetensors::tensor::{Metadata, TensorInfo};
 use serde_json::Value as Json;
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -323,6 +323,43 @@ impl Tensor {
     }
 }
 
+/// The first tensor that a file ends before, for people.
+fn beyond(metadata: &Metadata, size: u64) -> String {
+    let tensors = metadata.tensors();
+    let lacking = tensors.iter().filter(|(_, info)| info.data_offsets.1 as u64 > size);
+    let first = lacking.min_by_key(|(_, info)| info.data_offsets);
+    first.map(|(name, _)| format!(": the end of `{name}` is missing")).unwrap_or_default()
+}
+
+/// The first tensor, by its place, that makes a header wrong, and what is wrong with it.
+fn culprit(header: &[u8]) -> Option<(String, String)> {
+    let header: serde_json::Map<String, Json> = serde_json::from_slice(header).ok()?;
+    let mut tensors = Vec::new();
+    for (name, info) in header.into_iter().filter(|(name, _)| name != "__metadata__") {
+        match serde_json::from_value::<TensorInfo>(info) {
+            Ok(info) => tensors.push((name, info)),
+            Err(e) => return Some((name, format!("is not described: {e}"))),
+        }
+    }
+    tensors.sort_by_key(|(_, info)| info.data_offsets);
+    let mut end = 0;
+    for (name, TensorInfo { dtype, shape, data_offsets: (from, to) }) in tensors {
+        let elements = shape.iter().try_fold(1usize, |n, axis| n.checked_mul(*axis));
+        let bytes = elements.and_then(|n| n.checked_mul(dtype.bitsize())).map(|bits| bits / 8);
+        let what = if bytes.is_none() || to.checked_sub(from) != bytes {
+            format!("of the shape {shape:?} and the type {} does not take the bytes {from} to {to}", dtype::name(dtype))
+        } else if from != end {
+            let before = if from < end { "into the one before it" } else { "after a gap" };
+            format!("begins at byte {from}, {before}, which ends at {end}")
+        } else {
+            end = to;
+            continue;
+        };
+        return Some((name, what));
+    }
+    None
+}
+
 /// The tensors of one file, from its header alone.
 fn open_file(path: &Path, into: &mut BTreeMap<String, Tensor>) -> Result<()> {
     let file = File::open(path).map_err(|e| failed(path, e))?;
@@ -339,9 +376,12 @@ fn open_file(path: &Path, into: &mut BTreeMap<String, Tensor>) -> Result<()> {
     let mut bytes = vec![0; 8 + header as usize];
     read_at(&file, &mut bytes, 0).map_err(|e| failed(path, e))?;
     // Offsets that overlap, leave gaps or contradict a shape are refused here.
-    let metadata: Metadata = serde_json::from_slice(&bytes[8..]).map_err(|e| broken(path, e))?;
+    let metadata: Metadata = serde_json::from_slice(&bytes[8..]).map_err(|e| match culprit(&bytes[8..]) {
+        Some((name, what)) => broken(path, format!("tensor `{name}` {what}")),
+        None => broken(path, e),
+    })?;
     if metadata.data_len() as u64 != size - 8 - header {
-        return Err(broken(path, format!("its tensors take {} bytes, {} are there", metadata.data_len(), size - 8 - header)));
+        return Err(broken(path, format!("its tensors take {} bytes, {} are there{}", metadata.data_len(), size - 8 - header, beyond(&metadata, size - 8 - header))));
     }
     let data = Arc::new(Data { path: path.to_owned(), file, start: 8 + header });
     for (name, info) in metadata.tensors() {
