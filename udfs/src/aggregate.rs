@@ -546,7 +546,12 @@ impl<S: Strategy> AnyState for Opened<S> {
         let since = decode::<S>(since)?;
         let mut joined = since.clone();
         joined.join(&self.0)?;
-        Ok(encode::<S>(&if joined == since { self.0.bottom() } else { self.0.delta(&since) }))
+        if joined == since {
+            return Ok(encode::<S>(&self.0.bottom()));
+        }
+        // What the join holds that was not known: of a map, entries that were known to be greater are not there.
+        let (own, new) = (encode::<S>(&self.0.delta(&since)), encode::<S>(&joined.delta(&since)));
+        Ok(if new.len() < own.len() { new } else { own })
     }
 
     fn value(&self) -> Result<Value> {

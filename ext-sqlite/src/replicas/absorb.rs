@@ -3,8 +3,9 @@
 use super::definition::{Definition, key_parts};
 use super::{Numbers, Replica, Result, cell, site};
 use crate::values::{plain, shown, value};
+use mergeql_lang::Diagnostic;
 use mergeql_lang::lower::quote;
-use mergeql_udfs::{AnyState, Value};
+use mergeql_udfs::{AnyState, Code, Value};
 use rusqlite::types::Value as Plain;
 use rusqlite::{Connection, OptionalExtension, params};
 use std::collections::BTreeMap;
@@ -63,6 +64,7 @@ pub(super) fn absorb(connection: &Connection, replica: &Replica) -> Result<()> {
             tables.insert(id, definition);
         }
     }
+    let forgotten = forgotten(connection)?;
     let mut noted: BTreeMap<(i64, Vec<u8>), (Plain, Noted)> = BTreeMap::new();
     let mut statement = connection.prepare("SELECT clock, tbl, pk, columns FROM main._mergeql_log ORDER BY n")?;
     let mut rows = statement.query([])?;
@@ -73,6 +75,10 @@ pub(super) fn absorb(connection: &Connection, replica: &Replica) -> Result<()> {
         latest = clock.max(latest);
         let clock = latest;
         let Some(definition) = tables.get(&table) else { continue };
+        // A row without a key is no row elsewhere. Triggers refuse them now.
+        if pk == Plain::Null {
+            continue;
+        }
         let mut writer = mergeql_udfs::codec::Writer::default();
         writer.value(&value((&pk).into()));
         let (_, note) = noted.entry((table, writer.as_bytes().to_vec())).or_insert_with(|| (pk, Noted::default()));
@@ -90,17 +96,30 @@ pub(super) fn absorb(connection: &Connection, replica: &Replica) -> Result<()> {
         let definition = &tables[table];
         if let Some((there, clock)) = note.there {
             let before = known(connection, &definition.table, pk, "")?;
-            // What was written here came after all that was applied here.
-            let clock = clock.max(before.as_ref().map_or(0, |(_, c)| c + 1));
+            // What was written here came after all that was applied here, to any cell of the row, and after all that was forgotten.
+            let sql = "SELECT max(clock) FROM main._mergeql_cells WHERE tbl = ?1 AND pk IS ?2";
+            let last: Option<i64> =
+                connection.prepare_cached(sql)?.query_row(params![definition.table, pk], |row| row.get(0))?;
+            let clock = clock.max(last.unwrap_or(forgotten).saturating_add(1));
             let state = cell::existence(before.as_ref().map(|(s, _)| s.as_slice()), there, clock, &origin)?;
             keep(connection, &mut numbers, &definition.table, pk, "", &state, clock, &origin)?;
         }
-        write_columns(connection, replica, &mut numbers, definition, pk, &note.columns, &origin)?;
+        write_columns(connection, replica, &mut numbers, definition, pk, &note.columns, &origin, forgotten)?;
     }
     connection.execute("DELETE FROM main._mergeql_log", [])?;
     numbers.keep(connection)
 }
 
+/// The greatest clock of what was forgotten.
+pub(super) fn forgotten(connection: &Connection) -> Result<i64> {
+    let there = "SELECT 1 FROM main.sqlite_schema WHERE type = 'table' AND name = '_mergeql_forgotten'";
+    if connection.prepare_cached(there)?.query_row([], |_| Ok(())).optional()?.is_none() {
+        return Ok(0);
+    }
+    connection.query_row("SELECT max(clock) FROM main._mergeql_forgotten", [], |row| row.get::<_, Option<i64>>(0)).map(|c| c.unwrap_or(0))
+}
+
+#[allow(clippy::too_many_arguments)] // the columns of a cell
 fn write_columns(
     connection: &Connection,
     replica: &Replica,
@@ -109,6 +128,7 @@ fn write_columns(
     pk: &Plain,
     clocks: &BTreeMap<String, i64>,
     origin: &str,
+    forgotten: i64,
 ) -> Result<()> {
     let columns: Vec<_> = definition.columns.iter().filter(|c| clocks.contains_key(&c.name)).collect();
     if columns.is_empty() {
@@ -123,9 +143,10 @@ fn write_columns(
     };
     for (column, held) in columns.into_iter().zip(values) {
         let before = known(connection, &definition.table, pk, &column.name)?;
-        let clock = clocks[&column.name].max(before.as_ref().map_or(0, |(_, c)| c + 1));
+        let clock = clocks[&column.name].max(before.as_ref().map_or(forgotten, |(_, c)| *c).saturating_add(1));
         let state = before.as_ref().map(|(s, _)| s.as_slice());
-        let made = cell::written(column, state, &value((&held).into()), clock, origin)?;
+        let made = cell::written(column, state, &value((&held).into()), clock, origin)
+            .map_err(|e| shown(Diagnostic::new(Code::TypeMismatch, format!("`{}.{}`: {e}", definition.table, column.name))))?;
         if let Some(made) = &made {
             keep(connection, numbers, &definition.table, pk, &column.name, made, clock, origin)?;
         }

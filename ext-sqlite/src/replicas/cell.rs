@@ -1,12 +1,13 @@
 //! The state of one cell: what a local write makes of it.
 
 use super::Result;
-use super::definition::Tracked;
+use super::definition::{Tracked, tracked};
 use crate::values::{class, shown};
 use mergeql_udfs::catalog::{self, Input};
 use mergeql_udfs::functions;
 use mergeql_udfs::value::from_json;
 use mergeql_udfs::{Call, Error, Type, Value};
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::LazyLock;
 
@@ -90,6 +91,12 @@ pub(super) fn written(column: &Tracked, known: Option<&[u8]>, new: &Value, clock
             for added in has.iter().filter(|e| !had.contains(e)) {
                 set = function("orset_add")?(&[set, added.clone(), own.clone()]).map_err(shown)?;
             }
+            // A set without elements is something else than none.
+            if set.is_null() && !new.is_null() {
+                let element = Value::Bool(true);
+                set = function("orset_add")?(&[set, element.clone(), own]).map_err(shown)?;
+                set = function("orset_remove")?(&[set, element]).map_err(shown)?;
+            }
             Ok(bytes(set))
         }
         kind @ ("ewflag" | "dwflag") => {
@@ -103,13 +110,17 @@ pub(super) fn written(column: &Tracked, known: Option<&[u8]>, new: &Value, clock
                 return Ok(None);
             }
             let flag = state(known);
+            let run = |name: &str, arguments: &[Value]| function(name)?(arguments).map_err(shown);
+            // What takes something back says nothing of a flag that was never set: it is set the other way before.
             let changed = match (kind, on) {
-                ("ewflag", true) => function("flag_enable")?(&[flag, own]),
-                ("ewflag", false) => function("flag_disable")?(&[flag]),
-                (_, true) => function("dwflag_enable")?(&[flag]),
-                (_, false) => function("dwflag_disable")?(&[flag, own]),
+                ("ewflag", true) => run("flag_enable", &[flag, own]),
+                ("ewflag", false) if flag.is_null() => run("flag_disable", &[run("flag_enable", &[flag, own])?]),
+                ("ewflag", false) => run("flag_disable", &[flag]),
+                (_, true) if flag.is_null() => run("dwflag_enable", &[run("dwflag_disable", &[flag, own])?]),
+                (_, true) => run("dwflag_enable", &[flag]),
+                (_, false) => run("dwflag_disable", &[flag, own]),
             };
-            changed.map(bytes).map_err(shown)
+            changed.map(bytes)
         }
         _ => {
             let spec = column.entry.spec();
@@ -136,6 +147,19 @@ pub(super) fn written(column: &Tracked, known: Option<&[u8]>, new: &Value, clock
             Ok((!made.is_empty()).then_some(made))
         }
     }
+}
+
+/// Refuses a value that no cell of a strategy can be made of.
+pub(super) fn takes(strategy: &str, new: &Value) -> Result<()> {
+    thread_local! {
+        static KNOWN: RefCell<HashMap<String, Tracked>> = RefCell::default();
+    }
+    KNOWN.with_borrow_mut(|known| {
+        if !known.contains_key(strategy) {
+            known.insert(strategy.to_owned(), tracked(strategy)?);
+        }
+        written(&known[strategy], None, new, 1, "o").map(drop)
+    })
 }
 
 fn subtract(new: &Value, old: &Value) -> Result<Value> {

@@ -130,6 +130,10 @@ impl Changes {
         let column = |i: usize| values.get::<Plain>(i + 2);
         let (table, pk, name): (String, Plain, String) = (values.get(2)?, column(1)?, values.get(4)?);
         let (state, clock, origin): (Vec<u8>, i64, String) = (values.get(5)?, values.get(6)?, values.get(8)?);
+        if pk == Plain::Null || clock >= i64::MAX >> 1 {
+            let what = if pk == Plain::Null { "a key" } else { "a clock of this millennium" };
+            return Err(shown(Diagnostic::new(Code::InvalidArgument, format!("a change has {what}: this one of `{table}` has none"))));
+        }
         if std::mem::take(&mut self.fresh) {
             prepare(&self.connection)?;
             self.tables.clear();

@@ -15,6 +15,8 @@ pub(super) struct Column {
     pub name: String,
     /// Its place in the primary key, from one; zero if it is not in it.
     key: u32,
+    /// Whether it can hold NULL, as SQLite lets keys.
+    nullable: bool,
 }
 
 /// A replicated column.
@@ -23,12 +25,16 @@ pub(super) struct Tracked {
     pub entry: &'static Entry,
     /// Literal arguments of its strategy.
     pub literals: Vec<Value>,
+    /// The strategy as it was written.
+    written: String,
 }
 
 /// A replicated table.
 pub(super) struct Definition {
     pub table: String,
     pub key: Vec<String>,
+    /// Those of them that can hold NULL.
+    nullable: Vec<String>,
     pub columns: Vec<Tracked>,
     /// As they were written.
     pub strategies: Vec<String>,
@@ -69,8 +75,11 @@ pub(super) fn key_parts(pk: &rusqlite::types::Value, n: usize) -> Result<Vec<rus
 
 /// The columns of a table.
 pub(super) fn columns(connection: &Connection, table: &str) -> Result<Vec<Column>> {
-    let mut statement = connection.prepare("SELECT name, pk FROM pragma_table_xinfo(?1, 'main') WHERE hidden = 0")?;
-    statement.query_map([table], |row| Ok(Column { name: row.get(0)?, key: row.get(1)? }))?.collect()
+    // An integer that is the whole key is the row's own number.
+    let sql = "SELECT name, pk, \"notnull\" = 0 AND NOT (pk = 1 AND upper(type) = 'INTEGER' AND (SELECT max(pk) FROM \
+               pragma_table_xinfo(?1, 'main')) = 1) FROM pragma_table_xinfo(?1, 'main') WHERE hidden = 0";
+    let mut statement = connection.prepare(sql)?;
+    statement.query_map([table], |row| Ok(Column { name: row.get(0)?, key: row.get(1)?, nullable: row.get(2)? }))?.collect()
 }
 
 /// `a lww, b priority('x', 'y')` at its commas.
@@ -91,6 +100,12 @@ pub(super) fn split(strategies: &str) -> Vec<String> {
     }
     parts.push(current);
     parts.into_iter().map(|p| p.trim().to_owned()).filter(|p| !p.is_empty()).collect()
+}
+
+/// Whether the triggers of a table are there: they go with it when it is dropped, and with it under another name.
+pub(super) fn noted_by(connection: &Connection, table: &str) -> Result<bool> {
+    let sql = "SELECT 1 FROM main.sqlite_schema WHERE type = 'trigger' AND name = ?1";
+    Ok(connection.prepare_cached(sql)?.query_row([format!("_mergeql_{table}_insert")], |_| Ok(())).optional()?.is_some())
 }
 
 impl Definition {
@@ -123,6 +138,14 @@ impl Definition {
                     .help("two replicas can each add a row that is unique there: no merge could keep both. Drop the constraint"),
             ));
         }
+        let collated = "SELECT group_concat(x.name, ', ') FROM pragma_index_list(?1) AS l, pragma_index_xinfo(l.name) AS x \
+                        WHERE l.origin = 'pk' AND x.key AND upper(x.coll) <> 'BINARY'";
+        if let Some(columns) = connection.query_row(collated, [&name], |row| row.get::<_, Option<String>>(0))? {
+            return Err(shown(
+                Diagnostic::new(Code::Unsupported, format!("the key of `{name}` is compared by a collation ({columns})"))
+                    .help("two keys that it takes for one are two rows elsewhere: declare the key without COLLATE"),
+            ));
+        }
         let mut tracked: Vec<Tracked> = Vec::new();
         let parts = split(strategies);
         for part in &parts {
@@ -140,15 +163,20 @@ impl Definition {
             if tracked.iter().any(|t| t.name == known.name) {
                 return Err(shown(Diagnostic::new(Code::DuplicateColumn, format!("`{column}` has two strategies"))));
             }
-            tracked.push(Tracked { name: known.name.clone(), entry, literals });
+            let written = part.split_once(char::is_whitespace).map_or("", |(_, s)| s.trim()).to_owned();
+            tracked.push(Tracked { name: known.name.clone(), entry, literals, written });
         }
         let lww = catalog::find("lww").expect("invariant: lww is built in");
         let rest = all.iter().filter(|c| c.key == 0 && !tracked.iter().any(|t| t.name == c.name));
-        let rest: Vec<Tracked> = rest.map(|c| Tracked { name: c.name.clone(), entry: lww, literals: Vec::new() }).collect();
+        let rest: Vec<Tracked> = rest
+            .map(|c| Tracked { name: c.name.clone(), entry: lww, literals: Vec::new(), written: "lww".to_owned() })
+            .collect();
         tracked.extend(rest);
         // In the order of the table, so that a bit means the same however the strategies are written.
         tracked.sort_by_key(|t| all.iter().position(|c| c.name == t.name));
-        Ok(Definition { table: name, key: key.into_iter().map(|c| c.name.clone()).collect(), columns: tracked, strategies: parts })
+        let nullable = key.iter().filter(|c| c.nullable).map(|c| c.name.clone()).collect();
+        let key = key.into_iter().map(|c| c.name.clone()).collect();
+        Ok(Definition { table: name, key, nullable, columns: tracked, strategies: parts })
     }
 
     /// The definition of a table that is replicated, and its number.
@@ -161,9 +189,16 @@ impl Definition {
         }
         let row = |row: &rusqlite::Row<'_>| Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?, row.get::<_, String>(2)?));
         let sql = "SELECT id, name, definition FROM main._mergeql_tables WHERE name = ?1";
-        match connection.prepare_cached(sql)?.query_row([table], row).optional()? {
-            Some((id, name, definition)) => Ok(Some((id, Definition::read(connection, &name, &definition)?))),
-            None => Ok(None),
+        let Some((id, name, definition)) = connection.prepare_cached(sql)?.query_row([table], row).optional()? else {
+            return Ok(None);
+        };
+        match Definition::read(connection, &name, &definition) {
+            Ok(found) => Ok(Some((id, found))),
+            Err(_) if !noted_by(connection, &name)? => Ok(None),
+            Err(e) => Err(shown(
+                Diagnostic::new(Code::Unsupported, format!("`{name}` was changed without crdt_alter: {e}"))
+                    .help("change it back; crdt_alter('table', 'ALTER TABLE ...') adds and drops columns, and nothing is renamed"),
+            )),
         }
     }
 
@@ -202,13 +237,27 @@ impl Definition {
         let bits: Vec<String> = (0..self.columns.len()).map(changed).collect();
         let bits = if bits.is_empty() { "0".to_owned() } else { bits.join(" | ") };
         let (new, old) = (self.key_of("NEW"), self.key_of("OLD"));
+        // What no state could be made of is refused where it is written, not where it is read.
+        let without_key = self.nullable.iter().map(|k| format!("NEW.{} IS NULL", quote(k))).collect::<Vec<_>>().join(" OR ");
+        let keyed = if without_key.is_empty() {
+            String::new()
+        } else {
+            format!("SELECT RAISE(ABORT, 'MergeQL: a row of a replicated table needs a key: NULL is none') WHERE {without_key};")
+        };
+        let takes = |c: &Tracked, only: &str| {
+            let name = quote(&c.name);
+            format!("SELECT mergeql_takes('{}', NEW.{name}) WHERE NEW.{name} IS NOT {only};", c.written.replace('\'', "''"))
+        };
+        let choosy = || self.columns.iter().filter(|c| !matches!(c.entry.spec().name, "lww" | "fww"));
+        let on_insert = keyed.clone() + &choosy().map(|c| takes(c, "NULL")).collect::<String>();
+        let on_update: String = choosy().map(|c| takes(c, &format!("OLD.{}", quote(&c.name)))).collect();
         // A statement that names no key column changes no key: SQLite leaves the trigger out. An integer key has three more names.
         let keys: Vec<String> = self.key.iter().map(|k| quote(k)).chain(["rowid", "_rowid_", "oid"].map(str::to_owned)).collect();
         let keys = keys.join(", ");
         connection.execute_batch(&format!(
-            "CREATE TRIGGER main.{} AFTER INSERT ON {table} WHEN mergeql_tracking() BEGIN {} END;
-             CREATE TRIGGER main.{} AFTER UPDATE ON {table} WHEN {same_key} AND ({bits}) <> 0 AND mergeql_tracking() BEGIN {} END;
-             CREATE TRIGGER main.{} AFTER UPDATE OF {keys} ON {table} WHEN NOT ({same_key}) AND mergeql_tracking() BEGIN {} {} END;
+            "CREATE TRIGGER main.{} AFTER INSERT ON {table} WHEN mergeql_tracking() BEGIN {on_insert} {} END;
+             CREATE TRIGGER main.{} AFTER UPDATE ON {table} WHEN {same_key} AND ({bits}) <> 0 AND mergeql_tracking() BEGIN {on_update} {} END;
+             CREATE TRIGGER main.{} AFTER UPDATE OF {keys} ON {table} WHEN NOT ({same_key}) AND mergeql_tracking() BEGIN {on_insert} {} {} END;
              CREATE TRIGGER main.{} AFTER DELETE ON {table} WHEN mergeql_tracking() BEGIN {} END;",
             self.trigger("insert"),
             note(&new, "-1"),
@@ -220,6 +269,19 @@ impl Definition {
             self.trigger("delete"),
             note(&old, "0"),
         ))
+    }
+
+    /// How many rows have NULL in their key, if some have.
+    ///
+    /// # Errors
+    /// SQLite's.
+    pub fn rows_without_key(&self, connection: &Connection) -> Result<Option<i64>> {
+        if self.nullable.is_empty() {
+            return Ok(None);
+        }
+        let null = self.nullable.iter().map(|k| format!("{} IS NULL", quote(k))).collect::<Vec<_>>().join(" OR ");
+        let sql = format!("SELECT count(*) FROM main.{} WHERE {null}", quote(&self.table));
+        connection.query_row(&sql, [], |row| row.get(0)).map(|n| (n > 0).then_some(n))
     }
 
     /// Drops the triggers.
@@ -237,6 +299,12 @@ impl Definition {
         let parts = self.key.iter().enumerate().map(|(i, k)| format!("{} = ?{}", quote(k), first + i));
         parts.collect::<Vec<_>>().join(" AND ")
     }
+}
+
+/// A column of this strategy.
+pub(super) fn tracked(written: &str) -> Result<Tracked> {
+    let (name, entry, literals) = strategy(&format!("v {written}"), written)?;
+    Ok(Tracked { name, entry, literals, written: written.to_owned() })
 }
 
 /// One `column strategy(...)`.

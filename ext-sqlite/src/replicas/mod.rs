@@ -77,6 +77,10 @@ pub fn register(connection: &Connection) -> Result<()> {
         Ok(own.tick())
     })?;
     let pure = crate::aggregates::PURE;
+    connection.create_scalar_function("mergeql_takes", 2, trigger, |context| {
+        let arguments = crate::values::arguments(context)?;
+        cell::takes(&arguments[0].to_string(), &arguments[1]).map(|()| true)
+    })?;
     connection.create_scalar_function("mergeql_key", -1, pure, |context| {
         Answer::of(definition::key(&crate::values::arguments(context)?))
     })?;
@@ -176,12 +180,20 @@ fn make_table(connection: &Connection, replica: &Replica, table: &str, strategie
     let definition = Definition::read(connection, table, strategies)?;
     let known =
         connection.query_row("SELECT 1 FROM main._mergeql_tables WHERE name = ?1", [&definition.table], |_| Ok(())).optional()?;
-    if known.is_some() {
+    if known.is_some() && definition::noted_by(connection, &definition.table)? {
         return Err(shown(
             Diagnostic::new(Code::DuplicateSource, format!("`{table}` is replicated already"))
                 .help("change it with crdt_alter('table', 'ALTER TABLE ...', 'column strategy, ...')"),
         ));
     }
+    if let Some(nulls) = definition.rows_without_key(connection)? {
+        return Err(shown(
+            Diagnostic::new(Code::InvalidArgument, format!("{nulls} rows of `{table}` have NULL in their key"))
+                .help("a row is the same one elsewhere by its key: delete them, or give them keys"),
+        ));
+    }
+    // A table that was dropped and made anew is the same one to other replicas.
+    connection.execute("DELETE FROM main._mergeql_tables WHERE name = ?1", [&definition.table])?;
     connection
         .execute("INSERT INTO main._mergeql_tables (name, definition) VALUES (?1, ?2)", params![definition.table, strategies])?;
     let id = connection.last_insert_rowid();
@@ -244,7 +256,8 @@ fn acknowledge(connection: &Connection, origin: &str, seq: &str) -> Result<Value
     Ok(Value::Null)
 }
 
-/// `crdt_compact()`: forgets rows that were deleted, once every other replica that is known has read of it; gives back how many.
+/// `crdt_compact()`: forgets rows that were deleted, once every other replica that is known has read of it; gives back how many. Counters,
+/// sets and the like stay: what they count was counted from, and others still hold it.
 fn compact(connection: &Connection, replica: &Replica) -> Result<Value> {
     let Some(_) = site(connection)? else { return Ok(Value::Int(0)) };
     absorb::absorb(connection, replica)?;
@@ -261,8 +274,33 @@ fn compact(connection: &Connection, replica: &Replica) -> Result<Value> {
         }
     }
     drop(rows);
+    connection.execute_batch("CREATE TABLE IF NOT EXISTS main._mergeql_forgotten (clock INTEGER NOT NULL)")?;
+    let mut count = 0;
+    let mut newest = 0;
     for (table, pk) in &gone {
-        connection.execute("DELETE FROM main._mergeql_cells WHERE tbl = ?1 AND pk IS ?2", params![table, pk])?;
+        let mut statement = connection.prepare_cached("SELECT col, state, clock FROM main._mergeql_cells WHERE tbl = ?1 AND pk IS ?2")?;
+        let row = |row: &rusqlite::Row<'_>| Ok((row.get::<_, String>(0)?, row.get::<_, Vec<u8>>(1)?, row.get::<_, i64>(2)?));
+        let cells: Vec<(String, Vec<u8>, i64)> = statement.query_map(params![table, pk], row)?.collect::<Result<_>>()?;
+        let mut plain = Vec::new();
+        for (column, state, clock) in &cells {
+            if mergeql_udfs::catalog::open(state).map_err(shown)?.spec().name == "lww" {
+                plain.push((column, *clock));
+            }
+        }
+        // That a row is gone is remembered as long as something of it is.
+        let whole = plain.len() == cells.len();
+        let dropped = plain.into_iter().filter(|(column, _)| whole || !column.is_empty()).collect::<Vec<_>>();
+        for (column, clock) in &dropped {
+            let sql = "DELETE FROM main._mergeql_cells WHERE tbl = ?1 AND pk IS ?2 AND col = ?3";
+            connection.prepare_cached(sql)?.execute(params![table, pk, column])?;
+            newest = newest.max(*clock);
+        }
+        count += i128::from(!dropped.is_empty());
     }
-    Ok(Value::Int(gone.len() as i128))
+    if newest > 0 {
+        let newest = newest.max(absorb::forgotten(connection)?);
+        connection.execute_batch("DELETE FROM main._mergeql_forgotten")?;
+        connection.execute("INSERT INTO main._mergeql_forgotten VALUES (?1)", [newest])?;
+    }
+    Ok(Value::Int(count))
 }

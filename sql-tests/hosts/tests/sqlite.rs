@@ -207,7 +207,55 @@ fn concurrent_histories_end_as_the_page_says() {
     let peer = raw(&mut hosts[1], "SELECT crdt_origin()");
     raw(&mut hosts[0], &format!("SELECT crdt_acknowledge('{peer}', {last})"));
     assert_eq!(raw(&mut hosts[0], "SELECT crdt_compact()"), "1");
+    // What is counted from stays, for the other replica still has it: a row that is written anew is the same one there.
+    assert_eq!(raw(&mut hosts[0], "SELECT group_concat(col) FROM (SELECT col FROM mergeql_changes ORDER BY col)"), ",best,stars,tags,votes");
+    hosts[0].raw("INSERT INTO notes VALUES ('n', 'anew', 3, '[\"w\"]', 2, 1)").unwrap();
+    for _ in 0..2 {
+        pull(&mut hosts[0], &paths[1], 0).unwrap();
+        pull(&mut hosts[1], &paths[0], 0).unwrap();
+    }
+    for host in &mut hosts {
+        assert_eq!(raw(host, "SELECT mergeql_text(title, votes, tags, best, stars) FROM notes"), "anew, 3, [\"w\"], 9, 1");
+    }
+}
+
+/// Rows whose columns have nothing but versions are forgotten whole, and come back under later ones than all that were forgotten.
+#[test]
+fn forgotten_rows_come_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut hosts, paths) = replicas(folder.path(), "CREATE TABLE t (id TEXT PRIMARY KEY, a, b)", "SELECT crdt_table('t', '')");
+    hosts[0].raw("INSERT INTO t VALUES ('x', 1, 2)").unwrap();
+    // A clock that is ahead of all others.
+    let ahead = "INSERT INTO mergeql_changes SELECT tbl, pk, col, crdt_lww_state('far', 1 << 61, 'peer'), 1 << 61, 1, 'peer' \
+                 FROM mergeql_changes WHERE col = 'a'";
+    hosts[0].raw(ahead).unwrap();
+    hosts[0].raw("DELETE FROM t").unwrap();
+    pull(&mut hosts[1], &paths[0], 0).unwrap();
+    let last = raw(&mut hosts[0], "SELECT max(seq) FROM mergeql_changes");
+    raw(&mut hosts[0], &format!("SELECT crdt_acknowledge('other', {last})"));
+    assert_eq!(raw(&mut hosts[0], "SELECT crdt_compact()"), "1");
     assert_eq!(raw(&mut hosts[0], "SELECT count(*) FROM mergeql_changes"), "0");
+    hosts[0].raw("INSERT INTO t VALUES ('x', 3, 4)").unwrap();
+    for _ in 0..2 {
+        pull(&mut hosts[1], &paths[0], 0).unwrap();
+        pull(&mut hosts[0], &paths[1], 0).unwrap();
+    }
+    for host in &mut hosts {
+        assert_eq!(raw(host, "SELECT mergeql_text(a, b) FROM t"), "3, 4");
+    }
+}
+
+/// Cells of which nothing is said but that they are there: a set without elements, flags that were set the other way at once.
+#[test]
+fn first_values_are_values() {
+    let folder = tempfile::tempdir().unwrap();
+    let table = "CREATE TABLE t (id TEXT PRIMARY KEY, s TEXT NOT NULL, e INTEGER NOT NULL, d INTEGER NOT NULL)";
+    let (mut hosts, paths) = replicas(folder.path(), table, "SELECT crdt_table('t', 's orset, e ewflag, d dwflag')");
+    hosts[0].raw("INSERT INTO t VALUES ('x', '[]', 0, 1)").unwrap();
+    pull(&mut hosts[1], &paths[0], 0).unwrap();
+    for host in &mut hosts {
+        assert_eq!(raw(host, "SELECT mergeql_text(s, e, d) FROM t"), "[], 0, 1");
+    }
 }
 
 /// What cannot be replicated, or is not a change, is refused.
@@ -249,8 +297,39 @@ fn replication_refuses_what_it_cannot_keep() {
         host.raw("INSERT INTO t VALUES (1, 2, '[]')").ok();
         assert!(host.raw(sql).is_err(), "{sql}");
     }
-    host.raw("UPDATE t SET b = 'no list'").unwrap();
-    assert!(host.query_raw("SELECT * FROM mergeql_changes").unwrap_err().0.contains("JSON array"));
+    // What no state could be made of is refused where it is written, and so are rows without a key.
+    host.raw("CREATE TABLE u (id TEXT, part TEXT, a, PRIMARY KEY (id, part))").unwrap();
+    raw(&mut host, "SELECT crdt_table('u', 'a longest')");
+    for (sql, says) in [
+        ("UPDATE t SET b = 'no list'", "JSON array"),
+        ("UPDATE t SET a = 'many'", "cannot be counted"),
+        ("INSERT INTO t VALUES (9, x'00', NULL)", "cannot be counted"),
+        ("INSERT INTO u VALUES ('x', NULL, 'a')", "needs a key"),
+        ("INSERT INTO u VALUES ('x', 'y', 1)", "type_mismatch"),
+    ] {
+        let error = host.raw(sql).unwrap_err();
+        assert!(error.0.contains(says), "{sql}: {error}");
+    }
+    host.raw("INSERT INTO u VALUES ('x', 'y', 'long')").unwrap();
+    assert!(host.raw("UPDATE u SET id = NULL").unwrap_err().0.contains("needs a key"));
+    host.raw("CREATE TABLE keyless (id TEXT PRIMARY KEY, a); INSERT INTO keyless VALUES (NULL, 1)").unwrap();
+    assert!(host.query_raw("SELECT crdt_table('keyless', '')").unwrap_err().0.contains("1 rows of `keyless` have NULL"));
+    host.raw("CREATE TABLE folded (id TEXT COLLATE NOCASE PRIMARY KEY, a)").unwrap();
+    assert!(host.query_raw("SELECT crdt_table('folded', '')").unwrap_err().0.contains("collation"));
+    let late = "INSERT INTO mergeql_changes VALUES ('t', 1, 'a', crdt_max_state(1), 9223372036854775807, 1, 'x')";
+    assert!(host.raw(late).unwrap_err().0.contains("clock"));
+    // A table that is dropped takes its triggers along: the others go on, and it can be made anew.
+    let changes = "SELECT count(*) > 0 FROM mergeql_changes WHERE tbl = 't'";
+    host.raw("DROP TABLE u").unwrap();
+    assert_eq!(raw(&mut host, changes), "1");
+    host.raw("CREATE TABLE u (id TEXT PRIMARY KEY, a)").unwrap();
+    raw(&mut host, "SELECT crdt_table('u', '')");
+    // One that is changed behind our back is named, with the way out.
+    host.raw("ALTER TABLE t RENAME COLUMN b TO c").unwrap();
+    let error = host.query_raw(changes).unwrap_err();
+    assert!(error.0.contains("`t` was changed without crdt_alter") && error.0.contains("change it back"), "{error}");
+    host.raw("ALTER TABLE t RENAME COLUMN c TO b").unwrap();
+    assert_eq!(raw(&mut host, changes), "1");
 }
 
 /// A process that is killed while it applies changes leaves all of them or none.

@@ -3,7 +3,7 @@
 use super::*;
 use crate::aggregate::{Call, encode};
 use crate::catalog;
-use crate::codec::{MAX_DEPTH, MAX_INFLATED};
+use crate::codec::{MAX_DEPTH, MAX_INFLATED, Writer, seal_body};
 use crate::error::{Code, Error, Result};
 use crate::strategies::dvv;
 use crate::strategies::frame_sketches::{Bloom, CountMin, Hll, Joined, OfFrames, Sketch};
@@ -150,6 +150,10 @@ impl Item {
         Ok(match self {
             Item::Plain(value) => value.clone(),
             Item::List(items) => Value::List(items.iter().map(Item::value).collect::<Result<_>>()?),
+            Item::Map(pairs) if pairs.iter().any(|(key, _)| !matches!(key, Item::Plain(Value::Text(_)))) => {
+                let pair = |(key, item): &(Item, Item)| Ok((key.plain()?.clone(), item.value()?));
+                Value::map(pairs.iter().map(pair).collect::<Result<_>>()?)
+            }
             Item::Map(_) => {
                 let fields =
                     self.pairs()?.into_iter().map(|(key, item)| Ok((key.into(), item.value()?))).collect::<Result<Vec<_>>>()?;
@@ -181,7 +185,7 @@ fn open(frame: &[u8]) -> Result<(u8, Vec<u8>)> {
             let mut reader = flate2::read::ZlibDecoder::new(head.rest);
             reader.by_ref().take(MAX_INFLATED as u64 + 1).read_to_end(&mut inflated).map_err(corrupt)?;
             if inflated.len() > MAX_INFLATED {
-                return Err(Error::new(Code::LimitExceeded, format!("the frame inflates past {MAX_INFLATED} bytes")));
+                return Err(corrupt(format!("it inflates past {MAX_INFLATED} bytes")));
             }
             if reader.total_in() != length as u64 {
                 return Err(corrupt("bytes follow its compressed payload"));
@@ -196,11 +200,31 @@ fn open(frame: &[u8]) -> Result<(u8, Vec<u8>)> {
 fn state_of(strategy: &str, inputs: Vec<Type>, rows: impl IntoIterator<Item = Vec<Value>>) -> Result<Vec<u8>> {
     let entry =
         catalog::find(strategy).ok_or_else(|| Error::new(Code::UnknownStrategy, format!("no strategy is called `{strategy}`")))?;
-    let mut state = entry.bind(&Call::new(inputs))?.partial();
+    let mut call = Call::new(inputs);
+    if strategy == "lww" {
+        // In a register NULL is a value.
+        call = call.with_arg("respect_nulls", Value::Bool(true));
+    }
+    let mut state = entry.bind(&call)?.partial();
     for row in rows {
         state.update(&row)?;
     }
-    state.encode().ok_or_else(|| corrupt("it holds nothing"))
+    state.encode().map_or_else(|| nothing(strategy), Ok)
+}
+
+/// A state that nothing contributed to: what an object that holds nothing is.
+fn nothing(strategy: &str) -> Result<Vec<u8>> {
+    // Whatever a state counts, there are none.
+    let parts = match strategy {
+        "counter" | "pncounter" | "vclock" => 1,
+        "orset" | "dvv" => 2,
+        "lwwmap" => 3,
+        _ => return Err(corrupt("it holds nothing")),
+    };
+    let entry = catalog::find(strategy).ok_or_else(|| corrupt("it holds nothing"))?;
+    let mut body = Writer::default();
+    (0..parts).for_each(|_| body.varint(0));
+    Ok(seal_body(entry.spec().type_id, body))
 }
 
 /// The type of a value of a payload.
@@ -370,7 +394,7 @@ pub fn from_frame(frame: &[u8], key: Option<&str>) -> Result<Vec<u8>> {
                 }),
             };
             let base = clocks(&json["base"])?.into_iter().map(|(node, n)| (node, 1, n as u64));
-            return dvv::of_runs(base.chain(dot)).ok_or_else(|| corrupt("it holds nothing"));
+            return dvv::of_runs(base.chain(dot)).map_or_else(|| nothing("dvv"), Ok);
         }
         GOSSIP_STATE | GOSSIP_ENTRY => {
             return Err(Error::new(
@@ -414,6 +438,9 @@ pub fn from_frame(frame: &[u8], key: Option<&str>) -> Result<Vec<u8>> {
                 };
                 let element = element.ok_or_else(|| corrupt(format!("the element `{text}` is not of its type")))?;
                 let Item::List(tags) = tags else { return Err(corrupt("the tags of an element are no list")) };
+                if let Some(twice) = tags.iter().find(|tag| rows.iter().any(|row: &Vec<Value>| tag.plain().is_ok_and(|t| row[1] == *t && row[0] != element))) {
+                    return Err(corrupt(format!("the tag {twice:?} stands for two elements")));
+                }
                 // Each tag is an event of its own; an element without tags was removed, and which tags it had is not in the frame.
                 for tag in tags {
                     rows.push(vec![element.clone(), tag.plain()?.clone(), Value::Int(1)]);

@@ -46,6 +46,13 @@ fn put(out: &mut Vec<u8>, value: &Value) -> Result<()> {
             out.extend((items.len() as u32).to_be_bytes());
             items.iter().try_for_each(|item| put(out, item))?;
         }
+        Value::Map(pairs) => {
+            put_map(out, pairs.len());
+            for (key, value) in pairs {
+                put(out, key)?;
+                put(out, value)?;
+            }
+        }
         Value::Struct(fields) => {
             put_map(out, fields.len());
             for (name, value) in fields {
@@ -108,19 +115,44 @@ fn put_register(out: &mut Vec<u8>, value: &Value, version: &Value) -> Result<()>
             .with_help("lww(value, time, node)"));
         }
     };
-    let time = if let Value::Int(n) = time { Value::float(*n as f64) } else { time.clone() };
     put_type(out, 4, "lww_register");
     put_text(out, "value");
     put(out, value)?;
     put_text(out, "timestamp");
-    put(out, &time)?;
+    put(out, time)?;
     put_text(out, "node_id");
     put_text(out, node);
     Ok(())
 }
 
+/// A JSON string of ASCII alone, as Python writes it.
 fn json_text(text: &str) -> String {
-    serde_json::Value::from(text).to_string()
+    let mut out = String::new();
+    for c in serde_json::Value::from(text).to_string().chars() {
+        match c {
+            c if c.is_ascii() => out.push(c),
+            c => c.encode_utf16(&mut [0; 2]).iter().for_each(|unit| out += &format!("\\u{unit:04x}")),
+        }
+    }
+    out
+}
+
+/// A float as Python prints it: the shortest digits that tell it, with an exponent from 1e16 on and below 1e-4.
+fn float_text(v: f64) -> String {
+    if !v.is_finite() {
+        return if v.is_nan() { "nan" } else if v > 0.0 { "inf" } else { "-inf" }.to_owned();
+    }
+    let scientific = format!("{v:e}");
+    let (digits, exponent) = scientific.split_once('e').unwrap_or((&scientific, "0"));
+    match exponent.parse::<i32>() {
+        Ok(exponent) if !(-4..16).contains(&exponent) => {
+            format!("{digits}e{}{:02}", if exponent < 0 { '-' } else { '+' }, exponent.abs())
+        }
+        _ => {
+            let plain = v.to_string();
+            if plain.contains('.') { plain } else { plain + ".0" }
+        }
+    }
 }
 
 fn vector_clock(clocks: &[(String, Value)]) -> String {
@@ -185,10 +217,14 @@ pub fn to_frame(state: &[u8]) -> Result<Vec<u8>> {
                 let (text, ty) = match element {
                     Value::Text(text) => (text.to_string(), None),
                     Value::Int(n) => (n.to_string(), Some("int")),
-                    Value::Float(v) => (v.to_string(), Some("float")),
+                    Value::Float(v) => (float_text(*v), Some("float")),
                     Value::Bool(v) => (if *v { "True" } else { "False" }.to_owned(), Some("bool")),
                     other => return Err(Error::new(Code::Unsupported, format!("an OR-set in a frame holds no {}", other.kind()))),
                 };
+                if elements.iter().any(|(other, _)| *other == text) {
+                    let message = format!("a frame holds an OR-set by the text of its elements, and two of this one's are `{text}`");
+                    return Err(Error::new(Code::Unsupported, message));
+                }
                 types.extend(ty.map(|ty| (text.clone(), ty)));
                 let Value::List(dots) = dots else { return Err(Error::corrupt_state("the dots are no list")) };
                 let tag = |dot: &Value| match dot {
@@ -235,7 +271,6 @@ pub fn to_frame(state: &[u8]) -> Result<Vec<u8>> {
                 put_text(out, key);
                 match part(entry, "version") {
                     Value::List(parts) => match parts.first() {
-                        Some(Value::Int(n)) => put(out, &Value::float(*n as f64))?,
                         Some(time) => put(out, time)?,
                         None => out.push(0x00),
                     },

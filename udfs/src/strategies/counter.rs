@@ -233,9 +233,18 @@ impl State for UpAndDown {
         Self::default()
     }
 
-    /// Only the origins that know more.
+    /// Only the counts that are greater.
     fn delta(&self, since: &Self) -> Self {
-        Self(self.0.news(&since.0))
+        let mut delta = Self::default();
+        for (origin, (up, down)) in self.0.iter() {
+            let known = since.0.get(origin);
+            let news = |count: &Value, known: Option<&Value>| if known.is_some_and(|k| k >= count) { Value::Int(0) } else { count.clone() };
+            let news = (news(up, known.map(|k| &k.0)), news(down, known.map(|k| &k.1)));
+            if known.is_none() || news != (Value::Int(0), Value::Int(0)) {
+                keep_both(&mut delta.0, origin, &news);
+            }
+        }
+        delta
     }
 
     fn encode(&self, w: &mut Writer) {
