@@ -225,10 +225,10 @@ fn forgotten_rows_come_back() {
     let folder = tempfile::tempdir().unwrap();
     let (mut hosts, paths) = replicas(folder.path(), "CREATE TABLE t (id TEXT PRIMARY KEY, a, b)", "SELECT crdt_table('t', '')");
     hosts[0].raw("INSERT INTO t VALUES ('x', 1, 2)").unwrap();
-    // A clock that is ahead of all others.
-    let ahead = "INSERT INTO mergeql_changes SELECT tbl, pk, col, crdt_lww_state('far', 1 << 61, 'peer'), 1 << 61, 1, 'peer' \
-                 FROM mergeql_changes WHERE col = 'a'";
-    hosts[0].raw(ahead).unwrap();
+    // A change whose clock is ahead of all others.
+    hosts[1].raw("INSERT INTO t VALUES ('x', 'far', 2)").unwrap();
+    let state = raw(&mut hosts[1], "SELECT hex(state) FROM mergeql_changes WHERE col = 'a'");
+    hosts[0].raw(&format!("INSERT INTO mergeql_changes VALUES ('t', 'x', 'a', x'{state}', 1 << 61, 1, 'peer')")).unwrap();
     hosts[0].raw("DELETE FROM t").unwrap();
     pull(&mut hosts[1], &paths[0], 0).unwrap();
     let last = raw(&mut hosts[0], "SELECT max(seq) FROM mergeql_changes");
@@ -316,7 +316,7 @@ fn replication_refuses_what_it_cannot_keep() {
     assert!(host.query_raw("SELECT crdt_table('keyless', '')").unwrap_err().0.contains("1 rows of `keyless` have NULL"));
     host.raw("CREATE TABLE folded (id TEXT COLLATE NOCASE PRIMARY KEY, a)").unwrap();
     assert!(host.query_raw("SELECT crdt_table('folded', '')").unwrap_err().0.contains("collation"));
-    let late = "INSERT INTO mergeql_changes VALUES ('t', 1, 'a', crdt_max_state(1), 9223372036854775807, 1, 'x')";
+    let late = "INSERT INTO mergeql_changes SELECT 't', 1, 'a', crdt_max_state(1), 9223372036854775807, 1, 'x'";
     assert!(host.raw(late).unwrap_err().0.contains("clock"));
     // A table that is dropped takes its triggers along: the others go on, and it can be made anew.
     let changes = "SELECT count(*) > 0 FROM mergeql_changes WHERE tbl = 't'";
@@ -325,7 +325,7 @@ fn replication_refuses_what_it_cannot_keep() {
     host.raw("CREATE TABLE u (id TEXT PRIMARY KEY, a)").unwrap();
     raw(&mut host, "SELECT crdt_table('u', '')");
     // One that is changed behind our back is named, with the way out.
-    host.raw("ALTER TABLE t RENAME COLUMN b TO c").unwrap();
+    host.raw("ALTER TABLE t RENAME COLUMN b TO c; INSERT INTO t VALUES (7, 1, '[]')").unwrap();
     let error = host.query_raw(changes).unwrap_err();
     assert!(error.0.contains("`t` was changed without crdt_alter") && error.0.contains("change it back"), "{error}");
     host.raw("ALTER TABLE t RENAME COLUMN c TO b").unwrap();

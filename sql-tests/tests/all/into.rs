@@ -245,3 +245,70 @@ async fn small_batches_become_layers() {
     other.sql(into).await.unwrap();
     assert_eq!(rows(&disk, "SELECT n, tags FROM t WHERE region = 'by hand'").await.unwrap(), ["7|y"]);
 }
+
+/// A conflict is told of before it is resolved.
+#[tokio::test]
+async fn merge_into_returns_what_was_in_conflict() {
+    let context = MergeContext::new(Config::default()).unwrap();
+    rows(&context, "CREATE TABLE a AS VALUES (1, 5), (2, 6)").await.unwrap();
+    let merge = "MERGE INTO a USING (SELECT 1 AS column1, 7 AS column2) AS b ON column1 STRATEGY * = max RETURNING CONFLICTS";
+    let found = rows(&context, merge).await.unwrap();
+    assert!(found.len() == 1 && found[0].starts_with("1|column2|7|max"), "{found:?}");
+    assert_eq!(rows(&context, "SELECT * FROM a").await.unwrap(), ["1|7", "2|6"]);
+    assert!(rows(&context, merge).await.unwrap().is_empty(), "nothing is in conflict any more");
+}
+
+/// Statistics of Parquet leave NaN out: a file whose other values are equal, or none of which is in a range, still has it.
+#[tokio::test]
+async fn nan_is_read_whatever_statistics_say() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("n.parquet").display().to_string();
+    for db in [None, Some(folder.path().join("db"))] {
+        let context = MergeContext::new(Config { db: db.clone(), ..Config::default() }).unwrap();
+        let values = "(1, 'NaN'::double), (2, 1.5), (3, 1.5)";
+        rows(&context, &format!("CREATE TABLE n AS SELECT * FROM (VALUES {values}) AS t(id, v)")).await.unwrap();
+        rows(&context, &format!("MERGE n ON id INTO OR REPLACE '{file}'")).await.unwrap();
+        for source in [format!("'{file}'"), "n".to_owned()] {
+            let table = format!("(MERGE {source} ON id)");
+            assert_eq!(rows(&context, &format!("SELECT * FROM {table} AS m")).await.unwrap(), ["1|NaN", "2|1.5", "3|1.5"]);
+            assert_eq!(rows(&context, &format!("SELECT id FROM {source} WHERE v > 2")).await.unwrap(), ["1"], "{db:?} {source}");
+            assert_eq!(rows(&context, &format!("SELECT max(v), min(v) FROM {source}")).await.unwrap(), ["NaN|1.5"]);
+            assert_eq!(rows(&context, &format!("SELECT id FROM {source} ORDER BY v DESC LIMIT 1")).await.unwrap(), ["1"]);
+            let by_value = format!("SELECT v, id FROM (MERGE (SELECT v, id FROM {source}) AS s ON v) AS m");
+            assert_eq!(rows(&context, &by_value).await.unwrap(), ["1.5|3", "NaN|1"]);
+        }
+    }
+}
+
+/// A relation is one under all its names, and a table of another schema is another one.
+#[tokio::test]
+async fn schemas() {
+    let folder = tempfile::tempdir().unwrap();
+    for db in [None, Some(folder.path().join("db"))] {
+        let context = MergeContext::new(Config { db: db.clone(), ..Config::default() }).unwrap();
+        rows(&context, "CREATE TABLE a AS SELECT 1 AS id, 5 AS n").await.unwrap();
+        let names = "MERGE a AS x, public.a AS y, datafusion.public.a AS z ON id STRATEGY n = counter";
+        assert_eq!(rows(&context, names).await.unwrap(), ["1|5"]);
+        let error = rows(&context, "MERGE a, nosch.t ON id").await.unwrap_err().to_string();
+        assert!(error.contains("error[unknown_source]") && error.contains("column 10"), "{error}");
+        rows(&context, "CREATE SCHEMA s1").await.unwrap();
+        match (rows(&context, "CREATE TABLE s1.a AS SELECT 2 AS id, 6 AS n").await, &db) {
+            (Ok(_), None) => assert_eq!(rows(&context, "MERGE a, s1.a AS b ON id").await.unwrap(), ["1|5", "2|6"]),
+            (Err(e), Some(_)) => assert!(e.to_string().contains("default schema only"), "{e}"),
+            (other, _) => panic!("{other:?}"),
+        }
+        assert_eq!(rows(&context, "SELECT * FROM a").await.unwrap(), ["1|5"]);
+    }
+}
+
+/// What is NULL in the first source has the type of the others.
+#[tokio::test]
+async fn a_column_without_a_type_gets_one() {
+    let context = MergeContext::new(Config::default()).unwrap();
+    let sources = "(SELECT 1 AS id, NULL AS v) AS a, (SELECT 1 AS id, 4 AS v) AS b";
+    rows(&context, &format!("MERGE {sources} ON id INTO t")).await.unwrap();
+    rows(&context, &format!("MERGE {sources} ON id INTO kept WITH (state = 'keep')")).await.unwrap();
+    for table in ["t", "kept"] {
+        assert_eq!(rows(&context, &format!("SELECT id, v + 1 FROM {table}")).await.unwrap(), ["1|5"]);
+    }
+}
