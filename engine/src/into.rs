@@ -8,7 +8,9 @@ use crate::layers::Target;
 use crate::sources::{ReadOptions, Resolved};
 use datafusion::datasource::MemTable;
 use datafusion::prelude::{DataFrame, SessionContext};
-use mergeql_lang::ast::{Explain, Merge, Name, Piece, Relation as Written, Returning, Statement, StrategyBody, StrategyCall, Target as Of};
+use mergeql_lang::ast::{
+    Explain, Merge, Name, Piece, Relation as Written, Returning, Statement, StrategyBody, StrategyCall, Target as Of,
+};
 use mergeql_lang::lower::{DELETED, DataFusion, Lowering, STATE, quote};
 use mergeql_lang::plan::Plan;
 use mergeql_lang::{Diagnostic, Span, UserStrategies, parse};
@@ -128,7 +130,9 @@ impl MergeContext {
     pub(crate) async fn merge_into_rows(&self, explain: Explain, name: &str, target: Resolved, merge: Merge) -> Result<DataFrame> {
         let cells = match merge.returning {
             Returning::Rows => None,
-            Returning::Conflicts | Returning::Provenance => Some(Merge { returning: merge.returning, ..Self::with_target(name, &merge) }),
+            Returning::Conflicts | Returning::Provenance => {
+                Some(Merge { returning: merge.returning, ..Self::with_target(name, &merge) })
+            }
             _ => return Err(cells_only()),
         };
         let merge = Merge { returning: Returning::Rows, ..merge };
@@ -215,8 +219,11 @@ impl MergeContext {
         adopted: Option<String>,
     ) -> Result<DataFrame> {
         if merge.returning != Returning::Rows {
-            return Err(MergeError::new(Code::Unsupported, format!("`{name}` keeps states, which do not say which rows they are of"))
-                .help("ask before: MERGE the sources with RETURNING CONFLICTS, without INTO"));
+            return Err(MergeError::new(
+                Code::Unsupported,
+                format!("`{name}` keeps states, which do not say which rows they are of"),
+            )
+            .help("ask before: MERGE the sources with RETURNING CONFLICTS, without INTO"));
         }
         let Kept { merge: kept, strategies } = Kept::read(name, resolution)?;
         if differs(&merge, &kept) || !self.definitions(&merge).iter().all(|one| resolution.contains(one)) {

@@ -1,11 +1,11 @@
 //! What Parquet's statistics say of floats holds for all values but NaN, which they leave out. So nothing is concluded from them: neither the
 //! value of a column whose least and greatest are equal, nor that rows are outside of a range.
 
+use datafusion::arrow::datatypes::Schema;
 use datafusion::common::Result;
 use datafusion::common::config::ConfigOptions;
 use datafusion::common::stats::{ColumnStatistics, Precision, Statistics};
 use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
-use datafusion::arrow::datatypes::Schema;
 use datafusion::datasource::physical_plan::{FileGroup, FileScanConfig, FileScanConfigBuilder, FileSource, ParquetSource};
 use datafusion::datasource::source::DataSourceExec;
 use datafusion::physical_expr::PhysicalExpr;
@@ -16,7 +16,9 @@ use std::sync::Arc;
 
 /// The rules of a session: this module's about those of DataFusion, some of which look at statistics, and some of which give a scan what
 /// rows it may leave out.
-pub(crate) fn around(rules: Vec<Arc<dyn PhysicalOptimizerRule + Send + Sync>>) -> Vec<Arc<dyn PhysicalOptimizerRule + Send + Sync>> {
+pub(crate) fn around(
+    rules: Vec<Arc<dyn PhysicalOptimizerRule + Send + Sync>>,
+) -> Vec<Arc<dyn PhysicalOptimizerRule + Send + Sync>> {
     let (first, last): (Arc<dyn PhysicalOptimizerRule + Send + Sync>, _) = (Arc::new(Unbounded), Arc::new(Unpruned) as _);
     std::iter::once(first).chain(rules).chain(std::iter::once(last)).collect()
 }
@@ -100,9 +102,9 @@ impl PhysicalOptimizerRule for Unpruned {
 fn asks_floats(filter: &Arc<dyn PhysicalExpr>, schema: &Schema) -> bool {
     let mut found = false;
     let looked = filter.apply(|e| {
-        found |= e.downcast_ref::<Column>().is_some_and(|c| {
-            schema.column_with_name(c.name()).is_none_or(|(_, f)| f.data_type().is_floating())
-        });
+        found |= e
+            .downcast_ref::<Column>()
+            .is_some_and(|c| schema.column_with_name(c.name()).is_none_or(|(_, f)| f.data_type().is_floating()));
         Ok(if found { TreeNodeRecursion::Stop } else { TreeNodeRecursion::Continue })
     });
     looked.is_err() || found

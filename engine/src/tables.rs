@@ -304,8 +304,11 @@ impl MergeContext {
             // What is kept, and what has states, is known by bare names.
             if self.shared.store.is_some() {
                 let what = if is_view { "views" } else { "tables" };
-                return Err(MergeError::new(Code::Unsupported, format!("{what} are kept in the default schema only, not as `{name}`"))
-                    .help("leave the schema out, or run without --db"));
+                return Err(MergeError::new(
+                    Code::Unsupported,
+                    format!("{what} are kept in the default schema only, not as `{name}`"),
+                )
+                .help("leave the schema out, or run without --db"));
             }
             return Ok(self.session.execute_logical_plan(plan).await?);
         }

@@ -4,7 +4,7 @@ use super::Function;
 use super::driver::{Driver, Kept, States, kept};
 use super::slots::FromVector;
 use crate::vectors::Vector;
-use mergeql_udfs::slot::{Collected, Counts, SmallBytes};
+use mergeql_udfs::slot::{Collected, Counts, Several, SmallBytes};
 use mergeql_udfs::{Error, Type, Value};
 use std::marker::PhantomData;
 
@@ -20,6 +20,87 @@ pub(super) fn counts_driver(ty: &Type) -> Option<Driver> {
         Type::Int { bits: 32, .. } => kept::<CountsOf<u32>>(),
         _ => return None,
     })
+}
+
+/// The driver of sets of this type, of integers and texts.
+pub(super) fn several_driver(ty: &Type) -> Option<Driver> {
+    Some(match ty {
+        Type::Int { bits: 8, signed: true } => kept::<IntegersOf<i8>>(),
+        Type::Int { bits: 16, signed: true } => kept::<IntegersOf<i16>>(),
+        Type::Int { bits: 32, signed: true } => kept::<IntegersOf<i32>>(),
+        Type::Int { bits: 64, signed: true } => kept::<IntegersOf<i64>>(),
+        Type::Int { bits: 8, .. } => kept::<IntegersOf<u8>>(),
+        Type::Int { bits: 16, .. } => kept::<IntegersOf<u16>>(),
+        Type::Int { bits: 32, .. } => kept::<IntegersOf<u32>>(),
+        Type::Text => kept::<Texts>(),
+        _ => return None,
+    })
+}
+
+/// Sets of integers that come as `T`.
+struct IntegersOf<T>(Several<i64>, PhantomData<T>);
+
+impl<T> Default for IntegersOf<T> {
+    fn default() -> Self {
+        IntegersOf(Several::default(), PhantomData)
+    }
+}
+
+impl<T: Copy + Into<i64>> Kept for IntegersOf<T> {
+    type Info = Function;
+
+    fn result(function: &Function) -> &Type {
+        function.result.as_ref().unwrap_or(&Type::Null)
+    }
+
+    fn update(_: &Function, vectors: &[Vector], rows: usize, states: &mut States<Self>) -> Result<(), Error> {
+        // SAFETY: the overload's argument is an integer `T`.
+        let values = unsafe { vectors[0].slice::<T>(rows) };
+        for (i, value) in values.iter().enumerate().filter(|(i, _)| vectors[0].is_valid(*i)) {
+            states.at(i).0.offer((*value).into());
+        }
+        Ok(())
+    }
+
+    fn join(&mut self, other: &Self, _: &Function) -> Result<(), Error> {
+        self.0.join(&other.0);
+        Ok(())
+    }
+
+    fn finish(&self, _: &Function) -> Result<Value, Error> {
+        let values: Vec<Value> = self.0.sorted().into_iter().map(|v| Value::Int(v.into())).collect();
+        Ok(if values.is_empty() { Value::Null } else { Value::List(values) })
+    }
+}
+
+/// Sets of texts.
+#[derive(Default)]
+struct Texts(Several<SmallBytes>);
+
+impl Kept for Texts {
+    type Info = Function;
+
+    fn result(function: &Function) -> &Type {
+        function.result.as_ref().unwrap_or(&Type::Null)
+    }
+
+    fn update(_: &Function, vectors: &[Vector], rows: usize, states: &mut States<Self>) -> Result<(), Error> {
+        for i in (0..rows).filter(|i| vectors[0].is_valid(*i)) {
+            // SAFETY: the overload's argument is a text, and there is a row `i`.
+            states.at(i).0.offer(unsafe { SmallBytes::get(vectors[0].data(), i) });
+        }
+        Ok(())
+    }
+
+    fn join(&mut self, other: &Self, _: &Function) -> Result<(), Error> {
+        self.0.join(&other.0);
+        Ok(())
+    }
+
+    fn finish(&self, _: &Function) -> Result<Value, Error> {
+        let values: Vec<Value> = self.0.sorted().into_iter().map(|v| Value::text(String::from_utf8_lossy(v))).collect();
+        Ok(if values.is_empty() { Value::Null } else { Value::List(values) })
+    }
 }
 
 /// Counts that come as `T`.
@@ -71,16 +152,7 @@ impl Kept for Collected {
 
     fn update(_: &Function, vectors: &[Vector], rows: usize, states: &mut States<Self>) -> Result<(), Error> {
         let vector = &vectors[0];
-        let text = vector.ty == Type::Text && vector.is_plain();
-        for i in (0..rows).filter(|i| vector.is_valid(*i)) {
-            if text {
-                // SAFETY: the vector is of texts and has a row `i`.
-                let bytes = unsafe { SmallBytes::get(vector.data(), i) };
-                states.at(i).offer_text(&String::from_utf8_lossy(bytes));
-            } else {
-                states.at(i).offer(&vector.value(i));
-            }
-        }
+        (0..rows).filter(|i| vector.is_valid(*i)).for_each(|i| states.at(i).offer(&vector.value(i)));
         Ok(())
     }
 

@@ -10,7 +10,7 @@ mod slots;
 
 use crate::api::{Connection, LogicalType, Pointer, drop_box, duckdb, id, leak, text};
 use driver::{Driver, kept};
-use gathered::counts_driver;
+use gathered::{counts_driver, several_driver};
 use mergeql_lang::lower::DuckDb;
 use mergeql_udfs::catalog::{self, Arg, ArgKind, Entry, Input};
 use mergeql_udfs::slot::{Collected, Shape, Timed};
@@ -149,7 +149,8 @@ fn register_set(connection: &Connection, entry: &'static Entry, name: &str, stat
                         continue;
                     }
                     Some(Shape::Collected) => {
-                        add(LogicalType::of(&ty), &[], function(Some(result), NONE), &kept::<Collected>())?;
+                        let driver = several_driver(&ty).unwrap_or(kept::<Collected>());
+                        add(LogicalType::of(&ty), &[], function(Some(result), NONE), &driver)?;
                         continue;
                     }
                     None => {

@@ -98,8 +98,7 @@ pub(super) fn absorb(connection: &Connection, replica: &Replica) -> Result<()> {
             let before = known(connection, &definition.table, pk, "")?;
             // What was written here came after all that was applied here, to any cell of the row, and after all that was forgotten.
             let sql = "SELECT max(clock) FROM main._mergeql_cells WHERE tbl = ?1 AND pk IS ?2";
-            let last: Option<i64> =
-                connection.prepare_cached(sql)?.query_row(params![definition.table, pk], |row| row.get(0))?;
+            let last: Option<i64> = connection.prepare_cached(sql)?.query_row(params![definition.table, pk], |row| row.get(0))?;
             let clock = clock.max(last.unwrap_or(forgotten).saturating_add(1));
             let state = cell::existence(before.as_ref().map(|(s, _)| s.as_slice()), there, clock, &origin)?;
             keep(connection, &mut numbers, &definition.table, pk, "", &state, clock, &origin)?;
@@ -116,7 +115,9 @@ pub(super) fn forgotten(connection: &Connection) -> Result<i64> {
     if connection.prepare_cached(there)?.query_row([], |_| Ok(())).optional()?.is_none() {
         return Ok(0);
     }
-    connection.query_row("SELECT max(clock) FROM main._mergeql_forgotten", [], |row| row.get::<_, Option<i64>>(0)).map(|c| c.unwrap_or(0))
+    connection
+        .query_row("SELECT max(clock) FROM main._mergeql_forgotten", [], |row| row.get::<_, Option<i64>>(0))
+        .map(|c| c.unwrap_or(0))
 }
 
 #[allow(clippy::too_many_arguments)] // the columns of a cell

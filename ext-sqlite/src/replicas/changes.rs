@@ -132,7 +132,10 @@ impl Changes {
         let (state, clock, origin): (Vec<u8>, i64, String) = (values.get(5)?, values.get(6)?, values.get(8)?);
         if pk == Plain::Null || clock >= i64::MAX >> 1 {
             let what = if pk == Plain::Null { "a key" } else { "a clock of this millennium" };
-            return Err(shown(Diagnostic::new(Code::InvalidArgument, format!("a change has {what}: this one of `{table}` has none"))));
+            return Err(shown(Diagnostic::new(
+                Code::InvalidArgument,
+                format!("a change has {what}: this one of `{table}` has none"),
+            )));
         }
         if std::mem::take(&mut self.fresh) {
             prepare(&self.connection)?;

@@ -168,9 +168,8 @@ impl Definition {
         }
         let lww = catalog::find("lww").expect("invariant: lww is built in");
         let rest = all.iter().filter(|c| c.key == 0 && !tracked.iter().any(|t| t.name == c.name));
-        let rest: Vec<Tracked> = rest
-            .map(|c| Tracked { name: c.name.clone(), entry: lww, literals: Vec::new(), written: "lww".to_owned() })
-            .collect();
+        let rest: Vec<Tracked> =
+            rest.map(|c| Tracked { name: c.name.clone(), entry: lww, literals: Vec::new(), written: "lww".to_owned() }).collect();
         tracked.extend(rest);
         // In the order of the table, so that a bit means the same however the strategies are written.
         tracked.sort_by_key(|t| all.iter().position(|c| c.name == t.name));

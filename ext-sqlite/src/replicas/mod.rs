@@ -278,7 +278,8 @@ fn compact(connection: &Connection, replica: &Replica) -> Result<Value> {
     let mut count = 0;
     let mut newest = 0;
     for (table, pk) in &gone {
-        let mut statement = connection.prepare_cached("SELECT col, state, clock FROM main._mergeql_cells WHERE tbl = ?1 AND pk IS ?2")?;
+        let mut statement =
+            connection.prepare_cached("SELECT col, state, clock FROM main._mergeql_cells WHERE tbl = ?1 AND pk IS ?2")?;
         let row = |row: &rusqlite::Row<'_>| Ok((row.get::<_, String>(0)?, row.get::<_, Vec<u8>>(1)?, row.get::<_, i64>(2)?));
         let cells: Vec<(String, Vec<u8>, i64)> = statement.query_map(params![table, pk], row)?.collect::<Result<_>>()?;
         let mut plain = Vec::new();

@@ -208,7 +208,10 @@ fn concurrent_histories_end_as_the_page_says() {
     raw(&mut hosts[0], &format!("SELECT crdt_acknowledge('{peer}', {last})"));
     assert_eq!(raw(&mut hosts[0], "SELECT crdt_compact()"), "1");
     // What is counted from stays, for the other replica still has it: a row that is written anew is the same one there.
-    assert_eq!(raw(&mut hosts[0], "SELECT group_concat(col) FROM (SELECT col FROM mergeql_changes ORDER BY col)"), ",best,stars,tags,votes");
+    assert_eq!(
+        raw(&mut hosts[0], "SELECT group_concat(col) FROM (SELECT col FROM mergeql_changes ORDER BY col)"),
+        ",best,stars,tags,votes"
+    );
     hosts[0].raw("INSERT INTO notes VALUES ('n', 'anew', 3, '[\"w\"]', 2, 1)").unwrap();
     for _ in 0..2 {
         pull(&mut hosts[0], &paths[1], 0).unwrap();

@@ -421,11 +421,6 @@ impl Collected {
         }
     }
 
-    /// Sees a text.
-    pub fn offer_text(&mut self, text: &str) {
-        self.0.insert_text(text);
-    }
-
     /// Joins another state.
     pub fn join(&mut self, other: &Collected) {
         self.0.union(&other.0);
@@ -434,5 +429,58 @@ impl Collected {
     /// The sorted list, once something was seen.
     pub fn list(&self) -> Option<Value> {
         (self.0.values().len() > 0).then(|| self.0.to_list())
+    }
+}
+
+/// Every distinct value of one kind: as they come, until there is room no more.
+///
+/// ```
+/// use mergeql_udfs::slot::Several;
+/// let mut set = Several::<i64>::default();
+/// [3, 1, 3].into_iter().for_each(|v| set.offer(v));
+/// assert_eq!(set.sorted(), [1, 3]);
+/// ```
+#[derive(Debug, Clone)]
+pub struct Several<V>(SmallVec<[V; 2]>);
+
+impl<V> Default for Several<V> {
+    fn default() -> Self {
+        Several(SmallVec::new())
+    }
+}
+
+impl<V: Held> Several<V> {
+    /// Sees a value.
+    #[inline]
+    pub fn offer(&mut self, seen: V::Seen<'_>) {
+        if self.0.len() == self.0.capacity() {
+            self.make_room();
+        }
+        let mut value = V::default();
+        value.set(V::canonical(seen));
+        self.0.push(value);
+    }
+
+    /// Drops what is there twice; if that was not much, there will be room for as many again.
+    #[cold]
+    fn make_room(&mut self) {
+        self.0.sort_unstable_by(|a, b| V::compare(a.seen(), b.seen()));
+        self.0.dedup_by(|a, b| V::compare(a.seen(), b.seen()) == Ordering::Equal);
+        if self.0.len() > self.0.capacity() / 2 {
+            self.0.reserve_exact(self.0.len());
+        }
+    }
+
+    /// Joins another state.
+    pub fn join(&mut self, other: &Self) {
+        other.0.iter().for_each(|v| self.offer(v.seen()));
+    }
+
+    /// The values in order.
+    pub fn sorted(&self) -> Vec<V::Seen<'_>> {
+        let mut values: Vec<V::Seen<'_>> = self.0.iter().map(V::seen).collect();
+        values.sort_unstable_by(|a, b| V::compare(*a, *b));
+        values.dedup_by(|a, b| V::compare(*a, *b) == Ordering::Equal);
+        values
     }
 }

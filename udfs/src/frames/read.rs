@@ -438,7 +438,10 @@ pub fn from_frame(frame: &[u8], key: Option<&str>) -> Result<Vec<u8>> {
                 };
                 let element = element.ok_or_else(|| corrupt(format!("the element `{text}` is not of its type")))?;
                 let Item::List(tags) = tags else { return Err(corrupt("the tags of an element are no list")) };
-                if let Some(twice) = tags.iter().find(|tag| rows.iter().any(|row: &Vec<Value>| tag.plain().is_ok_and(|t| row[1] == *t && row[0] != element))) {
+                if let Some(twice) = tags
+                    .iter()
+                    .find(|tag| rows.iter().any(|row: &Vec<Value>| tag.plain().is_ok_and(|t| row[1] == *t && row[0] != element)))
+                {
                     return Err(corrupt(format!("the tag {twice:?} stands for two elements")));
                 }
                 // Each tag is an event of its own; an element without tags was removed, and which tags it had is not in the frame.

@@ -140,7 +140,14 @@ fn json_text(text: &str) -> String {
 /// A float as Python prints it: the shortest digits that tell it, with an exponent from 1e16 on and below 1e-4.
 fn float_text(v: f64) -> String {
     if !v.is_finite() {
-        return if v.is_nan() { "nan" } else if v > 0.0 { "inf" } else { "-inf" }.to_owned();
+        return if v.is_nan() {
+            "nan"
+        } else if v > 0.0 {
+            "inf"
+        } else {
+            "-inf"
+        }
+        .to_owned();
     }
     let scientific = format!("{v:e}");
     let (digits, exponent) = scientific.split_once('e').unwrap_or((&scientific, "0"));
@@ -222,7 +229,8 @@ pub fn to_frame(state: &[u8]) -> Result<Vec<u8>> {
                     other => return Err(Error::new(Code::Unsupported, format!("an OR-set in a frame holds no {}", other.kind()))),
                 };
                 if elements.iter().any(|(other, _)| *other == text) {
-                    let message = format!("a frame holds an OR-set by the text of its elements, and two of this one's are `{text}`");
+                    let message =
+                        format!("a frame holds an OR-set by the text of its elements, and two of this one's are `{text}`");
                     return Err(Error::new(Code::Unsupported, message));
                 }
                 types.extend(ty.map(|ty| (text.clone(), ty)));

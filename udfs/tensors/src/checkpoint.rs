@@ -381,7 +381,15 @@ fn open_file(path: &Path, into: &mut BTreeMap<String, Tensor>) -> Result<()> {
         None => broken(path, e),
     })?;
     if metadata.data_len() as u64 != size - 8 - header {
-        return Err(broken(path, format!("its tensors take {} bytes, {} are there{}", metadata.data_len(), size - 8 - header, beyond(&metadata, size - 8 - header))));
+        return Err(broken(
+            path,
+            format!(
+                "its tensors take {} bytes, {} are there{}",
+                metadata.data_len(),
+                size - 8 - header,
+                beyond(&metadata, size - 8 - header)
+            ),
+        ));
     }
     let data = Arc::new(Data { path: path.to_owned(), file, start: 8 + header });
     for (name, info) in metadata.tensors() {
