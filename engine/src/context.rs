@@ -137,6 +137,8 @@ impl MergeContext {
     /// `io` if the folder of tables cannot be opened.
     pub fn new(config: Config) -> Result<MergeContext> {
         let mut session_config = SessionConfig::new().with_information_schema(true);
+        // Without a zone of the session, SQL's timestamps with one have none.
+        session_config.options_mut().execution.time_zone = Some("+00:00".to_owned());
         if let Some(threads) = config.threads {
             session_config = session_config.with_target_partitions(threads);
         }

@@ -364,25 +364,34 @@ struct Gathered(Shape);
 
 impl Machine for Gathered {
     fn run(&self, rows: &[Row], cuts: &[usize]) -> Result<(Option<Vec<u8>>, Value)> {
-        use mergeql_udfs::slot::{Collected, Counts};
+        use mergeql_udfs::slot::{Collected, Counts, Several, SmallBytes};
         let (mut counts, mut collected) = (Counts::default(), Collected::default());
+        let (mut integers, mut texts) = (Several::<i64>::default(), Several::<SmallBytes>::default());
         let mut start = 0;
         for &end in cuts.iter().chain([&rows.len()]) {
             let (mut some, mut few) = (Counts::default(), Collected::default());
+            let (mut few_integers, mut few_texts) = (Several::<i64>::default(), Several::<SmallBytes>::default());
             for row in &rows[start..end] {
                 match (&row[0], row.get(1)) {
                     (Value::Int(n), Some(Value::Text(origin))) => some.offer(Some(origin.as_bytes()), *n as i64)?,
-                    (Value::Text(text), None) => few.offer_text(text),
+                    (Value::Int(n), None) => few_integers.offer(*n as i64),
+                    (Value::Text(text), None) => few_texts.offer(text.as_bytes()),
                     (value, _) => few.offer(value),
                 }
             }
             counts.join(&some);
             collected.join(&few);
+            integers.join(&few_integers);
+            texts.join(&few_texts);
             start = end;
         }
         let value = match self.0 {
             Shape::GreatestPerOrigin => counts.sum().map(Value::Int),
-            _ => collected.list(),
+            _ => {
+                let mut all: Vec<Value> = integers.sorted().into_iter().map(|v| Value::Int(v.into())).collect();
+                all.extend(texts.sorted().into_iter().map(|v| Value::text(String::from_utf8_lossy(v))));
+                if all.is_empty() { collected.list() } else { Some(Value::List(all)) }
+            }
         };
         Ok((None, value.unwrap_or(Value::Null)))
     }
@@ -390,7 +399,8 @@ impl Machine for Gathered {
 
 #[test]
 fn slots_of_counts_and_of_sets_equal_the_stores() {
-    for (name, inputs) in [("counter", vec![Type::INT64, Type::Text]), ("gset", vec![Type::Text]), ("gset", vec![Type::Float64])] {
+    let sets = [Type::Text, Type::INT64, Type::Float64].map(|ty| ("gset", vec![ty]));
+    for (name, inputs) in std::iter::once(("counter", vec![Type::INT64, Type::Text])).chain(sets) {
         let entry = catalog::find(name).unwrap();
         let call = Call::new(inputs);
         let aggregate = entry.bind(&call).unwrap();

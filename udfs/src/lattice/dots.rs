@@ -135,8 +135,9 @@ impl DotStore {
         self.see(origin, first, last);
     }
 
-    /// A new dot of an origin holds a value.
+    /// A new dot of an origin holds a value, in place of those that were seen to.
     pub fn add(&mut self, value: &Value, origin: &Value) {
+        self.remove(value);
         let n = self.last(origin) + 1;
         self.learn(Some(value), origin, n);
     }
