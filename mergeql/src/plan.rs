@@ -285,9 +285,14 @@ impl Plan {
             add("deletion", format!("rows whose newest {} says so are hidden", delete.name));
         }
         if let Some(filter) = &self.filter {
+            let on_key = |text: &str| !self.cells.iter().any(|c| text.contains(&format!("\"{}\"", c.name)));
             let text = filter.to_string();
-            let only_key = !self.cells.iter().any(|c| text.contains(&format!("\"{}\"", c.name)));
-            let place = if only_key { "on the key only, pushed below the merge" } else { "over merged rows" };
+            let pushed: Vec<String> = conjuncts(filter).iter().map(|part| part.to_string()).filter(|part| on_key(part)).collect();
+            let place = match pushed.as_slice() {
+                _ if on_key(&text) => "on the key only, pushed below the merge".to_owned(),
+                [] => "over merged rows".to_owned(),
+                some => format!("over merged rows; {} on the key only, pushed below the merge", some.join(" AND ")),
+            };
             add("filter", format!("{text}: {place}"));
         }
         if self.nullable_key() {
@@ -334,5 +339,18 @@ impl Plan {
             }
         }
         None
+    }
+}
+
+/// The parts of a condition that must all hold.
+fn conjuncts(condition: &Expr) -> Vec<&Expr> {
+    match condition {
+        Expr::BinaryOp { left, op: sqlparser::ast::BinaryOperator::And, right } => {
+            let mut parts = conjuncts(left);
+            parts.extend(conjuncts(right));
+            parts
+        }
+        Expr::Nested(inner) => conjuncts(inner),
+        other => vec![other],
     }
 }

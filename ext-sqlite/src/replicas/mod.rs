@@ -12,6 +12,7 @@
 //! | `_mergeql_log` | writes that are not in the cells yet |
 //! | `_mergeql_cells` | the state of every cell, its greatest clock, when it changed here, and who knows all of it |
 //! | `_mergeql_peers` | how far each other replica has read |
+//! | `_mergeql_forgotten` | the greatest clock of what was forgotten: what is written later comes after it |
 
 mod absorb;
 mod cell;

@@ -475,7 +475,10 @@ impl<'a> Job<'a> {
         let sum: f64 = weights.iter().sum();
         if sum.abs() < 1e-12 {
             return Err(Error::invalid_argument(format!("the weights {weights:?} of tensor `{}` sum to zero", self.name))
-                .with_help("change one of them"));
+                .with_help(match self.settings.flag("normalize") {
+                    Some(_) => "change one of them, or write normalize = false",
+                    None => "change one of them",
+                }));
         }
         Ok(weights.iter().map(|w| w / sum).collect())
     }
