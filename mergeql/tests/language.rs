@@ -137,6 +137,7 @@ fn diagnostics() {
         "MERGE INTO t USING s ON id WHERE x = 1",
         "SELECT 'open",
         "MERGE (SELECT 1 AS id) ON id",
+        "MERG nyc ON id",
     ];
     let mut out = String::new();
     for statement in statements {

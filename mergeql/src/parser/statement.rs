@@ -2,15 +2,29 @@
 
 use super::Parser;
 use crate::ast::*;
-use crate::diagnostic::{Diagnostic, Result};
+use crate::diagnostic::{Diagnostic, Result, nearest};
 use mergeql_udfs::Code;
 use sqlparser::ast::{Expr, WindowType};
+use sqlparser::keywords::Keyword;
 use sqlparser::tokenizer::Token;
+
+/// How statements begin that are easily misspelled.
+const BEGINNINGS: [&str; 8] = ["MERGE", "EXPLAIN", "VERIFY", "SELECT", "CREATE", "INSERT", "UPDATE", "DELETE"];
 
 impl Parser<'_> {
     pub(super) fn statement(&mut self) -> Result<Statement> {
         if matches!(self.peek().token, Token::EOF | Token::SemiColon) {
             return Err(Diagnostic::new(Code::Syntax, "the statement is empty"));
+        }
+        // A word that SQL does not know may be one that is misspelled; others are for the host to know.
+        if let Token::Word(word) = &self.peek().token
+            && word.quote_style.is_none()
+            && word.keyword == Keyword::NoKeyword
+            && !BEGINNINGS.iter().any(|known| word.value.eq_ignore_ascii_case(known))
+            && nearest(&word.value, BEGINNINGS).is_some()
+        {
+            let error = Diagnostic::at(Code::Syntax, self.span(), format!("no statement begins with `{}`", word.value));
+            return Err(error.suggest(&word.value.clone(), BEGINNINGS));
         }
         let explain = match (self.is_word(0, "EXPLAIN"), self.is_word(1, "ANALYZE")) {
             (true, true) if self.is_word(2, "MERGE") => Explain::Analyze,
