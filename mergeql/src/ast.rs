@@ -235,6 +235,7 @@ pub struct Into {
 }
 
 /// What a user-defined strategy does.
+#[allow(clippy::large_enum_variant)] // there are few of them
 #[derive(Debug, Clone, PartialEq)]
 pub enum StrategyBody {
     /// Another strategy with arguments.
