@@ -19,7 +19,7 @@ fn numbers(seed: u64, spread: u32) -> Vec<f32> {
     let number = |at: usize| {
         let bits = stream.number(at);
         let exponent = 127 - spread / 2 + (bits >> 8) % spread.max(1);
-        if at % 97 == 0 { 0.0 } else { f32::from_bits(bits & 0x807f_ffff | exponent << 23) }
+        if at.is_multiple_of(97) { 0.0 } else { f32::from_bits(bits & 0x807f_ffff | exponent << 23) }
     };
     (0..ELEMENTS).map(number).collect()
 }
