@@ -228,10 +228,9 @@ fn forgotten_rows_come_back() {
     let folder = tempfile::tempdir().unwrap();
     let (mut hosts, paths) = replicas(folder.path(), "CREATE TABLE t (id TEXT PRIMARY KEY, a, b)", "SELECT crdt_table('t', '')");
     hosts[0].raw("INSERT INTO t VALUES ('x', 1, 2)").unwrap();
-    // A change whose clock is ahead of all others.
-    hosts[1].raw("INSERT INTO t VALUES ('x', 'far', 2)").unwrap();
-    let state = raw(&mut hosts[1], "SELECT hex(state) FROM mergeql_changes WHERE col = 'a'");
-    hosts[0].raw(&format!("INSERT INTO mergeql_changes VALUES ('t', 'x', 'a', x'{state}', 1 << 61, 1, 'peer')")).unwrap();
+    // A write whose clock is ahead of all others.
+    let state = r#"crdt_lww_state_with('{"respect_nulls":true}', 'far', 1 << 61, 'peer')"#;
+    hosts[0].raw(&format!("INSERT INTO mergeql_changes SELECT 't', 'x', 'a', {state}, 1 << 61, 1, 'peer'")).unwrap();
     hosts[0].raw("DELETE FROM t").unwrap();
     pull(&mut hosts[1], &paths[0], 0).unwrap();
     let last = raw(&mut hosts[0], "SELECT max(seq) FROM mergeql_changes");
