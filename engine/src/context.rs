@@ -198,7 +198,7 @@ impl MergeContext {
     /// # Errors
     /// A diagnostic with a code, and the place if it is in the statement.
     pub async fn sql(&self, text: &str) -> Result<DataFrame> {
-        self.run(text).await.map_err(|e| MergeError(e.0.in_text(text)))
+        self.run(text).await.map_err(|e| e.map(|d| d.in_text(text)))
     }
 
     /// Starts a query; while it runs, [`MergeContext::progress`] tells how far it is.
@@ -257,7 +257,7 @@ impl MergeContext {
                 _ => Err(MergeError::new(Code::Unsupported, "only MERGE stands for one query")),
             }
         };
-        lowered.await.map_err(|e: MergeError| MergeError(e.0.in_text(text)))
+        lowered.await.map_err(|e: MergeError| e.map(|d| d.in_text(text)))
     }
 
     pub(crate) async fn run(&self, text: &str) -> Result<DataFrame> {
@@ -676,5 +676,5 @@ fn final_names(merge: &Merge, plan: &Plan) -> Merge {
 /// # Errors
 /// What the query fails with.
 pub async fn collect(stream: SendableRecordBatchStream) -> Result<Vec<RecordBatch>> {
-    Ok(stream.try_collect().await?)
+    stream.try_collect().await.map_err(MergeError::running)
 }

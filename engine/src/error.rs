@@ -6,8 +6,13 @@ use mergeql_udfs::{Code, Error};
 
 /// A failed statement.
 #[derive(Debug, Clone, thiserror::Error)]
-#[error("{0}")]
-pub struct MergeError(pub Box<Diagnostic>);
+#[error("{diagnostic}")]
+pub struct MergeError {
+    /// What is wrong, where, and the way out.
+    pub diagnostic: Box<Diagnostic>,
+    /// It came while rows were read, merged or written: the statement itself was in order.
+    running: bool,
+}
 
 /// The result of an operation of the engine.
 pub type Result<T, E = MergeError> = std::result::Result<T, E>;
@@ -15,34 +20,44 @@ pub type Result<T, E = MergeError> = std::result::Result<T, E>;
 impl MergeError {
     /// A failure without a place in the statement.
     pub fn new(code: Code, message: impl Into<String>) -> MergeError {
-        MergeError(Diagnostic::new(code, message))
+        Diagnostic::new(code, message).into()
     }
 
     /// The same failure with a way out.
     pub fn help(self, help: impl Into<String>) -> MergeError {
-        MergeError(self.0.help(help))
+        self.map(|diagnostic| diagnostic.help(help))
+    }
+
+    /// The same failure with a diagnostic that knows more.
+    pub fn map(self, change: impl FnOnce(Box<Diagnostic>) -> Box<Diagnostic>) -> MergeError {
+        MergeError { diagnostic: change(self.diagnostic), ..self }
+    }
+
+    /// A failure that came while rows were read, merged or written.
+    pub fn running(error: impl Into<MergeError>) -> MergeError {
+        MergeError { running: true, ..error.into() }
     }
 
     /// The code.
     pub fn code(&self) -> Code {
-        self.0.code
+        self.diagnostic.code
     }
 
-    /// Input, output and resources: not the statement's fault.
+    /// Input, output and resources, or values that only running the statement meets: not the statement's own fault.
     pub fn is_runtime(&self) -> bool {
-        matches!(self.0.code, Code::Io | Code::LimitExceeded)
+        self.running || matches!(self.diagnostic.code, Code::Io | Code::LimitExceeded)
     }
 }
 
 impl From<Box<Diagnostic>> for MergeError {
     fn from(diagnostic: Box<Diagnostic>) -> MergeError {
-        MergeError(diagnostic)
+        MergeError { diagnostic, running: false }
     }
 }
 
 impl From<Error> for MergeError {
     fn from(error: Error) -> MergeError {
-        MergeError(error.into())
+        Box::<Diagnostic>::from(error).into()
     }
 }
 

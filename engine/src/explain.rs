@@ -1,13 +1,16 @@
 //! EXPLAIN MERGE, SHOW STRATEGIES and `mergeql_strategies()`.
 
 use crate::context::{MergeContext, Shared};
-use crate::error::Result;
+use crate::error::{MergeError, Result};
 use arrow::array::{ArrayRef, BooleanArray, RecordBatch, StringArray};
 use arrow::datatypes::{DataType, Field, Schema};
 use arrow::util::display::array_value_to_string;
 use datafusion::catalog::{TableFunctionArgs, TableFunctionImpl, TableProvider};
 use datafusion::common::Result as DfResult;
 use datafusion::datasource::MemTable;
+use datafusion::execution::SessionStateBuilder;
+use datafusion::execution::memory_pool::PeakRecordingPool;
+use datafusion::execution::runtime_env::RuntimeEnvBuilder;
 use datafusion::prelude::{DataFrame, SessionContext};
 use mergeql_lang::ast::Explain;
 use mergeql_lang::plan::Plan;
@@ -40,9 +43,11 @@ pub async fn merge(
     let mut add = |item: &str, detail: String| rows.push((item.to_owned(), detail));
     let verb = if explain == Explain::Analyze { "EXPLAIN ANALYZE" } else { "EXPLAIN" };
     let started = Instant::now();
-    let host = session.sql(&format!("{verb} {sql}")).await?.collect().await?;
+    let (session, memory) = measured(session)?;
+    let host = session.sql(&format!("{verb} {sql}")).await?.collect().await.map_err(MergeError::running)?;
     if explain == Explain::Analyze {
         add("time", format!("{:.3} s", started.elapsed().as_secs_f64()));
+        add("memory", format!("{} at most for states, sorting and joining", crate::models::bytes(memory.peak_reserved() as u64)));
     }
     for batch in &host {
         for row in 0..batch.num_rows() {
@@ -59,6 +64,17 @@ pub async fn merge(
     }
     let (items, details) = rows.into_iter().unzip();
     Ok(context.session().read_batch(texts(&[("item", items), ("detail", details)])?)?)
+}
+
+/// The session with a memory pool that knows how much was reserved at once.
+fn measured(session: &SessionContext) -> Result<(SessionContext, Arc<PeakRecordingPool>)> {
+    let runtime = session.runtime_env();
+    let pool = Arc::new(PeakRecordingPool::new(runtime.memory_pool.clone()));
+    let runtime = RuntimeEnvBuilder::from_runtime_env(&runtime).with_memory_pool(pool.clone()).build_arc()?;
+    let state = session.state();
+    let config = state.config().clone().with_create_default_catalog_and_schema(false);
+    let state = SessionStateBuilder::new_from_existing(state).with_config(config).with_runtime_env(runtime).build();
+    Ok((SessionContext::new_with_state(state), pool))
 }
 
 /// Every strategy, built in and user-defined.

@@ -140,7 +140,7 @@ impl MergeContext {
         // only the target has is looked for below.
         match self.bind(&merge, First::Hidden, explain).await {
             Ok(plan) => plan.check_strategies(name)?,
-            Err(e) if e.0.code == Code::UnknownColumn => {}
+            Err(e) if e.code() == Code::UnknownColumn => {}
             Err(e) => return Err(e),
         }
         let merge = Self::with_target(name, &merge);
@@ -161,7 +161,7 @@ impl MergeContext {
                 let sql = Lowering { plan: &plan, dialect: &DataFusion }.query();
                 let frame = session.execute_logical_plan(session.state().create_logical_plan(&sql).await?).await?;
                 let schema = Arc::new(frame.schema().as_arrow().clone());
-                Some((schema, frame.collect().await?))
+                Some((schema, frame.collect().await.map_err(MergeError::running)?))
             }
         };
         let rows = self.like_target(&session, name, &sql, &plan, &columns).await?;

@@ -1,7 +1,7 @@
 //! What a statement is before it runs: servers ask for the columns of a query, and must not run a command to learn them.
 
 use crate::context::MergeContext;
-use crate::error::{MergeError, Result};
+use crate::error::Result;
 use crate::tables::single_call;
 use arrow::array::{RecordBatch, UInt64Array};
 use datafusion::common::ParamValues;
@@ -32,7 +32,7 @@ impl MergeContext {
     /// # Errors
     /// As [`MergeContext::sql`].
     pub async fn prepare(&self, text: &str) -> Result<Prepared> {
-        self.prepared(text).await.map_err(|e| MergeError(e.0.in_text(text)))
+        self.prepared(text).await.map_err(|e| e.map(|d| d.in_text(text)))
     }
 
     async fn prepared(&self, text: &str) -> Result<Prepared> {

@@ -199,7 +199,7 @@ pub async fn write_to(out: impl Write + Send, format: Format, mut rows: Sendable
     let mut count = 0;
     let mut first = true;
     while let Some(batch) = rows.next().await {
-        let batch = batch?;
+        let batch = batch.map_err(MergeError::running)?;
         count += batch.num_rows();
         writer.write(&fit(&batch, &schema)?)?;
         first = false;
@@ -246,7 +246,7 @@ pub async fn write_file_as(
     let mut count = 0;
     let mut empty = true;
     while let Some(batch) = rows.next().await {
-        let batch = batch?;
+        let batch = batch.map_err(MergeError::running)?;
         count += batch.num_rows();
         empty = false;
         writer.write(&fit(&batch, &schema)?)?;

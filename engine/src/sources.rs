@@ -213,9 +213,10 @@ impl MergeContext {
 
     async fn resolve_path(&self, text: &Name, options: &ReadOptions) -> Result<Resolved> {
         let place = |e: MergeError| {
-            let mut diagnostic = e.0;
-            diagnostic.span.get_or_insert(text.span);
-            MergeError(diagnostic)
+            e.map(|mut diagnostic| {
+                diagnostic.span.get_or_insert(text.span);
+                diagnostic
+            })
         };
         let (provider, origin) = self.open_path(&text.value, options).await.map_err(place)?;
         let read_otherwise = if *options == ReadOptions::default() { String::new() } else { format!("{options:?}") };
@@ -296,7 +297,7 @@ impl MergeContext {
         let state = self.session().state();
         let unreadable = |e: datafusion::common::DataFusionError| {
             let error = MergeError::from(e);
-            MergeError::new(Code::Io, format!("{name}: {}", error.0.message))
+            MergeError::new(Code::Io, format!("{name}: {}", error.diagnostic.message))
         };
         let mut merged = Schema::empty();
         for (file, url) in files.iter().zip(&urls) {

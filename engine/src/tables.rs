@@ -408,7 +408,7 @@ impl MergeContext {
         let schema = self.session.table_provider(storage.clone()).await?.schema();
         let mut batches = self.session.table(storage).await?.collect().await?;
         let mut count = 0;
-        for batch in DataFrame::new(self.session.state(), input).collect().await? {
+        for batch in DataFrame::new(self.session.state(), input).collect().await.map_err(MergeError::running)? {
             count += batch.num_rows() as u64;
             let columns = schema
                 .fields()

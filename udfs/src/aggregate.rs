@@ -466,7 +466,7 @@ pub(crate) fn decode<S: Strategy>(bytes: &[u8]) -> Result<S::State> {
         let found = crate::catalog::by_type_id(type_id).map_or("another", |e| e.spec().name);
         return Err(Error::type_mismatch(format!("a state of type `{found}` cannot join one of type `{}`", S::SPEC.name)));
     }
-    decode_body::<S>(&body)
+    decode_body::<S>(&body, 0)
 }
 
 /// The state in an argument of a function; `None` for no state.
@@ -487,8 +487,8 @@ pub(crate) fn bytes_of(value: &Value) -> Result<Option<&[u8]>> {
 }
 
 /// Reads a body and holds it to its canonical form: a state has exactly one encoding.
-fn decode_body<S: Strategy>(body: &[u8]) -> Result<S::State> {
-    let mut r = Reader::new(body);
+fn decode_body<S: Strategy>(body: &[u8], depth: usize) -> Result<S::State> {
+    let mut r = Reader::within(body, depth);
     let state = S::State::decode(&mut r)?;
     r.end()?;
     let mut w = Writer::default();
@@ -567,6 +567,6 @@ impl<S: Strategy> AnyState for Opened<S> {
     }
 }
 
-pub(crate) fn open_body<S: Strategy>(body: &[u8]) -> Result<Box<dyn AnyState>> {
-    Ok(Box::new(Opened::<S>(decode_body::<S>(body)?)))
+pub(crate) fn open_body<S: Strategy>(body: &[u8], depth: usize) -> Result<Box<dyn AnyState>> {
+    Ok(Box::new(Opened::<S>(decode_body::<S>(body, depth)?)))
 }

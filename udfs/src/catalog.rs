@@ -135,7 +135,7 @@ impl Spec {
 pub struct Entry {
     spec: &'static Spec,
     bind: fn(&Call) -> Result<Arc<dyn Aggregate>>,
-    open: fn(&[u8]) -> Result<Box<dyn AnyState>>,
+    open: fn(&[u8], usize) -> Result<Box<dyn AnyState>>,
     functions: fn() -> Vec<Function>,
     /// Its name in SQL, where it is no strategy.
     plain: Option<&'static str>,
@@ -177,7 +177,7 @@ impl Entry {
     /// Configures it for a call.
     ///
     /// # Errors
-    /// `unknown_option`, `invalid_argument`, `type_mismatch`.
+    /// `unknown_option`, `invalid_argument`, `type_mismatch`, `limit_exceeded`.
     pub fn bind(&self, call: &Call) -> Result<Arc<dyn Aggregate>> {
         let allowed: Vec<&str> = self.spec.args.iter().map(|a| a.name).chain(["descending"]).collect();
         if let Some((name, _)) = call.args.iter().find(|(n, _)| !allowed.contains(&n.as_str())) {
@@ -194,6 +194,10 @@ impl Entry {
                 if least == 1 { "" } else { "s" },
                 call.inputs.len()
             )));
+        }
+        // States add levels of their own, and what a state holds must be readable.
+        if let Some(deep) = call.inputs.iter().find(|ty| ty.depth() > codec::MAX_DEPTH / 2) {
+            return Err(Error::new(Code::LimitExceeded, format!("values nest at most {} deep, not {}", codec::MAX_DEPTH / 2, deep.depth())));
         }
         (self.bind)(call)
     }
@@ -242,9 +246,20 @@ pub(crate) fn by_type_id(id: u8) -> Option<&'static Entry> {
 /// # Errors
 /// `not_a_state`, `corrupt_state`, `limit_exceeded`.
 pub fn open(bytes: &[u8]) -> Result<Box<dyn AnyState>> {
+    open_within(bytes, 0)
+}
+
+/// Opens state bytes that lie inside another state, at this depth of the [`codec::MAX_DEPTH`] that values and states may nest.
+///
+/// # Errors
+/// As [`open`].
+pub(crate) fn open_within(bytes: &[u8], depth: usize) -> Result<Box<dyn AnyState>> {
+    if depth >= codec::MAX_DEPTH {
+        return Err(Error::new(Code::LimitExceeded, format!("states nest deeper than {}", codec::MAX_DEPTH / 2)));
+    }
     let (type_id, body) = codec::open(bytes)?;
     let entry = by_type_id(type_id).ok_or_else(|| Error::corrupt_state(format!("unknown state type {type_id}")))?;
-    (entry.open)(&body)
+    (entry.open)(&body, depth)
 }
 
 /// The join of two states of any one type.

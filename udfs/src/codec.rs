@@ -196,7 +196,17 @@ pub struct Reader<'a> {
 impl<'a> Reader<'a> {
     /// A reader over a body.
     pub fn new(body: &'a [u8]) -> Reader<'a> {
-        Reader { rest: body, depth: 0 }
+        Reader::within(body, 0)
+    }
+
+    /// A reader over the body of a state that lies inside another, at this depth.
+    pub fn within(body: &'a [u8], depth: usize) -> Reader<'a> {
+        Reader { rest: body, depth }
+    }
+
+    /// How deep what is read lies inside other values and states.
+    pub fn depth(&self) -> usize {
+        self.depth
     }
 
     /// Takes `n` bytes.
@@ -493,6 +503,11 @@ pub fn seal_indexed(type_id: u8, body: &[u8], index: &[u8]) -> Vec<u8> {
 /// inflates past [`MAX_INFLATED`].
 pub fn open(bytes: &[u8]) -> Result<(u8, Cow<'_, [u8]>)> {
     open_indexed(bytes).map(|(type_id, body, _)| (type_id, body))
+}
+
+/// Whether state bytes say that their body is compressed.
+pub fn is_compressed(bytes: &[u8]) -> bool {
+    bytes.get(4) == Some(&COMPRESSED)
 }
 
 /// The type id, the body, and its index where it has one.

@@ -89,6 +89,16 @@ impl Type {
     /// `UBIGINT`
     pub const UINT64: Type = Type::Int { bits: 64, signed: false };
 
+    /// How deep its values nest: 0 for a scalar.
+    pub fn depth(&self) -> usize {
+        match self {
+            Type::List(t) => 1 + t.depth(),
+            Type::Struct(fields) => 1 + fields.iter().map(|(_, t)| t.depth()).max().unwrap_or(0),
+            Type::Map(k, v) => 1 + k.depth().max(v.depth()),
+            _ => 0,
+        }
+    }
+
     /// Integers, floats and decimals.
     pub fn is_number(&self) -> bool {
         matches!(self, Type::Int { .. } | Type::Float32 | Type::Float64 | Type::Decimal { .. } | Type::Null)

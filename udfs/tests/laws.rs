@@ -3,7 +3,8 @@
 
 use mergeql_udfs::laws::{Machine, Row, Store, check, check_machine, rows_of};
 use mergeql_udfs::slot::Shape;
-use mergeql_udfs::{Call, Code, Result, Type, Value, catalog};
+use mergeql_udfs::codec::{self, Writer};
+use mergeql_udfs::{Call, Code, Result, Type, Value, catalog, functions};
 
 #[test]
 fn every_strategy_keeps_every_law() {
@@ -139,7 +140,7 @@ fn mangled_states_end_in_an_error_or_a_state() {
             let compressed = catalog::compress(&state).unwrap();
             assert_eq!(catalog::open(&compressed).unwrap().encode(), state);
             for _ in 0..400 {
-                let (_, body) = mergeql_udfs::codec::open(&state).unwrap();
+                let (_, body) = codec::open(&state).unwrap();
                 let mut body = body.into_owned();
                 for _ in 0..=random.below(3) {
                     match random.below(3) {
@@ -152,7 +153,7 @@ fn mangled_states_end_in_an_error_or_a_state() {
                     }
                 }
                 // The checksum is right, so the decoder itself must judge the body.
-                let bytes = mergeql_udfs::codec::seal(entry.spec().type_id, 0, &body);
+                let bytes = codec::seal(entry.spec().type_id, 0, &body);
                 if let Ok(opened) = catalog::open(&bytes) {
                     assert_eq!(opened.encode(), bytes, "a state has one encoding");
                     opened.value().ok();
@@ -408,6 +409,41 @@ fn slots_of_counts_and_of_sets_equal_the_stores() {
         let plain = ValueOf(Store::new(aggregate, false));
         for outcome in check_machine(&machine, Some(&plain), &rows_of(entry, &call), 600, 37) {
             assert_eq!(outcome.counterexample, None, "{name} is not {}", outcome.law);
+        }
+    }
+}
+
+/// The bytes of a map whose only entry is a state, as another program could have written them.
+fn map_around(state: &[u8]) -> Vec<u8> {
+    let mut w = Writer::default();
+    w.length(1);
+    w.value(&Value::text("a"));
+    w.length(1);
+    w.varint(1);
+    w.varint(0);
+    w.length(1);
+    w.value(&Value::List(vec![Value::text("k"), Value::Bytes(state.into())]));
+    w.length(1);
+    w.varint(0);
+    w.varint(1);
+    codec::seal(catalog::find("ormap").unwrap().spec().type_id, 0, w.as_bytes())
+}
+
+#[test]
+fn states_inside_states_have_an_end() {
+    let add = functions::all().into_iter().find(|f| f.name == "counter_add").unwrap();
+    let Value::Bytes(counter) = (add.run)(&[Value::Null, Value::text("a"), Value::Int(2)]).unwrap() else { panic!("no state") };
+    let mut state = counter.to_vec();
+    let compressed = map_around(&catalog::compress(&state).unwrap());
+    assert_eq!(catalog::open(&compressed).unwrap_err().code, Code::CorruptState, "compressed states inflate in each other");
+    for depth in 1..10_000 {
+        state = map_around(&state);
+        if (40..9_999).contains(&depth) {
+            continue;
+        }
+        match catalog::open(&state) {
+            Ok(opened) => assert!(depth < 32 && opened.value().is_ok(), "{depth}"),
+            Err(error) => assert!(depth >= 32 && error.code == Code::CorruptState, "{depth}: {error}"),
         }
     }
 }

@@ -231,7 +231,7 @@ async fn dispatch(arguments: Arguments) -> Result<ExitCode, MergeError> {
     let names: Vec<Option<String>> = arguments.commands.iter().map(|_| None).chain(files).chain([None]).collect();
     let mut statements = Vec::new();
     for (script, name) in scripts.iter().zip(&names) {
-        let in_script = |e: Box<mergeql_lang::Diagnostic>| MergeError(e.in_script(script, 0, name.as_deref()));
+        let in_script = |e: Box<mergeql_lang::Diagnostic>| MergeError::from(e.in_script(script, 0, name.as_deref()));
         let split = mergeql_lang::split(script).map_err(in_script)?;
         if split.is_empty() && !arguments.commands.is_empty() {
             // `-c ''` asks for something and names nothing.
@@ -243,7 +243,7 @@ async fn dispatch(arguments: Arguments) -> Result<ExitCode, MergeError> {
     for (i, (script, name, statement)) in statements.into_iter().enumerate() {
         let offset = statement.as_ptr() as usize - script.as_ptr() as usize;
         let run = output.statement(&context, statement, i == last).await;
-        run.map_err(|e| MergeError(e.0.in_script(script, offset, name.as_deref())))?;
+        run.map_err(|e| e.map(|d| d.in_script(script, offset, name.as_deref())))?;
     }
     Ok(ExitCode::SUCCESS)
 }

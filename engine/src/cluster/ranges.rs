@@ -200,12 +200,12 @@ fn external(failure: Failure<MergeError>) -> DataFusionError {
     let error = match failure {
         Failure::Job(error) => error,
         Failure::NoWorkers(last) => {
-            let said = last.map(|e| format!(": {}", e.0.message)).unwrap_or_default();
+            let said = last.map(|e| format!(": {}", e.diagnostic.message)).unwrap_or_default();
             MergeError::new(Code::Io, format!("every worker of the cluster was lost{said}"))
                 .help("start them again, and the statement")
         }
     };
-    let own = mergeql_udfs::Error { code: error.0.code, message: error.0.message.clone(), help: error.0.help.clone() };
+    let own = mergeql_udfs::Error { code: error.code(), message: error.diagnostic.message.clone(), help: error.diagnostic.help.clone() };
     DataFusionError::External(Box::new(own))
 }
 

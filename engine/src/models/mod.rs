@@ -37,7 +37,7 @@ fn at(name: &Name) -> impl Fn(Error) -> MergeError {
     move |error| {
         let mut diagnostic = Box::<Diagnostic>::from(error);
         diagnostic.span = Some(span);
-        MergeError(diagnostic)
+        diagnostic.into()
     }
 }
 
@@ -215,14 +215,14 @@ async fn queried(context: &MergeContext, text: &str, candidate: &Path) -> Result
     };
     let cells = run
         .await
-        .map_err(|e| Error { message: format!("the query of the fitness: {}", e.0.message), ..Error::new(e.0.code, "") })?;
+        .map_err(|e| Error { message: format!("the query of the fitness: {}", e.diagnostic.message), ..Error::new(e.code(), "") })?;
     match &cells.iter().filter(|(rows, _)| *rows > 0).collect::<Vec<_>>()[..] {
         [(1, array)] => crate::columns::value_at(array.as_ref(), 0).to_f64().ok_or_else(|| wrong("no number".to_owned())),
         other => Err(wrong(format!("{} rows", other.iter().map(|(rows, _)| rows).sum::<usize>()))),
     }
 }
 
-fn bytes(n: u64) -> String {
+pub(crate) fn bytes(n: u64) -> String {
     indicatif::HumanBytes(n).to_string()
 }
 

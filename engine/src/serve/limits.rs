@@ -146,7 +146,7 @@ mod tests {
         let limits = Limits::new(1, None);
         let held = limits.turn(None).await.expect("a turn");
         let error = limits.turn(Some(Duration::from_millis(20))).await.err().expect("it does not come");
-        assert_eq!(error.0.message, TIMED_OUT);
+        assert_eq!(error.diagnostic.message, TIMED_OUT);
         drop(held);
     }
 }

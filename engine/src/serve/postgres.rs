@@ -351,7 +351,7 @@ const TABLES: &str = "SELECT table_schema, table_name, table_type FROM informati
 
 /// An error as Postgres tells it.
 fn told(error: &MergeError, text: &str) -> PgWireError {
-    let diagnostic = &error.0;
+    let diagnostic = &error.diagnostic;
     let timed_out = diagnostic.code == Code::LimitExceeded && diagnostic.message == TIMED_OUT;
     let state = if timed_out { "57014" } else { diagnostic.code.sqlstate() };
     let message = format!("error[{}]: {}", diagnostic.code, diagnostic.message);
@@ -376,7 +376,7 @@ impl SimpleQueryHandler for Service {
         C::Error: std::fmt::Debug,
         PgWireError: From<<C as Sink<PgWireBackendMessage>>::Error>,
     {
-        let in_query = |e: MergeError, offset: usize| told(&MergeError(e.0.in_script(query, offset, None)), query);
+        let in_query = |e: MergeError, offset: usize| told(&e.map(|d| d.in_script(query, offset, None)), query);
         let statements = mergeql_lang::split(query).map_err(|e| in_query(e.into(), 0))?;
         if statements.is_empty() {
             return Ok(vec![Response::EmptyQuery]);

@@ -2,7 +2,7 @@
 
 use crate::aggregate::{Call, State, Strategy, argument, encode};
 use crate::catalog::{self, Entry, Input, Spec};
-use crate::codec::{Reader, Writer};
+use crate::codec::{Reader, Writer, is_compressed};
 use crate::error::{Code, Error, Result};
 use crate::functions::Function;
 use crate::lattice::dots::{DotStore, dot_of};
@@ -59,19 +59,18 @@ impl Entries {
     }
 }
 
-/// What a dot holds: a key, and a state in its canonical bytes.
-fn held(key: &Value, state: &Value) -> Result<Value> {
+/// A state in a map lies in a list in the map's body: two levels deeper than the map.
+const LEVELS: usize = 2;
+
+/// What a dot of a map at this depth holds: a key, and a state in its canonical bytes.
+fn held(key: &Value, state: &Value, depth: usize) -> Result<Value> {
     if key.is_null() {
         return Err(Error::invalid_argument("the key of an entry is NULL"));
     }
     let Value::Bytes(bytes) = state else {
         return Err(Error::new(Code::NotAState, format!("an entry of a map is a CRDT state, not a {}", state.kind())));
     };
-    let opened = catalog::open(bytes)?;
-    // States of states would nest without end.
-    if opened.spec().name == ObservedMap::SPEC.name {
-        return Err(Error::new(Code::Unsupported, "a map of maps").with_help("make one key of both: 'outer/inner'"));
-    }
+    let opened = catalog::open_within(bytes, depth + LEVELS)?;
     if opened.spec().name == "state" {
         return Err(Error::new(Code::Unsupported, "a map of states of `state`").with_help("put the state itself into the map: crdt_value gives it"));
     }
@@ -85,11 +84,12 @@ impl Strategy for ObservedMap {
         type_id: 45,
         since: "0.1.0",
         title: "a map from keys to states of any type, where a change wins over a removal that has not seen it",
-        doc: "Every change of an entry is a dot that holds the key and a state of any other type (a counter, a set, a register), and ends the dots of the \
+        doc: "Every change of an entry is a dot that holds the key and a state of any type (a counter, a set, another map), and ends the dots of the \
               key that it has seen; a removal ends them too. So an entry that is changed here while it is removed there stays, with what the change had \
               seen; changes at the same time are joined. A row is (state, origin, counter, key): that dot holds the state under the key; a NULL state says \
               that the dot is over. `ormap_put(state, key, entry, origin)`, `ormap_remove(state, key)` and `ormap_get(state, key)` work on a state; the \
-              value is the map of the entries' values.",
+              value is the map of the entries' values. An entry that is put anew after it was removed counts its changes from the beginning: where \
+              another replica may still hold the old one, put it under a new key or with a new origin, or changes of both count as the same.",
         inputs: &[Input::Value, Input::Origin, Input::Versions],
         args: &[super::r#counter::ORIGIN],
         takes: "states, with the origin, its counter and the key",
@@ -125,7 +125,7 @@ impl Strategy for ObservedMap {
 
     fn update(&self, state: &mut Entries, row: &[Value]) -> Result<()> {
         let Some((origin, n)) = dot_of(row)? else { return Ok(()) };
-        let held = if row[0].is_null() { None } else { Some(held(&row[3], &row[0])?) };
+        let held = if row[0].is_null() { None } else { Some(held(&row[3], &row[0], 0)?) };
         state.0.learn(held.as_ref(), origin, n);
         Ok(())
     }
@@ -173,7 +173,11 @@ impl State for Entries {
             let corrupt = || Error::corrupt_state("a dot of a map holds no key and state");
             let Value::List(pair) = value else { return Err(corrupt()) };
             let [key, state] = &pair[..] else { return Err(corrupt()) };
-            if held(key, state).map_err(|_| corrupt())? != *value {
+            // Compressed states, which would inflate one inside the other, are in no map.
+            if matches!(state, Value::Bytes(bytes) if is_compressed(bytes)) {
+                return Err(corrupt());
+            }
+            if held(key, state, r.depth()).map_err(|_| corrupt())? != *value {
                 return Err(corrupt());
             }
         }
@@ -208,9 +212,9 @@ fn functions() -> Vec<Function> {
     vec![
         Function::state("ormap_put", "the map whose entry is joined with a state, by an origin", 4, |a| {
             let (mut entries, who) = (known(&a[0])?, origin(&a[3])?);
-            let mut entry = held(&a[1], &a[2])?;
+            let mut entry = held(&a[1], &a[2], 0)?;
             if let (Some(before), Value::Bytes(state)) = (entries.get(&a[1])?, &a[2]) {
-                entry = held(&a[1], &Value::Bytes(catalog::join(&before, state)?.into()))?;
+                entry = held(&a[1], &Value::Bytes(catalog::join(&before, state)?.into()), 0)?;
             }
             entries.forget(&a[1]);
             entries.0.add(&entry, who);
