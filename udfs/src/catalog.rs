@@ -197,7 +197,10 @@ impl Entry {
         }
         // States add levels of their own, and what a state holds must be readable.
         if let Some(deep) = call.inputs.iter().find(|ty| ty.depth() > codec::MAX_DEPTH / 2) {
-            return Err(Error::new(Code::LimitExceeded, format!("values nest at most {} deep, not {}", codec::MAX_DEPTH / 2, deep.depth())));
+            return Err(Error::new(
+                Code::LimitExceeded,
+                format!("values nest at most {} deep, not {}", codec::MAX_DEPTH / 2, deep.depth()),
+            ));
         }
         (self.bind)(call)
     }

@@ -1,9 +1,9 @@
 //! The laws of every strategy, derived from the catalogue; and that broken strategies are caught.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+use mergeql_udfs::codec::{self, Writer};
 use mergeql_udfs::laws::{Machine, Row, Store, check, check_machine, rows_of};
 use mergeql_udfs::slot::Shape;
-use mergeql_udfs::codec::{self, Writer};
 use mergeql_udfs::{Call, Code, Result, Type, Value, catalog, functions};
 
 #[test]

@@ -205,7 +205,8 @@ fn external(failure: Failure<MergeError>) -> DataFusionError {
                 .help("start them again, and the statement")
         }
     };
-    let own = mergeql_udfs::Error { code: error.code(), message: error.diagnostic.message.clone(), help: error.diagnostic.help.clone() };
+    let own =
+        mergeql_udfs::Error { code: error.code(), message: error.diagnostic.message.clone(), help: error.diagnostic.help.clone() };
     DataFusionError::External(Box::new(own))
 }
 

@@ -19,7 +19,7 @@ use datafusion::prelude::SessionContext;
 use mergeql_tensors::dtype;
 use mergeql_tensors::method::Value;
 use mergeql_tensors::plan::{How, Plan};
-use mergeql_tensors::run::written;
+use mergeql_tensors::sealed::written;
 use mergeql_tensors::tables::{self, Arguments, Function, Rows, type_of};
 use mergeql_udfs::{Error, Value as Cell};
 use std::collections::BTreeMap;

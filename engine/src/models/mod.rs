@@ -14,7 +14,8 @@ use mergeql_tensors::methods;
 use mergeql_tensors::model::{self, Extras};
 use mergeql_tensors::plan::{How, Model, Options, Plan, Request, Rule};
 use mergeql_tensors::request::{open, open_one, options, planned, takes_any};
-use mergeql_tensors::run::{self, Sealed};
+use mergeql_tensors::run;
+use mergeql_tensors::sealed::{self, Sealed};
 use mergeql_tensors::search::{self, Fitness, Search, Verdict};
 use mergeql_udfs::merkle::hex;
 use mergeql_udfs::{Code, Error};
@@ -213,9 +214,10 @@ async fn queried(context: &MergeContext, text: &str, candidate: &Path) -> Result
         Error::invalid_argument(format!("the query of the fitness gives {what}: {text}"))
             .with_help("it gives one row with one number, greater for better")
     };
-    let cells = run
-        .await
-        .map_err(|e| Error { message: format!("the query of the fitness: {}", e.diagnostic.message), ..Error::new(e.code(), "") })?;
+    let cells = run.await.map_err(|e| Error {
+        message: format!("the query of the fitness: {}", e.diagnostic.message),
+        ..Error::new(e.code(), "")
+    })?;
     match &cells.iter().filter(|(rows, _)| *rows > 0).collect::<Vec<_>>()[..] {
         [(1, array)] => crate::columns::value_at(array.as_ref(), 0).to_f64().ok_or_else(|| wrong("no number".to_owned())),
         other => Err(wrong(format!("{} rows", other.iter().map(|(rows, _)| rows).sum::<usize>()))),
@@ -239,7 +241,7 @@ fn describe(plan: &Plan, into: Option<&Path>) -> Vec<(String, String)> {
     let mut groups: BTreeMap<String, (usize, u64)> = BTreeMap::new();
     for task in &plan.tasks {
         let line = match &task.how {
-            How::Merge(merge) => format!("{}({})", merge.method.name, run::parameters(merge)),
+            How::Merge(merge) => format!("{}({})", merge.method.name, sealed::parameters(merge)),
             How::Made { by, .. } => (*by).to_owned(),
             How::Copy { .. } => "copy (no floats; all models must agree)".to_owned(),
         };

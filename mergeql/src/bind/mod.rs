@@ -5,7 +5,7 @@ mod clauses;
 mod schema;
 
 use crate::ast::{self, Explain, Merge, Name, Returning, StrategyBody};
-use crate::diagnostic::{Diagnostic, Result};
+use crate::diagnostic::{Diagnostic, Result, Span};
 use crate::plan::*;
 use mergeql_udfs::{Code, Type, Value};
 use std::collections::BTreeMap;
@@ -138,16 +138,29 @@ fn shown_name(relation: &ast::Relation) -> String {
     }
 }
 
+/// What users call a source: its alias, or the relation as written.
+fn called(source: &ast::Source) -> String {
+    source.alias.as_ref().map_or_else(|| shown_name(&source.relation), |a| a.value.clone())
+}
+
+/// Where the name of a source stands.
+fn place(source: &ast::Source) -> Span {
+    source.alias.as_ref().map_or(source.span, |a| a.span)
+}
+
 impl Binder<'_> {
     fn sources(&mut self, relations: Vec<Relation>) -> Result<()> {
         for (source, relation) in self.merge.sources.iter().zip(relations) {
-            let name = source.alias.as_ref().map_or_else(|| shown_name(&source.relation), |a| a.value.clone());
+            let name = called(source);
             match self.sources.iter().find(|s| s.name == name) {
                 Some(same) if same.relation.sql == relation.sql => continue,
                 Some(_) => {
-                    let span = source.alias.as_ref().map_or(source.span, |a| a.span);
-                    return Err(Diagnostic::at(Code::DuplicateSource, span, format!("two different sources are called `{name}`"))
-                        .help("give one of them another name with AS"));
+                    return Err(Diagnostic::at(
+                        Code::DuplicateSource,
+                        place(source),
+                        format!("two different sources are called `{name}`"),
+                    )
+                    .help("give one of them another name with AS"));
                 }
                 None => self.sources.push(Source { name, relation, columns: Vec::new() }),
             }
@@ -288,11 +301,12 @@ impl Binder<'_> {
                 column.nullable |= theirs.nullable;
                 column.ty = Type::widen(&column.ty, &theirs.ty).map_err(|_| {
                     let (other, ty) = first.unwrap_or(("another source", &Type::Null));
-                    Diagnostic::new(
+                    let mut error = Diagnostic::new(
                         Code::TypeMismatch,
                         format!("`{}` is {ty} in `{other}` and {} in `{}`", column.name, theirs.ty, source.name),
-                    )
-                    .help("cast one of them in a source query: (SELECT CAST(...) ...) AS name")
+                    );
+                    error.span = self.merge.sources.iter().find(|s| called(s) == source.name).map(place).filter(|s| s.line > 0);
+                    error.help("cast one of them in a source query: (SELECT CAST(...) ...) AS name")
                 })?;
                 if first.is_none() && theirs.ty != Type::Null {
                     first = Some((&source.name, &theirs.ty));

@@ -1,7 +1,7 @@
 //! A model as the text that stands for it in a `model_set`.
 
 use crate::checkpoint::Checkpoint;
-use crate::run::contribution;
+use crate::sealed::contribution;
 use mergeql_udfs::functions::Function;
 use mergeql_udfs::merkle::hex;
 use mergeql_udfs::{Error, Result, Type, Value};

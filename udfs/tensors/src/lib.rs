@@ -26,6 +26,7 @@ pub mod report;
 pub mod request;
 pub mod rng;
 pub mod run;
+pub mod sealed;
 #[cfg(feature = "search")]
 pub mod search;
 pub mod select;

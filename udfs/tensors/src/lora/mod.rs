@@ -7,7 +7,7 @@ use crate::linalg::{self, Mat};
 use crate::method::{Kind, Params, Settings, Value};
 use crate::methods;
 use crate::plan::{How, Model, Plan, Request, Task};
-use crate::run::contribution;
+use crate::sealed::contribution;
 use mergeql_udfs::merkle::hex;
 use mergeql_udfs::{Code, Error, Result};
 use serde_json::{Value as Json, json};

@@ -406,7 +406,7 @@ impl Search {
     /// What a journal must be of.
     fn title(&self, hashes: &[Hash], base: Option<&Hash>) -> String {
         let mut hash = Sha256::new();
-        let mut add = |text: &str| crate::run::part(&mut hash, text.as_bytes());
+        let mut add = |text: &str| crate::sealed::part(&mut hash, text.as_bytes());
         let mut sorted: Vec<String> = hashes.iter().map(hex).collect();
         sorted.sort();
         add(&format!("{:?} {:?} {:?} {:?}", self.algorithm, self.generations, self.population, self.seed));

@@ -7,7 +7,7 @@ use mergeql_tensors::lora;
 use mergeql_tensors::method::{Params, Value};
 use mergeql_tensors::model::{self as whole, Extras};
 use mergeql_tensors::plan::{Model, Options, Plan, Request, Rule};
-use mergeql_tensors::run::Sealed;
+use mergeql_tensors::sealed::Sealed;
 use std::collections::BTreeMap;
 use std::path::Path;
 

@@ -5,7 +5,7 @@ use crate::properties::write;
 use mergeql_tensors::checkpoint::Checkpoint;
 use mergeql_tensors::method::{Params, Value};
 use mergeql_tensors::plan::{Model, Options, Plan, Request, Rule};
-use mergeql_tensors::run::Sealed;
+use mergeql_tensors::sealed::Sealed;
 use mergeql_udfs::{Code, Error};
 use std::collections::BTreeMap;
 use std::path::Path;

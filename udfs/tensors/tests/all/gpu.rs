@@ -5,7 +5,8 @@ use mergeql_tensors::gpu::gpu;
 use mergeql_tensors::method::Tile;
 use mergeql_tensors::plan::{Backend, Options, Plan, Request};
 use mergeql_tensors::program::{Inputs, Program};
-use mergeql_tensors::run::{self, Sealed};
+use mergeql_tensors::run;
+use mergeql_tensors::sealed::Sealed;
 use std::collections::BTreeMap;
 
 fn bytes(request: &Request, backend: Backend) -> mergeql_udfs::Result<BTreeMap<String, Vec<u8>>> {

@@ -4,7 +4,7 @@ use crate::adapters::rule;
 use crate::cases::{model, resolve};
 use mergeql_tensors::method::Value;
 use mergeql_tensors::plan::{Options, Plan, Request};
-use mergeql_tensors::run::Sealed;
+use mergeql_tensors::sealed::Sealed;
 use mergeql_tensors::search::{self, Found, Search, Verdict};
 use std::collections::BTreeMap;
 use std::path::Path;
