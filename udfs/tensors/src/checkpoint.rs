@@ -224,6 +224,11 @@ impl Tensor {
         self.rounded
     }
 
+    /// Whether these are doubles in a file, and doubles are wanted.
+    pub fn stays(&self, wanted: Dtype) -> bool {
+        matches!(self.store, Store::File(_)) && (self.dtype, wanted, self.rounded) == (Dtype::F64, Dtype::F64, None)
+    }
+
     /// The same tensor, its elements rounded to a type when they are read.
     pub fn rounded(&self, dtype: Dtype) -> Tensor {
         let narrower = dtype != self.dtype && !matches!(dtype, Dtype::F32 | Dtype::F64) && dtype::is_float(self.dtype);

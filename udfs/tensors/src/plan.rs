@@ -383,8 +383,16 @@ pub fn merge_task(name: &str, chosen: &Chosen, models: Vec<Input>, base: Option<
     let dtype = out.or(base.as_ref().map(|b| b.tensor.dtype)).or_else(|| common_dtype(types)).unwrap_or(Dtype::F32);
     let merge = Merge { method, settings: chosen.settings.clone(), models, base, sides: chosen.sides.clone() };
     let task = Task { name: name.to_owned(), shape, dtype, how: How::Merge(Box::new(merge)) };
-    if let How::Merge(merge) = &task.how {
-        (method.check)(&merge.job(&task))?;
+    let How::Merge(merge) = &task.how else { return Ok(task) };
+    (method.check)(&merge.job(&task))?;
+    // Arithmetic is in f32; where there is none, doubles stay what they are.
+    if let [input] = &merge.models[..]
+        && method.name == "passthrough"
+        && merge.settings.of_model("scale", input.place).unwrap_or(1.0) == 1.0
+        && input.tensor.stays(dtype)
+    {
+        let from = input.tensor.clone();
+        return Ok(Task { how: How::Copy { from, others: Vec::new() }, ..task });
     }
     Ok(task)
 }

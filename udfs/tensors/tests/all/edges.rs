@@ -163,3 +163,25 @@ fn what_configs_leave_unsaid() {
     assert_eq!(got["lm_head.weight"], (2.0 + 4.0 + 0.0) / 3.0);
     assert!(got.keys().all(|name| !name.contains("rotary")));
 }
+
+#[test]
+fn doubles_that_pass_through_stay_what_they_are() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("a.safetensors");
+    let values = [0.1_f64, 1e30, -5e-324];
+    let header = br#"{"t":{"dtype":"F64","shape":[3],"data_offsets":[0,24]}}"#;
+    let mut file = (header.len() as u64).to_le_bytes().to_vec();
+    file.extend(header);
+    file.extend(values.iter().flat_map(|v| v.to_le_bytes()));
+    std::fs::write(&path, file).expect("a file");
+    let request = Request {
+        models: vec![Model::new("a", Checkpoint::open(&path).expect("a model"))],
+        base: None,
+        rules: vec![Rule { pattern: "*".into(), strategy: "passthrough".into(), params: BTreeMap::new() }],
+        options: Options::default(),
+    };
+    let plan = mergeql_tensors::plan::Plan::new(request).expect("a plan");
+    let sealed = mergeql_tensors::sealed::Sealed::new(plan).expect("hashes");
+    let bytes = &mergeql_tensors::run::resolve(&sealed).expect("a merge")["t"];
+    assert_eq!(bytes[..], values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<_>>()[..]);
+}
