@@ -18,6 +18,9 @@ use std::sync::Arc;
 /// Adds a row to a group, which is made where it is null; gives the group back.
 pub type Update = unsafe fn(&mut Site, Call, *mut Head) -> Result<*mut Head, Failure>;
 
+/// Adds a row to a group that is there, where that needs nothing of Postgres and cannot fail.
+pub type Step = unsafe fn(&Site, Call, *mut Head);
+
 /// What every group begins with: how its state is read.
 #[repr(C)]
 pub struct Head(&'static Reading);
@@ -138,6 +141,7 @@ pub struct Site {
     /// The order of slots.
     pub order: Order,
     update: Update,
+    step: Option<Step>,
 }
 
 impl Site {
@@ -169,12 +173,13 @@ impl Site {
             configuration: None,
             order: Order { least: false, flip_version: false },
             update: update_partial,
+            step: None,
         };
         if site.literals.is_empty()
             && let Some(Shape::Strongest(order)) = site.bind(Vec::new())?.shape()
-            && let Some(update) = slots::update_of(order, &site.inputs)
+            && let Some((update, step)) = slots::update_of(order, &site.inputs)
         {
-            (site.order, site.update) = (order, update);
+            (site.order, site.update, site.step) = (order, update, step);
         }
         Ok(site)
     }
@@ -341,9 +346,35 @@ fn sent(call: Call) -> Outcome {
     }
 }
 
+#[doc(hidden)]
+#[unsafe(no_mangle)]
+pub extern "C" fn pg_finfo_mergeql_update() -> &'static pg_sys::Pg_finfo_record {
+    pg_finfo_mergeql_first()
+}
+
+/// A row comes to a group. Where that is a comparison and a copy, without the guard that the first row of each group comes through: it
+/// costs as much as the row.
+///
+/// # Safety
+/// Postgres calls it.
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn mergeql_update(call: pg_sys::FunctionCallInfo) -> Datum {
+    // SAFETY: Postgres passes a live call whose first argument is the state; what is kept for this place is its site, which made the group.
+    unsafe {
+        let site: *const Site = (*(*call).flinfo).fn_extra.cast_const().cast();
+        let state = *(*call).args.as_ptr();
+        if let Some(step) = site.as_ref().and_then(|site| site.step).filter(|_| !state.isnull) {
+            step(&*site, Call(call), state.value.cast_mut_ptr());
+            (*call).isnull = false;
+            return state.value;
+        }
+        mergeql_first(call)
+    }
+}
+
 crate::functions! {
-    /// A row comes to a group.
-    mergeql_update, pg_finfo_mergeql_update => |call| {
+    /// A row comes to a group that may not be there yet.
+    mergeql_first, pg_finfo_mergeql_first => |call| {
         let head = head(call, 0);
         let site = call.kept(|| Site::new(call))?;
         // SAFETY: the head is null or a group of this site.

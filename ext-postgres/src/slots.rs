@@ -1,7 +1,7 @@
 //! States of fixed size: the strongest value with its version, as it lies in the aggregate's memory.
 #![allow(unsafe_code)]
 
-use crate::aggregates::{Group, Head, Site, state_memory};
+use crate::aggregates::{Group, Head, Site, Step, Update, state_memory};
 use crate::datums::{Form, PgType, bytes, varlena};
 use crate::entry::{Call, Failure};
 use mergeql_udfs::slot::{Held, Key, Slot, Timed};
@@ -123,6 +123,9 @@ impl InSlot for Bytes {
 
 /// A version that a slot takes from a call's arguments.
 pub trait InKey: Key + 'static {
+    /// Whether all of it lies in the datum, and in the slot.
+    const BY_VALUE: bool = true;
+
     /// # Safety
     /// The call's arguments are of the site's types.
     unsafe fn get<'a>(site: &'a Site, call: Call) -> Self::Seen<'a>;
@@ -153,6 +156,8 @@ impl InKey for u64 {
 }
 
 impl<const OLDEST: bool> InKey for Timed<OLDEST> {
+    const BY_VALUE: bool = false;
+
     #[inline]
     unsafe fn get(site: &Site, call: Call) -> (Option<u64>, Option<&[u8]>) {
         // SAFETY: the second part is a text where this kind of key is chosen.
@@ -207,8 +212,11 @@ fn version(key: Option<u64>, site: &Site) -> Result<Value, Failure> {
     ty.value(datum)
 }
 
+/// How the first row comes to a group, and the others where they need no memory.
+type Updates = (Update, Option<Step>);
+
 /// How a group is updated where its state is a slot; `None` where these types have no slot.
-pub fn update_of(order: Order, inputs: &[PgType]) -> Option<crate::aggregates::Update> {
+pub fn update_of(order: Order, inputs: &[PgType]) -> Option<Updates> {
     match (inputs, order.least) {
         ([value], false) => with_value::<(), false>(value),
         ([value], true) => with_value::<(), true>(value),
@@ -226,17 +234,28 @@ pub fn update_of(order: Order, inputs: &[PgType]) -> Option<crate::aggregates::U
     }
 }
 
-fn with_value<K: InKey, const LEAST: bool>(value: &PgType) -> Option<crate::aggregates::Update> {
+fn with_value<K: InKey, const LEAST: bool>(value: &PgType) -> Option<Updates> {
     Some(match value.form {
-        Form::Bool => update::<bool, K, LEAST>,
-        Form::Int2 => update::<i16, K, LEAST>,
-        Form::Int4 | Form::Date => update::<i32, K, LEAST>,
-        Form::Int8 | Form::Time | Form::Timestamp | Form::Instant => update::<i64, K, LEAST>,
-        Form::Float4 => update::<f32, K, LEAST>,
-        Form::Float8 => update::<f64, K, LEAST>,
-        Form::Text | Form::Bytes => update::<Bytes, K, LEAST>,
+        Form::Bool => updates::<bool, K, LEAST>(),
+        Form::Int2 => updates::<i16, K, LEAST>(),
+        Form::Int4 | Form::Date => updates::<i32, K, LEAST>(),
+        Form::Int8 | Form::Time | Form::Timestamp | Form::Instant => updates::<i64, K, LEAST>(),
+        Form::Float4 => updates::<f32, K, LEAST>(),
+        Form::Float8 => updates::<f64, K, LEAST>(),
+        Form::Text | Form::Bytes => updates::<Bytes, K, LEAST>(),
         _ => return None,
     })
+}
+
+fn updates<V: InSlot, K: InKey, const LEAST: bool>() -> Updates {
+    let by_value = !V::IN_MEMORY && K::BY_VALUE;
+    (update::<V, K, LEAST>, by_value.then_some(step::<V, K, LEAST> as Step))
+}
+
+unsafe fn step<V: InSlot, K: InKey, const LEAST: bool>(site: &Site, call: Call, head: *mut Head) {
+    let Some(datum) = call.arg(site.first) else { return };
+    // SAFETY: a state that this site made is a slot of these types; datums are of the site's types.
+    unsafe { (*head.cast::<Group<Slot<V, K>>>()).state.offer::<LEAST>(V::get(datum), K::get(site, call)) };
 }
 
 unsafe fn update<V: InSlot, K: InKey, const LEAST: bool>(

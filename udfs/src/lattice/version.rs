@@ -40,13 +40,23 @@ impl VersionOrder {
         self.oldest ^ self.descending.get(i).copied().unwrap_or(false)
     }
 
-    /// `Greater` if `a` is stronger.
+    /// `Greater` if `a` is stronger; versions that are equal but for how numbers are written (1 and 1.0) are told apart.
     pub fn compare(&self, a: &[Value], b: &[Value]) -> Ordering {
+        self.in_order(a, b, Value::cmp)
+    }
+
+    /// `Greater` if `a` is stronger, as numbers are worth.
+    pub fn compare_worth(&self, a: &[Value], b: &[Value]) -> Ordering {
+        self.in_order(a, b, Value::compare_worth)
+    }
+
+    #[inline]
+    fn in_order(&self, a: &[Value], b: &[Value], compare: impl Fn(&Value, &Value) -> Ordering) -> Ordering {
         for i in 0..a.len().max(b.len()) {
             let (x, y) = (a.get(i).unwrap_or(&Value::Null), b.get(i).unwrap_or(&Value::Null));
             let order = match (x.is_null(), y.is_null()) {
-                (false, false) if self.flips(i) => y.cmp(x),
-                _ => x.cmp(y),
+                (false, false) if self.flips(i) => compare(y, x),
+                _ => compare(x, y),
             };
             if order != Ordering::Equal {
                 return order;

@@ -92,8 +92,9 @@ impl<const STATISTIC: u8> Newest<STATISTIC> {
         let versions = &self.versions;
         let more = |entry: &mut (Value, Vec<Value>)| {
             let order = nan_last(value, &entry.0)
-                .then_with(|| versions.compare(version, &entry.1))
-                .then_with(|| value.cmp(&entry.0));
+                .then_with(|| versions.compare_worth(version, &entry.1))
+                .then_with(|| value.cmp(&entry.0))
+                .then_with(|| versions.compare(version, &entry.1));
             if order == Ordering::Greater {
                 *entry = (value.clone(), version.to_vec());
             }

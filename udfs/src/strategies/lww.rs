@@ -90,7 +90,10 @@ struct Newest {
 
 impl Ranking for Newest {
     fn compare(&self, a: &Candidate, b: &Candidate) -> Ordering {
-        nan_last(&a.value, &b.value).then_with(|| self.versions.compare(&a.rank, &b.rank)).then_with(|| a.value.cmp(&b.value))
+        nan_last(&a.value, &b.value)
+            .then_with(|| self.versions.compare_worth(&a.rank, &b.rank))
+            .then_with(|| a.value.cmp(&b.value))
+            .then_with(|| self.versions.compare(&a.rank, &b.rank))
     }
 
     fn encode(&self, w: &mut Writer) {

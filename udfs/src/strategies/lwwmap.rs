@@ -31,7 +31,11 @@ impl Registers {
     fn offer(&mut self, key: &Value, value: &Value, version: &[Value]) {
         let versions = &self.versions;
         let more = |entry: &mut (Value, Vec<Value>)| {
-            if versions.compare(version, &entry.1).then_with(|| value.cmp(&entry.0)).is_gt() {
+            let order = versions
+                .compare_worth(version, &entry.1)
+                .then_with(|| value.cmp(&entry.0))
+                .then_with(|| versions.compare(version, &entry.1));
+            if order.is_gt() {
                 *entry = (value.clone(), version.to_vec());
             }
         };

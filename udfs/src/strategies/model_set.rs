@@ -37,7 +37,7 @@ impl Strategy for ModelSet {
               place. It is in the set while a dot holds it, as in `orset`: models that are added and removed at the same time stay, and removing \
               and adding again works. The recipe (base, strategies, parameters) is part of the state: sets with different ones don't join. A row \
               is (contribution, origin, counter). `model_set_hash` names the set and the recipe; `model_set_resolve` gives the MERGE MODELS \
-              statement of them.",
+              statement of them: of several versions of one name the greatest takes part, numbers in versions by their worth.",
         inputs: &[Input::Value, Input::Origin, Input::Versions],
         args: &[super::r#counter::ORIGIN],
         takes: "text, with the origin and its counter",
@@ -76,10 +76,68 @@ impl Strategy for ModelSet {
     }
 }
 
+/// What a recipe says: where the base lies counts for nothing if its hash is known.
+fn essence(recipe: &str) -> Json {
+    let mut recipe = serde_json::from_str::<Json>(recipe).unwrap_or_default();
+    if recipe.get("base_sha256").is_some_and(Json::is_string)
+        && let Some(map) = recipe.as_object_mut()
+    {
+        map.remove("base");
+    }
+    recipe
+}
+
+/// Whether a part of a recipe is what stands behind STRATEGY, or in the parentheses of WITH: no other clause, no comment.
+fn is_part(text: &str) -> bool {
+    let (mut depth, mut quote, mut word, mut last) = (0usize, None, String::new(), ' ');
+    for c in text.chars().chain([' ']) {
+        if let Some(open) = quote {
+            quote = (c != open).then_some(open);
+            continue;
+        }
+        if c.is_alphanumeric() || c == '_' {
+            word.push(c.to_ascii_lowercase());
+        } else if depth == 0 && ["into", "with", "base", "strategy"].contains(&word.as_str()) {
+            return false;
+        } else {
+            word.clear();
+        }
+        match c {
+            '\'' | '"' => quote = Some(c),
+            '(' => depth += 1,
+            ')' if depth == 0 => return false,
+            ')' => depth -= 1,
+            ';' => return false,
+            '-' | '*' if last == if c == '-' { '-' } else { '/' } => return false,
+            _ => {}
+        }
+        last = c;
+    }
+    depth == 0 && quote.is_none()
+}
+
+/// A version as parts that compare as people read them: numbers by their worth, all else by its bytes.
+fn version(text: &str) -> Vec<(bool, u128, &str)> {
+    let digits = |c: char| c.is_ascii_digit();
+    let (mut parts, mut rest) = (Vec::new(), text);
+    while !rest.is_empty() {
+        let words = &rest[..rest.find(digits).unwrap_or(rest.len())];
+        let number = &rest[words.len()..];
+        let number = &number[..number.find(|c| !digits(c)).unwrap_or(number.len())];
+        if !words.is_empty() {
+            parts.push((true, 0, words));
+        }
+        if !number.is_empty() {
+            parts.push((false, number.parse().unwrap_or(u128::MAX), ""));
+        }
+        rest = &rest[words.len() + number.len()..];
+    }
+    parts
+}
+
 /// The first of the recipe's parts that differs.
 fn difference(a: &str, b: &str) -> String {
-    let parse = |text: &str| serde_json::from_str::<Json>(text).unwrap_or_default();
-    let (a, b) = (parse(a), parse(b));
+    let (a, b) = (essence(a), essence(b));
     let keys = a.as_object().into_iter().chain(b.as_object()).flat_map(|map| map.keys());
     let key = keys.filter(|key| a[key.as_str()] != b[key.as_str()]).min();
     match key {
@@ -91,7 +149,11 @@ fn difference(a: &str, b: &str) -> String {
 impl State for Set {
     fn join(&mut self, other: &Self) -> Result<()> {
         match (&self.recipe, &other.recipe) {
-            (Some(own), Some(others)) if own != others => {
+            // The same base at two places is one base.
+            (Some(own), Some(others)) if essence(own) == essence(others) => {
+                self.recipe = Some(own.min(others).clone());
+            }
+            (Some(own), Some(others)) => {
                 return Err(Error::type_mismatch(format!("these sets of models have different recipes: {}", difference(own, others)))
                     .with_help("a set has one base and one recipe; add the models to the set that you want to resolve"));
             }
@@ -163,15 +225,28 @@ impl Set {
             _ => marked(0, &[]),
         };
         let root = merkle::root(self.models.values().map(leaf).collect());
-        marked(2, &[&root, self.recipe.as_deref().unwrap_or_default().as_bytes()])
+        let recipe = self.recipe.as_deref().map(|recipe| essence(recipe).to_string());
+        marked(2, &[&root, recipe.unwrap_or_default().as_bytes()])
     }
 
     /// The statement that merges what is visible, in the order of the hashes.
     fn statement(&self, into: &str) -> Result<String> {
         let quoted = |text: &str| format!("'{}'", text.replace('\'', "''"));
+        let text_of = |leaf: &Value, name: &str| field(leaf, name).and_then(|v| v.as_str().map(str::to_owned));
+        let mut newest: std::collections::BTreeMap<String, String> = std::collections::BTreeMap::new();
+        for leaf in self.models.values() {
+            let named = text_of(leaf, "name").unwrap_or_default();
+            let (seen, own) = (newest.entry(named).or_default(), text_of(leaf, "version").unwrap_or_default());
+            if (version(&own), &own) > (version(seen), seen) {
+                *seen = own;
+            }
+        }
         let mut models: Vec<(String, String)> = Vec::new();
         for leaf in self.models.values() {
-            let text = |name: &str| field(leaf, name).and_then(|v| v.as_str().map(str::to_owned));
+            let text = |name: &str| text_of(leaf, name);
+            if newest.get(&text("name").unwrap_or_default()).is_some_and(|newest| *newest != text("version").unwrap_or_default()) {
+                continue;
+            }
             let path = text("path").ok_or_else(|| {
                 Error::invalid_argument(format!("the contribution {leaf} says not where its file is")).with_help("add what model_contribution('file') gives")
             })?;
@@ -183,11 +258,16 @@ impl Set {
             return Err(Error::invalid_argument("the set is empty: no model takes part").with_help("model_set_add(state, contribution, origin)"));
         }
         models.sort();
-        models.dedup();
+        // One contribution that lies at two places takes part once.
+        models.dedup_by(|a, b| a == b || (!a.0.is_empty() && a.0 == b.0));
         let recipe: Json = self.recipe.as_deref().map_or(Ok(Json::Null), serde_json::from_str).unwrap_or_default();
         let mut sql = format!("MERGE MODELS {}", models.into_iter().map(|(_, text)| text).collect::<Vec<_>>().join(", "));
         if let Some(base) = recipe["base"].as_str() {
             sql += &format!(" BASE {}", quoted(base));
+        }
+        if ["strategy", "with"].iter().any(|part| recipe[*part].as_str().is_some_and(|text| !is_part(text))) {
+            return Err(Error::invalid_argument("the recipe of the set holds more than rules and options")
+                .with_help("it comes from someone else, perhaps; crdt_info shows it"));
         }
         if let Some(strategy) = recipe["strategy"].as_str() {
             sql += &format!(" STRATEGY {strategy}");
@@ -217,6 +297,13 @@ fn functions() -> Vec<Function> {
             let Value::Text(recipe) = &a[0] else { return Err(Error::invalid_argument("a recipe is JSON: {\"strategy\": \"* = linear\"}")) };
             let recipe: serde_json::Map<String, Json> = serde_json::from_str(recipe)
                 .map_err(|e| Error::invalid_argument(format!("a recipe is a JSON object: {e}")).with_help("{\"strategy\": \"* = linear\"}"))?;
+            for (name, value) in &recipe {
+                let known = ["base", "base_sha256", "strategy", "with"].contains(&name.as_str());
+                if !known || !value.as_str().is_some_and(|text| name.starts_with("base") || is_part(text)) {
+                    return Err(Error::invalid_argument(format!("`{name}` of a recipe is {value}"))
+                        .with_help("a recipe has the texts base, base_sha256, strategy (what follows STRATEGY) and with (what stands in its parentheses)"));
+                }
+            }
             // Keys in order, so that one recipe is one text.
             let sorted: std::collections::BTreeMap<String, Json> = recipe.into_iter().collect();
             closed(&Set { recipe: serde_json::to_string(&sorted).ok(), models: DotStore::default() })
@@ -255,4 +342,27 @@ fn functions() -> Vec<Function> {
             if a[0].is_null() { Ok(Value::Null) } else { Ok(Value::text(open(&a[0])?.statement(&into)?)) }
         }),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_recipe_is_rules_and_options() {
+        for part in ["* = linear", "'*.a' = ties(density = 0.5, with = 1), \"into\" = slerp(t = -1)", "seed = 1, nan = 'x)--'"] {
+            assert!(is_part(part), "{part}");
+        }
+        for part in ["* = linear INTO 'evil/'", "* = linear\nwith (overwrite = true)", "seed = 1) INTO 'evil/' --", "a /* b", "a; b", "'"] {
+            assert!(!is_part(part), "{part}");
+        }
+    }
+
+    #[test]
+    fn versions_are_in_order() {
+        let order = ["", "1", "1.9", "1.10", "2", "10", "b", "v2", "v10"];
+        for pair in order.windows(2) {
+            assert!(version(pair[0]) < version(pair[1]), "{pair:?}");
+        }
+    }
 }

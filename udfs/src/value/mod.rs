@@ -291,10 +291,33 @@ impl Ord for Value {
             (Time(a), Time(b)) => a.cmp(b),
             (Interval { months: a, days: b, nanos: c }, Interval { months: x, days: y, nanos: z }) => (a, b, c).cmp(&(x, y, z)),
             (Uuid(a), Uuid(b)) => a.cmp(b),
-            (List(a), List(b)) => a.cmp(b),
-            (Struct(a), Struct(b)) => a.cmp(b),
-            (Map(a), Map(b)) => a.cmp(b),
+            (List(_), List(_)) | (Struct(_), Struct(_)) | (Map(_), Map(_)) => {
+                self.compare(other, true).then_with(|| self.compare(other, false))
+            }
             _ => self.rank().cmp(&other.rank()),
+        }
+    }
+}
+
+impl Value {
+    /// R2 by worth alone: 1, 1.0 and 1.00 are equal, at any depth.
+    pub fn compare_worth(&self, other: &Value) -> Ordering {
+        self.compare(other, true)
+    }
+
+    /// In one walk, with numbers of equal worth as equal, or not.
+    fn compare(&self, other: &Value, worth: bool) -> Ordering {
+        use Value::*;
+        fn all<T>(a: &[T], b: &[T], compare: impl Fn(&T, &T) -> Ordering) -> Ordering {
+            let order = a.iter().zip(b).map(|(a, b)| compare(a, b)).find(|order| order.is_ne());
+            order.unwrap_or_else(|| a.len().cmp(&b.len()))
+        }
+        match (self, other) {
+            (List(a), List(b)) => all(a, b, |a, b| a.compare(b, worth)),
+            (Struct(a), Struct(b)) => all(a, b, |a, b| a.0.cmp(&b.0).then_with(|| a.1.compare(&b.1, worth))),
+            (Map(a), Map(b)) => all(a, b, |a, b| a.0.compare(&b.0, worth).then_with(|| a.1.compare(&b.1, worth))),
+            (Int(_) | Float(_) | Decimal { .. }, Int(_) | Float(_) | Decimal { .. }) if worth => number::compare_worth(self, other),
+            _ => self.cmp(other),
         }
     }
 }

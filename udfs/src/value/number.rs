@@ -6,17 +6,27 @@ use std::cmp::Ordering;
 
 /// Compares two numbers by worth, then by kind (integer < decimal < float), then by scale.
 pub fn compare_numbers(a: &Value, b: &Value) -> Ordering {
+    let kind = |v: &Value| match v {
+        Value::Decimal { scale, .. } => (1, *scale),
+        Value::Float(_) => (2, 0),
+        _ => (0, 0),
+    };
+    compare_worth(a, b).then_with(|| kind(a).cmp(&kind(b)))
+}
+
+/// Compares two numbers by worth.
+pub fn compare_worth(a: &Value, b: &Value) -> Ordering {
     use Value::*;
     match (a, b) {
         (Int(x), Int(y)) => x.cmp(y),
         (Float(x), Float(y)) => compare_floats(*x, *y),
-        (Int(x), Float(y)) => exact_against_float(*x, 0, *y).then(Ordering::Less),
-        (Float(x), Int(y)) => exact_against_float(*y, 0, *x).reverse().then(Ordering::Greater),
-        (Decimal { unscaled, scale }, Float(y)) => exact_against_float(*unscaled, *scale, *y).then(Ordering::Less),
-        (Float(x), Decimal { unscaled, scale }) => exact_against_float(*unscaled, *scale, *x).reverse().then(Ordering::Greater),
-        (Decimal { unscaled: x, scale: s }, Decimal { unscaled: y, scale: t }) => compare_scaled(*x, *s, *y, *t).then(s.cmp(t)),
-        (Int(x), Decimal { unscaled: y, scale: t }) => compare_scaled(*x, 0, *y, *t).then(Ordering::Less),
-        (Decimal { unscaled: x, scale: s }, Int(y)) => compare_scaled(*x, *s, *y, 0).then(Ordering::Greater),
+        (Int(x), Float(y)) => exact_against_float(*x, 0, *y),
+        (Float(x), Int(y)) => exact_against_float(*y, 0, *x).reverse(),
+        (Decimal { unscaled, scale }, Float(y)) => exact_against_float(*unscaled, *scale, *y),
+        (Float(x), Decimal { unscaled, scale }) => exact_against_float(*unscaled, *scale, *x).reverse(),
+        (Decimal { unscaled: x, scale: s }, Decimal { unscaled: y, scale: t }) => compare_scaled(*x, *s, *y, *t),
+        (Int(x), Decimal { unscaled: y, scale: t }) => compare_scaled(*x, 0, *y, *t),
+        (Decimal { unscaled: x, scale: s }, Int(y)) => compare_scaled(*x, *s, *y, 0),
         _ => Ordering::Equal,
     }
 }

@@ -1,7 +1,8 @@
 //! The canonical text of a value (used by `concat`, `RETURNING CONFLICTS`) and its JSON (used by `crdt_value`, `json`).
 
 use super::Value;
-use crate::error::{Error, Result};
+use crate::codec::MAX_DEPTH;
+use crate::error::{Code, Error, Result};
 use std::fmt::{self, Write};
 use std::sync::Arc;
 
@@ -160,13 +161,16 @@ impl Value {
 /// JSON text as a value: objects become structs, whole numbers of up to 128 bits integers, other numbers floats.
 ///
 /// # Errors
-/// `invalid_argument` with the parser's own message, or for a number that no double comes near.
+/// `invalid_argument` with the parser's own message, or for a number that no double comes near; `limit_exceeded` for what nests too deep.
 pub fn from_json(text: &str) -> Result<Value> {
     let broken = |e: serde_json::Error| Error::invalid_argument(format!("this is not JSON: {e}"));
-    convert_json(serde_json::from_str(text).map_err(broken)?)
+    convert_json(serde_json::from_str(text).map_err(broken)?, 0)
 }
 
-fn convert_json(json: serde_json::Value) -> Result<Value> {
+fn convert_json(json: serde_json::Value, depth: usize) -> Result<Value> {
+    if depth > MAX_DEPTH / 2 {
+        return Err(Error::new(Code::LimitExceeded, format!("JSON nests deeper than {}", MAX_DEPTH / 2)));
+    }
     Ok(match json {
         serde_json::Value::Null => Value::Null,
         serde_json::Value::Bool(v) => Value::Bool(v),
@@ -182,9 +186,11 @@ fn convert_json(json: serde_json::Value) -> Result<Value> {
             }
         }
         serde_json::Value::String(s) => Value::text(s),
-        serde_json::Value::Array(items) => Value::List(items.into_iter().map(convert_json).collect::<Result<_>>()?),
+        serde_json::Value::Array(items) => {
+            Value::List(items.into_iter().map(|item| convert_json(item, depth + 1)).collect::<Result<_>>()?)
+        }
         serde_json::Value::Object(fields) => {
-            let field = |(k, v)| Ok((Arc::from(k), convert_json(v)?));
+            let field = |(k, v)| Ok((Arc::from(k), convert_json(v, depth + 1)?));
             Value::record(fields.into_iter().map(field).collect::<Result<_>>()?)
         }
     })

@@ -419,11 +419,27 @@ fn open_file(path: &Path, into: &mut BTreeMap<String, Tensor>) -> Result<()> {
     Ok(())
 }
 
+/// The index that a path stands for, if it does.
+fn index_of(path: &Path) -> Option<PathBuf> {
+    if path.is_dir() {
+        return Some(path.join("model.safetensors.index.json")).filter(|index| index.is_file());
+    }
+    path.to_string_lossy().ends_with(".index.json").then(|| path.to_owned())
+}
+
+/// The file of each tensor, as an index lists them.
+fn weight_map(index: &Path) -> Result<serde_json::Map<String, Json>> {
+    let text = std::fs::read_to_string(index).map_err(|e| failed(index, e))?;
+    let mut json: Json = serde_json::from_str(&text).map_err(|e| broken(index, e))?;
+    match json.get_mut("weight_map").map(Json::take) {
+        Some(Json::Object(map)) => Ok(map),
+        _ => Err(broken(index, "it has no weight_map")),
+    }
+}
+
 /// The files that an index lists, in order.
 fn shards(index: &Path) -> Result<Vec<PathBuf>> {
-    let text = std::fs::read_to_string(index).map_err(|e| failed(index, e))?;
-    let json: Json = serde_json::from_str(&text).map_err(|e| broken(index, e))?;
-    let map = json.get("weight_map").and_then(Json::as_object).ok_or_else(|| broken(index, "it has no weight_map"))?;
+    let map = weight_map(index)?;
     let mut names: Vec<&str> = map.values().filter_map(Json::as_str).collect();
     names.sort_unstable();
     names.dedup();
@@ -436,11 +452,10 @@ fn shards(index: &Path) -> Result<Vec<PathBuf>> {
 }
 
 fn files_of(path: &Path) -> Result<Vec<PathBuf>> {
+    if let Some(index) = index_of(path) {
+        return shards(&index);
+    }
     if path.is_dir() {
-        let index = path.join("model.safetensors.index.json");
-        if index.is_file() {
-            return shards(&index);
-        }
         for single in ["model.safetensors", "adapter_model.safetensors"] {
             if path.join(single).is_file() {
                 return Ok(vec![path.join(single)]);
@@ -456,9 +471,6 @@ fn files_of(path: &Path) -> Result<Vec<PathBuf>> {
             return Err(failed(path, "there is no safetensors file in this folder"));
         }
         return Ok(files);
-    }
-    if path.to_string_lossy().ends_with(".index.json") {
-        return shards(path);
     }
     Ok(vec![path.to_owned()])
 }
@@ -493,6 +505,11 @@ impl Checkpoint {
         let mut tensors = BTreeMap::new();
         for file in files_of(path)? {
             open_file(&file, &mut tensors)?;
+        }
+        if let Some(index) = index_of(path)
+            && let Some((name, file)) = weight_map(&index)?.iter().find(|(name, _)| !tensors.contains_key(*name))
+        {
+            return Err(broken(&index, format!("it has tensor `{name}` in {file}, where it is not")));
         }
         let mut checkpoint = Checkpoint { path: path.to_owned(), tensors, metadata: String::new() };
         if crate::lora::is_adapter(&checkpoint) {

@@ -15,6 +15,9 @@ use std::path::Path;
 pub fn describe(path: &str, name: Option<&str>, weight: Option<f64>, version: Option<&str>) -> Result<String> {
     let stem = Path::new(path).file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
     let name = name.unwrap_or(&stem);
+    if let Some(weight) = weight.filter(|w| !w.is_finite()) {
+        return Err(Error::invalid_argument(format!("a model counts by a number, not by {weight}")));
+    }
     let hash = contribution(name, &Checkpoint::open(path)?, weight, version)?;
     let mut leaf = serde_json::Map::new();
     leaf.insert("name".into(), json!(name));

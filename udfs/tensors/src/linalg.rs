@@ -54,19 +54,10 @@ pub struct Svd {
 /// # Errors
 /// `invalid_argument` where it doesn't converge, as with numbers that are not finite.
 pub fn svd(matrix: &Mat<f64>) -> Result<Svd> {
-    decomposed(matrix.thin_svd())
-}
-
-/// The decomposition with square matrices of vectors.
-///
-/// # Errors
-/// As [`svd`].
-pub fn full_svd(matrix: &Mat<f64>) -> Result<Svd> {
-    decomposed(matrix.svd())
-}
-
-fn decomposed(found: std::result::Result<faer::linalg::solvers::Svd<f64>, faer::linalg::svd::SvdError>) -> Result<Svd> {
-    let found = found.map_err(|_| Error::invalid_argument("the singular values of a tensor could not be found"))?;
+    let found = matrix.thin_svd().map_err(|_| {
+        Error::invalid_argument("the singular values of a tensor could not be found")
+            .with_help("one of the models holds NaN or infinity there, or numbers whose squares are too great for a double")
+    })?;
     let s = found.S().column_vector();
     Ok(Svd { u: found.U().to_owned(), s: (0..s.nrows()).map(|i| s[i]).collect(), v: found.V().to_owned() })
 }

@@ -42,7 +42,9 @@ pub enum Kind {
     Name,
     /// One or several of them.
     Names,
-    /// A file, or one of each model.
+    /// A file.
+    File,
+    /// A file of each model, or one for all of them.
     Files,
 }
 
@@ -145,6 +147,11 @@ impl Method {
         survey: None,
     };
 
+    /// Whether the weights that a statement gives its models count.
+    pub fn weighs(&self) -> bool {
+        self.param("weight").is_some()
+    }
+
     /// The parameter of this name.
     pub fn param(&self, name: &str) -> Option<&'static Param> {
         let name = if name == "weights" { "weight" } else { name };
@@ -208,6 +215,8 @@ pub struct Settings {
     values: BTreeMap<&'static str, Value>,
     /// Whose numbers are given.
     pub semantics: Semantics,
+    /// How many models the statement has.
+    pub models: usize,
 }
 
 fn literal(text: &str) -> Value {
@@ -256,7 +265,7 @@ impl Settings {
                 }
             }
         }
-        Ok(Settings { values, semantics })
+        Ok(Settings { values, semantics, models })
     }
 
     /// A number, if the parameter has one value.
@@ -322,7 +331,13 @@ pub(crate) fn check(method: &Method, param: &Param, value: &Value, models: usize
         Err(Error::invalid_argument(message).with_help(param.title))
     };
     match (param.kind, value) {
-        (Kind::Files | Kind::Names, Value::List(values)) if values.iter().all(|v| matches!(v, Value::Text(_))) => Ok(()),
+        (Kind::Files | Kind::Names, Value::List(values)) if values.iter().all(|v| matches!(v, Value::Text(_))) => {
+            if param.kind == Kind::Files && values.len() > 1 && values.len() != models {
+                let message = format!("`{}` of `{}` names {} files for {models} models", param.name, method.name, values.len());
+                return Err(Error::invalid_argument(message).with_help("write one file for each model, in their order"));
+            }
+            Ok(())
+        }
         (_, Value::List(values)) if param.per_model => {
             if values.len() != models {
                 let message = format!("`{}` of `{}` has {} values for {models} models", param.name, method.name, values.len());
@@ -346,7 +361,9 @@ pub(crate) fn check(method: &Method, param: &Param, value: &Value, models: usize
         (Kind::Name | Kind::Names, Value::Text(text)) if !text.is_empty() => Ok(()),
         (Kind::Name, _) => wrong("a text"),
         (Kind::Names, _) => wrong("a text, or a list of them"),
-        (Kind::Files, Value::Text(_)) => Ok(()),
+        (Kind::File | Kind::Files, Value::Text(_)) => Ok(()),
+        (Kind::File, Value::List(values)) if matches!(values[..], [Value::Text(_)]) => Ok(()),
+        (Kind::File, _) => wrong("the name of one file"),
         (Kind::Files, _) => wrong("the name of a file, or a list of them"),
     }
 }

@@ -309,7 +309,7 @@ pub fn choose(strategy: &str, params: &Params, options: &Options, models: usize,
     all.extend(params.iter().map(|(name, value)| (name.clone(), value.clone())));
     let settings = Settings::new(method, &all, options.semantics, models)?;
     let mut sides = BTreeMap::new();
-    for param in method.params.iter().filter(|p| p.kind == Kind::Files) {
+    for param in method.params.iter().filter(|p| matches!(p.kind, Kind::File | Kind::Files)) {
         let paths = settings.texts(param.name);
         if !paths.is_empty() {
             sides.insert(param.name, paths.into_iter().map(|path| files.open(path)).collect::<Result<Vec<_>>>()?);
@@ -362,7 +362,7 @@ pub fn merge_task(name: &str, chosen: &Chosen, models: Vec<Input>, base: Option<
             "`{}` works on what each model changed, and tensor `{name}` has no base",
             method.name
         ))
-        .with_help("name the model that they all started from: BASE 'base.safetensors'"));
+        .with_help("name the model that they all started from: BASE 'base.safetensors'; for a tensor that it lacks, another strategy by the tensor's name"));
     }
     let base = base.filter(|_| method.base != Base::None);
     let (least, most) = method.beside_base.filter(|_| base.is_some()).unwrap_or(method.models);
@@ -453,6 +453,24 @@ impl Plan {
             ))
             .with_help("write WEIGHT after the models, or weight = [...] in the rules"));
         }
+        // Weights that nothing asks for are as wrong as other parameters that a strategy does not have.
+        if models.iter().any(|m| m.weight.is_some()) {
+            let chosen: BTreeSet<&str> = rules
+                .iter()
+                .filter_map(|r| Some(methods::find(&r.strategy).ok()?.0))
+                .filter(|m| !m.weighs())
+                .map(|m| m.name)
+                .collect();
+            let named = chosen.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+            let weighed = rules.iter().any(|r| methods::find(&r.strategy).is_ok_and(|(m, _)| m.weighs()));
+            if !chosen.is_empty() && !weighed {
+                return Err(Error::new(Code::UnknownOption, format!("the models have weights, and {named} has no use for them"))
+                    .with_help("leave WEIGHT out, or choose a strategy that weighs its models"));
+            }
+            if !chosen.is_empty() {
+                notes.push(format!("the weights of the models count for nothing in {named}"));
+            }
+        }
         // Weights are a list for the strategies that have one, in the order of the models.
         let mut common = options.clone();
         if models.iter().any(|m| m.weight.is_some()) {
@@ -464,6 +482,12 @@ impl Plan {
             chosen.push(choose(&rule.strategy, &rule.params, &common, models.len(), &mut files)?);
         }
         let names: BTreeSet<&String> = models.iter().chain(&base).flat_map(|m| m.checkpoint.tensors.keys()).collect();
+        for rule in &rules {
+            if let (Err(error), false) = (glob::Pattern::new(&rule.pattern), names.contains(&rule.pattern)) {
+                return Err(Error::invalid_argument(format!("`{}` is no pattern: {}", rule.pattern, error.msg))
+                    .with_help("a pattern has `*`, `?` and `[...]`; `[[]` stands for a bracket itself"));
+            }
+        }
         let (mut tasks, mut used) = (Vec::new(), vec![false; rules.len()]);
         for name in names {
             let at = |model: &Model| model.checkpoint.get(name).cloned();
@@ -505,12 +529,8 @@ impl Plan {
                     ))
                     .with_help("only floats are merged: leave the tensor out of the models that have the wrong one"));
                 }
-                tasks.push(Task {
-                    name: name.clone(),
-                    shape: from.shape.clone(),
-                    dtype: from.dtype,
-                    how: How::Copy { from, others },
-                });
+                let dtype = options.out_dtype.filter(|_| dtype::is_float(from.dtype)).unwrap_or(from.dtype);
+                tasks.push(Task { name: name.clone(), shape: from.shape.clone(), dtype, how: How::Copy { from, others } });
                 continue;
             }
             // What only the models have is new: it is merged as if it had been nothing, only where that is asked for.

@@ -126,6 +126,7 @@ fn surveys(plan: &Plan) -> Result<BTreeMap<usize, (Survey, usize)>> {
     for (index, task) in plan.tasks.iter().enumerate() {
         if let How::Merge(merge) = &task.how
             && merge.surveys()
+            && !task.is_empty()
         {
             match groups.iter_mut().find(|(s, name, _)| *s == &merge.settings && *name == merge.method.name) {
                 Some((.., members)) => members.push(index),
@@ -247,6 +248,8 @@ fn compute(
         let methods: Vec<Option<Prepare>> = jobs.iter().zip(&group).map(prepare).collect();
         let kernels: Vec<Option<Kernel<'_>>> =
             in_order(jobs.par_iter().with_max_len(1).zip(&methods).map(|(job, prepare)| match (job, prepare) {
+                // Without elements there is nothing to know, and no matrix to decompose.
+                (Some(job), Some(_)) if job.is_empty() => Ok(Some(Kernel::Whole(Vec::new()))),
                 (Some(job), Some(prepare)) => prepare(job).map(Some).map_err(|e| of_tensor(job.name, e)),
                 _ => Ok(None),
             }))?;
@@ -292,6 +295,9 @@ fn compute(
                 if !program.is_some_and(|program| device.run(program, &tile, out)) {
                     in_parts(&tile, granules[*at], run, out)?;
                 }
+                if !strict {
+                    keep_nan(&tile, out);
+                }
                 encoded(&plan.tasks[group[*at]], out, strict).map(Some)
             };
             let computed: Vec<Option<Vec<u8>>> = in_order(batch.par_iter().with_max_len(1).map_init(Default::default, tile))?;
@@ -303,8 +309,8 @@ fn compute(
                     (None, Some(Kernel::Whole(values)), _) if values.len() == task.len() => {
                         values.chunks(1 << 18).try_for_each(|chunk| sink(index, encoded(task, chunk, strict)?))?;
                     }
-                    (None, _, How::Made { tensor, .. }) => copy(task, tensor, &[], |bytes| sink(index, bytes))?,
-                    (None, _, How::Copy { from, others }) => copy(task, from, others, |bytes| sink(index, bytes))?,
+                    (None, _, How::Made { tensor, .. }) => copy(task, tensor, &[], strict, |bytes| sink(index, bytes))?,
+                    (None, _, How::Copy { from, others }) => copy(task, from, others, strict, |bytes| sink(index, bytes))?,
                     (None, ..) => {
                         let message = format!("`{}` gave no tensor of the shape of `{}`", task.strategy(), task.name);
                         return Err(Error::new(Code::Unsupported, message));
@@ -324,6 +330,13 @@ fn of_tensor(name: &str, error: Error) -> Error {
     Error { message: format!("tensor `{name}`: {}", error.message), ..error }
 }
 
+/// What is NaN in a model or in the base is NaN in the result, whatever a method chooses among its inputs.
+fn keep_nan(tile: &Tile<'_>, out: &mut [f32]) {
+    for input in tile.models.iter().chain(std::iter::once(&tile.base)) {
+        out.iter_mut().zip(*input).filter(|(_, v)| v.is_nan()).for_each(|(o, _)| *o = f32::NAN);
+    }
+}
+
 /// Computes a tile in parts that stay, with all that is made of them, in a core's first caches; reading is worth more at once.
 fn in_parts(tile: &Tile<'_>, granule: usize, run: &Run<'_>, out: &mut [f32]) -> Result<()> {
     const PART: usize = 1 << 12;
@@ -337,7 +350,7 @@ fn in_parts(tile: &Tile<'_>, granule: usize, run: &Run<'_>, out: &mut [f32]) -> 
     Ok(())
 }
 
-fn copy(task: &Task, from: &Tensor, others: &[Tensor], mut sink: impl FnMut(Vec<u8>) -> Result<()>) -> Result<()> {
+fn copy(task: &Task, from: &Tensor, others: &[Tensor], strict: bool, mut sink: impl FnMut(Vec<u8>) -> Result<()>) -> Result<()> {
     let size = from.bytes.end - from.bytes.start;
     let mut other_bytes = Vec::new();
     for at in (0..size).step_by(READ as usize) {
@@ -353,8 +366,7 @@ fn copy(task: &Task, from: &Tensor, others: &[Tensor], mut sink: impl FnMut(Vec<
         if task.dtype != from.dtype {
             let mut values = vec![0.0; bytes.len() * 8 / from.dtype.bitsize()];
             dtype::decode(from.dtype, &bytes, &mut values)?;
-            bytes.clear();
-            dtype::encode(task.dtype, &values, &mut bytes)?;
+            bytes = encoded(task, &values, strict)?;
         }
         sink(bytes)?;
     }

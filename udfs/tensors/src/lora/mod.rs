@@ -105,7 +105,7 @@ impl Adapter {
         let mut pairs: BTreeMap<String, (Option<Tensor>, Option<Tensor>)> = BTreeMap::new();
         let mut whole = BTreeMap::new();
         for (name, tensor) in &model.checkpoint.tensors {
-            let Some((module, is_a, _)) = factor(name) else {
+            let Some((module, is_a, rest)) = factor(name) else {
                 if name.contains(".lora_") {
                     let what = if name.contains("magnitude") { "a magnitude (DoRA)" } else { "a factor of an embedding" };
                     return Err(Error::new(
@@ -116,8 +116,20 @@ impl Adapter {
                 whole.insert(name.clone(), tensor.clone());
                 continue;
             };
+            let file = model.checkpoint.path.display();
+            if rest.ends_with(".bias") {
+                return Err(Error::new(
+                    Code::Unsupported,
+                    format!("tensor `{name}` of `{file}` is the bias of a factor, which is not merged"),
+                )
+                .with_help("merge it into a model with PEFT first, and merge that"));
+            }
             let pair = pairs.entry(module.to_owned()).or_default();
-            *(if is_a { &mut pair.0 } else { &mut pair.1 }) = Some(tensor.clone());
+            if let Some(other) = (if is_a { &mut pair.0 } else { &mut pair.1 }).replace(tensor.clone()) {
+                let message =
+                    format!("tensors `{}` and `{name}` of `{file}` are factors of one module by two adapters", other.name());
+                return Err(Error::new(Code::Unsupported, message).with_help("save each adapter to a file of its own"));
+            }
         }
         let mut modules = BTreeMap::new();
         for (module, pair) in pairs {
@@ -232,6 +244,13 @@ pub fn plan(request: Request) -> Result<(Plan, Json)> {
         }
         params.extend(rule.params.clone());
         let settings = Settings::new(&LORA, &params, options.semantics, models.len())?;
+        let inner = settings.word("inner").unwrap_or("ties");
+        if rule.strategy == "lora_knots" && inner == "linear" {
+            let sum: f64 = order.iter().map(|place| settings.of_model("weight", *place).unwrap_or(1.0)).sum();
+            if sum.abs() < 1e-12 {
+                return Err(Error::invalid_argument("the weights of the adapters sum to zero").with_help("change one of them"));
+            }
+        }
         let number = |name: &str| settings.number(name).unwrap_or(0.0);
         let lambda = number("lambda");
         let mut parts = Vec::new();
@@ -264,7 +283,7 @@ pub fn plan(request: Request) -> Result<(Plan, Json)> {
             "lora_cat" => stacked(&parts),
             _ => {
                 let changes: Vec<Mat<f64>> = parts.iter().map(|(a, b)| b * a).collect();
-                let merged = methods::knots(&changes, &weights, settings.word("inner").unwrap_or("ties"), number("topk"))?;
+                let merged = methods::knots(&changes, &weights, inner, number("topk"))?;
                 let found = linalg::svd(&merged)?;
                 let kept = rank.min(found.s.iter().filter(|s| **s > found.s[0] * 1e-12).count().max(1));
                 let roots: Vec<f64> = found.s[..kept].iter().map(|s| (lambda.abs() * s).sqrt()).collect();

@@ -12,7 +12,7 @@ pub const METHOD: Method = Method {
         LAMBDA,
         param(
             "masks",
-            Kind::Files,
+            Kind::File,
             "!",
             "a file with tensors `<place>.<tensor>`, models counted from 0, of as many elements as there are singular values, greatest first; 0 drops one",
         ),

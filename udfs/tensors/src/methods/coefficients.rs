@@ -11,7 +11,7 @@ pub const ADA: Method = Method {
     paper: "Yang et al. 2024, arXiv:2310.02575",
     params: &[param(
         "coefficients",
-        Kind::Files,
+        Kind::File,
         "!",
         "a file with a tensor [models] for each name: the coefficient of each model, in their order",
     )],
@@ -29,7 +29,7 @@ pub const DAM: Method = Method {
     base: Base::None,
     params: &[param(
         "coefficients",
-        Kind::Files,
+        Kind::File,
         "!",
         "a file with a tensor [models, columns] for each name: the coefficient of each model's columns, in their order; a column is a place of the last axis",
     )],
@@ -48,8 +48,7 @@ fn coefficients(job: &Job<'_>, rest: &[usize]) -> Result<Tensor> {
     let file = job.sides.get("coefficients").and_then(|files| files.first());
     let file = file
         .ok_or_else(|| Error::invalid_argument("the coefficients are in no file").with_help("coefficients = 'file.safetensors'"))?;
-    let models = job.models.iter().map(|m| m.place + 1).max().unwrap_or(0);
-    let shape: Vec<usize> = std::iter::once(models).chain(rest.iter().copied()).collect();
+    let shape: Vec<usize> = std::iter::once(job.settings.models).chain(rest.iter().copied()).collect();
     job.side_tensor(file, job.name, &shape).cloned()
 }
 

@@ -24,7 +24,7 @@ pub const SEED: Param = param("seed", Kind::Count, "0", "another seed keeps othe
 /// Masks in place of random numbers.
 pub const MASKS: Param = param(
     "masks",
-    Kind::Files,
+    Kind::File,
     "",
     "a file with tensors `<place>.<tensor>`, models counted from 0, that say which entries are kept, in place of random numbers",
 );

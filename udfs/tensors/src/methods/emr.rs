@@ -1,6 +1,6 @@
 //! EMR: elect one task vector, mask it for each task, rescale (Huang et al. 2024, EMR-Merging, arXiv:2405.17461).
 
-use crate::checkpoint::{Elements, Tensor};
+use crate::checkpoint::{Checkpoint, Elements, Tensor};
 use crate::dtype::Dtype;
 use crate::method::{Input, Job, Kernel, Kind, Method, Pair, Survey, param};
 use crate::plan::{How, Merge, Plan, Task};
@@ -97,7 +97,7 @@ pub const TASK: Method = Method {
     models: (1, 1),
     reads_once: true,
     params: &[
-        param("masks", Kind::Files, "!", "the file `emr.safetensors` that emr(masks = true) wrote"),
+        param("masks", Kind::File, "!", "the file `emr.safetensors` that emr(masks = true) wrote"),
         param("task", Kind::Name, "!", "the name of the task's model"),
     ],
     check: |job| seen(job).map(|_| ()),
@@ -108,7 +108,9 @@ pub const TASK: Method = Method {
             granule: 8,
             run: Box::new(move |tile, out| {
                 let mut bits = vec![0; tile.range.len().div_ceil(8)];
-                mask.raw(tile.range.start as u64 / 8, &mut bits)?;
+                if let Some(mask) = &mask {
+                    mask.raw(tile.range.start as u64 / 8, &mut bits)?;
+                }
                 for (at, o) in out.iter_mut().enumerate() {
                     let (model, base) = (tile.models[0][at], tile.base[at]);
                     *o = if bits[at / 8] >> (at % 8) & 1 == 1 { base + scale * (model - base) } else { base };
@@ -120,30 +122,46 @@ pub const TASK: Method = Method {
     ..Method::COMMON
 };
 
+/// The name of a task in front of a point: a point of its own is written as `%2E`, so that no two masks share a name.
+fn written(task: &str) -> String {
+    task.replace('%', "%25").replace('.', "%2E")
+}
+
 fn mask_name(task: &str, tensor: &str) -> String {
-    format!("{task}.{tensor}.mask")
+    format!("{}.{tensor}.mask", written(task))
 }
 
 fn scale_name(task: &str) -> String {
-    format!("{task}.rescaler")
+    format!("{}.rescaler", written(task))
 }
 
-/// The mask of a tensor, and the rescaler of the task.
-fn seen<'a>(job: &Job<'a>) -> Result<(Tensor, Tensor)> {
+/// The tasks that a file of masks has.
+fn tasks_of(file: &Checkpoint) -> Vec<String> {
+    let tasks = file.tensors.keys().filter_map(|name| name.strip_suffix(".rescaler")).filter(|task| !task.contains('.'));
+    tasks.map(|task| task.replace("%2E", ".").replace("%25", "%")).collect()
+}
+
+/// The mask of a tensor, if the task's model had it, and the rescaler of the task.
+fn seen<'a>(job: &Job<'a>) -> Result<(Option<Tensor>, Tensor)> {
     let file = job.sides.get("masks").and_then(|files| files.first());
     let file =
         file.ok_or_else(|| Error::invalid_argument("the masks are in no file").with_help("masks = 'merged/emr.safetensors'"))?;
     let task = job.settings.word("task").unwrap_or_default();
     if file.get(&scale_name(task)).is_none() {
-        let tasks: Vec<&str> = file.tensors.keys().filter_map(|name| name.strip_suffix(".rescaler")).collect();
         return Err(Error::invalid_argument(format!("`{}` knows no task `{task}`", file.path.display()))
-            .with_help(format!("it has {}", tasks.join(", "))));
+            .with_help(format!("it has {}", tasks_of(file).join(", "))));
+    }
+    let scale = job.side_tensor(file, &scale_name(task), &[1])?.clone();
+    // A task whose model lacked the tensor changes nothing of it.
+    if file.get(&mask_name(task, job.name)).is_none() && tasks_of(file).iter().any(|t| file.get(&mask_name(t, job.name)).is_some())
+    {
+        return Ok((None, scale));
     }
     let mask = job.side_tensor(file, &mask_name(task, job.name), &[job.len().div_ceil(8)])?;
     if mask.dtype != Dtype::U8 {
         return Err(Error::type_mismatch(format!("tensor `{}` of `{}` holds no bits", mask.name(), file.path.display())));
     }
-    Ok((mask.clone(), job.side_tensor(file, &scale_name(task), &[1])?.clone()))
+    Ok((Some(mask.clone()), scale))
 }
 
 /// Whether each entry of the unified vector goes the way of one task: a bit each, the first the lowest of its byte.

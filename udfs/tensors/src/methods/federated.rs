@@ -1,9 +1,19 @@
 //! Federated aggregation: what a server makes of the models that its clients trained.
 
 use crate::method::{Base, Job, Kernel, Kind, Method, Param, each, param};
-use mergeql_udfs::Result;
+use mergeql_udfs::{Error, Result};
 
 const SAMPLES: Param = each("num_samples", Kind::Number, "1", "how many examples each client trained on");
+
+/// Examples are counted: none is below zero, and there are some.
+fn samples(job: &Job<'_>) -> Result<()> {
+    if let Some(n) = job.of_models("num_samples").iter().find(|n| **n < 0.0) {
+        return Err(
+            Error::invalid_argument(format!("a client trained on {n} examples")).with_help("write num_samples of 0 or more")
+        );
+    }
+    job.shares("num_samples").map(|_| ())
+}
 
 /// FedAvg (McMahan et al. 2017, arXiv:1602.05629).
 pub const AVG: Method = Method {
@@ -14,7 +24,7 @@ pub const AVG: Method = Method {
     reads_once: true,
     synonyms: &[("weight", "num_samples")],
     params: &[SAMPLES],
-    check: |job| job.shares("num_samples").map(|_| ()),
+    check: samples,
     prepare: |job| Ok(job.combine(job.shares("num_samples")?, false)),
     ..Method::COMMON
 };
@@ -44,6 +54,15 @@ pub const ADAM: Method = Method {
     paper: "Reddi et al. 2021, arXiv:2003.00295",
     base: Base::Required,
     params: ADAPTIVE,
+    check: |job| {
+        samples(job)?;
+        let (tau, v0) = (job.number("tau"), job.number("v0"));
+        if tau > 0.0 && v0 >= 0.0 {
+            return Ok(());
+        }
+        Err(Error::invalid_argument(format!("a step with tau = {tau} and v0 = {v0}"))
+            .with_help("what is divided by is the root of the second moment plus tau: tau is above 0, and v0 not below it"))
+    },
     prepare: |job| adaptive(job, |v0, square, beta2| beta2 * v0 + (1.0 - beta2) * square),
     ..AVG
 };
@@ -94,11 +113,9 @@ pub const NOVA: Method = Method {
     params: &[SAMPLES, each("steps", Kind::Number, "!", "how many local steps each client took")],
     check: |job| {
         if job.of_models("steps").iter().any(|s| *s <= 0.0) {
-            return Err(
-                mergeql_udfs::Error::invalid_argument("every client takes at least one step").with_help("write steps above 0")
-            );
+            return Err(Error::invalid_argument("every client takes at least one step").with_help("write steps above 0"));
         }
-        job.shares("num_samples").map(|_| ())
+        samples(job)
     },
     prepare: |job| {
         let (shares, steps) = (job.shares("num_samples")?, job.of_models("steps"));

@@ -3,7 +3,7 @@
 use crate::checkpoint::{Buffer, Tensor};
 use crate::method::{Base, Job, Kernel, Kind, Method, Survey, WEIGHT, param};
 use crate::reduce;
-use mergeql_udfs::Result;
+use mergeql_udfs::{Error, Result};
 
 pub const METHOD: Method = Method {
     name: "fisher",
@@ -27,7 +27,13 @@ pub const METHOD: Method = Method {
             "whether each model's information is divided by its length over all tensors",
         ),
     ],
-    check: |job| diagonals(job).map(|_| ()),
+    check: |job| {
+        if job.number("eps") < 0.0 {
+            return Err(Error::invalid_argument("`eps` of `fisher` is added to information, which is never below 0"));
+        }
+        job.check_shares()?;
+        diagonals(job).map(|_| ())
+    },
     prepare,
     survey: Some((|settings| settings.flag("normalize_fisher") == Some(true), survey)),
     ..Method::COMMON
@@ -41,6 +47,13 @@ fn prepare<'a>(job: &'a Job<'a>) -> Result<Kernel<'a>> {
     let diagonals = diagonals(job)?;
     let mut weights = job.of_models("weight");
     if let Some(survey) = job.survey {
+        if let Some(i) = survey.numbers.iter().position(|sum| *sum == 0.0) {
+            return Err(Error::invalid_argument(format!(
+                "the information in `{}` is 0 throughout",
+                job.side("fisher", i)?.path.display()
+            ))
+            .with_help("it cannot be divided by its length; leave the model out, or write normalize_fisher = false"));
+        }
         let lengths: Vec<f64> = survey.numbers.iter().map(|sum| 1.0 / sum.sqrt()).collect();
         let total: f64 = lengths.iter().sum();
         weights.iter_mut().zip(lengths).for_each(|(w, l)| *w *= l / total);
@@ -53,6 +66,15 @@ fn prepare<'a>(job: &'a Job<'a>) -> Result<Kernel<'a>> {
             let (mut sums, mut divisors, mut buffer) = (vec![0.0f64; out.len()], vec![0.0f64; out.len()], Buffer::default());
             for (i, model) in tile.models.iter().enumerate() {
                 let information = diagonals[i].view(tile.range.clone(), &mut buffer)?;
+                if let Some(at) = information.iter().position(|f| *f < 0.0) {
+                    return Err(Error::invalid_argument(format!(
+                        "tensor `{}` of `{}` is below 0 at element {}",
+                        diagonals[i].name(),
+                        diagonals[i].file().display(),
+                        tile.range.start + at
+                    ))
+                    .with_help("Fisher information is a mean of squares"));
+                }
                 for (at, (m, f)) in model.iter().zip(information).enumerate() {
                     let weight = weights[i] * (f64::from(*f) + eps);
                     sums[at] += weight * f64::from(*m);

@@ -17,6 +17,7 @@ pub const METHOD: Method = Method {
         param("inner", Kind::Word(&["ties", "linear"]), "ties", "how the aligned blocks become one"),
         param("topk", Kind::Share, "1", "for ties: the share of each block that is kept, greatest magnitude first"),
     ],
+    check: |job| if job.settings.word("inner") == Some("linear") { job.check_shares() } else { Ok(()) },
     prepare,
     ..Method::COMMON
 };

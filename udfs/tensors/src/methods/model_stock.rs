@@ -1,7 +1,7 @@
 //! Model Stock: how far from the base the mean of the models should lie follows from the angles between them (Jang, Yun, Han 2024,
 //! arXiv:2403.19522).
 
-use crate::method::{Gram, Job, Kernel, Kind, Method, combine, param};
+use crate::method::{Gram, Job, Kernel, Kind, Method, Semantics, combine, param};
 use mergeql_udfs::Result;
 
 pub const METHOD: Method = Method {
@@ -13,8 +13,8 @@ pub const METHOD: Method = Method {
     ..Method::COMMON
 };
 
-/// The share of the mean.
-fn ratio(gram: &Gram) -> f64 {
+/// The share of the mean. mergekit takes lengths whose product is below 1e-6 for that, and so small changes for unlike ones.
+fn ratio(gram: &Gram, semantics: Semantics) -> f64 {
     let n = gram.n;
     if n < 2 {
         return 1.0;
@@ -22,7 +22,10 @@ fn ratio(gram: &Gram) -> f64 {
     let mut sum = 0.0;
     for i in 0..n {
         for j in i + 1..n {
-            sum += (gram.dot(i, j) / (gram.norm(i) * gram.norm(j)).max(1e-6)).clamp(-1.0, 1.0);
+            sum += match semantics {
+                Semantics::Paper => gram.cosine(i, j),
+                Semantics::Mergekit => (gram.dot(i, j) / (gram.norm(i) * gram.norm(j)).max(1e-6)).clamp(-1.0, 1.0),
+            };
         }
     }
     let cosine = sum / (n * (n - 1) / 2) as f64;
@@ -31,9 +34,9 @@ fn ratio(gram: &Gram) -> f64 {
 }
 
 fn prepare<'a>(job: &'a Job<'a>) -> Result<Kernel<'a>> {
-    let n = job.models.len();
+    let (n, semantics) = (job.models.len(), job.settings.semantics);
     if !job.flag("filter_wise") {
-        let factor = ratio(&job.gram(true)?) / n as f64;
+        let factor = ratio(&job.gram(true)?, semantics) / n as f64;
         return Ok(job.combine(vec![factor; n], true));
     }
     let width = job.shape.last().copied().unwrap_or(1).max(1);
@@ -51,7 +54,7 @@ fn prepare<'a>(job: &'a Job<'a>) -> Result<Kernel<'a>> {
                 }
                 let mut sums = vec![0.0; n * n];
                 Gram::of(&rows.iter().map(Vec::as_slice).collect::<Vec<_>>(), &mut sums);
-                let factor = (ratio(&Gram::new(n, sums)) / n as f64) as f32;
+                let factor = (ratio(&Gram::new(n, sums), semantics) / n as f64) as f32;
                 let models = tile.models.iter().map(|m| &m[place.clone()]).collect();
                 let part = crate::method::Tile { range: place.clone(), models, base: &tile.base[place] };
                 combine(&part, &vec![factor; n], true, out);

@@ -24,7 +24,7 @@ fn sum(job: &Job<'_>) -> Result<Mat<f64>> {
     let mut tasks = linalg::tasks(job)?.into_iter();
     let mut sum = tasks.next().unwrap_or_else(|| Mat::zeros(job.shape[0], job.shape[1]));
     for task in tasks {
-        let parts = linalg::full_svd(&sum)?;
+        let parts = linalg::svd(&sum)?;
         let total: f64 = parts.s.iter().sum();
         let mut held = 0.0;
         let lead = parts.s.iter().position(|s| {
@@ -32,15 +32,18 @@ fn sum(job: &Job<'_>) -> Result<Mat<f64>> {
             held > job.number("alpha") * total
         });
         let lead = lead.unwrap_or(0);
+        // Within the leading vectors all of it goes, and of the others what goes the same way: vectors of no length are anyone's.
+        let least = 1e-12 * parts.s.first().copied().unwrap_or(0.0);
         let mut inside = parts.u.transpose() * &task * &parts.v;
         for i in 0..inside.nrows() {
             for j in 0..inside.ncols() {
-                if i == j || (i < lead && j < lead) {
+                let same = i == j && parts.s[i] > least;
+                if !same && (i >= lead || j >= lead) {
                     inside[(i, j)] = 0.0;
                 }
             }
         }
-        sum += &parts.u * inside * parts.v.transpose();
+        sum += task - &parts.u * inside * parts.v.transpose();
     }
     Ok(sum)
 }

@@ -19,15 +19,25 @@ pub const METHOD: Method = Method {
         ),
         param("alpha", Kind::Share, "0.9", "what elements off the diagonal are multiplied by"),
     ],
-    check: |job| (0..job.models.len()).try_for_each(|i| job.side("gram", i).map(|_| ())),
+    check: |job| {
+        let n = job.models.len();
+        (0..n).try_for_each(|i| job.side("gram", i).map(|_| ()))?;
+        let width = if known(job) { job.shape[1] } else { return Ok(()) };
+        (0..n).try_for_each(|i| job.side_tensor(job.side("gram", i)?, job.name, &[width, width]).map(|_| ()))
+    },
     prepare,
     ..Method::COMMON
 };
 
+/// Whether some model has a Gram matrix for the tensor: then all must.
+fn known(job: &Job<'_>) -> bool {
+    let has = |i: usize| job.side("gram", i).is_ok_and(|file| file.get(job.name).is_some());
+    job.shape.len() == 2 && (0..job.models.len()).any(has)
+}
+
 fn prepare<'a>(job: &'a Job<'a>) -> Result<Kernel<'a>> {
     let n = job.models.len();
-    let known = (0..n).filter(|i| job.side("gram", *i).is_ok_and(|file| file.get(job.name).is_some())).count();
-    if known == 0 || job.shape.len() != 2 {
+    if !known(job) {
         return Ok(job.combine(vec![1.0 / n as f64; n], false));
     }
     let (alpha, width) = (job.number("alpha"), job.shape[1]);

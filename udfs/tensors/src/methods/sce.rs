@@ -1,6 +1,6 @@
 //! SCE: select by variance, calculate weights, erase minority signs (Wan et al. 2024, FuseChat, arXiv:2408.07990).
 
-use crate::method::{Job, Kernel, Kind, Method, Pair, param};
+use crate::method::{Job, Kernel, Kind, Method, Pair, Semantics, param};
 use crate::reduce;
 use crate::select::{self, Cut};
 use mergeql_udfs::Result;
@@ -75,12 +75,15 @@ fn prepare<'a>(job: &'a Job<'a>) -> Result<Kernel<'a>> {
         Ok(())
     })?;
     let total: f64 = weights.iter().sum();
-    if total / (n.max(1) as f64) < 1e-6 {
+    // What mergekit takes for no change at all.
+    let least = if job.settings.semantics == Semantics::Mergekit { 1e-6 } else { f64::MIN_POSITIVE };
+    if total / (n.max(1) as f64) < least {
         weights.fill(1.0 / models as f64);
     } else {
         weights.iter_mut().for_each(|w| *w /= total);
     }
     let weights: Vec<f32> = weights.into_iter().map(|w| w as f32).collect();
+    let least = least as f32;
     Ok(Kernel::Tiles {
         granule: 1,
         run: Box::new(move |tile, out| {
@@ -103,7 +106,7 @@ fn prepare<'a>(job: &'a Job<'a>) -> Result<Kernel<'a>> {
                         divisor += weight;
                     }
                 }
-                *o += sum / divisor.max(1e-6);
+                *o += sum / divisor.max(least);
             }
             Ok(())
         }),

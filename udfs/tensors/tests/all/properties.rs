@@ -222,10 +222,14 @@ pub fn write(path: &Path, tensors: &BTreeMap<String, (Vec<usize>, Vec<f32>)>) {
 
 /// Models of tensors of some shapes, with values from a counter.
 fn random(path: &Path, seed: u64, shapes: &[(&str, Vec<usize>)]) {
+    random_from(path, seed, shapes, -0.5);
+}
+
+fn random_from(path: &Path, seed: u64, shapes: &[(&str, Vec<usize>)], least: f32) {
     let tensors = shapes.iter().map(|(name, shape)| {
         let stream = mergeql_tensors::rng::Philox::new(seed, &[0; 32], name);
         let mut values = vec![0.0; shape.iter().product()];
-        values.iter_mut().enumerate().for_each(|(i, v)| *v = stream.number(i) as f32 / 4_294_967_296.0 - 0.5);
+        values.iter_mut().enumerate().for_each(|(i, v)| *v = stream.number(i) as f32 / 4_294_967_296.0 + least);
         ((*name).to_owned(), (shape.clone(), values))
     });
     write(path, &tensors.collect());
@@ -239,9 +243,9 @@ fn needed(method: &'static mergeql_tensors::method::Method, folder: &Path) -> Op
             "t" => number(0.3),
             "tau" => number(0.5),
             "steps" => numbers(&[3.0, 5.0, 2.0]),
-            // Any positive tensors of the same shapes will do.
+            // Any tensors of the same shapes that are not below zero will do.
             "fisher" => Value::List(
-                (0..3).map(|i| Value::Text(folder.join(format!("m{i}.safetensors")).to_string_lossy().into_owned())).collect(),
+                (0..3).map(|i| Value::Text(folder.join(format!("f{i}.safetensors")).to_string_lossy().into_owned())).collect(),
             ),
             _ => return None,
         };
@@ -273,6 +277,9 @@ fn nothing_but_the_set_changes_a_byte() {
     let path = |name: &str| folder.path().join(format!("{name}.safetensors"));
     for (seed, name) in ["m0", "m1", "m2", "base"].iter().enumerate() {
         random(&path(name), seed as u64, &shapes);
+    }
+    for i in 0..3 {
+        random_from(&path(&format!("f{i}")), i, &shapes, 0.0);
     }
     // The same model in shards.
     let shards = folder.path().join("m1");
