@@ -300,7 +300,6 @@ fn shown(value: Value) -> String {
 /// The core's type and how its values lie, for a type that is no domain.
 unsafe fn known(oid: Oid, typmod: i32) -> Result<(Type, Form), Failure> {
     let int = |bits| Type::Int { bits, signed: true };
-    let micros = Unit::Microsecond;
     Ok(match oid {
         pg_sys::BOOLOID => (Type::Boolean, Form::Bool),
         pg_sys::INT2OID => (int(16), Form::Int2),
@@ -315,9 +314,9 @@ unsafe fn known(oid: Oid, typmod: i32) -> Result<(Type, Form), Failure> {
         pg_sys::NAMEOID | pg_sys::JSONOID | pg_sys::JSONBOID => (Type::Text, Form::Printed),
         pg_sys::BYTEAOID => (Type::Bytes, Form::Bytes),
         pg_sys::DATEOID => (Type::Date, Form::Date),
-        pg_sys::TIMEOID => (Type::Time(micros), Form::Time),
-        pg_sys::TIMESTAMPOID => (Type::Timestamp { unit: micros, zone: None }, Form::Timestamp),
-        pg_sys::TIMESTAMPTZOID => (Type::Timestamp { unit: micros, zone: Some(Arc::from("UTC")) }, Form::Instant),
+        pg_sys::TIMEOID => (Type::Time(unit(typmod)), Form::Time),
+        pg_sys::TIMESTAMPOID => (Type::Timestamp { unit: unit(typmod), zone: None }, Form::Timestamp),
+        pg_sys::TIMESTAMPTZOID => (Type::Timestamp { unit: unit(typmod), zone: Some(Arc::from("UTC")) }, Form::Instant),
         pg_sys::INTERVALOID => (Type::Interval, Form::Interval),
         pg_sys::UUIDOID => (Type::Uuid, Form::Uuid),
         _ => {
@@ -353,6 +352,15 @@ unsafe fn known(oid: Oid, typmod: i32) -> Result<(Type, Form), Failure> {
             }
         }
     })
+}
+
+/// The unit of a time: one that holds all of its digits.
+fn unit(typmod: i32) -> Unit {
+    match typmod {
+        0 => Unit::Second,
+        1..=3 => Unit::Millisecond,
+        _ => Unit::Microsecond,
+    }
 }
 
 /// Whether Postgres counts a type among those that hold text.

@@ -113,11 +113,11 @@ impl Call {
         }
     }
 
-    /// The columns that the caller expects of a function that returns a set.
+    /// The columns that the caller expects of a function that returns a set, in their places; `None` for one that was dropped.
     ///
     /// # Errors
     /// `unsupported` where rows cannot be taken; `help` shows how they are asked for.
-    pub fn expected(self, help: &str) -> Result<Vec<Column>, Failure> {
+    pub fn expected(self, help: &str) -> Result<Vec<Option<Column>>, Failure> {
         // SAFETY: Postgres passes what it expects.
         unsafe {
             let info: *mut pg_sys::ReturnSetInfo = (*self.0).resultinfo.cast();
@@ -125,7 +125,7 @@ impl Call {
             if info.is_null() || (*info).expectedDesc.is_null() || (*info).allowedModes as u32 & materialize == 0 {
                 return Err(Diagnostic::new(Code::Unsupported, "rows are asked for in FROM").help(help).into());
             }
-            Ok(spi::columns((*info).expectedDesc))
+            Ok(spi::places((*info).expectedDesc))
         }
     }
 

@@ -4,6 +4,7 @@
 
 use crate::datums::PgType;
 use crate::entry::{Call, Failure, Outcome};
+use crate::spi::Column;
 use mergeql_lang::Diagnostic;
 use mergeql_tensors::method::Value as Given;
 use mergeql_tensors::tables::{self, Arguments, Function};
@@ -94,7 +95,8 @@ fn rows(call: Call) -> Outcome {
     let name = call.name();
     let function = tables::find(&name).ok_or_else(|| Error::new(Code::Unsupported, format!("there is no `{name}`")))?;
     check_access()?;
-    let expected = call.expected(&format!("SELECT * FROM {name}(...)"))?;
+    // The script declares what they return: none of it can be dropped.
+    let expected: Vec<Column> = call.expected(&format!("SELECT * FROM {name}(...)"))?.into_iter().flatten().collect();
     let (arguments, computed) = arguments(call, function)?;
     let types = expected.iter().map(|c| PgType::of(c.oid, c.typmod)).collect::<Result<Vec<_>, _>>()?;
     start_threads();

@@ -178,13 +178,22 @@ impl Query {
 /// The description is live.
 pub unsafe fn columns(description: pg_sys::TupleDesc) -> Vec<Column> {
     // SAFETY: as the caller promises.
+    unsafe { places(description) }.into_iter().flatten().collect()
+}
+
+/// The places of a row of this description: its columns, and `None` for those that were dropped.
+///
+/// # Safety
+/// The description is live.
+pub unsafe fn places(description: pg_sys::TupleDesc) -> Vec<Option<Column>> {
+    // SAFETY: as the caller promises.
     unsafe {
         let column = |i: usize| {
             let a = attribute(description, i);
             let name = CStr::from_ptr((*a).attname.data.as_ptr()).to_string_lossy().into_owned();
             (!(*a).attisdropped).then_some(Column { name, oid: (*a).atttypid, typmod: (*a).atttypmod })
         };
-        (0..(*description).natts as usize).filter_map(column).collect()
+        (0..(*description).natts as usize).map(column).collect()
     }
 }
 

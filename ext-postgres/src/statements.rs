@@ -7,7 +7,7 @@ use crate::entry::{Call, Failure, Outcome};
 use crate::spi::{Column, Spi, type_name};
 use mergeql_lang::ast::{Explain, Merge, Name, Piece, Relation as Written, Returning, Statement, StrategyBody};
 use mergeql_lang::diagnostic::nearest;
-use mergeql_lang::lower::{Lowering, Postgres, postgres_type_name, quote, text as literal};
+use mergeql_lang::lower::{Dialect, Lowering, Postgres, postgres_type_name, quote, text as literal};
 use mergeql_lang::plan::{Plan, Relation, SourceColumn};
 use mergeql_lang::{Diagnostic, Span, UserStrategies, added_columns, bind, bind_into, check_unverified, find_strategy, parse};
 use mergeql_udfs::{Code, Type};
@@ -56,7 +56,12 @@ fn schema(call: Call) -> String {
 /// Runs with a session; errors know the statement.
 fn with_session<T>(call: Call, statement: &str, run: impl FnOnce(&Session<'_>) -> Result<T, Failure>) -> Result<T, Failure> {
     let dialect = Postgres { schema: schema(call) };
-    Spi::connect(|spi| run(&Session { spi, dialect })).map_err(|failure| failure.known(statement))
+    Spi::connect(|spi| {
+        let session = Session { spi, dialect };
+        session.check_settings()?;
+        run(&session)
+    })
+    .map_err(|failure| failure.known(statement))
 }
 
 /// A name as Postgres knows it: without quotes it is in small letters.
@@ -69,6 +74,18 @@ fn table(parts: &[Name]) -> String {
 }
 
 impl Session<'_> {
+    /// Statements are written for texts and numbers as Postgres reads and prints them without being told otherwise.
+    fn check_settings(&self) -> Result<(), Failure> {
+        let sql = "SELECT current_setting('standard_conforming_strings') = 'off', current_setting('extra_float_digits')::int < 1";
+        for (setting, wrong) in [("standard_conforming_strings = on", 0), ("extra_float_digits = 1", 1)] {
+            if self.spi.texts(sql, &[])?.iter().any(|row| row[wrong].as_deref() == Some("t")) {
+                let message = "the session reads texts or prints numbers in a way that changes values";
+                return Err(Diagnostic::new(Code::Unsupported, message).help(format!("SET {setting}")).into());
+            }
+        }
+        Ok(())
+    }
+
     fn own(&self, name: &str) -> String {
         format!("{}.{name}", quote(&self.dialect.schema))
     }
@@ -254,7 +271,10 @@ impl Session<'_> {
             (!first.is_empty() && types.all(|t| t == first)).then_some(first)
         };
         let keys = (0..plan.key).map(|i| (plan.columns[i].name.as_str(), theirs(i)));
-        let kept = |c: &mergeql_lang::plan::Cell| c.ty == Type::Text && c.call.value_type() == Type::Text;
+        // What a strategy makes of several values need not be one of the type.
+        let kept = |c: &mergeql_lang::plan::Cell| {
+            c.ty == Type::Text && c.call.value_type() == Type::Text && c.entry.spec().selects && c.fold.is_none()
+        };
         let cells = plan.cells.iter().map(|c| (c.name.as_str(), c.column.filter(|_| kept(c)).and_then(theirs)));
         let columns: Vec<(&str, Option<String>)> = keys.chain(cells).collect();
         if columns.iter().all(|(_, ty)| ty.is_none()) {
@@ -313,6 +333,25 @@ impl Session<'_> {
         Ok((plan, described))
     }
 
+    /// What others wrote since a transaction's snapshot is not seen under REPEATABLE READ: a unique key turns that into an error.
+    fn check_snapshot(&self, into: &Described, merge: &Merge) -> Result<(), Failure> {
+        let Some((schema, name)) = &into.table else { return Ok(()) };
+        let keys: Vec<String> = merge.key.iter().map(|k| literal(&plain(k))).collect();
+        let sql = format!(
+            "SELECT 1 WHERE current_setting('transaction_isolation') = 'repeatable read' AND NOT EXISTS (\
+             SELECT FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c ON c.oid = i.indrelid \
+             JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = $1 AND c.relname = $2 \
+             AND i.indisunique AND i.indisvalid AND i.indpred IS NULL AND i.indexprs IS NULL AND NOT EXISTS (\
+             SELECT FROM pg_catalog.pg_attribute a WHERE a.attrelid = c.oid AND a.attnum = ANY(i.indkey) AND a.attname NOT IN ({})))",
+            keys.join(", ")
+        );
+        if self.spi.texts(&sql, &[schema, name])?.is_empty() {
+            return Ok(());
+        }
+        let message = "under REPEATABLE READ a table without a unique key can get rows twice that other sessions write meanwhile";
+        Err(Diagnostic::new(Code::Unsupported, message).help("make the key unique, or use READ COMMITTED or SERIALIZABLE").into())
+    }
+
     /// Adds the columns that only the sources have, where the statement lets its target grow.
     fn extend(&self, name: &str, into: &Described, merge: &Merge) -> Result<(), Failure> {
         let columns: Vec<String> = into.relation.columns.iter().map(|c| c.name.clone()).collect();
@@ -338,10 +377,14 @@ impl Session<'_> {
             Some((_, collation)) => format!("{expr} COLLATE {collation}"),
             None => expr,
         };
-        // The type and the text that a column's values are compared as.
         let keys: Vec<String> = plan.key_columns().iter().map(|c| c.name.clone()).collect();
+        let is_printed_key = |k: &String| into.columns.iter().any(|c| c.name == *k && is_printed(c));
         let same = |with: &str| {
-            let equal = |k: &String| format!("t.{0} = {1}", quote(k), collated(k, format!("{with}.{}", quote(k))));
+            // Keys of types with rules of their own are compared as the texts that they were merged as.
+            let equal = |k: &String| match is_printed_key(k) {
+                true => format!("{} = {}", as_text(&format!("t.{}", quote(k))), as_text(&format!("{with}.{}", quote(k)))),
+                false => format!("t.{0} = {1}", quote(k), collated(k, format!("{with}.{}", quote(k)))),
+            };
             keys.iter().map(equal).collect::<Vec<_>>().join(" AND ")
         };
         let list = |names: &[String]| names.iter().map(|n| quote(n)).collect::<Vec<_>>().join(", ");
@@ -349,7 +392,8 @@ impl Session<'_> {
         for source in &plan.sources[1..] {
             let column = |(i, key): (usize, &String)| {
                 let at = source.columns[i].map(|at| quote(&source.relation.columns[at].name));
-                format!("{} AS {}", at.map_or("NULL".to_owned(), |c| format!("s.{c}")), quote(key))
+                let expr = at.map_or("NULL".to_owned(), |c| format!("s.{c}"));
+                format!("{} AS {}", if is_printed_key(key) { as_text(&expr) } else { expr }, quote(key))
             };
             let columns: Vec<String> = keys.iter().enumerate().map(column).collect();
             key_sets.push(format!("SELECT {} FROM {} AS s", columns.join(", "), source.relation.sql));
@@ -363,17 +407,21 @@ impl Session<'_> {
         let columns: Vec<String> = plan.result_columns().map(|(name, _)| name.to_owned()).collect();
         let others: Vec<&String> = columns.iter().filter(|c| !keys.contains(c)).collect();
         let fits = |c: &String| {
-            let ty = into.columns.iter().find(|theirs| theirs.name == *c).map(|theirs| type_name(theirs.oid, theirs.typmod));
+            // A cast would cut a text that is too long without a word.
+            let theirs = into.columns.iter().find(|theirs| theirs.name == *c && !(theirs.typmod >= 0 && is_texts(theirs)));
+            let ty = theirs.map(|theirs| type_name(theirs.oid, theirs.typmod));
             ty.map_or_else(|| format!("m.{}", quote(c)), |ty| format!("CAST(m.{} AS {ty})", quote(c)))
         };
-        let null_in = |of: &str| keys.iter().map(|k| format!("{of}.{} IS NULL", quote(k))).collect::<Vec<_>>().join(" OR ");
+        let null_in = |of: &str| {
+            let null = |c: &mergeql_lang::plan::Column| format!("{of}.{} {}", quote(&c.name), self.dialect.null_tests(&c.ty)[0]);
+            plan.key_columns().iter().map(null).collect::<Vec<_>>().join(" OR ")
+        };
         let null = null_in("m");
         let values = |names: &[String]| names.iter().map(fits).collect::<Vec<_>>().join(", ");
         let all = list(&columns);
         // Rows without a key match nothing: those that the table has already are left out, or each run would add them again.
-        let as_text = |names: &[String], of: &str| {
-            let text = |n: &String| format!("CAST({of}.{} AS text) COLLATE \"C\"", quote(n));
-            names.iter().map(text).collect::<Vec<_>>().join(", ")
+        let texts = |names: &[String], of: &str| {
+            names.iter().map(|n| as_text(&format!("{of}.{}", quote(n)))).collect::<Vec<_>>().join(", ")
         };
         let unknown = format!("SELECT {} FROM m WHERE NOT EXISTS (SELECT FROM {name} AS t WHERE {})", values(&columns), same("m"));
         let insert = if plan.nullable_key() {
@@ -382,8 +430,8 @@ impl Session<'_> {
                  (SELECT FROM {name} AS t WHERE ({}) AND ROW({}) IS NOT DISTINCT FROM ROW({})) RETURNING 1",
                 values(&columns),
                 null_in("t"),
-                as_text(&columns, "t"),
-                as_text(&columns, "m"),
+                texts(&columns, "t"),
+                texts(&columns, "m"),
             )
         } else {
             format!("INSERT INTO {name} ({all}) {unknown} RETURNING 1")
@@ -396,11 +444,8 @@ impl Session<'_> {
                 .iter()
                 .map(|c| {
                     let text = into.columns.iter().any(|t| t.name == **c && !is_comparable(t));
-                    let side = |of: &str, value: String| match (text, of) {
-                        (true, _) => format!("CAST({value} AS text) COLLATE \"C\""),
-                        _ => value,
-                    };
-                    format!("{} IS DISTINCT FROM {}", side("t", format!("t.{}", quote(c))), side("m", fits(c)))
+                    let side = |value: String| if text { as_text(&value) } else { value };
+                    format!("{} IS DISTINCT FROM {}", side(format!("t.{}", quote(c))), side(fits(c)))
                 })
                 .collect();
             format!(
@@ -438,8 +483,32 @@ impl Session<'_> {
 
 /// Whether two values of a column can be compared as they are: texts must not go by a collation, and JSON has no equality.
 fn is_comparable(column: &Column) -> bool {
-    PgType::of(column.oid, column.typmod)
-        .is_ok_and(|ty| !matches!(ty.form, Form::Text | Form::Padded | Form::Printed | Form::Array(_)))
+    PgType::of(column.oid, column.typmod).is_ok_and(|ty| {
+        !matches!(ty.form, Form::Text | Form::Padded | Form::Printed | Form::Interval | Form::Array(_) | Form::Row(..))
+    })
+}
+
+/// Whether a column's own equality is not that of its printed texts: citext, `char(n)`, JSON, rows and arrays of such.
+fn is_printed(column: &Column) -> bool {
+    fn printed(ty: &PgType) -> bool {
+        match &ty.form {
+            Form::Padded | Form::Printed | Form::Interval => true,
+            Form::Array(element) => printed(element),
+            Form::Row(fields, _) => fields.iter().any(|(_, ty)| ty.as_ref().is_some_and(printed)),
+            _ => false,
+        }
+    }
+    PgType::of(column.oid, column.typmod).is_ok_and(|ty| printed(&ty))
+}
+
+/// Whether a column holds texts of a type with a length.
+fn is_texts(column: &Column) -> bool {
+    PgType::of(column.oid, column.typmod).is_ok_and(|ty| matches!(ty.form, Form::Text | Form::Padded))
+}
+
+/// A value as it is printed, compared by bytes.
+fn as_text(value: &str) -> String {
+    format!("CAST({value} AS text) COLLATE \"C\"")
 }
 
 // What users call.
@@ -485,18 +554,20 @@ fn rows(call: Call, shape: Shape) -> Outcome {
 }
 
 /// The columns of a merge, cast to those that are expected.
-fn cast(found: &[Column], expected: &[Column], shape: Shape) -> Result<String, Failure> {
+fn cast(found: &[Column], expected: &[Option<Column>], shape: Shape) -> Result<String, Failure> {
     let shown: Vec<String> = found.iter().map(|c| format!("{} {}", quote(&c.name), type_name(c.oid, c.typmod))).collect();
     let help = format!("its columns are ({})", shown.join(", "));
     if shape == Shape::Listed && found.len() != expected.len() {
         let message = format!("the statement has {} columns, and {} are listed", found.len(), expected.len());
         return Err(Diagnostic::new(Code::TypeMismatch, message).help(help).into());
     }
-    if let (Shape::Row, Some(column)) = (shape, found.iter().find(|c| !expected.iter().any(|e| e.name == c.name))) {
+    if let (Shape::Row, Some(column)) = (shape, found.iter().find(|c| !expected.iter().flatten().any(|e| e.name == c.name))) {
         let message = format!("the row type has no column `{}`", column.name);
         return Err(Diagnostic::new(Code::UnknownColumn, message).help(help).into());
     }
-    let one = |(i, e): (usize, &Column)| {
+    let one = |(i, e): (usize, &Option<Column>)| {
+        // A row keeps the place of a column that was dropped.
+        let Some(e) = e else { return format!("NULL AS __mergeql_dropped_{i}") };
         let from = if shape == Shape::Listed { found.get(i) } else { found.iter().find(|c| c.name == e.name) };
         let expr = from.map_or("NULL".to_owned(), |c| format!("m.{}", quote(&c.name)));
         format!("CAST({expr} AS {}) AS {}", type_name(e.oid, e.typmod), quote(&e.name))
@@ -509,10 +580,17 @@ fn cast(found: &[Column], expected: &[Column], shape: Shape) -> Result<String, F
 fn into(call: Call) -> Outcome {
     let statement = call.text(0)?;
     with_session(call, &statement, |session| {
-        if let Statement::MergeInto { target: Written::Table(parts), explain: Explain::No, merge } = parse(&statement)? {
+        let parsed = parse(&statement)?;
+        if let Statement::Sql(pieces) = &parsed
+            && !pieces.iter().any(|p| matches!(p, Piece::Merge(_)))
+        {
+            return Err(Diagnostic::new(Code::Unsupported, "this is no statement of MergeQL").help("run it by itself").into());
+        }
+        if let Statement::MergeInto { target: Written::Table(parts), explain: Explain::No, merge } = parsed {
             // An unknown table is told in our words.
             let into = session.describe(&Written::Table(parts.clone()))?;
             session.spi.run(&format!("LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE", table(&parts)))?;
+            session.check_snapshot(&into, &merge)?;
             session.extend(&table(&parts), &into, &merge)?;
         }
         match session.lower(&statement)? {

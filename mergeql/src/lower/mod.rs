@@ -46,6 +46,11 @@ pub trait Dialect: Sync {
         ty.has_float().then(|| format!("{}({expr})", self.function("mergeql_canonical")))
     }
 
+    /// What stands behind a value of this type to ask whether it is NULL, and whether it is not: a struct of NULLs is none.
+    fn null_tests(&self, _ty: &Type) -> [&'static str; 2] {
+        ["IS NULL", "IS NOT NULL"]
+    }
+
     /// An expression that sorts in R2 order; `None` where the host's own order is that.
     fn order_key(&self, expr: &str, ty: Option<&Type>) -> Option<String> {
         match ty {
@@ -378,8 +383,11 @@ impl Lowering<'_> {
         if !plan.nullable_key() {
             return format!("SELECT {outputs} FROM ({sorted}) AS r GROUP BY {by_key}");
         }
-        let not_null = keys.iter().map(|k| format!("{k} IS NOT NULL")).collect::<Vec<_>>().join(" AND ");
-        let null = keys.iter().map(|k| format!("{k} IS NULL")).collect::<Vec<_>>().join(" OR ");
+        let tests = |which: usize| {
+            keys.iter().zip(plan.key_columns()).map(move |(k, c)| format!("{k} {}", self.dialect.null_tests(&c.ty)[which]))
+        };
+        let null = tests(0).collect::<Vec<_>>().join(" OR ");
+        let not_null = tests(1).collect::<Vec<_>>().join(" AND ");
         let mut all: Vec<String> = plan.columns.iter().map(|c| format!("r.{}", quote(&c.name))).collect();
         let (origin, source) = self.marks();
         all.extend([(ORIGIN, origin), (SOURCE, source)].iter().filter(|(_, there)| *there).map(|(c, _)| format!("r.{c}")));
@@ -539,7 +547,7 @@ impl Lowering<'_> {
                 (None, false, None) => {
                     format!("{} IS NOT NULL OR {} IS NOT NULL", self.input(&cell.inputs[0]), self.input(&cell.inputs[1]))
                 }
-                (None, false, _) => format!("{value} IS NOT NULL"),
+                (None, false, Some(column)) => format!("{value} {}", self.dialect.null_tests(&plan.columns[column].ty)[1]),
             };
             let contributions = format!("__mergeql_contributions_{i}");
             items.push((self.aggregate(cell, false), cell.name.clone()));

@@ -50,6 +50,8 @@ impl Dialect for Postgres {
         let exact = |ty: &Type| matches!(ty, Type::Int { bits: 64.., .. });
         match (from, to) {
             (_, Type::Text) => Some(format!("CAST({expr} AS text) COLLATE \"C\"")),
+            // Arrays of citext, JSON and the like.
+            (Type::List(_), Type::List(to)) if **to == Type::Text => Some(format!("CAST({expr} AS text[])")),
             (from, to) if same(from, to) => None,
             (from, Type::Float64) if exact(from) => Some(format!("{}({expr})", self.function("mergeql_exact_double"))),
             (Type::List(from), Type::List(to)) if exact(from) && **to == Type::Float64 => {
@@ -89,6 +91,14 @@ impl Dialect for Postgres {
             // 1.0 and 1.00 are one key, and shown as one.
             Type::Decimal { precision: 0, .. } => Some(format!("trim_scale({expr})")),
             ty => ty.has_float().then(|| format!("{}({expr})", self.function("mergeql_canonical"))),
+        }
+    }
+
+    fn null_tests(&self, ty: &Type) -> [&'static str; 2] {
+        // A row of NULLs is NULL to IS NULL, and a row with one of them neither that nor the opposite.
+        match ty {
+            Type::Struct(_) => ["IS NOT DISTINCT FROM NULL", "IS DISTINCT FROM NULL"],
+            _ => ["IS NULL", "IS NOT NULL"],
         }
     }
 

@@ -375,6 +375,91 @@ fn names_mean_what_they_mean_to_postgres() {
     assert_eq!(one(&mut host, "SELECT v FROM (MERGE mixed, MIXED ON Id STRATEGY V = max) AS m"), "2");
 }
 
+/// What a target makes of keys and values by rules of its own is no part of a merge.
+#[test]
+fn targets_with_rules_of_their_own() {
+    let mut host = cluster().host();
+    let ok = |host: &mut Host, sql: &str| host.raw(sql).map(drop).unwrap_or_else(|e| panic!("{sql}: {e}"));
+    // A row type keeps the places of columns that were dropped.
+    ok(
+        &mut host,
+        "CREATE TABLE gaps (b int, a int, c int, d text); INSERT INTO gaps VALUES (2, 1, 123456789, 'dd'); ALTER TABLE gaps DROP COLUMN b",
+    );
+    assert_eq!(one(&mut host, "SELECT concat_ws('|', a, c, d) FROM mergeql(NULL::gaps, 'MERGE gaps ON a')"), "1|123456789|dd");
+    // A row with a NULL in it is a key.
+    ok(
+        &mut host,
+        "CREATE TYPE pt AS (x int, y text); CREATE TABLE points (p pt, v int); \
+         INSERT INTO points VALUES (ROW(1, NULL), 1), (ROW(1, NULL), 2), (ROW(1, 'a'), 3), (ROW(NULL, NULL), 4), (NULL, 5)",
+    );
+    let rows = "SELECT string_agg(concat_ws('|', p::text, v), ' ' ORDER BY v) FROM mergeql('MERGE points ON p STRATEGY v = max') AS t(p pt, v int)";
+    assert_eq!(one(&mut host, rows), "(1,)|2 (1,a)|3 (,)|4 5");
+    // Keys that the host takes for equal are two, in a target as in a merge.
+    ok(&mut host, "CREATE EXTENSION citext; CREATE TABLE folded (k citext, v int); INSERT INTO folded VALUES ('a', 1)");
+    for _ in 0..2 {
+        ok(
+            &mut host,
+            "CALL mergeql_into('MERGE INTO folded USING (SELECT * FROM (VALUES (''A''::citext, 3), (''a'', 2)) AS v(k, v)) AS s ON k STRATEGY v = max')",
+        );
+        assert_eq!(one(&mut host, "SELECT string_agg(k || v, ' ' ORDER BY v) FROM folded"), "a2 A3");
+    }
+    ok(
+        &mut host,
+        "CREATE TYPE mood AS ENUM ('ok', 'sad'); CREATE TABLE moods (k mood, m mood); INSERT INTO moods VALUES ('ok', 'ok')",
+    );
+    ok(
+        &mut host,
+        "CALL mergeql_into('MERGE INTO moods USING (SELECT ''ok''::text AS k, ''sad''::text AS m) AS s ON k STRATEGY m = max')",
+    );
+    assert_eq!(one(&mut host, "SELECT string_agg(concat_ws('|', k, m), ' ') FROM moods"), "ok|sad");
+    assert_eq!(
+        one(
+            &mut host,
+            "SELECT m FROM mergeql('MERGE moods, (SELECT ''ok''::mood AS k, ''ok''::mood AS m) AS s ON k STRATEGY m = concat') AS t(k mood, m text)"
+        ),
+        "ok | sad"
+    );
+    // Values that do not fit are an error, not cut.
+    ok(&mut host, "CREATE TABLE short (id int PRIMARY KEY, t varchar(3), at timestamp(0))");
+    let into = "CALL mergeql_into('MERGE INTO short USING (SELECT 1 AS id, ''abcdef''::text AS t) AS s ON id STRATEGY t = max')";
+    assert!(host.raw(into).unwrap_err().contains("too long"));
+    let into = "CALL mergeql_into('MERGE INTO short USING (SELECT 1 AS id, timestamp ''2024-01-01 00:00:00.7'' AS at) AS s ON id STRATEGY at = max')";
+    assert!(host.raw(into).unwrap_err().contains("would be cut"));
+    // Intervals that are as long are not the same.
+    ok(&mut host, "CREATE TABLE spans (id int, i interval); INSERT INTO spans VALUES (1, '24:00')");
+    ok(
+        &mut host,
+        "CALL mergeql_into('MERGE INTO spans USING (SELECT 1 AS id, interval ''1 day'' AS i) AS s ON id STRATEGY i = max')",
+    );
+    assert_eq!(one(&mut host, "SELECT i::text FROM spans"), "1 day");
+    // Lists of types without an equality.
+    ok(&mut host, "CREATE TABLE docs (id int, d json[]); INSERT INTO docs VALUES (1, ARRAY['{\"a\":1}'::json]), (NULL, NULL)");
+    assert_eq!(one(&mut host, "SELECT count(*) FROM mergeql('MERGE docs ON id') AS t(id int, d json[])"), "2");
+}
+
+/// Statements are written for a session that reads and prints as Postgres does by itself, and sees what others wrote.
+#[test]
+fn sessions_that_change_values_are_refused() {
+    let mut host = cluster().host();
+    host.raw("CREATE TABLE plain (id int, v int)").unwrap();
+    let into = "CALL mergeql_into('MERGE INTO plain USING (SELECT 1 AS id, 2 AS v) AS s ON id STRATEGY v = max')";
+    for setting in ["standard_conforming_strings = off", "extra_float_digits = 0"] {
+        host.raw(&format!("SET {setting}")).unwrap();
+        assert!(host.raw(into).unwrap_err().contains("changes values"), "{setting}");
+        host.raw("RESET ALL").unwrap();
+    }
+    let repeatable = format!("BEGIN ISOLATION LEVEL REPEATABLE READ; {into}");
+    assert!(host.raw(&repeatable).unwrap_err().contains("without a unique key"));
+    host.raw("ROLLBACK").unwrap();
+    host.raw("ALTER TABLE plain ADD PRIMARY KEY (id)").unwrap();
+    host.raw(&repeatable).unwrap();
+    host.raw("COMMIT").unwrap();
+    for other in ["DROP TABLE plain", "DELETE FROM plain"] {
+        assert!(host.raw(&format!("CALL mergeql_into('{other}')")).unwrap_err().contains("no statement of MergeQL"), "{other}");
+    }
+    assert_eq!(one(&mut host, "SELECT v FROM plain"), "2");
+}
+
 /// A target's rows are looked up by key where it has an index on it.
 #[test]
 fn merge_into_follows_the_batch() {
