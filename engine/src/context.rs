@@ -112,6 +112,10 @@ pub(crate) struct Memory {
     pub(crate) resolutions: BTreeMap<String, String>,
     /// The manifest that the registered tables are of.
     pub(crate) manifest: Manifest,
+    /// The statement that made each view, by name.
+    pub(crate) views: BTreeMap<String, String>,
+    /// How often names had changed when the views were planned.
+    pub(crate) views_as_of: u64,
     stdin: Option<Arc<dyn TableProvider>>,
     files: Vec<tempfile::NamedTempFile>,
     running: Option<Arc<dyn ExecutionPlan>>,
@@ -161,6 +165,11 @@ impl MergeContext {
         let (aggregates, scalars) = functions();
         aggregates.into_iter().for_each(|f| session.register_udaf(f));
         scalars.into_iter().for_each(|f| session.register_udf(f));
+        if config.access.no_files {
+            for function in mergeql_tensors::contribution::functions() {
+                session.deregister_udf(function.name);
+            }
+        }
         let store = config.db.as_deref().map(Store::open).transpose()?;
         let names = Arc::new(Names::default());
         let defaults = session.state().config().options().catalog.clone();

@@ -319,8 +319,20 @@ impl MergeContext {
         let alone = Self::with_target(name, &Merge { sources: Vec::new(), ..kept.clone() });
         let plan = self.bind_with(&alone, First::Rows(self.visible(name).await?), Explain::No, &strategies).await?;
         let lowering = Lowering { plan: &plan, dialect: &DataFusion };
-        let columns = plan.result_columns().map(|(n, _)| quote(n)).collect::<Vec<_>>().join(", ");
-        let edited = format!("SELECT {columns} FROM {} WHERE {}", quote(&self.storage_name(name)), lowering.edited());
+        let (storage, condition) = (quote(&self.storage_name(name)), lowering.edited());
+        let count = self.session.sql(&format!("SELECT 1 FROM {storage} WHERE {condition}")).await?.count().await?;
+        if count == 0 {
+            return self.count("rows", 0);
+        }
+        // A set of values is taken in value by value.
+        let is_set = |c: &mergeql_lang::plan::Cell| c.ty == mergeql_udfs::Type::List(Box::new(c.call.value_type()));
+        let sets: Vec<&str> = plan.cells.iter().filter(|c| is_set(c)).map(|c| c.name.as_str()).collect();
+        let column = |n: &str| match sets.contains(&n) {
+            true => format!("unnest(CASE WHEN cardinality({0}) > 0 THEN {0} ELSE make_array(NULL) END) AS {0}", quote(n)),
+            false => quote(n),
+        };
+        let columns = plan.result_columns().map(|(n, _)| column(n)).collect::<Vec<_>>().join(", ");
+        let edited = format!("SELECT {columns} FROM {storage} WHERE {condition}");
         let mut merge = kept;
         let alias = Name { value: "edited".to_owned(), quoted: true, span: Span::default() };
         merge.sources = vec![mergeql_lang::ast::Source {

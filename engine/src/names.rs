@@ -3,7 +3,8 @@
 
 use async_trait::async_trait;
 use datafusion::catalog::{SchemaProvider, TableProvider};
-use datafusion::common::Result;
+use datafusion::common::{DataFusionError, Result};
+use mergeql_udfs::Error;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -12,11 +13,14 @@ use std::sync::{Arc, PoisonError, RwLock};
 #[derive(Debug, Default)]
 pub(crate) struct Names {
     named: RwLock<BTreeMap<String, Named>>,
+    /// Counts what is put under names and taken from them.
+    changes: AtomicU64,
 }
 
 #[derive(Debug, Clone)]
 struct Named {
-    table: Arc<dyn TableProvider>,
+    /// The table, or why it cannot be read: its name is taken all the same.
+    table: Result<Arc<dyn TableProvider>, Error>,
     /// It stands for a file that a statement read: the next statement opens it anew.
     file: bool,
 }
@@ -26,14 +30,37 @@ impl Names {
         self.named.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn put(&self, name: String, table: Arc<dyn TableProvider>, file: bool) -> Option<Arc<dyn TableProvider>> {
+    fn put(&self, name: String, table: Result<Arc<dyn TableProvider>, Error>, file: bool) -> Option<Arc<dyn TableProvider>> {
         let mut named = self.named.write().unwrap_or_else(PoisonError::into_inner);
-        named.insert(name, Named { table, file }).map(|old| old.table)
+        if !file {
+            self.changes.fetch_add(1, Ordering::Relaxed);
+        }
+        named.insert(name, Named { table, file }).and_then(|old| old.table.ok())
+    }
+
+    /// Says why the table of a name cannot be read.
+    pub(crate) fn put_broken(&self, name: &str, why: Error) {
+        self.put(name.to_owned(), Err(why), false);
+    }
+
+    /// Whether the table of a name could not be read.
+    pub(crate) fn is_broken(&self, name: &str) -> bool {
+        self.named().get(name).is_some_and(|n| n.table.is_err())
+    }
+
+    /// Whether some table could not be read.
+    pub(crate) fn has_broken(&self) -> bool {
+        self.named().values().any(|n| n.table.is_err())
+    }
+
+    /// How often a table was put under a name or taken away: views over it are planned anew then.
+    pub(crate) fn changes(&self) -> u64 {
+        self.changes.load(Ordering::Relaxed)
     }
 
     /// Puts the table of a file under a name.
     pub(crate) fn put_file(&self, name: &str, table: Arc<dyn TableProvider>) {
-        self.put(name.to_owned(), table, true);
+        self.put(name.to_owned(), Ok(table), true);
     }
 
     /// Gives a table a name of its own until the guard is dropped: plans that were made by then keep the table.
@@ -70,16 +97,21 @@ impl SchemaProvider for Names {
     }
 
     async fn table(&self, name: &str) -> Result<Option<Arc<dyn TableProvider>>> {
-        Ok(self.named().get(name).map(|n| n.table.clone()))
+        let table = self.named().get(name).map(|n| n.table.clone());
+        table.transpose().map_err(|e| DataFusionError::External(Box::new(e)))
     }
 
     fn register_table(&self, name: String, table: Arc<dyn TableProvider>) -> Result<Option<Arc<dyn TableProvider>>> {
-        Ok(self.put(name, table, false))
+        Ok(self.put(name, Ok(table), false))
     }
 
     fn deregister_table(&self, name: &str) -> Result<Option<Arc<dyn TableProvider>>> {
         let mut named = self.named.write().unwrap_or_else(PoisonError::into_inner);
-        Ok(named.remove(name).map(|n| n.table))
+        let old = named.remove(name);
+        if old.is_some() {
+            self.changes.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(old.and_then(|n| n.table.ok()))
     }
 
     fn table_exist(&self, name: &str) -> bool {

@@ -97,6 +97,13 @@ impl Store {
         fs::create_dir_all(folder).map_err(|e| io(folder, e))?;
         let folder = fs::canonicalize(folder).map_err(|e| io(folder, e))?;
         let store = Store { folder };
+        if !store.path(MANIFEST).exists()
+            && let Some(file) =
+                fs::read_dir(&store.folder).map_err(|e| io(&store.folder, e))?.flatten().find(|e| is_parquet(&e.path()))
+        {
+            return Err(MergeError::from(io(&file.path(), "this folder has Parquet files and no manifest of tables"))
+                .help(format!("name an empty folder for tables, or bring its {MANIFEST} back")));
+        }
         store.read()?;
         Ok(store)
     }
@@ -199,7 +206,11 @@ impl Store {
         file.as_file().sync_all().map_err(fail)?;
         file.persist(&path).map_err(|e| fail(e.error))?;
         fs::File::open(&self.folder).and_then(|f| f.sync_all()).map_err(fail)?;
-        let unknown = |name: &String| name.ends_with(".parquet") && !kept.contains(&name) && !retired.contains_key(name);
+        // Only what has a name as we give them.
+        let ours = |name: &str| name.strip_suffix(".parquet").and_then(|n| n.rsplit_once('-')?.1.parse::<u64>().ok());
+        let unknown = |name: &String| {
+            ours(name).is_some_and(|n| n <= manifest.generation) && !kept.contains(&name) && !retired.contains_key(name)
+        };
         let Ok(entries) = fs::read_dir(&self.folder) else { return Ok(()) };
         for entry in entries.flatten() {
             // Also of statements that did not come to their end.
@@ -212,10 +223,20 @@ impl Store {
 
     /// A file name for new rows of a table.
     pub fn new_file(&self, manifest: &mut Manifest, table: &str) -> String {
-        manifest.generation += 1;
         let plain: String = table.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
-        format!("{plain}-{}.parquet", manifest.generation)
+        loop {
+            manifest.generation += 1;
+            let name = format!("{plain}-{}.parquet", manifest.generation);
+            // What is there is not ours to write over.
+            if !self.path(&name).exists() {
+                return name;
+            }
+        }
     }
+}
+
+fn is_parquet(path: &Path) -> bool {
+    path.extension().is_some_and(|e| e == "parquet")
 }
 
 #[cfg(test)]
@@ -239,11 +260,12 @@ mod tests {
         let later = GRACE.as_millis() as u64;
         let (first, second) = (replace(1), replace(2));
         assert!(store.path(&first).exists(), "somebody may be reading it");
-        fs::write(store.path("t-99.parquet"), "of a statement that died").expect("a file");
+        fs::write(store.path("u-2.parquet"), "of a statement that died").expect("a file");
+        fs::write(store.path("t-99.parquet"), "of somebody else").expect("a file");
         let third = replace(1 + later);
         let there: Vec<bool> = [&first, &second, &third].into_iter().map(|f| store.path(f).exists()).collect();
         assert_eq!(there, [true, true, true]);
-        assert!(!store.path("t-99.parquet").exists());
+        assert!(!store.path("u-2.parquet").exists() && store.path("t-99.parquet").exists());
         let fourth = replace(3 + later);
         let there: Vec<bool> = [&first, &second, &third, &fourth].into_iter().map(|f| store.path(f).exists()).collect();
         assert_eq!(there, [false, true, true, true]);

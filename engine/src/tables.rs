@@ -18,7 +18,8 @@ use futures::StreamExt;
 use mergeql_lang::ast::{Name, Statement};
 use mergeql_lang::lower::{DELETED, quote};
 use mergeql_lang::parse;
-use mergeql_udfs::Code;
+use mergeql_udfs::{Code, Error};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 impl MergeContext {
@@ -74,22 +75,31 @@ impl MergeContext {
         self.shared.store.as_ref().map(Store::lock).transpose()
     }
 
-    /// Makes the registered tables those of the manifest, which another process may have changed.
+    /// Makes the registered tables those of the manifest, which another process may have changed, and the views those over them.
     pub(crate) async fn refresh(&self) -> Result<()> {
-        let Some(store) = &self.shared.store else { return Ok(()) };
+        if let Some(store) = &self.shared.store {
+            self.refresh_tables(store).await?;
+        }
+        self.renew_views().await
+    }
+
+    async fn refresh_tables(&self, store: &Store) -> Result<()> {
         let manifest = store.read()?;
         let known = self.memory(|m| m.manifest.clone());
-        if manifest == known {
+        if manifest == known && !self.shared.names.has_broken() {
             return Ok(());
         }
         for name in known.tables.keys().filter(|n| !manifest.tables.contains_key(*n)) {
             self.forget(name)?;
         }
         for (name, table) in &manifest.tables {
-            if known.tables.get(name) != Some(table) {
-                // A table whose files are gone must not take the others with it.
-                if self.register_stored(store, name, table).await.is_err() {
+            if known.tables.get(name) != Some(table) || self.shared.names.is_broken(name) {
+                // A table whose files are gone must not take the others with it, and its name is not free.
+                if let Err(error) = self.register_stored(store, name, table).await {
                     self.forget(name)?;
+                    let message = format!("the table `{name}` cannot be read: {}", error.diagnostic.message);
+                    let error = Error::new(Code::Io, message).with_help("bring its files back into the folder, or DROP TABLE it");
+                    self.shared.names.put_broken(name, error);
                 }
             }
         }
@@ -106,24 +116,37 @@ impl MergeContext {
         for name in known.definitions.keys().filter(|n| !manifest.definitions.contains_key(*n)) {
             self.forget(name)?;
         }
-        // A view may be over another one: those that fail are tried again while any comes through. What stays out reads what is gone.
-        let mut waiting: Vec<(&String, &String)> =
-            manifest.definitions.iter().filter(|(name, text)| known.definitions.get(*name) != Some(*text)).collect();
-        loop {
-            let before = waiting.len();
-            let mut failed = Vec::new();
-            for (name, text) in waiting {
+        for (name, text) in manifest.definitions.iter().filter(|(name, text)| known.definitions.get(*name) != Some(*text)) {
+            if !is_view(text) {
                 self.forget(name)?;
-                if self.define(text).await.is_err() {
-                    failed.push((name, text));
-                }
-            }
-            waiting = failed;
-            if waiting.is_empty() || waiting.len() == before {
-                break;
+                self.define(text).await.ok();
             }
         }
-        self.memory(|m| m.manifest = manifest);
+        self.memory(|m| {
+            let views = manifest.definitions.iter().filter(|(_, text)| is_view(text));
+            m.views = views.map(|(name, text)| (name.clone(), text.clone())).collect();
+            m.views_as_of = u64::MAX;
+            m.manifest = manifest;
+        });
+        Ok(())
+    }
+
+    /// Plans views anew, if any table has changed since they were planned. One that reads what is gone is out until that is back.
+    async fn renew_views(&self) -> Result<()> {
+        let changes = self.shared.names.changes();
+        let mut waiting = self.memory(|m| if m.views_as_of == changes { BTreeMap::new() } else { m.views.clone() });
+        // A view may be over others, which are named in it, and come first.
+        while !waiting.is_empty() {
+            let over = |name: &str, text: &str| waiting.keys().any(|other| other != name && names(text, other));
+            let ready =
+                waiting.iter().find(|(name, text)| !over(name, text)).or(waiting.iter().next()).map(|(name, _)| name.clone());
+            let Some((name, text)) = ready.and_then(|name| waiting.remove_entry(&name)) else { break };
+            if self.define(&text).await.is_err() {
+                self.forget(&name)?;
+            }
+        }
+        let changes = self.shared.names.changes();
+        self.memory(|m| m.views_as_of = changes);
         Ok(())
     }
 
@@ -131,8 +154,24 @@ impl MergeContext {
     async fn define(&self, text: &str) -> Result<()> {
         if let Statement::Sql(pieces) = parse(text)? {
             let sql = Box::pin(self.lower_pieces(&pieces)).await?;
-            let plan = self.plan_sql(&sql).await?;
-            self.session.execute_logical_plan(plan).await?;
+            match Box::pin(self.plan_sql(&sql)).await? {
+                // In one step, so that its name is never gone.
+                LogicalPlan::Ddl(DdlStatement::CreateView(view)) => {
+                    let table = datafusion::datasource::ViewTable::new((*view.input).clone(), view.definition);
+                    self.session.register_table(view.name, Arc::new(table))?;
+                }
+                plan => drop(self.session.execute_logical_plan(plan).await?),
+            }
+        }
+        Ok(())
+    }
+
+    /// # Errors
+    /// `invalid_argument` if a name is that of a view.
+    pub(crate) fn check_is_no_view(&self, name: &str) -> Result<()> {
+        if self.memory(|m| m.views.contains_key(name)) {
+            return Err(MergeError::new(Code::InvalidArgument, format!("`{name}` is a view: it has no rows of its own"))
+                .help(format!("DROP VIEW {} first, or choose another name", quote(name))));
         }
         Ok(())
     }
@@ -203,6 +242,7 @@ impl MergeContext {
 
     /// Replaces or makes a table in one step.
     pub(crate) async fn replace_table(&self, name: &str, rows: DataFrame, resolution: Option<String>) -> Result<u64> {
+        self.check_is_no_view(name)?;
         let stored = if resolution.is_some() { self.storage_name(name) } else { name.to_owned() };
         match &self.shared.store {
             None => {
@@ -291,6 +331,7 @@ impl MergeContext {
             true => Some(self.changing().await?),
             false => None,
         };
+        let is_view_plan = matches!(&plan, LogicalPlan::Ddl(DdlStatement::CreateView(_)));
         let (changed, is_view) = match &plan {
             LogicalPlan::Ddl(DdlStatement::CreateMemoryTable(create)) => (Some(&create.name), false),
             LogicalPlan::Ddl(DdlStatement::CreateExternalTable(create)) => (Some(&create.name), false),
@@ -315,6 +356,7 @@ impl MergeContext {
         match (&plan, &self.shared.store) {
             (LogicalPlan::Ddl(DdlStatement::CreateMemoryTable(create)), store) => {
                 let name = create.name.table().to_owned();
+                self.check_is_no_view(&name)?;
                 let exists = self.session.table_exist(create.name.clone())?;
                 if exists && create.if_not_exists {
                     return self.count("rows", 0);
@@ -347,6 +389,7 @@ impl MergeContext {
             }
             (LogicalPlan::Ddl(DdlStatement::DropTable(drop_table)), store) => {
                 let name = drop_table.name.table().to_owned();
+                self.check_is_no_view(&name)?;
                 let listed = self.memory(|m| m.manifest.tables.contains_key(&name));
                 if !listed && !self.session.table_exist(drop_table.name.clone())? {
                     if drop_table.if_exists {
@@ -365,15 +408,35 @@ impl MergeContext {
                 self.forget(&name)?;
                 self.count("tables", 1)
             }
-            (LogicalPlan::Ddl(ddl), Some(store)) => {
+            (LogicalPlan::Ddl(ddl), store) => {
                 let (name, definition) = match ddl {
                     DdlStatement::CreateView(view) => (view.name.table().to_owned(), Some(written)),
                     DdlStatement::CreateExternalTable(table) => (table.name.table().to_owned(), Some(written)),
                     DdlStatement::DropView(view) => (view.name.table().to_owned(), None),
                     _ => return Ok(self.session.execute_logical_plan(plan).await?),
                 };
-                let result = self.session.execute_logical_plan(plan).await?;
-                self.keep_definition(store, &name, definition)?;
+                let is_view = self.memory(|m| m.views.contains_key(&name));
+                let result = match ddl {
+                    // Also one that reads what is gone.
+                    DdlStatement::DropView(_) if is_view => {
+                        self.forget(&name)?;
+                        self.count("views", 1)?
+                    }
+                    DdlStatement::CreateView(_) if is_view || !self.shared.names.is_broken(&name) => {
+                        self.session.execute_logical_plan(plan).await?
+                    }
+                    DdlStatement::CreateView(_) => {
+                        return Err(MergeError::new(Code::InvalidArgument, format!("there is a table `{name}`")));
+                    }
+                    _ => self.session.execute_logical_plan(plan).await?,
+                };
+                if let Some(store) = store {
+                    self.keep_definition(store, &name, definition)?;
+                }
+                self.memory(|m| match definition.filter(|_| is_view_plan) {
+                    Some(text) => drop(m.views.insert(name, text.to_owned())),
+                    None => drop(m.views.remove(&name)),
+                });
                 Ok(result)
             }
             _ => Ok(self.session.execute_logical_plan(plan).await?),
@@ -424,6 +487,21 @@ impl MergeContext {
         self.publish(name, Arc::new(MemTable::try_new(schema, vec![batches])?), resolution).await?;
         self.count("count", count)
     }
+}
+
+/// Whether a statement may name something.
+fn names(text: &str, name: &str) -> bool {
+    let in_word = |c: char| c.is_alphanumeric() || c == '_';
+    match name.chars().all(in_word) {
+        true => text.split(|c| !in_word(c)).any(|word| word.eq_ignore_ascii_case(name)),
+        false => text.contains(name),
+    }
+}
+
+/// Whether the statement that made something made a view.
+fn is_view(text: &str) -> bool {
+    let words = text.split_whitespace().map(str::to_ascii_uppercase).take(4).collect::<Vec<_>>();
+    matches!(words.iter().map(String::as_str).collect::<Vec<_>>()[..], ["CREATE", "VIEW", ..] | ["CREATE", "OR", "REPLACE", "VIEW"])
 }
 
 /// The schema of a table that is made or replaced: a column is NOT NULL only if it was.

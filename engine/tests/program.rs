@@ -134,6 +134,95 @@ fn views_stay_in_a_folder_of_tables() {
 }
 
 #[test]
+fn views_are_over_tables_as_they_are() {
+    let folder = sources();
+    let script = "CREATE TABLE a AS SELECT 1 AS id, 2 AS v; CREATE VIEW m AS MERGE a ON id; CREATE VIEW b AS SELECT count(*) AS n FROM m; \
+                  INSERT INTO a VALUES (2, 3); SELECT n FROM b; \
+                  MERGE INTO a USING (SELECT 3 AS id, 4 AS v) AS s ON id STRATEGY v = max; SELECT n FROM b; \
+                  CREATE OR REPLACE TABLE a AS SELECT 9 AS id; SELECT n FROM b; SELECT * FROM m";
+    for db in [&[][..], &["--db", "shop"]] {
+        let out = stdout(&run(folder.path(), &[db, &["-c", script, "--format", "csv"]].concat()));
+        let rows: Vec<&str> = out.lines().filter(|l| !["rows", "count", "n", "id", ""].contains(l)).collect();
+        assert!(rows.join(" ").ends_with("2 1 3 1 1 9"), "{db:?}: {out}");
+    }
+    // A view has no rows to write, nor does its name stand for a table.
+    let db = |sql: &str| run(folder.path(), &["--db", "shop", "-c", sql, "--format", "csv"]);
+    for wrong in [
+        "MERGE (SELECT 3 AS id) AS z ON id INTO OR REPLACE m",
+        "MERGE INTO m USING (SELECT 3 AS id) AS z ON id",
+        "CREATE OR REPLACE TABLE m AS SELECT 1 AS id",
+        "DROP TABLE m",
+    ] {
+        let (code, error) = failure(&db(wrong));
+        assert!(code == 2 && error.contains("`m` is a view"), "{wrong}: {error}");
+    }
+    stdout(&db("DROP TABLE a"));
+    assert!(failure(&db("SELECT * FROM b")).1.contains("unknown_source"));
+    stdout(&db("DROP VIEW m; DROP VIEW b"));
+}
+
+#[test]
+fn files_of_a_folder_of_tables() {
+    let folder = sources();
+    let db = |sql: &str| run(folder.path(), &["--db", "shop", "-c", sql, "--format", "csv"]);
+    let file = folder.path().join("shop/t-1.parquet");
+    stdout(&db("CREATE TABLE t AS SELECT 1 AS id"));
+    let rows = std::fs::read(&file).unwrap();
+    // A table that cannot be read is one all the same.
+    for broken in [None, Some(&rows[..rows.len() / 2])] {
+        std::fs::remove_file(&file).ok();
+        broken.iter().for_each(|bytes| std::fs::write(&file, bytes).unwrap());
+        for sql in ["SELECT * FROM t", "CREATE TABLE IF NOT EXISTS t AS SELECT 2 AS id", "MERGE t ON id"] {
+            let output = db(sql);
+            if output.status.success() {
+                assert_eq!(stdout(&output), "rows\n0\n", "{sql}");
+                continue;
+            }
+            let (code, error) = failure(&output);
+            assert!(code == 1 && error.contains("`t` cannot be read"), "{sql}: {error}");
+        }
+    }
+    std::fs::write(&file, &rows).unwrap();
+    assert_eq!(stdout(&db("SELECT id FROM t")), "id\n1\n");
+    // Files that are there are nobody's to write over, and a folder without a manifest is not one of tables.
+    std::fs::write(folder.path().join("shop/u-2.parquet"), b"of somebody").unwrap();
+    std::fs::write(folder.path().join("shop/u-90.parquet"), b"of somebody").unwrap();
+    stdout(&db("CREATE TABLE u AS SELECT 1 AS id"));
+    assert_eq!(std::fs::read(folder.path().join("shop/u-90.parquet")).unwrap(), b"of somebody");
+    std::fs::remove_file(folder.path().join("shop/manifest.json")).unwrap();
+    let (code, error) = failure(&db("CREATE TABLE t AS SELECT 2 AS id"));
+    assert!(code == 1 && error.contains("no manifest"), "{error}");
+    assert_eq!(std::fs::read(&file).unwrap(), rows);
+}
+
+#[test]
+fn what_only_running_meets_is_no_wrong_statement() {
+    let folder = sources();
+    for sql in [
+        "SELECT 1 / 0",
+        "MERGE (SELECT 1 AS id, 9223372036854775807 AS v, 'a' AS o UNION ALL SELECT 1, 1, 'b') AS s ON id STRATEGY v = counter(o)",
+    ] {
+        assert_eq!(failure(&run(folder.path(), &["-c", sql])).0, 1, "{sql}");
+    }
+    assert_eq!(failure(&run(folder.path(), &["-c", "MERGE nowhere ON id"])).0, 2);
+    let explained = stdout(&run(folder.path(), &["-c", "EXPLAIN ANALYZE MERGE 'a.csv' ON id", "--format", "csv"]));
+    assert!(explained.lines().any(|l| l.starts_with("memory,") && l.contains("at most")), "{explained}");
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let status = Command::new(env!("CARGO_BIN_EXE_mergeql")).args(["-c", "SELECT 1"]).stdout(full).status().unwrap();
+    assert_eq!(status.code(), Some(1));
+}
+
+#[test]
+fn sets_that_were_edited_by_hand_are_taken_in() {
+    let folder = sources();
+    let script = "MERGE (SELECT 1 AS id, 'x' AS v) AS a ON id STRATEGY v = gset INTO t WITH (state = 'keep'); SELECT mergeql_adopt('t'); \
+                  INSERT INTO t (id, v) VALUES (2, ['q', 'r']); SELECT mergeql_adopt('t'); \
+                  MERGE INTO t USING (SELECT 2 AS id, 'z' AS v) AS s ON id; SELECT v FROM t WHERE id = 2";
+    let out = stdout(&run(folder.path(), &["-c", script, "--format", "json"]));
+    assert!(out.contains(r#"["q","r","z"]"#), "{out}");
+}
+
+#[test]
 fn places_are_those_of_the_script() {
     let folder = sources();
     std::fs::write(folder.path().join("s.sql"), "SELECT 1;\n\nSELECT 2; MERGE 'a.csv' ON nosuch;\n").unwrap();

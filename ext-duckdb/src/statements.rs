@@ -163,7 +163,7 @@ thread_local! {
 /// Statements that one query binds at a time.
 const MOST_STATEMENTS: usize = 64;
 
-/// `mergeql_schema(statement, typeof(source), ...)`: keeps the schemas for [`bound`].
+/// `mergeql_schema(statement, database, schema, typeof(source), ...)`: keeps the schemas for [`bound`].
 ///
 /// # Errors
 /// None of its own.
@@ -276,7 +276,7 @@ fn table(parts: &[Name]) -> String {
 /// A query that learns the schemas of `sources` while it is bound, and then is the statement's rows.
 fn schema_then_query(statement: &str, sources: &[Source], merge: &Merge) -> Result<String> {
     let key = literal(statement);
-    let mut types = vec![key.clone()];
+    let mut types = vec![key.clone(), "current_database()".to_owned(), "current_schema()".to_owned()];
     let mut relations = Vec::new();
     for (i, source) in sources.iter().enumerate() {
         let alias = quote(&format!("__mergeql_{i}"));
@@ -353,7 +353,7 @@ fn with_target(target: &Written, merge: &Merge) -> Merge {
 // The second step.
 
 /// What is known of a source, once its row type is.
-fn relation(source: &Written, merge: &Merge, row: &str, spellings: &mut Vec<String>) -> Result<Relation> {
+fn relation(source: &Written, merge: &Merge, row: &str, here: &[String], spellings: &mut Vec<String>) -> Result<Relation> {
     let columns = duckdb_columns(row).map_err(Box::<Diagnostic>::from)?;
     if let Some(column) = columns.iter().find(|c| c.name.to_ascii_lowercase().starts_with("__mergeql_")) {
         return Err(Diagnostic::new(Code::Unsupported, format!("the column `{}` has a name that is reserved", column.name))
@@ -369,9 +369,9 @@ fn relation(source: &Written, merge: &Merge, row: &str, spellings: &mut Vec<Stri
         sql = format!("(SELECT * REPLACE ({}) FROM {sql})", casts.join(", "));
     }
     let origin = match source {
-        Written::Table(parts) => Some(parts.iter().map(|p| p.value.as_str()).collect::<Vec<_>>().join(".")),
+        Written::Table(parts) => Some(qualified(parts, here)),
         // Each file of a pattern would be an origin of its own, and DuckDB does not say here which files there are.
-        Written::Text(path) if !path.value.contains(['*', '?', '[']) => Some(path.value.clone()),
+        Written::Text(path) if !path.value.contains(['*', '?', '[']) => Some(whole_path(&path.value)),
         _ => None,
     };
     let columns = columns
@@ -391,8 +391,39 @@ fn relation(source: &Written, merge: &Merge, row: &str, spellings: &mut Vec<Stri
 
 /// What is known of these sources, once their row types are.
 fn relations(sources: &[Source], merge: &Merge, types: &[String]) -> Result<Vec<Relation>> {
+    let (here, types) = types.split_at(2.min(types.len()));
     let mut spellings = Vec::new();
-    sources.iter().zip(types).map(|(source, row)| relation(&source.relation, merge, row, &mut spellings)).collect()
+    sources.iter().zip(types).map(|(source, row)| relation(&source.relation, merge, row, here, &mut spellings)).collect()
+}
+
+/// A table's name as it counts for its origin: one table is one origin, however it is written in the session's database and schema.
+fn qualified(parts: &[Name], here: &[String]) -> String {
+    let mut names: Vec<String> = parts.iter().map(|p| p.value.to_lowercase()).collect();
+    let [database, schema] = here else { return names.join(".") };
+    match &names[..] {
+        [_] => names.splice(0..0, [database.clone(), schema.clone()]).for_each(drop),
+        // A database, or a schema of this one.
+        [first, _] if *first == schema.to_lowercase() || first == "main" => names.insert(0, database.clone()),
+        [_, _] => names.insert(1, "main".to_owned()),
+        _ => {}
+    }
+    names.join(".").to_lowercase()
+}
+
+/// A file's path from the root, without steps that lead nowhere; what is no path of this machine stays as it is.
+fn whole_path(path: &str) -> String {
+    if path.contains("://") {
+        return path.to_owned();
+    }
+    let mut whole = std::path::PathBuf::new();
+    for part in std::path::absolute(path).unwrap_or_else(|_| path.into()).components() {
+        match part {
+            std::path::Component::ParentDir => drop(whole.pop()),
+            std::path::Component::CurDir => {}
+            part => whole.push(part),
+        }
+    }
+    whole.display().to_string()
 }
 
 fn bound_sql(statement: &str, types: &[String]) -> Result<String> {

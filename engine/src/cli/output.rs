@@ -53,6 +53,26 @@ pub struct Output {
     file: Option<PathBuf>,
 }
 
+/// The most characters of a value that a table shows.
+const WIDEST: usize = 10_000;
+
+/// A value as a terminal can show it: what would move its cursor or change its colours is written out, and what no screen holds is cut.
+fn printable(value: &str) -> String {
+    let mut shown = String::with_capacity(value.len().min(4 * WIDEST));
+    for (at, c) in value.chars().enumerate() {
+        match c {
+            _ if at == WIDEST => {
+                shown += &format!("... ({} characters)", value.chars().count());
+                break;
+            }
+            '\n' => shown.push(c),
+            c if c.is_control() => shown.extend(c.escape_default()),
+            c => shown.push(c),
+        }
+    }
+    shown
+}
+
 /// Prints a line. Who has seen enough of it (`| head`) may go.
 pub fn say(text: impl std::fmt::Display) {
     // A pipe that is closed is the only thing that can happen to it.
@@ -122,8 +142,13 @@ impl Output {
                 let text = self.text(&batches, schema.as_ref())?;
                 use std::io::Write;
                 // A closed pipe (`| head`) is no failure.
-                let _ = std::io::stdout().write_all(text.as_bytes());
-                Ok(())
+                let mut out = std::io::stdout();
+                match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+                    Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
+                        Err(MergeError::new(Code::Io, format!("standard output: {e}")))
+                    }
+                    _ => Ok(()),
+                }
             }
         }
     }
@@ -138,7 +163,7 @@ impl Output {
             let options = FormatOptions::default().with_null("NULL");
             let formatters = batch.columns().iter().map(|c| ArrayFormatter::try_new(c, &options)).collect::<Result<Vec<_>, _>>()?;
             for i in 0..batch.num_rows() {
-                rows.push(formatters.iter().map(|f| f.value(i).to_string()).collect());
+                rows.push(formatters.iter().map(|f| printable(&f.value(i).to_string())).collect());
             }
         }
         let count = format!("({} row{})\n", rows.len(), if rows.len() == 1 { "" } else { "s" });

@@ -1,7 +1,7 @@
 //! DuckDB's SQL. Its C interface has no aggregates that return the type of their argument, so those of the types listed here exist one
 //! by one, and every other type goes through the state and comes back by a cast.
 
-use super::{Dialect, divided, list, quote, step, text};
+use super::{Dialect, divided, has_interval, list, quote, step, text};
 use crate::plan::Fold;
 use mergeql_udfs::{Code, Error, Order, Type, Unit};
 use sqlparser::ast::Expr;
@@ -255,9 +255,39 @@ impl<'a> TypeName<'a> {
     }
 }
 
+/// A key with canonical floats, at any depth: our functions cannot give the type of any argument.
+fn canonical(expr: &str, ty: &Type, depth: usize) -> String {
+    let element = format!("x{depth}");
+    let of = |expr: &str, ty: &Type| if ty.has_float() { canonical(expr, ty, depth + 1) } else { expr.to_owned() };
+    match ty {
+        Type::List(inner) if !inner.is_scalar() => {
+            format!("list_transform({expr}, lambda {element}: {})", of(&element, inner))
+        }
+        Type::Struct(fields) => {
+            let field = |(name, ty): &(Arc<str>, Type)| {
+                format!("{}: {}", text(name), of(&format!("struct_extract({expr}, {})", text(name)), ty))
+            };
+            format!("CASE WHEN {expr} IS NULL THEN NULL ELSE {{{}}} END", list(fields.iter().map(field)))
+        }
+        Type::Map(key, value) => {
+            let part = |name: &str, ty: &Type| {
+                format!("{}: {}", text(name), of(&format!("struct_extract({element}, {})", text(name)), ty))
+            };
+            format!(
+                "CASE WHEN {expr} IS NULL THEN NULL ELSE map_from_entries(list_transform(map_entries({expr}), lambda {element}: {{{}, {}}})) END",
+                part("key", key),
+                part("value", value)
+            )
+        }
+        _ => format!("mergeql_canonical({expr})"),
+    }
+}
+
 impl Dialect for DuckDb {
     fn cast(&self, expr: &str, from: &Type, to: &Type) -> Option<String> {
         match (from, to) {
+            // Columns and sessions may have collations.
+            (Type::Text, Type::Text) => Some(format!("{expr} COLLATE \"binary\"")),
             (from, to) if from == to => None,
             (Type::Int { .. }, Type::Float64) => Some(format!("mergeql_exact_double({expr})")),
             (Type::List(_) | Type::Struct(_) | Type::Map(..), _) => {
@@ -270,6 +300,18 @@ impl Dialect for DuckDb {
 
     fn null(&self, ty: &Type) -> String {
         format!("CAST(NULL AS {})", duckdb_type_name(ty))
+    }
+
+    fn resolved(&self, value: String, ty: &Type) -> String {
+        if *ty == Type::Text { format!("({value}) COLLATE \"binary\"") } else { value }
+    }
+
+    fn key(&self, expr: &str, ty: &Type) -> Option<String> {
+        ty.has_float().then(|| canonical(expr, ty, 0))
+    }
+
+    fn confuses(&self, ty: &Type) -> bool {
+        has_interval(ty)
     }
 
     fn record(&self, fields: &[(&str, String)]) -> String {

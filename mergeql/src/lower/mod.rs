@@ -51,6 +51,11 @@ pub trait Dialect: Sync {
         ["IS NULL", "IS NOT NULL"]
     }
 
+    /// Whether the host takes values of this type for equal that are not.
+    fn confuses(&self, _ty: &Type) -> bool {
+        false
+    }
+
     /// An expression that sorts in R2 order; `None` where the host's own order is that.
     fn order_key(&self, expr: &str, ty: Option<&Type>) -> Option<String> {
         match ty {
@@ -388,18 +393,30 @@ impl Lowering<'_> {
         };
         let null = tests(0).collect::<Vec<_>>().join(" OR ");
         let not_null = tests(1).collect::<Vec<_>>().join(" AND ");
-        let mut all: Vec<String> = plan.columns.iter().map(|c| format!("r.{}", quote(&c.name))).collect();
+        let told_apart = |expr: String, ty: &Type| match self.dialect.confuses(ty) {
+            true => self.dialect.order_key(&expr, None).unwrap_or(expr),
+            false => expr,
+        };
+        let mut all: Vec<String> = plan.columns.iter().map(|c| told_apart(format!("r.{}", quote(&c.name)), &c.ty)).collect();
         let (origin, source) = self.marks();
         all.extend([(ORIGIN, origin), (SOURCE, source)].iter().filter(|(_, there)| *there).map(|(c, _)| format!("r.{c}")));
         let names = plan.key_columns().iter().map(|c| c.name.as_str()).chain(items.iter().map(|(_, n)| n.as_str()));
         let names: Vec<String> = names.map(quote).collect();
         let (seen, hidden) = names.split_at(names.len() - unseen);
-        let kept = list(seen.iter().cloned().chain(hidden.iter().map(|n| format!("max({n}) AS {n}"))));
+        let confused =
+            |i: usize| i.checked_sub(plan.key).and_then(|i| self.type_of(&items[i].1)).filter(|ty| self.dialect.confuses(ty));
+        let one = |n: &String| format!("max({n}) AS {n}");
+        let kept = seen.iter().enumerate().map(|(i, n)| if confused(i).is_some() { one(n) } else { n.clone() });
+        let kept = list(kept.chain(hidden.iter().map(one)));
+        let by_seen = list(seen.iter().enumerate().map(|(i, n)| match confused(i) {
+            Some(ty) => told_apart(n.clone(), ty),
+            None => n.clone(),
+        }));
         format!(
             "SELECT {outputs} FROM ({sorted}) AS r WHERE {not_null} GROUP BY {by_key} \
              UNION ALL SELECT {kept} FROM (SELECT {outputs} FROM ({rows}) AS r WHERE {null} GROUP BY {}) AS n GROUP BY {}",
             list(all),
-            list(seen.iter().cloned())
+            by_seen
         )
     }
 
@@ -641,6 +658,13 @@ impl Lowering<'_> {
                 parts.push(format!("{key} ASC NULLS LAST"));
             }
         }
+        if plan.returning == Returning::State && plan.nullable_key() {
+            let mut states: Vec<&str> = plan.cells.iter().map(|c| c.name.as_str()).collect();
+            states.sort_unstable();
+            states.extend(plan.delete.iter().map(|_| DELETED_STATE));
+            let state = |name: &str| self.dialect.order_key(&quote(name), None).unwrap_or_else(|| quote(name));
+            parts.extend(states.into_iter().map(|name| format!("{} ASC NULLS LAST", state(name))));
+        }
         parts
     }
 
@@ -649,6 +673,17 @@ impl Lowering<'_> {
             return Some(&Type::Text);
         }
         self.plan.result_columns().find(|(n, _)| *n == name).map(|(_, ty)| ty)
+    }
+}
+
+/// Whether there are intervals in a type: hosts take a month for thirty days.
+fn has_interval(ty: &Type) -> bool {
+    match ty {
+        Type::Interval => true,
+        Type::List(t) => has_interval(t),
+        Type::Struct(fields) => fields.iter().any(|(_, t)| has_interval(t)),
+        Type::Map(k, v) => has_interval(k) || has_interval(v),
+        _ => false,
     }
 }
 

@@ -1,6 +1,6 @@
 //! Postgres' SQL. Texts are compared by bytes: every text column of the merge carries `COLLATE "C"`.
 
-use super::{Dialect, divided, list, quote, step, text};
+use super::{Dialect, divided, has_interval, list, quote, step, text};
 use crate::plan::Fold;
 use mergeql_udfs::{Type, Unit};
 use sqlparser::ast::Expr;
@@ -92,6 +92,11 @@ impl Dialect for Postgres {
             Type::Decimal { precision: 0, .. } => Some(format!("trim_scale({expr})")),
             ty => ty.has_float().then(|| format!("{}({expr})", self.function("mergeql_canonical"))),
         }
+    }
+
+    fn confuses(&self, ty: &Type) -> bool {
+        // There is no greatest of rows.
+        has_interval(ty) && !matches!(ty, Type::Struct(_))
     }
 
     fn null_tests(&self, ty: &Type) -> [&'static str; 2] {

@@ -288,6 +288,50 @@ fn statements_see_what_their_caller_sees() {
     }
 }
 
+/// Collations, spellings and equalities of DuckDB's own are no part of a merge.
+#[test]
+fn what_duckdb_takes_for_equal() {
+    for python in pythons() {
+        let mut host = start(&python, 2);
+        let mut run = |sql: &str| host.execute(sql).unwrap_or_else(|e| panic!("{sql}: {e}"));
+        run("CREATE TABLE folded (k VARCHAR COLLATE nocase, v INT)");
+        run("INSERT INTO folded VALUES ('a', 1), ('A', 2), (NULL, 3)");
+        run("CREATE TABLE plain AS SELECT * FROM (VALUES ('a', 1), ('A', 5)) AS v(k, v)");
+        run(
+            "CREATE TABLE spans AS SELECT CAST(NULL AS INT) AS id, i::INTERVAL AS i FROM (VALUES ('1 month'), ('30 days'), ('720:00:00')) AS v(i)",
+        );
+        run("CREATE TABLE n2 AS SELECT 1 AS k, 2 AS v");
+        run(
+            "CREATE TABLE floats AS SELECT {'a': x::DOUBLE, 'b': [x::DOUBLE]} AS k, 1 AS v FROM (VALUES (0.0), (-0.0), (0.5)) AS v(x)",
+        );
+        for setting in ["binary", "nocase"] {
+            host.execute(&format!("PRAGMA default_collation = '{setting}'")).unwrap();
+            for (sql, expected) in [
+                ("SELECT count(*) FROM mergeql.merge('MERGE folded ON k')", "3"),
+                ("SELECT sum(v) FROM mergeql.merge('MERGE folded, plain ON k STRATEGY v = max')", "9"),
+                (
+                    "SELECT count(*) FROM mergeql.merge('MERGE (SELECT CAST(NULL AS INT) AS id, k FROM plain) AS p ON id STRATEGY k = max')",
+                    "2",
+                ),
+                ("SELECT count(*) FROM mergeql.merge('MERGE spans ON id')", "3"),
+                ("SELECT v FROM mergeql.merge('MERGE n2, N2, main.n2, memory.main.n2 ON k STRATEGY v = counter')", "2"),
+                ("SELECT count(*) FROM mergeql.merge('MERGE floats ON k')", "2"),
+            ] {
+                assert_eq!(one(&mut host, sql), expected, "{sql} in {python} with {setting}");
+            }
+        }
+        host.execute("PRAGMA default_collation = 'binary'").unwrap();
+        // A key that the target compares by its own rules is refused.
+        assert!(host.execute("MERGE INTO folded USING plain ON k STRATEGY v = max").is_err(), "{python}");
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("f.parquet").display().to_string();
+        host.execute(&format!("COPY n2 TO '{file}' (FORMAT parquet)")).unwrap();
+        let again = file.replace("/f.parquet", "/./f.parquet");
+        let sql = format!("SELECT v FROM mergeql.merge('MERGE ''{file}'', ''{again}'' ON k STRATEGY v = counter')");
+        assert_eq!(one(&mut host, &sql), "2");
+    }
+}
+
 /// Files of tensors: the engine's rows, few or many at a time; nothing where files are closed, and the process lives on whatever is asked.
 #[tokio::test(flavor = "multi_thread")]
 async fn files_of_tensors_give_the_engines_rows() {
