@@ -12,6 +12,15 @@
   {%- set default = config.get('merge_default') -%}
   {%- set version_by = config.get('version_by') -%}
   {%- set delete_by = config.get('delete_by') -%}
+  {#- What is misspelt must not become last writer wins. -#}
+  {%- set known = ['merge_strategies', 'merge_default', 'merge_exclude_columns', 'merge_update_columns'] -%}
+  {%- for name in model.config if name.startswith('merge_') and name not in known -%}
+    {{ exceptions.raise_compiler_error("mergeql: the model's config has `" ~ name ~ "`, which nothing reads: write merge_strategies or merge_default") }}
+  {%- endfor -%}
+  {%- set changes = ['ignore', 'fail', 'append_new_columns', 'sync_all_columns'] -%}
+  {%- if config.get('on_schema_change', 'ignore') not in changes -%}
+    {{ exceptions.raise_compiler_error("mergeql: on_schema_change is one of " ~ changes | join(', ') ~ ", not " ~ config.get('on_schema_change')) }}
+  {%- endif -%}
   {%- if not key -%}
     {{ exceptions.raise_compiler_error("mergeql: a model that is merged needs unique_key: the columns that say which rows are one") }}
   {%- endif -%}

@@ -119,6 +119,7 @@ pub fn physical_like(ty: &Type, input: &DataType) -> DataType {
     match (ty, logical(input)) {
         (ty, Ok(same)) if *ty == same => match input {
             DataType::Dictionary(_, values) => (**values).clone(),
+            DataType::Float16 => DataType::Float32,
             other => other.clone(),
         },
         (Type::List(element), Ok(same)) if **element == same => {

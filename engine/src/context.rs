@@ -1,5 +1,6 @@
 //! The session: statements in, rows out.
 
+use crate::checked::CheckedArithmetic;
 use crate::cluster::{Client, Cluster, ranges};
 use crate::error::{MergeError, Result};
 use crate::names::{Names, Passing};
@@ -7,7 +8,7 @@ use crate::objects::{Object, Stores};
 use crate::sorted::SortedMerges;
 use crate::sources::{Format, ReadOptions, Resolved, files};
 use crate::store::{Manifest, Store};
-use crate::{aggregates, custom, explain, merges, models, nan, scalars, sinks};
+use crate::{aggregates, checked, custom, explain, merges, models, nan, scalars, sinks};
 use arrow::array::{RecordBatch, UInt64Array};
 use arrow::datatypes::{DataType, Field, Schema};
 use datafusion::catalog::TableProvider;
@@ -162,6 +163,7 @@ impl MergeContext {
         let session = SessionContext::new_with_state(state.build());
         // It takes sort keys for determined by a key that an unnest below has multiplied, and drops them.
         session.remove_optimizer_rule("eliminate_duplicated_expr");
+        session.add_analyzer_rule(Arc::new(CheckedArithmetic));
         let (aggregates, scalars) = functions();
         aggregates.into_iter().for_each(|f| session.register_udaf(f));
         scalars.into_iter().for_each(|f| session.register_udf(f));
@@ -611,7 +613,7 @@ fn rules(sorted: bool) -> Vec<Arc<dyn PhysicalOptimizerRule + Send + Sync>> {
 
 /// Every function of the catalogue.
 pub(crate) fn functions() -> (Vec<AggregateUDF>, Vec<ScalarUDF>) {
-    (aggregates::all().into_iter().chain(merges::all()).collect(), scalars::all())
+    (aggregates::all().into_iter().chain(merges::all()).collect(), scalars::all().into_iter().chain(checked::functions()).collect())
 }
 
 /// What the leaves of a plan have given, and what they hold.

@@ -4,6 +4,7 @@
 //! `mergeql-lang`; this crate alone names DataFusion and Arrow.
 
 mod aggregates;
+mod checked;
 pub mod cluster;
 pub mod columns;
 mod context;

@@ -266,6 +266,13 @@ impl MergeContext {
                 .help(format!("known endings: {}; or add WITH (format = ...)", FORMATS.join(", ")))
             })
         });
+        if let Some(file) = files.iter().map(Bytes::name).find(|name| is_compressed(name)) {
+            return Err(MergeError::new(
+                Code::Unsupported,
+                format!("`{file}` is compressed as a whole, and is not read like that"),
+            )
+            .help("decompress it, or write it as Parquet, which compresses its columns"));
+        }
         let format = formats.next().transpose()?.ok_or_else(|| no_files(text))?;
         for other in formats {
             if other? != format {
@@ -404,6 +411,15 @@ async fn text_table(files: Vec<Bytes>, layout: Layout, sorted_by: Vec<String>) -
     Ok(Arc::new(table.map_err(|e| MergeError::new(Code::Io, format!("the files could not be read: {e}")))??))
 }
 
+fn is_hidden(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'))
+}
+
+/// Whether the ending says that a file is compressed as a whole.
+fn is_compressed(name: &str) -> bool {
+    [".gz", ".zst", ".bz2", ".xz", ".lz4"].iter().any(|ending| name.to_ascii_lowercase().ends_with(ending))
+}
+
 pub(crate) fn is_pattern(text: &str) -> bool {
     text.contains(['*', '?', '['])
 }
@@ -431,7 +447,7 @@ pub(crate) fn expand(text: &str) -> Result<Vec<PathBuf>> {
         let mut files = Vec::new();
         for entry in std::fs::read_dir(path).map_err(|e| io(path, e))? {
             let file = entry.map_err(|e| io(path, e))?.path();
-            if file.is_file() && Format::of_path(&file).is_some() {
+            if file.is_file() && Format::of_path(&file).is_some() && !is_hidden(&file) {
                 files.push(absolute(&file));
             }
         }
@@ -453,8 +469,10 @@ pub(crate) fn expand(text: &str) -> Result<Vec<PathBuf>> {
         })?;
         return Ok(vec![file]);
     }
-    let found =
-        glob::glob(text).map_err(|e| MergeError::new(Code::InvalidArgument, format!("the pattern `{text}` is not valid: {e}")))?;
+    // As in a shell: what begins with a point is named itself, or not at all.
+    let hidden = glob::MatchOptions { require_literal_leading_dot: true, ..glob::MatchOptions::new() };
+    let found = glob::glob_with(text, hidden)
+        .map_err(|e| MergeError::new(Code::InvalidArgument, format!("the pattern `{text}` is not valid: {e}")))?;
     let mut files: Vec<PathBuf> = found.filter_map(std::result::Result::ok).filter(|p| p.is_file()).map(|p| absolute(&p)).collect();
     files.sort();
     if files.is_empty() { Err(no_files(text)) } else { Ok(files) }

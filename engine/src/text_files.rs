@@ -337,6 +337,34 @@ fn temporal(field: &str) -> Option<Option<(bool, bool)>> {
     }
 }
 
+/// The names of the columns of a CSV file whose first record is this.
+fn csv_names(bytes: &Bytes, record: &csv::ByteRecord, header: bool) -> Result<Vec<String>> {
+    let utf8 = |name: &[u8]| std::str::from_utf8(name).map(str::to_owned);
+    let names = record.iter().enumerate().map(|(i, name)| match (header, name) {
+        (true, name) if name != NULL_MARK && !name.is_empty() => {
+            utf8(name).map_err(|_| Error::new(Code::Io, format!("{}: a column name is not UTF-8", bytes.name())))
+        }
+        _ => Ok(format!("column{}", i + 1)),
+    });
+    let names = names.collect::<Result<Vec<_>>>()?;
+    if let Some((_, name)) = names.iter().enumerate().find(|(i, n)| names[..*i].contains(n)) {
+        return Err(Error::new(Code::DuplicateColumn, format!("{}: two columns are called `{name}`", bytes.name())));
+    }
+    Ok(names)
+}
+
+/// The names in the header of a CSV file.
+///
+/// # Errors
+/// As [`infer`].
+pub(crate) fn csv_header(bytes: &Bytes, delimiter: u8) -> Result<Vec<String>> {
+    let marked = MarkNulls::new(bytes.open()?, delimiter);
+    let mut reader = csv::ReaderBuilder::new().has_headers(false).delimiter(delimiter).from_reader(marked);
+    let mut record = csv::ByteRecord::new();
+    reader.read_byte_record(&mut record).map_err(|e| Error::new(Code::Io, format!("{}: {e}", bytes.name())))?;
+    csv_names(bytes, &record, true)
+}
+
 fn infer_csv(files: &[Bytes], delimiter: u8, header: bool) -> Result<Inferred> {
     let mut columns: Vec<(String, Guess)> = Vec::new();
     for bytes in files {
@@ -344,7 +372,7 @@ fn infer_csv(files: &[Bytes], delimiter: u8, header: bool) -> Result<Inferred> {
         let marked = MarkNulls::new(bytes.open()?, delimiter);
         let mut reader = csv::ReaderBuilder::new().has_headers(false).delimiter(delimiter).from_reader(marked);
         let mut record = csv::ByteRecord::new();
-        let mut first = true;
+        let (mut first, mut places) = (true, Vec::new());
         loop {
             match reader.read_byte_record(&mut record) {
                 Ok(true) => {}
@@ -353,28 +381,28 @@ fn infer_csv(files: &[Bytes], delimiter: u8, header: bool) -> Result<Inferred> {
             }
             if first {
                 first = false;
-                let names = record.iter().enumerate().map(|(i, name)| match (header, name) {
-                    (true, name) if name != NULL_MARK && !name.is_empty() => {
-                        std::str::from_utf8(name).map(str::to_owned).map_err(|_| problem("a column name is not UTF-8".to_owned()))
-                    }
-                    _ => Ok(format!("column{}", i + 1)),
-                });
-                let names = names.collect::<Result<Vec<_>>>()?;
-                if let Some((_, name)) = names.iter().enumerate().find(|(i, n)| names[..*i].contains(n)) {
-                    return Err(Error::new(Code::DuplicateColumn, format!("{}: two columns are called `{name}`", bytes.name())));
-                }
-                if !columns.is_empty() && columns.iter().map(|(n, _)| n).ne(&names) {
-                    return Err(problem("its columns are not those of the other files of this source".to_owned())
+                let names = csv_names(bytes, &record, header)?;
+                if !header && !columns.is_empty() && columns.len() != names.len() {
+                    return Err(problem("it has another number of columns than the other files of this source".to_owned())
                         .with_help("list files with different columns as sources of their own"));
                 }
-                if columns.is_empty() {
-                    columns = names.into_iter().map(|n| (n, Guess::NEW)).collect();
+                // Columns pair by name; one that a file lacks is NULL in it.
+                let known = columns.len();
+                places.clear();
+                for name in names {
+                    let at = columns.iter().position(|(n, _)| *n == name).unwrap_or(columns.len());
+                    if at == columns.len() {
+                        columns.push((name, Guess { missing: !std::ptr::eq(bytes, &files[0]), ..Guess::NEW }));
+                    }
+                    places.push(at);
                 }
+                (0..known).filter(|at| !places.contains(at)).for_each(|at| columns[at].1.missing = true);
                 if header {
                     continue;
                 }
             }
-            for ((_, guess), field) in columns.iter_mut().zip(&record) {
+            for (at, field) in places.iter().zip(&record) {
+                let guess = &mut columns[*at].1;
                 if field != NULL_MARK {
                     let text = std::str::from_utf8(field).map_err(|_| {
                         let line = record.position().map_or(0, csv::Position::line);

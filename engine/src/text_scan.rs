@@ -2,10 +2,10 @@
 
 use crate::columns::external;
 use crate::text_files::{self, Bytes, Layout, MarkNulls, NULL_PATTERN, as_lines};
-use arrow::array::RecordBatch;
+use arrow::array::{RecordBatch, new_null_array};
 use arrow::compute::SortOptions;
 use arrow::csv::ReaderBuilder as CsvBuilder;
-use arrow::datatypes::SchemaRef;
+use arrow::datatypes::{Field, Schema, SchemaRef};
 use arrow::error::ArrowError;
 use arrow::json::ReaderBuilder as JsonBuilder;
 use async_trait::async_trait;
@@ -191,7 +191,7 @@ impl Reading {
     /// Gives each batch to `send` until it has enough.
     fn run(self, mut send: impl FnMut(RecordBatch) -> bool) -> Result<()> {
         let name = self.bytes.name();
-        let place = |e: ArrowError| external(Error::new(Code::Io, format!("{name}: {e}")));
+        let problem = |e: ArrowError| external(Error::new(Code::Io, format!("{name}: {e}")));
         // Rows are counted by a column, where none is asked for.
         let nothing = self.projection.as_ref().is_some_and(Vec::is_empty);
         let columns = match nothing {
@@ -199,22 +199,45 @@ impl Reading {
             false => self.projection.clone(),
         };
         let mut give = |batch: std::result::Result<RecordBatch, ArrowError>| -> Result<bool> {
-            let batch = batch.map_err(place)?;
+            let batch = batch.map_err(problem)?;
             Ok(send(if nothing { batch.project(&[])? } else { batch }))
         };
         match self.layout {
             Layout::Csv { delimiter, header } => {
+                // Where each wanted column is in this file, and which it has not.
+                let wanted: Vec<usize> = columns.unwrap_or_else(|| (0..self.schema.fields().len()).collect());
+                let names = match header {
+                    true => text_files::csv_header(&self.bytes, delimiter).map_err(external)?,
+                    false => self.schema.fields().iter().map(|f| f.name().clone()).collect(),
+                };
+                let place = |column: &usize| names.iter().position(|n| n == self.schema.field(*column).name());
+                let places: Vec<Option<usize>> = wanted.iter().map(place).collect();
+                let there: Vec<usize> = places.iter().flatten().copied().collect();
+                let fields =
+                    names.iter().map(|n| self.schema.field_with_name(n).cloned()).collect::<std::result::Result<Vec<_>, _>>()?;
+                let asked = Arc::new(self.schema.project(&wanted)?);
+                // Rows are counted by any column.
+                let projection = if there.is_empty() { vec![0] } else { there.clone() };
+                let whole = |batch: RecordBatch| -> std::result::Result<RecordBatch, ArrowError> {
+                    if there.len() == wanted.len() {
+                        return Ok(batch);
+                    }
+                    let mut found = batch.columns().iter();
+                    let column = |(place, field): (&Option<usize>, &Arc<Field>)| match place.and_then(|_| found.next()) {
+                        Some(column) => column.clone(),
+                        None => new_null_array(field.data_type(), batch.num_rows()),
+                    };
+                    RecordBatch::try_new(asked.clone(), places.iter().zip(asked.fields()).map(column).collect())
+                };
                 let marked = MarkNulls::new(self.bytes.open().map_err(external)?, delimiter);
-                let mut reader = CsvBuilder::new(self.schema)
+                let reader = CsvBuilder::new(Arc::new(Schema::new(fields)))
                     .with_header(header)
                     .with_delimiter(delimiter)
                     .with_batch_size(self.rows)
-                    .with_null_regex(NULL_PATTERN.clone());
-                if let Some(columns) = columns {
-                    reader = reader.with_projection(columns);
-                }
-                for batch in reader.build_buffered(BufReader::with_capacity(1 << 18, marked)).map_err(place)? {
-                    if !give(batch)? {
+                    .with_null_regex(NULL_PATTERN.clone())
+                    .with_projection(projection);
+                for batch in reader.build_buffered(BufReader::with_capacity(1 << 18, marked)).map_err(problem)? {
+                    if !give(batch.and_then(&whole))? {
                         break;
                     }
                 }
@@ -228,7 +251,7 @@ impl Reading {
                     Some(columns) => Arc::new(self.schema.project(&columns)?),
                     None => self.schema,
                 };
-                for batch in JsonBuilder::new(schema).with_batch_size(self.rows).build(input).map_err(place)? {
+                for batch in JsonBuilder::new(schema).with_batch_size(self.rows).build(input).map_err(problem)? {
                     if !give(batch)? {
                         break;
                     }

@@ -205,11 +205,49 @@ fn what_only_running_meets_is_no_wrong_statement() {
         assert_eq!(failure(&run(folder.path(), &["-c", sql])).0, 1, "{sql}");
     }
     assert_eq!(failure(&run(folder.path(), &["-c", "MERGE nowhere ON id"])).0, 2);
+    // What does not fit is an error, wherever it is computed.
+    let table = "CREATE TABLE big (id INT, v BIGINT) AS VALUES (1, 9223372036854775807), (2, 5)";
+    for sql in [
+        "MERGE big ON id WHERE v + 1 > 0",
+        "SELECT * FROM (SELECT v * 2 AS w, count(*) FROM big GROUP BY v * 2 ORDER BY w - 1) AS t",
+        "SELECT id FROM big WHERE EXISTS (SELECT 1 FROM big AS b WHERE b.v - -1 > big.v)",
+        "CREATE STRATEGY h AS GREATEST BY (value * 2); MERGE big, (SELECT 1 AS id, 1 AS v) AS b ON id STRATEGY v = h",
+    ] {
+        let error = failure(&run(folder.path(), &["-c", table, "-c", sql])).1;
+        assert!(error.contains("does not fit its type"), "{sql}: {error}");
+    }
+    let fits =
+        "SELECT v + 1 AS a, v - 1, -v * 2 AS b, sum(id + 1) OVER (ORDER BY id + 1) AS s FROM big WHERE id = 1 + 1 LIMIT 1 + 0";
+    assert_eq!(
+        stdout(&run(folder.path(), &["-c", table, "-c", fits, "--format", "csv"])),
+        "rows\n2\na,big.v - Int64(1),b,s\n6,4,-10,3\n"
+    );
     let explained = stdout(&run(folder.path(), &["-c", "EXPLAIN ANALYZE MERGE 'a.csv' ON id", "--format", "csv"]));
     assert!(explained.lines().any(|l| l.starts_with("memory,") && l.contains("at most")), "{explained}");
     let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
     let status = Command::new(env!("CARGO_BIN_EXE_mergeql")).args(["-c", "SELECT 1"]).stdout(full).status().unwrap();
     assert_eq!(status.code(), Some(1));
+}
+
+#[test]
+fn columns_of_text_files_pair_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("d")).unwrap();
+    std::fs::write(folder.path().join("d/1.csv"), "id,v,w\n1,5,x\n").unwrap();
+    std::fs::write(folder.path().join("d/2.csv"), "w,id\ny,2\n").unwrap();
+    std::fs::write(folder.path().join("d/3.csv"), "v,id,z\n7,1,true\n").unwrap();
+    let merged = stdout(&run(folder.path(), &["-c", "MERGE 'd/*.csv' ON id STRATEGY * = max ORDER BY id", "--format", "csv"]));
+    assert_eq!(merged, "id,v,w,z\n1,7,x,true\n2,,y,\n");
+    std::fs::write(folder.path().join("d/.4.csv"), "id\n4\n").unwrap();
+    std::fs::write(folder.path().join("d/5.csv.gz"), "").unwrap();
+    assert!(failure(&run(folder.path(), &["-c", "SELECT * FROM (MERGE 'd/5.csv.gz' ON id) AS m"])).1.contains("compressed"));
+    for (sql, expected) in [
+        ("SELECT count(*) AS n FROM 'd/*.csv'", "n\n3\n"),
+        ("SELECT count(z) AS n FROM 'd/*.csv'", "n\n1\n"),
+        ("SELECT z, v FROM 'd/*.csv' WHERE id = 2", "z,v\n,\n"),
+    ] {
+        assert_eq!(stdout(&run(folder.path(), &["-c", sql, "--format", "csv"])), expected, "{sql}");
+    }
 }
 
 #[test]

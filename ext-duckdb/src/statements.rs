@@ -337,7 +337,13 @@ fn merge_into(statement: &str, explain: Explain, target: Written, merge: &Merge)
     if explain != Explain::No {
         return Ok(query);
     }
-    let keys: Vec<String> = merge.key.iter().map(|k| format!("t.{0} = m.{0}", quote(&k.value))).collect();
+    // Texts by their bytes, whatever collation the target's column has; the types are known when this is bound.
+    let bytes = |of: &str, key: &str| format!("CASE WHEN typeof({of}.{key}) = 'VARCHAR' THEN encode(CAST({of}.{key} AS VARCHAR)) END");
+    let equal = |k: &Name| {
+        let key = quote(&k.value);
+        format!("t.{key} = m.{key} AND {} IS NOT DISTINCT FROM {}", bytes("t", &key), bytes("m", &key))
+    };
+    let keys: Vec<String> = merge.key.iter().map(equal).collect();
     Ok(format!(
         "MERGE INTO {name} AS t USING ({query}) AS m ON ({}) WHEN MATCHED THEN UPDATE BY NAME WHEN NOT MATCHED THEN INSERT BY NAME",
         keys.join(" AND ")

@@ -168,7 +168,7 @@ async fn dispatch(arguments: Arguments) -> Result<ExitCode, MergeError> {
         match file {
             Some(path) if laid_out != script => std::fs::write(path, laid_out).map_err(|e| io(&path.display().to_string(), &e))?,
             Some(_) => {}
-            None => print!("{laid_out}"),
+            None => output::say(laid_out.trim_end_matches('\n')),
         }
         return Ok(ExitCode::SUCCESS);
     }

@@ -186,12 +186,14 @@ fn unknown(what: &str) -> Status {
     Status::not_found(format!("the server knows no such {what} (any more)"))
 }
 
-/// Types that every reader of Arrow knows: texts and bytes without views.
+/// Types that every reader of Arrow knows: texts and bytes without views, values without dictionaries, which may differ from batch to batch.
 fn plain(ty: &DataType) -> DataType {
     let field = |f: &Arc<Field>| Arc::new(f.as_ref().clone().with_data_type(plain(f.data_type())));
     match ty {
         DataType::Utf8View => DataType::Utf8,
         DataType::BinaryView => DataType::Binary,
+        DataType::Dictionary(_, values) => plain(values),
+        DataType::RunEndEncoded(_, values) => plain(values.data_type()),
         DataType::List(f) => DataType::List(field(f)),
         DataType::LargeList(f) => DataType::LargeList(field(f)),
         DataType::Struct(fields) => DataType::Struct(fields.iter().map(field).collect()),

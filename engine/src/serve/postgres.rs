@@ -6,8 +6,8 @@ use super::{Credentials, Options, Tls};
 use crate::context::MergeContext;
 use crate::error::{MergeError, Result};
 use crate::prepare::{Prepared, bound, touched};
-use arrow::array::RecordBatch;
-use arrow::datatypes::{DataType, Schema};
+use arrow::array::{ArrayRef, RecordBatch, StringArray};
+use arrow::datatypes::{DataType, Field, Schema};
 use async_trait::async_trait;
 use datafusion::logical_expr::{EmptyRelation, LogicalPlan};
 use datafusion::prelude::{DataFrame, SessionContext};
@@ -309,8 +309,49 @@ async fn command(turn: Turn, tag: &str, run: impl Future<Output = Result<DataFra
     Ok(Response::Execution(counted(tag, &batches)))
 }
 
+/// Whether the protocol has a type of values: maps, and lists of lists, it has not.
+fn is_known(ty: &DataType) -> bool {
+    match ty {
+        DataType::Map(..) => false,
+        DataType::List(f) | DataType::LargeList(f) | DataType::FixedSizeList(f, _) => {
+            !matches!(f.data_type(), DataType::List(_) | DataType::LargeList(_) | DataType::FixedSizeList(..))
+                && is_known(f.data_type())
+        }
+        DataType::Struct(fields) => fields.iter().all(|f| is_known(f.data_type())),
+        DataType::Dictionary(_, values) => is_known(values),
+        _ => true,
+    }
+}
+
+/// The same rows with JSON in place of values that the protocol does not have.
+fn with_json(batch: RecordBatch) -> Result<RecordBatch> {
+    if batch.schema().fields().iter().all(|f| is_known(f.data_type())) {
+        return Ok(batch);
+    }
+    let schema = json_schema(batch.schema().as_ref());
+    let columns = batch.columns().iter().map(|column| match is_known(column.data_type()) {
+        true => column.clone(),
+        false => {
+            let values = (0..column.len()).map(|i| match crate::columns::value_at(column.as_ref(), i) {
+                mergeql_udfs::Value::Null => None,
+                value => Some(value.to_json()),
+            });
+            Arc::new(values.collect::<StringArray>()) as ArrayRef
+        }
+    });
+    Ok(RecordBatch::try_new(Arc::new(schema), columns.collect())?)
+}
+
+fn json_schema(schema: &Schema) -> Schema {
+    let field = |f: &Arc<Field>| match is_known(f.data_type()) {
+        true => f.clone(),
+        false => Arc::new(f.as_ref().clone().with_data_type(DataType::Utf8)),
+    };
+    Schema::new(schema.fields().iter().map(field).collect::<Vec<_>>())
+}
+
 fn fields(schema: &Schema, format: &Format, options: Option<Arc<FormatOptions>>) -> Result<Vec<FieldInfo>> {
-    arrow_schema_to_pg_fields(schema, format, options).map_err(|e| MergeError::new(Code::Unsupported, e.to_string()))
+    arrow_schema_to_pg_fields(&json_schema(schema), format, options).map_err(|e| MergeError::new(Code::Unsupported, e.to_string()))
 }
 
 /// Rows as the protocol has them.
@@ -319,7 +360,7 @@ fn encoded(
     fields: Arc<Vec<FieldInfo>>,
 ) -> impl Stream<Item = PgWireResult<datafusion_postgres::pgwire::messages::data::DataRow>> + Send + 'static {
     batches.flat_map(move |batch| {
-        let rows: Vec<_> = match batch {
+        let rows: Vec<_> = match batch.and_then(with_json) {
             Ok(batch) => encode_recordbatch(fields.clone(), batch).collect(),
             Err(error) => vec![Err(told(&error, ""))],
         };

@@ -140,6 +140,8 @@ fn everything(project: &Project) {
     errors("wrong_strategy", &["unknown_strategy", "maxx", "did you mean `max`"]);
     errors("wrong_column", &["unknown_column", "salry", "did you mean `salary`"]);
     errors("no_key", &["unique_key"]);
+    errors("misspelt", &["merge_defalt", "merge_default"]);
+    errors("wrong_change", &["on_schema_change", "sometimes"]);
 
     // The generic tests fail where they should.
     project.run(&["run", "-s", "people_disagree"], "errors: true");

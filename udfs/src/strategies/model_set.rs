@@ -365,4 +365,37 @@ mod tests {
             assert!(version(pair[0]) < version(pair[1]), "{pair:?}");
         }
     }
+
+    fn call(name: &str, arguments: &[Value]) -> Result<Value> {
+        (functions().into_iter().find(|f| f.name == name).unwrap().run)(arguments)
+    }
+
+    fn text(value: &Value) -> String {
+        let Value::Text(text) = value else { panic!("no text: {value}") };
+        text.to_string()
+    }
+
+    #[test]
+    fn a_set_resolves_to_one_statement() {
+        let new = |recipe: &str| call("model_set_new", &[Value::text(recipe)]);
+        let add = |set: Value, leaf: &str, origin: &str| call("model_set_add", &[set, Value::text(leaf), Value::text(origin)]).unwrap();
+        let resolved = |set: &Value| text(&call("model_set_resolve", std::slice::from_ref(set)).unwrap());
+        for recipe in [r#"{"strategy": 3}"#, r#"{"nope": "x"}"#, r#"{"strategy": "* = linear INTO 'evil/'"}"#] {
+            assert!(new(recipe).is_err(), "{recipe}");
+        }
+        // One base at two places is one recipe, and one model at two places takes part once.
+        let base = |path: &str| new(&format!(r#"{{"base": "{path}", "base_sha256": "ff", "strategy": "* = ties"}}"#)).unwrap();
+        let model = |path: &str, version: &str| format!(r#"{{"name": "m", "path": "{path}", "sha256": "{version}a", "version": "{version}"}}"#);
+        let (a, b) = (add(base("x/base"), &model("x/m", "9"), "a"), add(base("y/base"), &model("y/m", "9"), "b"));
+        let joined = call("model_set_join", &[a.clone(), b.clone()]).unwrap();
+        assert_eq!(joined, call("model_set_join", &[b, a.clone()]).unwrap());
+        assert_eq!(resolved(&joined), r#"MERGE MODELS 'x/m' AS "m" BASE 'x/base' STRATEGY * = ties"#);
+        let hash = |set: &Value| text(&call("model_set_hash", std::slice::from_ref(set)).unwrap());
+        assert_eq!(hash(&joined), hash(&a), "places count for nothing");
+        // Of several versions the greatest takes part, and its removal brings the one before back.
+        let newer = add(joined, &model("x/m10", "10"), "a");
+        assert!(resolved(&newer).starts_with("MERGE MODELS 'x/m10' AS"), "{}", resolved(&newer));
+        let older = call("model_set_remove", &[newer, Value::text("10a")]).unwrap();
+        assert!(resolved(&older).starts_with("MERGE MODELS 'x/m' AS"), "{}", resolved(&older));
+    }
 }

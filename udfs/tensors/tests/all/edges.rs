@@ -185,3 +185,130 @@ fn doubles_that_pass_through_stay_what_they_are() {
     let bytes = &mergeql_tensors::run::resolve(&sealed).expect("a merge")["t"];
     assert_eq!(bytes[..], values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<_>>()[..]);
 }
+
+/// Matrices of two rows in files of their own: models, the base, and files beside them.
+fn matrices(
+    strategy: &str,
+    params: &[(&str, Value)],
+    models: &[&[f32]],
+    base: &[f32],
+    options: Options,
+) -> Result<Vec<f32>, Error> {
+    let folder = tempfile::tempdir().expect("a folder");
+    let open = |name: &str, values: &[f32]| {
+        let path = folder.path().join(format!("{name}.safetensors"));
+        write(&path, &BTreeMap::from([("t".to_owned(), (vec![2, values.len() / 2], values.to_vec()))]));
+        Model::new(name, Checkpoint::open(&path).expect("a model").lenient(options.propagate_nan))
+    };
+    let base = open("base", base);
+    let params = params.iter().map(|(name, value)| match value {
+        Value::Text(file) if file == "ZEROS" => {
+            let zeros = open("zeros", &vec![0.0; models[0].len()]).checkpoint.path;
+            ((*name).to_owned(), Value::Text(zeros.display().to_string()))
+        }
+        value => ((*name).to_owned(), value.clone()),
+    });
+    let request = Request {
+        models: models.iter().enumerate().map(|(i, values)| open(&format!("m{i}"), values)).collect(),
+        rules: vec![Rule { pattern: "*".into(), strategy: strategy.into(), params: params.collect() }],
+        base: Some(base),
+        options,
+    };
+    resolve(request).map(|mut tensors| tensors.remove("t").expect("the tensor"))
+}
+
+#[test]
+fn small_changes_are_changes() {
+    let models: [&[f32]; 2] = [&[1e-4, 2e-4, 0.0, 1e-4], &[1e-4, 2e-4, 0.0, 1e-4]];
+    // Models that agree: all of their mean.
+    let stock = merged("model_stock", NONE, &models, Some(ZEROS), Options::default()).expect("a merge");
+    assert!(stock.iter().zip(models[0]).all(|(g, w)| (g - w).abs() < 1e-9), "{stock:?}");
+    let mergekits = merged("model_stock", NONE, &models, Some(ZEROS), as_mergekit()).expect("a merge");
+    assert!(mergekits[1] < 1.9e-4, "it takes short vectors for unlike ones: {mergekits:?}");
+    // Weighted by the mean squares: 1e-10 and 1e-8.
+    let sce = merged("sce", NONE, &[&[1e-5; 4], &[1e-4; 4]], Some(ZEROS), Options::default()).expect("a merge");
+    assert!((sce[0] - 9.910_891e-5).abs() < 1e-10, "{sce:?}");
+    // What is found does not depend on the unit.
+    let (one, other) = ([3.0, 1.0, -2.0, 0.5, 1.0, 4.0], [0.5, -1.0, 2.0, 2.0, 0.0, 1.0]);
+    let usual = matrices("dual_projection", NONE, &[&one, &other], &[0.0; 6], Options::default()).expect("a merge");
+    let small = [one, other].map(|m| m.map(|v| v * 1e-6));
+    let small = matrices("dual_projection", NONE, &[&small[0], &small[1]], &[0.0; 6], Options::default()).expect("a merge");
+    assert!(small.iter().zip(&usual).all(|(s, u)| (s * 1e6 - u).abs() < 1e-4), "{small:?} for {usual:?}");
+    // Changes of one direction each are kept.
+    let ranks: [&[f32]; 2] = [&[1.0, 0.0, 0.0, 0.0], &[0.0, 0.0, 0.0, 2.0]];
+    let kept = matrices("dual_projection", NONE, &ranks, ZEROS, Options::default()).expect("a merge");
+    near(&kept, &[1.0, 0.0, 0.0, 2.0]);
+}
+
+#[test]
+fn an_update_outside_of_the_safe_subspace_is_mixed() {
+    let params = [("tau", Value::Number(0.5)), ("unaligned_base", Value::Text("ZEROS".to_owned()))];
+    // The base less the unaligned one spans the first row; the update lies in the second.
+    let (base, tuned, safe) = ([1.0, 1.0, 0.0, 0.0], [1.0, 1.0, 5.0, 5.0], [1.0, 1.0, 1.0, 1.0]);
+    near(&matrices("safemerge", &params, &[&tuned, &safe], &base, Options::default()).expect("a merge"), &[1.0, 1.0, 3.0, 3.0]);
+    near(&matrices("safemerge", &params, &[&base, &safe], &base, Options::default()).expect("a merge"), &base);
+}
+
+#[test]
+fn nothing_is_decomposed_where_there_is_nothing() {
+    for (strategy, models) in
+        [("tsv_m", 2), ("dual_projection", 2), ("wudi", 2), ("iso_c", 2), ("knots", 2), ("star", 2), ("opcm", 3)]
+    {
+        let empty: Vec<&[f32]> = vec![&[]; models];
+        let made = matrices(strategy, NONE, &empty, &[], Options::default()).unwrap_or_else(|e| panic!("{strategy}: {e}"));
+        assert!(made.is_empty(), "{strategy}");
+    }
+}
+
+#[test]
+fn what_is_not_a_number_stays_none() {
+    let options = || Options { propagate_nan: true, ..Options::default() };
+    let models: [&[f32]; 3] = [&[f32::NAN, 1.0, 2.0, 3.0], &[1.0, 1.0, 5.0, 3.0], &[2.0, 4.0, 2.0, 3.0]];
+    for strategy in ["coordinate_median", "trimmed_mean", "ram", "magmax", "emr", "consensus_ta", "negmerge", "ties", "linear"] {
+        let found = merged(strategy, NONE, &models, Some(ZEROS), options()).unwrap_or_else(|e| panic!("{strategy}: {e}"));
+        assert!(found[0].is_nan() && found[1..].iter().all(|v| v.is_finite()), "{strategy}: {found:?}");
+    }
+}
+
+#[test]
+fn weights_and_files_that_count_for_nothing() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let open = |name: &str, weight: Option<f64>| {
+        let path = folder.path().join(format!("{name}.safetensors"));
+        write(&path, &BTreeMap::from([("t".to_owned(), (vec![2], vec![1.0, 2.0]))]));
+        Model { weight, ..Model::new(name, Checkpoint::open(&path).expect("a model")) }
+    };
+    let plan = |strategies: &[(&str, &str)], params: &[(&str, Value)]| {
+        let params: BTreeMap<_, _> = params.iter().map(|(n, v)| ((*n).to_owned(), v.clone())).collect();
+        let rule = |(pattern, strategy): &(&str, &str)| Rule {
+            pattern: (*pattern).into(),
+            strategy: (*strategy).into(),
+            params: params.clone(),
+        };
+        mergeql_tensors::plan::Plan::new(Request {
+            models: vec![open("a", Some(0.5)), open("b", None)],
+            base: None,
+            rules: strategies.iter().map(rule).collect(),
+            options: Options::default(),
+        })
+    };
+    let error = plan(&[("*", "coordinate_median")], NONE).expect_err("no weights");
+    assert!(error.message.contains("`coordinate_median` has no use for them"), "{error}");
+    let both = plan(&[("x*", "coordinate_median"), ("*", "linear")], NONE).expect("some weigh");
+    assert!(both.notes.iter().any(|n| n.contains("count for nothing in `coordinate_median`")), "{:?}", both.notes);
+    let error = plan(&[("a[", "linear")], NONE).expect_err("no pattern");
+    assert!(error.message.contains("no pattern"), "{error}");
+    let three = Value::List(vec![Value::Text("x".into()); 3]);
+    let error = plan(&[("*", "fisher")], &[("fisher", three)]).expect_err("three files");
+    assert!(error.message.contains("names 3 files for 2 models"), "{error}");
+}
+
+#[test]
+fn an_index_lists_what_is_there() {
+    let folder = tempfile::tempdir().expect("a folder");
+    write(&folder.path().join("one.safetensors"), &BTreeMap::from([("t".to_owned(), (vec![2], vec![1.0, 2.0]))]));
+    let index = r#"{"weight_map": {"t": "one.safetensors", "u": "one.safetensors"}}"#;
+    std::fs::write(folder.path().join("model.safetensors.index.json"), index).expect("an index");
+    let error = Checkpoint::open(folder.path()).expect_err("one is missing");
+    assert!(error.message.contains("tensor `u`"), "{error}");
+}
