@@ -338,7 +338,8 @@ fn merge_into(statement: &str, explain: Explain, target: Written, merge: &Merge)
         return Ok(query);
     }
     // Texts by their bytes, whatever collation the target's column has; the types are known when this is bound.
-    let bytes = |of: &str, key: &str| format!("CASE WHEN typeof({of}.{key}) = 'VARCHAR' THEN encode(CAST({of}.{key} AS VARCHAR)) END");
+    let bytes =
+        |of: &str, key: &str| format!("CASE WHEN typeof({of}.{key}) = 'VARCHAR' THEN encode(CAST({of}.{key} AS VARCHAR)) END");
     let equal = |k: &Name| {
         let key = quote(&k.value);
         format!("t.{key} = m.{key} AND {} IS NOT DISTINCT FROM {}", bytes("t", &key), bytes("m", &key))
