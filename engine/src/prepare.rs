@@ -9,8 +9,11 @@ use datafusion::common::metadata::ScalarAndMetadata;
 use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::logical_expr::{DdlStatement, LogicalPlan};
 use datafusion::prelude::DataFrame;
+use datafusion::sql::sqlparser::dialect::GenericDialect;
+use datafusion::sql::sqlparser::tokenizer::{Token, Tokenizer};
 use mergeql_lang::ast::{Explain, Statement};
 use mergeql_lang::parse;
+use std::borrow::Cow;
 
 /// A statement that was looked at and has not run.
 #[allow(clippy::large_enum_variant)] // there is one at a time
@@ -32,7 +35,8 @@ impl MergeContext {
     /// # Errors
     /// As [`MergeContext::sql`].
     pub async fn prepare(&self, text: &str) -> Result<Prepared> {
-        self.prepared(text).await.map_err(|e| e.map(|d| d.in_text(text)))
+        let text = numbered(text);
+        self.prepared(&text).await.map_err(|e| e.map(|d| d.in_text(&text)))
     }
 
     async fn prepared(&self, text: &str) -> Result<Prepared> {
@@ -79,6 +83,28 @@ impl MergeContext {
     }
 }
 
+/// The text with parameters that are written as `?`, as ADBC and ODBC have them, as `$1`, `$2` and on.
+fn numbered(text: &str) -> Cow<'_, str> {
+    // A text that is no SQL is told so by the parser.
+    let tokens = Tokenizer::new(&GenericDialect {}, text).tokenize_with_location().unwrap_or_default();
+    let asked = tokens.iter().filter(|t| matches!(&t.token, Token::Placeholder(name) if name == "?"));
+    let places: Vec<(u64, u64)> = asked.map(|t| (t.span.start.line, t.span.start.column)).collect();
+    if places.is_empty() {
+        return text.into();
+    }
+    let (mut numbered, mut at, mut count) = (String::with_capacity(text.len() + 2 * places.len()), (1, 1), 0);
+    for c in text.chars() {
+        if places.contains(&at) {
+            count += 1;
+            numbered += &format!("${count}");
+        } else {
+            numbered.push(c);
+        }
+        at = if c == '\n' { (at.0 + 1, 1) } else { (at.0, at.1 + 1) };
+    }
+    numbered.into()
+}
+
 /// A plan with values for its parameters, in the types that it was planned for.
 pub(crate) fn bound(plan: &LogicalPlan, values: ParamValues) -> Result<LogicalPlan> {
     let types = plan.get_parameter_types()?;
@@ -116,5 +142,19 @@ fn tag(plan: &LogicalPlan) -> &'static str {
         LogicalPlan::Dml(_) => "INSERT",
         LogicalPlan::Copy(_) => "COPY",
         _ => "SET",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::numbered;
+
+    #[test]
+    fn parameters_get_their_numbers() {
+        assert_eq!(
+            numbered("SELECT '?', \"?\" -- ?\n FROM t WHERE a = ? AND b > ?"),
+            "SELECT '?', \"?\" -- ?\n FROM t WHERE a = $1 AND b > $2"
+        );
+        assert_eq!(numbered("SELECT $1 'ä"), "SELECT $1 'ä");
     }
 }

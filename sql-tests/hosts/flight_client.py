@@ -6,6 +6,7 @@ import warnings
 import adbc_driver_flightsql.dbapi as flightsql
 import pyarrow as pa
 import pyarrow.flight
+import pyarrow.parquet
 from adbc_driver_flightsql import DatabaseOptions
 from adbc_driver_manager import Error
 
@@ -40,6 +41,14 @@ if what == "statements":
         assert table.to_pydict() == {"id": [1, 2, 3], "salary": [90, 72, 64], "tag": ["a,c", "b", "d"]}, table
         cursor.execute(f"{merge} WHERE id >= $1 ORDER BY id", parameters=(2,))
         assert cursor.fetchall() == [(2, 72, "b"), (3, 64, "d")]
+        # As the driver's own style has it.
+        cursor.execute(f"{merge} WHERE id >= ? AND tag <> ? ORDER BY id", parameters=(2, "d"))
+        assert cursor.fetchall() == [(2, 72, "b")]
+        words = pa.table({"id": [1, 2], "word": pa.array(["x", "y"]).dictionary_encode(), "half": pa.array([0.5, 1.5], pa.float32())})
+        pyarrow.parquet.write_table(words, "words.parquet")
+        for query in ("SELECT * FROM 'words.parquet' ORDER BY id", "MERGE 'words.parquet' ON id ORDER BY id"):
+            cursor.execute(query)
+            assert cursor.fetch_arrow_table().to_pydict() == words.to_pydict(), query
         cursor.execute("MERGE INTO nyc USING london ON id STRATEGY salary = max, tag = union")
         cursor.fetchall()
         cursor.execute("SELECT count(*) FROM nyc")

@@ -21,6 +21,10 @@ with psycopg.connect(conninfo) as connection:
     cursor.executemany("INSERT INTO fresh VALUES (%s, %s)", [(1, "x"), (2, None)])
     assert cursor.execute("SELECT * FROM fresh ORDER BY a").fetchall() == [(1, "x"), (2, None)]
     assert cursor.execute("MERGE INTO fresh USING (SELECT 2 AS a, 'y' AS b) AS s ON a").statusmessage == "MERGE 2"
+    # What the protocol has no type for is JSON.
+    for binary in (False, True):
+        cursor.execute("SELECT MAP {'k': 1}, [[1], [2, 3]], [1, 2]", binary=binary)
+        assert cursor.fetchone() == ('{"k":1}', "[[1],[2,3]]", [1, 2])
     try:
         cursor.execute(f"{merge}x")
         raise AssertionError("it must fail")

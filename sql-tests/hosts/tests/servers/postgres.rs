@@ -132,6 +132,7 @@ fn who_may_come_in() {
         "MERGE given ON id INTO 'b.csv'",
         "CREATE EXTERNAL TABLE t STORED AS CSV LOCATION 'a.csv'",
         "SELECT * FROM read_safetensors('x')",
+        "SELECT model_contribution('a.csv')",
     ] {
         let told = ask(statement);
         assert!(told.contains("ERROR"), "{statement}: {told}");
