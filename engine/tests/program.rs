@@ -219,10 +219,7 @@ fn what_only_running_meets_is_no_wrong_statement() {
     }
     let fits =
         "SELECT v + 1 AS a, v - 1, -v * 2 AS b, sum(id + 1) OVER (ORDER BY id + 1) AS s FROM big WHERE id = 1 + 1 LIMIT 1 + 0";
-    assert_eq!(
-        stdout(&run(folder.path(), &["-c", table, "-c", fits, "--format", "csv"])),
-        "\na,big.v - Int64(1),b,s\n6,4,-10,3\n"
-    );
+    assert_eq!(stdout(&run(folder.path(), &["-c", table, "-c", fits, "--format", "csv"])), "\na,big.v - Int64(1),b,s\n6,4,-10,3\n");
     let explained = stdout(&run(folder.path(), &["-c", "EXPLAIN ANALYZE MERGE 'a.csv' ON id", "--format", "csv"]));
     assert!(explained.lines().any(|l| l.starts_with("memory,") && l.contains("at most")), "{explained}");
     let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
