@@ -19,7 +19,7 @@ use mergeql_lang::diagnostic::nearest;
 use mergeql_lang::lower::{STATE, quote};
 use mergeql_lang::plan::{Relation, SourceColumn};
 use mergeql_lang::{Diagnostic, Span};
-use mergeql_udfs::{Code, Value};
+use mergeql_udfs::{Code, Error, Value};
 use parquet::file::metadata::{ColumnChunkMetaData, ParquetMetaData};
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use std::io::Read;
@@ -135,7 +135,8 @@ pub struct Resolved {
 /// The columns of a schema as the binder sees them.
 pub fn source_columns(schema: &Schema) -> Result<Vec<SourceColumn>> {
     let column = |f: &Arc<arrow::datatypes::Field>| {
-        Ok(SourceColumn { name: f.name().clone(), ty: logical(f.data_type())?, nullable: f.is_nullable() })
+        let ty = logical(f.data_type()).map_err(|e| Error { message: format!("`{}`: {}", f.name(), e.message), ..e })?;
+        Ok(SourceColumn { name: f.name().clone(), ty, nullable: f.is_nullable() })
     };
     schema.fields().iter().map(column).collect()
 }

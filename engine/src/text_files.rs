@@ -377,7 +377,13 @@ fn infer_csv(files: &[Bytes], delimiter: u8, header: bool) -> Result<Inferred> {
             match reader.read_byte_record(&mut record) {
                 Ok(true) => {}
                 Ok(false) => break,
-                Err(e) => return Err(problem(e.to_string()).with_help("every record needs as many fields as the header")),
+                Err(e) => {
+                    let help = match e.kind() {
+                        csv::ErrorKind::UnequalLengths { .. } => "every record needs as many fields as the header",
+                        _ => "a field that holds a quote stands in quotes, and has the quote twice",
+                    };
+                    return Err(problem(e.to_string()).with_help(help));
+                }
             }
             if first {
                 first = false;

@@ -422,9 +422,9 @@ fn targets_with_rules_of_their_own() {
     // Values that do not fit are an error, not cut.
     ok(&mut host, "CREATE TABLE short (id int PRIMARY KEY, t varchar(3), at timestamp(0))");
     let into = "CALL mergeql_into('MERGE INTO short USING (SELECT 1 AS id, ''abcdef''::text AS t) AS s ON id STRATEGY t = max')";
-    assert!(host.raw(into).unwrap_err().contains("too long"));
+    assert!(host.raw(into).unwrap_err().0.contains("too long"));
     let into = "CALL mergeql_into('MERGE INTO short USING (SELECT 1 AS id, timestamp ''2024-01-01 00:00:00.7'' AS at) AS s ON id STRATEGY at = max')";
-    assert!(host.raw(into).unwrap_err().contains("would be cut"));
+    assert!(host.raw(into).unwrap_err().0.contains("would be cut"));
     // Intervals that are as long are not the same.
     ok(&mut host, "CREATE TABLE spans (id int, i interval); INSERT INTO spans VALUES (1, '24:00')");
     ok(
@@ -445,17 +445,17 @@ fn sessions_that_change_values_are_refused() {
     let into = "CALL mergeql_into('MERGE INTO plain USING (SELECT 1 AS id, 2 AS v) AS s ON id STRATEGY v = max')";
     for setting in ["standard_conforming_strings = off", "extra_float_digits = 0"] {
         host.raw(&format!("SET {setting}")).unwrap();
-        assert!(host.raw(into).unwrap_err().contains("changes values"), "{setting}");
+        assert!(host.raw(into).unwrap_err().0.contains("changes values"), "{setting}");
         host.raw("RESET ALL").unwrap();
     }
     let repeatable = format!("BEGIN ISOLATION LEVEL REPEATABLE READ; {into}");
-    assert!(host.raw(&repeatable).unwrap_err().contains("without a unique key"));
+    assert!(host.raw(&repeatable).unwrap_err().0.contains("without a unique key"));
     host.raw("ROLLBACK").unwrap();
     host.raw("ALTER TABLE plain ADD PRIMARY KEY (id)").unwrap();
     host.raw(&repeatable).unwrap();
     host.raw("COMMIT").unwrap();
     for other in ["DROP TABLE plain", "DELETE FROM plain"] {
-        assert!(host.raw(&format!("CALL mergeql_into('{other}')")).unwrap_err().contains("no statement of MergeQL"), "{other}");
+        assert!(host.raw(&format!("CALL mergeql_into('{other}')")).unwrap_err().0.contains("no statement of MergeQL"), "{other}");
     }
     assert_eq!(one(&mut host, "SELECT v FROM plain"), "2");
 }
