@@ -468,6 +468,13 @@ pub(crate) fn expand(text: &str) -> Result<Vec<PathBuf>> {
                 MergeError::from(io(path, if missing { "there is no such file".to_owned() } else { e.to_string() }))
             }
         })?;
+        if !file.is_file() {
+            return Err(MergeError::new(
+                Code::Unsupported,
+                format!("`{text}` is a pipe or a device, and a source is read more than once"),
+            )
+            .help("send it to standard input, and name that: '-' WITH (format = ...)"));
+        }
         return Ok(vec![file]);
     }
     // As in a shell: what begins with a point is named itself, or not at all.

@@ -249,6 +249,19 @@ fn columns_of_text_files_pair_by_name() {
 }
 
 #[test]
+fn a_pipe_is_no_file() {
+    let folder = tempfile::tempdir().unwrap();
+    for (pipe, sql) in [
+        ("p.csv", "MERGE 'p.csv' ON id"),
+        ("p.safetensors", "MERGE MODELS 'p.safetensors', 'p.safetensors' AS b STRATEGY * = linear"),
+    ] {
+        assert!(Command::new("mkfifo").arg(folder.path().join(pipe)).status().unwrap().success());
+        let (_, error) = failure(&run(folder.path(), &["-c", sql]));
+        assert!(error.contains("pipe or a device") || error.contains("no regular file"), "{error}");
+    }
+}
+
+#[test]
 fn sets_that_were_edited_by_hand_are_taken_in() {
     let folder = sources();
     let script = "MERGE (SELECT 1 AS id, 'x' AS v) AS a ON id STRATEGY v = gset INTO t WITH (state = 'keep'); SELECT mergeql_adopt('t'); \

@@ -504,6 +504,10 @@ impl Checkpoint {
         }
         let mut tensors = BTreeMap::new();
         for file in files_of(path)? {
+            // A pipe would be waited for, and is not read at places.
+            if file.exists() && !file.is_file() {
+                return Err(failed(&file, "it is no regular file"));
+            }
             open_file(&file, &mut tensors)?;
         }
         if let Some(index) = index_of(path)
