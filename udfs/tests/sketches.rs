@@ -166,6 +166,21 @@ fn what_does_not_fit_is_said() {
     assert!(partial.update(&row).unwrap_err().to_string().contains("sketch_kll(value)"));
 }
 
+/// A state whose sketch cannot be read is no state: it would spoil what it is joined to.
+#[test]
+fn a_broken_sketch_is_a_corrupt_state() {
+    for name in ["kll", "tdigest", "countmin", "topk"] {
+        let mut partial = catalog::find(name).unwrap().bind(&call(name, &[])).unwrap().partial();
+        let image = made(name, &[], &[1.0, 2.0, 3.0]);
+        partial.update(&[image.clone(), Value::text("a"), Value::Int(1)]).unwrap();
+        let (id, body) = mergeql_udfs::codec::open(&partial.encode().unwrap()).map(|(id, body)| (id, body.into_owned())).unwrap();
+        let Value::Bytes(image) = image else { panic!("no image") };
+        let at = body.windows(image.len()).position(|part| *part == *image).unwrap();
+        let broken = [&body[..at], &vec![0xff; image.len()], &body[at + image.len()..]].concat();
+        assert_eq!(catalog::open(&mergeql_udfs::codec::seal(id, 0, &broken)).unwrap_err().code, Code::CorruptState, "{name}");
+    }
+}
+
 /// Images that are cut, flipped and grown: an answer or an error, never a panic.
 #[test]
 fn hostile_images() {

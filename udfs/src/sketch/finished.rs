@@ -175,7 +175,11 @@ impl<F: Family> State for Latest<F> {
     fn decode(r: &mut Reader<'_>) -> Result<Self> {
         let versions = VersionOrder::decode(r)?;
         let entry = |r: &mut Reader<'_>| match (r.value()?, r.values()?) {
-            (image @ Value::Bytes(_), version) if !version.last().is_some_and(Value::is_null) => Ok((image, version)),
+            (Value::Bytes(image), version) if !version.last().is_some_and(Value::is_null) => {
+                // One that cannot be read would be found only when it is in every state that it was joined to.
+                read::<F>(&image).map_err(|e| Error::corrupt_state(format!("a sketch in the state: {}", e.message)))?;
+                Ok((Value::Bytes(image), version))
+            }
             _ => Err(Error::corrupt_state("a sketch in the state is not bytes, or its version is not in its shortest form")),
         };
         Ok(Latest { versions, origins: origins::decode(r, entry)?, family: PhantomData })
