@@ -394,14 +394,16 @@ fn targets_with_rules_of_their_own() {
     );
     let rows = "SELECT string_agg(concat_ws('|', p::text, v), ' ' ORDER BY v) FROM mergeql('MERGE points ON p STRATEGY v = max') AS t(p pt, v int)";
     assert_eq!(one(&mut host, rows), "(1,)|2 (1,a)|3 (,)|4 5");
-    // Keys that the host takes for equal are two, in a target as in a merge.
-    ok(&mut host, "CREATE EXTENSION citext; CREATE TABLE folded (k citext, v int); INSERT INTO folded VALUES ('a', 1)");
-    for _ in 0..2 {
-        ok(
-            &mut host,
-            "CALL mergeql_into('MERGE INTO folded USING (SELECT * FROM (VALUES (''A''::citext, 3), (''a'', 2)) AS v(k, v)) AS s ON k STRATEGY v = max')",
-        );
-        assert_eq!(one(&mut host, "SELECT string_agg(k || v, ' ' ORDER BY v) FROM folded"), "a2 A3");
+    // Keys that the host takes for equal are two, in a target as in a merge. Not every Postgres comes with citext.
+    if one(&mut host, "SELECT count(*) FROM pg_available_extensions WHERE name = 'citext'") == "1" {
+        ok(&mut host, "CREATE EXTENSION citext; CREATE TABLE folded (k citext, v int); INSERT INTO folded VALUES ('a', 1)");
+        for _ in 0..2 {
+            ok(
+                &mut host,
+                "CALL mergeql_into('MERGE INTO folded USING (SELECT * FROM (VALUES (''A''::citext, 3), (''a'', 2)) AS v(k, v)) AS s ON k STRATEGY v = max')",
+            );
+            assert_eq!(one(&mut host, "SELECT string_agg(k || v, ' ' ORDER BY v) FROM folded"), "a2 A3");
+        }
     }
     ok(
         &mut host,
