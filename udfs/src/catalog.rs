@@ -258,7 +258,7 @@ pub fn open(bytes: &[u8]) -> Result<Box<dyn AnyState>> {
 /// As [`open`].
 pub(crate) fn open_within(bytes: &[u8], depth: usize) -> Result<Box<dyn AnyState>> {
     if depth >= codec::MAX_DEPTH {
-        return Err(Error::new(Code::LimitExceeded, format!("states nest deeper than {}", codec::MAX_DEPTH / 2)));
+        return Err(Error::corrupt_state(format!("states and values in the state nest deeper than {}", codec::MAX_DEPTH)));
     }
     let (type_id, body) = codec::open(bytes)?;
     let entry = by_type_id(type_id).ok_or_else(|| Error::corrupt_state(format!("unknown state type {type_id}")))?;

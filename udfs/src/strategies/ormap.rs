@@ -2,7 +2,7 @@
 
 use crate::aggregate::{Call, State, Strategy, argument, encode};
 use crate::catalog::{self, Entry, Input, Spec};
-use crate::codec::{Reader, Writer, is_compressed};
+use crate::codec::{MAX_DEPTH, Reader, Writer, is_compressed};
 use crate::error::{Code, Error, Result};
 use crate::functions::Function;
 use crate::lattice::dots::{DotStore, dot_of};
@@ -70,7 +70,14 @@ fn held(key: &Value, state: &Value, depth: usize) -> Result<Value> {
     let Value::Bytes(bytes) = state else {
         return Err(Error::new(Code::NotAState, format!("an entry of a map is a CRDT state, not a {}", state.kind())));
     };
-    let opened = catalog::open_within(bytes, depth + LEVELS)?;
+    let opened = match catalog::open_within(bytes, depth + LEVELS) {
+        // By itself it is a state: in here it would lie too deep.
+        Err(_) if depth == 0 && catalog::open(bytes).is_ok() => {
+            return Err(Error::new(Code::LimitExceeded, format!("states nest deeper than {}", MAX_DEPTH / LEVELS))
+                .with_help("make one key of several: 'outer/inner'"));
+        }
+        opened => opened?,
+    };
     if opened.spec().name == "state" {
         return Err(Error::new(Code::Unsupported, "a map of states of `state`").with_help("put the state itself into the map: crdt_value gives it"));
     }
