@@ -70,18 +70,23 @@ fn held(key: &Value, state: &Value, depth: usize) -> Result<Value> {
     let Value::Bytes(bytes) = state else {
         return Err(Error::new(Code::NotAState, format!("an entry of a map is a CRDT state, not a {}", state.kind())));
     };
-    let opened = match catalog::open_within(bytes, depth + LEVELS) {
-        // By itself it is a state: in here it would lie too deep.
-        Err(_) if depth == 0 && catalog::open(bytes).is_ok() => {
-            return Err(Error::new(Code::LimitExceeded, format!("states nest deeper than {}", MAX_DEPTH / LEVELS))
-                .with_help("make one key of several: 'outer/inner'"));
-        }
-        opened => opened?,
-    };
+    let opened = catalog::open_within(bytes, depth + LEVELS)?;
     if opened.spec().name == "state" {
         return Err(Error::new(Code::Unsupported, "a map of states of `state`").with_help("put the state itself into the map: crdt_value gives it"));
     }
     Ok(Value::List(vec![key.clone(), Value::Bytes(opened.encode().into())]))
+}
+
+/// What a new dot holds.
+fn placed(key: &Value, state: &Value) -> Result<Value> {
+    held(key, state, 0).map_err(|error| match state {
+        // By itself it is a state: in here it would lie too deep.
+        Value::Bytes(bytes) if error.code == Code::CorruptState && catalog::open(bytes).is_ok() => {
+            Error::new(Code::LimitExceeded, format!("states nest deeper than {}", MAX_DEPTH / LEVELS))
+                .with_help("make one key of several: 'outer/inner'")
+        }
+        _ => error,
+    })
 }
 
 impl Strategy for ObservedMap {
@@ -132,7 +137,7 @@ impl Strategy for ObservedMap {
 
     fn update(&self, state: &mut Entries, row: &[Value]) -> Result<()> {
         let Some((origin, n)) = dot_of(row)? else { return Ok(()) };
-        let held = if row[0].is_null() { None } else { Some(held(&row[3], &row[0], 0)?) };
+        let held = if row[0].is_null() { None } else { Some(placed(&row[3], &row[0])?) };
         state.0.learn(held.as_ref(), origin, n);
         Ok(())
     }
@@ -219,9 +224,9 @@ fn functions() -> Vec<Function> {
     vec![
         Function::state("ormap_put", "the map whose entry is joined with a state, by an origin", 4, |a| {
             let (mut entries, who) = (known(&a[0])?, origin(&a[3])?);
-            let mut entry = held(&a[1], &a[2], 0)?;
+            let mut entry = placed(&a[1], &a[2])?;
             if let (Some(before), Value::Bytes(state)) = (entries.get(&a[1])?, &a[2]) {
-                entry = held(&a[1], &Value::Bytes(catalog::join(&before, state)?.into()), 0)?;
+                entry = placed(&a[1], &Value::Bytes(catalog::join(&before, state)?.into()))?;
             }
             entries.forget(&a[1]);
             entries.0.add(&entry, who);
