@@ -130,12 +130,15 @@ impl Spec {
     }
 }
 
+/// Opens the body of a state that lies at a depth inside others.
+type Open = fn(&[u8], usize) -> Result<Box<dyn AnyState>>;
+
 /// A strategy in the catalogue.
 #[derive(Debug, Clone, Copy)]
 pub struct Entry {
     spec: &'static Spec,
     bind: fn(&Call) -> Result<Arc<dyn Aggregate>>,
-    open: fn(&[u8], usize) -> Result<Box<dyn AnyState>>,
+    open: Open,
     functions: fn() -> Vec<Function>,
     /// Its name in SQL, where it is no strategy.
     plain: Option<&'static str>,
