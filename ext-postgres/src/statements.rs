@@ -77,13 +77,15 @@ impl Session<'_> {
     /// Statements are written for texts and numbers as Postgres reads and prints them without being told otherwise.
     fn check_settings(&self) -> Result<(), Failure> {
         let sql = "SELECT current_setting('standard_conforming_strings') = 'off', current_setting('extra_float_digits')::int < 1";
-        for (setting, wrong) in [("standard_conforming_strings = on", 0), ("extra_float_digits = 1", 1)] {
-            if self.spi.texts(sql, &[])?.iter().any(|row| row[wrong].as_deref() == Some("t")) {
+        let found = self.spi.texts(sql, &[])?;
+        let settings = ["standard_conforming_strings = on", "extra_float_digits = 1"];
+        match found.iter().flatten().zip(settings).find(|(wrong, _)| wrong.as_deref() == Some("t")) {
+            None => Ok(()),
+            Some((_, setting)) => {
                 let message = "the session reads texts or prints numbers in a way that changes values";
-                return Err(Diagnostic::new(Code::Unsupported, message).help(format!("SET {setting}")).into());
+                Err(Diagnostic::new(Code::Unsupported, message).help(format!("SET {setting}")).into())
             }
         }
-        Ok(())
     }
 
     fn own(&self, name: &str) -> String {
