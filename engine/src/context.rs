@@ -403,8 +403,9 @@ impl MergeContext {
     /// Where rows count per origin, each file of a folder or pattern is a source of its own: the same rows give the same answer however
     /// their files are named.
     async fn each_file(&self, merge: &Merge) -> Merge {
+        let user = self.user_strategies();
         let per_origin = |call: &mergeql_lang::ast::StrategyCall| {
-            mergeql_udfs::catalog::find(&call.name.value).is_some_and(|e| e.spec().per_origin() && e.spec().name != "source")
+            mergeql_lang::entry_of(&user, &call.name).is_some_and(|e| e.spec().per_origin() && e.spec().name != "source")
         };
         let mut merge = merge.clone();
         if !merge.strategies.iter().any(|(_, call)| per_origin(call)) {
@@ -533,7 +534,7 @@ impl MergeContext {
                 .into());
         }
         let resolution = plan.keeps_state().then(|| self.resolution(&final_names(merge, plan)));
-        let count = self.replace_table(name, rows, resolution).await?;
+        let count = self.put_table(name, rows, None, resolution).await?;
         self.count("rows", count)
     }
 
@@ -546,8 +547,9 @@ impl MergeContext {
 
     /// A session with the memory limit of the statement, if it has one.
     pub(crate) fn session_for(&self, plan: &Plan) -> Result<SessionContext> {
+        let unsorted = plan.option("sorted") == Some(&Value::Bool(false));
         let limit = match plan.option("memory_limit") {
-            None if plan.option("sorted") == Some(&Value::Bool(false)) => {
+            None if unsorted => {
                 let state = SessionStateBuilder::new_from_existing(self.session.state());
                 let state = state.with_physical_optimizer_rules(rules(false));
                 return Ok(SessionContext::new_with_state(state.build()));
@@ -563,8 +565,9 @@ impl MergeContext {
         // The tables are those of the session: no new default catalogue over them.
         let config = bounded(state.config().clone()).with_create_default_catalog_and_schema(false);
         let state =
-            SessionStateBuilder::new_from_existing(state).with_config(config).with_runtime_env(limited_runtime(limit)?).build();
-        Ok(SessionContext::new_with_state(state))
+            SessionStateBuilder::new_from_existing(state).with_config(config).with_runtime_env(limited_runtime(limit)?);
+        let state = if unsorted { state.with_physical_optimizer_rules(rules(false)) } else { state };
+        Ok(SessionContext::new_with_state(state.build()))
     }
 
     // What other modules keep here.

@@ -125,7 +125,7 @@ impl MergeContext {
             let untouched = target.session.execute_logical_plan(untouched).await?.select(columns)?;
             rows = rows.union(untouched)?.sort(keys.iter().map(|k| ident(k).sort(true, true)).collect())?;
         }
-        let (name, written) = Box::pin(self.write_rows(store, &mut manifest, target.name, target.storage, rows)).await?;
+        let (name, written) = Box::pin(self.write_layer(store, &mut manifest, target.name, target.storage, rows)).await?;
         let mut files = table.files[..kept].to_vec();
         files.push(File { name, replaces: if kept == 0 { Vec::new() } else { keys } });
         manifest.tables.insert(target.name.to_owned(), Table { files, ..table });

@@ -19,6 +19,7 @@ mod names;
 mod nan;
 mod objects;
 mod prepare;
+mod rewrites;
 mod scalars;
 pub mod serve;
 pub mod sinks;

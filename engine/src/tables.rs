@@ -1,7 +1,7 @@
 //! Tables of a session, in memory or in the `--db` folder, and the SQL that makes, fills and drops them.
 
-use crate::context::MergeContext;
-use crate::context::collect;
+use crate::columns::external;
+use crate::context::{MergeContext, collect};
 use crate::error::{MergeError, Result};
 use crate::sinks;
 use crate::sources::{Format, ReadOptions};
@@ -240,13 +240,25 @@ impl MergeContext {
         Ok(())
     }
 
-    /// Replaces or makes a table in one step.
+    /// Writes a table anew in one step; its columns stay NOT NULL.
     pub(crate) async fn replace_table(&self, name: &str, rows: DataFrame, resolution: Option<String>) -> Result<u64> {
-        self.check_is_no_view(name)?;
         let stored = if resolution.is_some() { self.storage_name(name) } else { name.to_owned() };
+        let old = self.schema_of(&stored).await?;
+        self.put_table(name, rows, old, resolution).await
+    }
+
+    /// Replaces or makes a table in one step. Its columns are NOT NULL where those of `declared` are.
+    pub(crate) async fn put_table(
+        &self,
+        name: &str,
+        rows: DataFrame,
+        declared: Option<SchemaRef>,
+        resolution: Option<String>,
+    ) -> Result<u64> {
+        self.check_is_no_view(name)?;
+        let rows = self.fitted(declared, rows).await?;
         match &self.shared.store {
             None => {
-                let rows = self.fitted(&stored, rows).await?;
                 let schema = rows.schema();
                 let batches = collect(rows).await?;
                 let count = batches.iter().map(RecordBatch::num_rows).sum::<usize>();
@@ -255,7 +267,7 @@ impl MergeContext {
             }
             Some(store) => {
                 let mut manifest = store.read()?;
-                let (file, count) = Box::pin(self.write_rows(store, &mut manifest, name, &stored, rows)).await?;
+                let (file, count) = write_rows(store, &mut manifest, name, rows).await?;
                 let table = Table { files: vec![File::more(file)], resolution, checked: true };
                 manifest.tables.insert(name.to_owned(), table);
                 store.write(&manifest)?;
@@ -265,21 +277,23 @@ impl MergeContext {
         }
     }
 
-    /// Rows for a table that is stored under this name, with its schema.
-    async fn fitted(&self, stored: &str, rows: DataFrame) -> Result<SendableRecordBatchStream> {
+    /// The schema of the table that is stored under a name, if there is one.
+    async fn schema_of(&self, stored: &str) -> Result<Option<SchemaRef>> {
         let reference = datafusion::common::TableReference::bare(stored);
-        let old = match self.session.table_exist(reference.clone())? {
-            true => Some(self.session.table_provider(reference).await?.schema()),
-            false => None,
-        };
-        let schema = table_schema(rows.schema().as_arrow(), old);
-        let fitted = schema.clone();
-        let rows = self.stream(rows).await?.map(move |batch| Ok(RecordBatch::try_new(fitted.clone(), batch?.columns().to_vec())?));
-        Ok(Box::pin(RecordBatchStreamAdapter::new(schema, rows)))
+        match self.session.table_exist(reference.clone())? {
+            true => Ok(Some(self.session.table_provider(reference).await?.schema())),
+            false => Ok(None),
+        }
+    }
+
+    /// Rows for a table whose columns are NOT NULL where those of `declared` are.
+    async fn fitted(&self, declared: Option<SchemaRef>, rows: DataFrame) -> Result<SendableRecordBatchStream> {
+        let schema = table_schema(rows.schema().as_arrow(), declared);
+        Ok(as_declared(schema, self.stream(rows).await?))
     }
 
     /// Writes a new file of a table that is stored under this name; gives back its name and how many rows it has.
-    pub(crate) async fn write_rows(
+    pub(crate) async fn write_layer(
         &self,
         store: &Store,
         manifest: &mut Manifest,
@@ -287,16 +301,13 @@ impl MergeContext {
         stored: &str,
         rows: DataFrame,
     ) -> Result<(String, u64)> {
-        let rows = self.fitted(stored, rows).await?;
-        let file = store.new_file(manifest, name);
-        let count = sinks::write_file(&store.path(&file), Format::Parquet, rows, None).await?;
-        Ok((file, count as u64))
+        let old = self.schema_of(stored).await?;
+        write_rows(store, manifest, name, self.fitted(old, rows).await?).await
     }
 
     pub(crate) async fn append(&self, name: &str, rows: SendableRecordBatchStream, store: &Store) -> Result<u64> {
         let mut manifest = store.read()?;
-        let file = store.new_file(&mut manifest, name);
-        let count = sinks::write_file(&store.path(&file), Format::Parquet, rows, None).await?;
+        let (file, count) = write_rows(store, &mut manifest, name, rows).await?;
         let Some(table) = manifest.tables.get_mut(name) else {
             return Err(MergeError::new(Code::UnknownSource, format!("there is no table `{name}`")));
         };
@@ -304,7 +315,7 @@ impl MergeContext {
         table.checked = false;
         store.write(&manifest)?;
         self.refresh().await?;
-        Ok(count as u64)
+        Ok(count)
     }
 
     // SQL that is not ours.
@@ -353,6 +364,10 @@ impl MergeContext {
             }
             return Ok(self.session.execute_logical_plan(plan).await?);
         }
+        if let LogicalPlan::Dml(dml) = &plan {
+            self.check_is_no_view(dml.table_name.table())?;
+            self.check_keeps_no_states(dml)?;
+        }
         match (&plan, &self.shared.store) {
             (LogicalPlan::Ddl(DdlStatement::CreateMemoryTable(create)), store) => {
                 let name = create.name.table().to_owned();
@@ -369,18 +384,28 @@ impl MergeContext {
                     self.forget(&name)?;
                     return Ok(self.session.execute_logical_plan(plan).await?);
                 }
+                if let Some((column, _)) = create.column_defaults.first() {
+                    return Err(MergeError::new(Code::Unsupported, format!("a table on disk keeps no DEFAULT, as `{column}` of `{name}` has"))
+                        .help("leave DEFAULT out and name the value where rows are put in"));
+                }
                 let _lock = self.lock()?;
                 let rows = DataFrame::new(self.session.state(), (*create.input).clone());
-                let count = self.replace_table(&name, rows, None).await?;
+                // Columns of a list say so themselves, those of a query are as they come.
+                let declared = matches!(&*create.input, LogicalPlan::EmptyRelation(_)).then(|| create.input.schema().inner().clone());
+                let count = self.put_table(&name, rows, declared, None).await?;
                 self.count("rows", count)
             }
             (LogicalPlan::Dml(dml), Some(store)) if matches!(dml.op, WriteOp::Insert(_)) => {
                 let _lock = self.lock()?;
                 let name = dml.table_name.table().to_owned();
                 let rows = DataFrame::new(self.session.state(), (*dml.input).clone());
-                let rows = self.stream(rows).await?;
+                let rows = self.fitted(self.schema_of(&name).await?, rows).await?;
                 let count = self.append(&name, rows, store).await?;
                 self.count("count", count)
+            }
+            (LogicalPlan::Dml(dml), Some(_)) if matches!(dml.op, WriteOp::Delete | WriteOp::Update | WriteOp::Truncate) => {
+                let _lock = self.lock()?;
+                self.rewrite(dml).await
             }
             (LogicalPlan::Dml(dml), None) if self.memory(|m| m.resolutions.contains_key(dml.table_name.table())) => {
                 // The name is a view over the stored rows, and a view takes no rows.
@@ -487,6 +512,26 @@ impl MergeContext {
         self.publish(name, Arc::new(MemTable::try_new(schema, vec![batches])?), resolution).await?;
         self.count("count", count)
     }
+}
+
+/// Rows whose columns have this schema.
+fn as_declared(schema: SchemaRef, rows: SendableRecordBatchStream) -> SendableRecordBatchStream {
+    let fitted = schema.clone();
+    let fit = move |batch: RecordBatch| {
+        let null = fitted.fields().iter().zip(batch.columns()).find(|(f, c)| !f.is_nullable() && c.logical_null_count() > 0);
+        if let Some((field, _)) = null {
+            return Err(external(Error::invalid_argument(format!("the column `{}` is NOT NULL, and a row has NULL there", field.name()))));
+        }
+        Ok(RecordBatch::try_new(fitted.clone(), batch.columns().to_vec())?)
+    };
+    Box::pin(RecordBatchStreamAdapter::new(schema, rows.map(move |batch| batch.and_then(&fit))))
+}
+
+/// Writes a new file of a table; gives back its name and how many rows it has.
+async fn write_rows(store: &Store, manifest: &mut Manifest, name: &str, rows: SendableRecordBatchStream) -> Result<(String, u64)> {
+    let file = store.new_file(manifest, name);
+    let count = sinks::write_file(&store.path(&file), Format::Parquet, rows, None).await?;
+    Ok((file, count as u64))
 }
 
 /// Whether a statement may name something.

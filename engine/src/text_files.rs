@@ -196,6 +196,7 @@ struct Guess {
     date: bool,
     timestamp: bool,
     zoned: bool,
+    local: bool,
     fine: bool,
     /// A whole number was seen that a double cannot hold.
     inexact: bool,
@@ -226,7 +227,8 @@ impl Guess {
         float: true,
         date: true,
         timestamp: true,
-        zoned: true,
+        zoned: false,
+        local: false,
         fine: false,
         inexact: false,
         missing: false,
@@ -258,8 +260,10 @@ impl Guess {
                 Some(None) => self.timestamp = false,
                 Some(Some((zoned, fine))) => {
                     self.date = false;
-                    self.zoned &= zoned;
-                    self.timestamp &= zoned == self.zoned;
+                    self.zoned |= zoned;
+                    self.local |= !zoned;
+                    // An instant is none of the times that a clock shows.
+                    self.timestamp = !(self.zoned && self.local);
                     self.fine |= fine;
                 }
                 None => (self.date, self.timestamp) = (false, false),
@@ -504,7 +508,7 @@ fn kind(value: &serde_json::Value) -> &'static str {
 /// Text that is a date or a timestamp in every row is one, as in CSV.
 fn infer_json(files: &[Bytes], layout: Layout) -> Result<Inferred> {
     let mut rows = 0;
-    let mut columns: Vec<(String, Type, Guess)> = Vec::new();
+    let mut columns: Vec<(String, Vec<Type>, Guess)> = Vec::new();
     for bytes in files {
         each_object(bytes, layout, |line, object| {
             rows += 1;
@@ -513,20 +517,26 @@ fn infer_json(files: &[Bytes], layout: Layout) -> Result<Inferred> {
                 let at = match columns.iter().position(|(n, ..)| n == name) {
                     Some(at) => at,
                     None => {
-                        columns.push((name.clone(), ty.clone(), Guess::NEW));
+                        columns.push((name.clone(), Vec::new(), Guess::NEW));
                         columns.len() - 1
                     }
                 };
                 let (_, seen, guess) = &mut columns[at];
                 guess.values += usize::from(!value.is_null());
-                if *seen != ty {
-                    *seen = Type::widen(seen, &ty).map_err(|_| {
+                if !seen.contains(&ty) {
+                    let above = common(seen)?;
+                    seen.push(ty);
+                    let all = common(seen).map_err(|_| {
                         Error::type_mismatch(format!(
-                            "{}: line {line}: `{name}` is {} here and {seen} above",
+                            "{}: line {line}: `{name}` is {} here and {above} above",
                             bytes.name(),
                             kind(value)
                         ))
                     })?;
+                    // Objects come in many shapes.
+                    if seen.len() > 64 {
+                        *seen = vec![all];
+                    }
                 }
                 match value {
                     serde_json::Value::String(text) => guess.see(text),
@@ -537,6 +547,8 @@ fn infer_json(files: &[Bytes], layout: Layout) -> Result<Inferred> {
             Ok(())
         })?;
     }
+    let typed = |(name, seen, guess): (String, Vec<Type>, Guess)| Ok((name, common(&seen)?, guess));
+    let columns: Vec<(String, Type, Guess)> = columns.into_iter().map(typed).collect::<Result<_>>()?;
     if let Some((name, ..)) = columns.iter().find(|(_, ty, guess)| guess.inexact && *ty == Type::Float64) {
         return Err(inexact(name));
     }
@@ -548,6 +560,10 @@ fn infer_json(files: &[Bytes], layout: Layout) -> Result<Inferred> {
     Ok(Inferred { schema: Schema::new(columns.iter().map(field).collect::<Vec<_>>()), complete })
 }
 
+fn common(types: &[Type]) -> Result<Type> {
+    Type::widen_all(&types.iter().collect::<Vec<_>>())
+}
+
 fn json_type(value: &serde_json::Value) -> Type {
     match value {
         serde_json::Value::Null => Type::Null,
@@ -557,8 +573,14 @@ fn json_type(value: &serde_json::Value) -> Type {
         serde_json::Value::Number(_) => Type::Float64,
         serde_json::Value::String(_) => Type::Text,
         serde_json::Value::Array(items) => {
-            let widen = |seen: Type, item: &serde_json::Value| Type::widen(&seen, &json_type(item)).unwrap_or(Type::Text);
-            Type::List(Box::new(items.iter().fold(Type::Null, widen)))
+            let mut types: Vec<Type> = Vec::new();
+            for item in items {
+                let ty = json_type(item);
+                if !types.contains(&ty) {
+                    types.push(ty);
+                }
+            }
+            Type::List(Box::new(common(&types).unwrap_or(Type::Text)))
         }
         serde_json::Value::Object(fields) => Type::Struct(fields.iter().map(|(n, v)| (n.as_str().into(), json_type(v))).collect()),
     }
@@ -601,6 +623,9 @@ mod tests {
         assert_eq!(guess(&["2024-01-01T00:00:00"]), DataType::Timestamp(TimeUnit::Microsecond, None));
         assert_eq!(guess(&["2024-01-01T00:00:00Z"]), DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into())));
         assert_eq!(guess(&["2024-01-01", "2024-01-01T00:00:00"]), DataType::Utf8);
+        assert_eq!(guess(&["2024-01-01T00:00:00", "2024-01-01T00:00:00Z"]), DataType::Utf8);
+        assert_eq!(guess(&["2024-01-01T00:00:00Z", "2024-01-01T00:00:00"]), DataType::Utf8);
+        assert_eq!(guess(&["2024-01-01T00:00:00Z", "2024-01-01T00:00:00", "2024-01-01T00:00:00Z"]), DataType::Utf8);
         assert_eq!(guess(&["1", "x"]), DataType::Utf8);
         assert_eq!(guess(&[]), DataType::Null);
     }

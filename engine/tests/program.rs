@@ -573,3 +573,138 @@ fn a_killed_merge_of_models_is_resumed() {
     ));
     assert_eq!(count, "n,b\n24,96000000\n");
 }
+
+#[test]
+fn not_null_stays_on_disk() {
+    let folder = tempfile::tempdir().unwrap();
+    let db = |sql: &str| run(folder.path(), &["--db", "shop", "-c", sql, "--format", "csv"]);
+    stdout(&db("CREATE TABLE t (id INT NOT NULL, v INT); INSERT INTO t VALUES (1, 2)"));
+    let (code, error) = failure(&db("INSERT INTO t VALUES (NULL, 3)"));
+    assert!(code == 1 && error.contains("`id` is NOT NULL"), "{error}");
+    assert!(failure(&db("INSERT INTO t (v) VALUES (3)")).1.contains("`id` is NOT NULL"));
+    // Also in a table that a merge wrote anew, which takes `lww` for columns without NULL.
+    stdout(&db("CREATE TABLE s (id INT NOT NULL, v INT); INSERT INTO s VALUES (1, 9), (2, 4); MERGE INTO t USING s ON id STRATEGY v = max"));
+    assert!(failure(&db("INSERT INTO t VALUES (NULL, 3)")).1.contains("`id` is NOT NULL"));
+    assert_eq!(stdout(&db("SELECT * FROM t ORDER BY id")), "id,v\n1,9\n2,4\n");
+    // A table that takes its place has its own columns.
+    stdout(&db("CREATE OR REPLACE TABLE t AS SELECT CAST(NULL AS INT) AS id"));
+    let (_, error) = failure(&db("CREATE TABLE u (id INT, v INT DEFAULT 3)"));
+    assert!(error.contains("error[unsupported]") && error.contains("DEFAULT"), "{error}");
+}
+
+#[test]
+fn rows_are_deleted_and_changed() {
+    let folder = tempfile::tempdir().unwrap();
+    for db in [&[][..], &["--db", "shop"]] {
+        let run = |sql: &str| run(folder.path(), &[db, &["-c", sql, "--format", "csv"]].concat());
+        let script = "CREATE TABLE t AS SELECT * FROM (VALUES (1, 5), (2, NULL), (3, 7), (4, 9)) AS v(id, v);
+            CREATE TABLE s AS SELECT 4 AS id;
+            DELETE FROM t WHERE v = 5; UPDATE t SET v = v + id WHERE v = 7; UPDATE t SET v = 1 WHERE id IN (SELECT id FROM s);
+            SELECT * FROM t ORDER BY id";
+        let out = stdout(&run(script));
+        assert!(out.ends_with("id,v\n2,\n3,10\n4,1\n"), "{db:?}: {out}");
+        let out = stdout(&run("CREATE OR REPLACE TABLE t AS SELECT 1 AS id, 2 AS v; UPDATE t SET v = id; SELECT * FROM t; DELETE FROM t; SELECT count(*) AS n FROM t"));
+        assert!(out.contains("id,v\n1,1\n") && out.ends_with("n\n0\n"), "{db:?}: {out}");
+        let states = "CREATE TABLE k AS SELECT 1 AS id, 2 AS v; MERGE k ON id STRATEGY v = max INTO kept WITH (state = 'keep'); ";
+        for edit in ["DELETE FROM kept", "UPDATE kept SET v = 1 WHERE id = 1"] {
+            let (_, error) = failure(&run(&format!("{states}{edit}")));
+            assert!(error.contains("error[needs_state]"), "{db:?}: {error}");
+            stdout(&run("DROP TABLE IF EXISTS k; DROP TABLE IF EXISTS kept"));
+        }
+        let (_, error) = failure(&run("CREATE VIEW w AS SELECT 1 AS id; DELETE FROM w"));
+        assert!(error.contains("is a view"), "{db:?}: {error}");
+    }
+}
+
+#[test]
+fn without_a_gpu_the_cpu_computes_and_explain_says_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let inputs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../udfs/tensors/tests/data/inputs");
+    let [a, b] = ["m0", "m1"].map(|name| inputs.join(format!("{name}.safetensors")).display().to_string());
+    let run = |sql: &str| {
+        let mut program = Command::new(env!("CARGO_BIN_EXE_mergeql"));
+        program.args(["-c", sql, "--format", "csv"]).current_dir(folder.path()).env("NO_COLOR", "1");
+        // No driver is left for Vulkan to find.
+        stdout(&program.env("VK_DRIVER_FILES", "/dev/null").env("VK_ICD_FILENAMES", "/dev/null").output().unwrap())
+    };
+    let merge = |backend: &str, out: &str| {
+        format!("MERGE MODELS '{a}', '{b}' STRATEGY '*' = linear INTO '{out}.safetensors' WITH (backend = '{backend}')")
+    };
+    let explained = run(&format!("EXPLAIN {}", merge("gpu", "no")));
+    assert!(explained.contains("cpu, not the gpu that was asked for: there is no GPU here"), "{explained}");
+    run(&format!("{}; {}", merge("gpu", "one"), merge("cpu", "two")));
+    let read = |name: &str| std::fs::read(folder.path().join(name)).unwrap();
+    assert!(read("one.safetensors") == read("two.safetensors"));
+}
+
+#[test]
+fn a_pattern_counts_per_file_whatever_the_strategy_is_called() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("late")).unwrap();
+    std::fs::write(folder.path().join("late/1.csv"), "id,n\n1,7\n").unwrap();
+    std::fs::write(folder.path().join("late/2.csv"), "id,n\n1,5\n").unwrap();
+    for script in [
+        "MERGE 'late/*.csv' ON id STRATEGY n = counter",
+        "CREATE STRATEGY hits AS counter; MERGE 'late/*.csv' ON id STRATEGY n = hits",
+        "CREATE STRATEGY hits AS counter; CREATE STRATEGY visits AS hits; MERGE 'late/*.csv' ON id STRATEGY n = Visits",
+    ] {
+        let out = stdout(&run(folder.path(), &["-c", script, "--format", "csv"]));
+        assert!(out.ends_with("id,n\n1,12\n"), "{script}: {out}");
+    }
+    let script = "CREATE STRATEGY hits AS max; DROP STRATEGY HITS; SHOW STRATEGIES";
+    assert!(!stdout(&run(folder.path(), &["-c", script])).contains("hits"));
+}
+
+#[test]
+fn types_do_not_depend_on_which_source_comes_first() {
+    let folder = tempfile::tempdir().unwrap();
+    let sources = ["(SELECT 1 AS id, CAST(2 AS BIGINT) AS v) AS a", "(SELECT 2 AS id, CAST(3 AS BIGINT UNSIGNED) AS v) AS b", "(SELECT 3 AS id, 0.5 AS v) AS c"];
+    let mut answers = Vec::new();
+    for order in [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {
+        let sql = format!("MERGE {} ON id ORDER BY id", order.map(|i| sources[i]).join(", "));
+        answers.push(stdout(&run(folder.path(), &["-c", &sql, "--format", "csv"])));
+    }
+    assert!(answers.iter().all(|a| *a == "id,v\n1,2.0\n2,3.0\n3,0.5\n"), "{answers:?}");
+}
+
+#[test]
+fn sets_of_models_from_elsewhere_run_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../udfs/tensors/tests/data/inputs/m0.safetensors").display().to_string();
+    let ran = folder.path().join("ran").display().to_string();
+    let strategy = format!("* = evolutionary(inner = 'linear', search = 'weight', command = 'touch {ran}; echo 1', generations = 1)");
+    let set = |arguments: &[&str]| run(folder.path(), &[&["model-set"], arguments].concat());
+    stdout(&set(&["new", "s.set", "--strategy", &strategy]));
+    stdout(&set(&["add", "s.set", &model, "--origin", "a"]));
+    let (code, error) = failure(&set(&["resolve", "s.set"]));
+    assert!(code == 2 && error.contains("does more than merge") && error.contains("--trust"), "{error}");
+    stdout(&set(&["new", "c.set", "--with", "cache = 'kept'"]));
+    stdout(&set(&["add", "c.set", &model, "--origin", "a"]));
+    assert!(failure(&set(&["resolve", "c.set"])).1.contains("does more than merge"));
+    assert!(!Path::new(&ran).exists() && !folder.path().join("kept").exists());
+    stdout(&set(&["resolve", "c.set", "--trust"]));
+    // Two models whose names differ behind a point are two.
+    for name in ["llama-3.1", "llama-3.2"] {
+        std::fs::create_dir(folder.path().join(name)).unwrap();
+        std::fs::copy(&model, folder.path().join(name).join("model.safetensors")).unwrap();
+        stdout(&set(&["add", "c.set", name, "--origin", "a"]));
+    }
+    let shown = stdout(&set(&["show", "c.set"]));
+    assert!(shown.contains("llama-3.1") && shown.contains("llama-3.2"), "{shown}");
+}
+
+#[test]
+fn a_merged_model_takes_no_file_that_is_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let inputs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../udfs/tensors/tests/data/inputs");
+    let [a, b] = ["m0", "m1"].map(|name| inputs.join(format!("{name}.safetensors")).display().to_string());
+    std::fs::create_dir(folder.path().join("repo")).unwrap();
+    std::fs::write(folder.path().join("repo/README.md"), "mine").unwrap();
+    let merge = format!("MERGE MODELS '{a}', '{b}' STRATEGY '*' = linear INTO 'repo'");
+    let (_, error) = failure(&run(folder.path(), &["-c", &merge]));
+    assert!(error.contains("README.md") && error.contains("overwrite = true"), "{error}");
+    assert_eq!(std::fs::read_to_string(folder.path().join("repo/README.md")).unwrap(), "mine");
+    assert!(!folder.path().join("repo/model.safetensors").exists());
+    stdout(&run(folder.path(), &["-c", &format!("{merge} WITH (overwrite = true)")]));
+    assert!(folder.path().join("repo/model.safetensors").exists());
+}

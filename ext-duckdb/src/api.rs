@@ -268,10 +268,13 @@ pub fn guarded(run: impl FnOnce() -> Result<(), Failure>, set_error: impl FnOnce
     let error = match std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)) {
         Ok(Ok(())) => return,
         Ok(Err(Failure(error))) => error,
-        Err(panic) => {
-            let what = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
-            format!("error[unsupported]: MergeQL failed: {}", what.unwrap_or("no reason is known"))
-        }
+        Err(panic) => match panic.downcast::<Error>() {
+            Ok(error) => Failure::from(*error).0,
+            Err(panic) => {
+                let what = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+                format!("error[unsupported]: MergeQL failed: {}", what.unwrap_or("no reason is known"))
+            }
+        },
     };
     set_error(&text(&error));
 }

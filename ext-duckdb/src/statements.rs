@@ -26,6 +26,11 @@ type Result<T, E = Box<Diagnostic>> = std::result::Result<T, E>;
 /// # Safety
 /// `database` is DuckDB's.
 pub unsafe fn register(database: Pointer, connection: &Connection) -> Result<(), String> {
+    // The functions must not land in a file of the user's.
+    connection.run(
+        "SELECT error('error[unsupported]: a database file is attached as `mergeql`, the name under which this extension keeps its functions; \
+         help: open it in a session as ATTACH ''file'' AS another_name') FROM duckdb_databases() WHERE database_name = 'mergeql' AND path IS NOT NULL",
+    )?;
     // In memory, so that nothing lands in the user's file and a database that is read only does as well.
     connection.run("ATTACH IF NOT EXISTS ':memory:' AS mergeql (READ_WRITE)")?;
     connection.run("CREATE OR REPLACE MACRO mergeql.main.merge(statement) AS TABLE FROM query(mergeql_query(statement))")?;
@@ -304,6 +309,10 @@ fn write(statement: &str, merge: &Merge) -> Result<String> {
     match &into.target {
         Written::Table(parts) => Ok(create(&table(parts))),
         Written::Text(path) => {
+            if !into.or_replace && std::path::Path::new(&path.value).exists() {
+                return Err(Diagnostic::at(Code::Io, path.span, format!("`{}` is there already", path.value))
+                    .help("write INTO OR REPLACE to replace it"));
+            }
             let ending = path.value.rsplit('.').next().unwrap_or_default().to_ascii_lowercase();
             let format = match ending.as_str() {
                 "parquet" => "FORMAT parquet",

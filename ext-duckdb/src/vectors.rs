@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use crate::api::{LogicalType, Pointer, duckdb, id, owned_text};
-use mergeql_udfs::{Bits, Column, Data, Error, Strings, Type, Unit, Value};
+use mergeql_udfs::{Bits, Code, Column, Data, Error, Strings, Type, Unit, Value};
 use std::sync::Arc;
 
 /// DuckDB's text: up to twelve bytes inside, else where they lie.
@@ -184,7 +184,14 @@ impl Vector {
             }
             (id::INTERVAL, _) => {
                 let v: Interval = self.at(i);
-                Value::Interval { months: v.months, days: v.days, nanos: v.micros.saturating_mul(1000) }
+                match v.micros.checked_mul(1000) {
+                    Some(nanos) => Value::Interval { months: v.months, days: v.days, nanos },
+                    // Caught by the callback that asked, and told as any error.
+                    None => std::panic::panic_any(
+                        Error::new(Code::LimitExceeded, format!("an interval of {} microseconds is longer than 292 years", v.micros))
+                            .with_help("count its days as days"),
+                    ),
+                }
             }
             (id::UUID, _) => Value::Uuid(uuid_bytes(self.at::<Huge>(i).into())),
             (id::DECIMAL, Type::Decimal { precision, scale }) => Value::Decimal {
@@ -325,7 +332,14 @@ pub unsafe fn put<T>(vector: Pointer, i: usize, value: T) {
 ///
 /// # Safety
 /// `vector` is a result vector of text or bytes with a row `i`.
+#[inline]
 pub unsafe fn put_bytes(vector: Pointer, i: usize, bytes: &[u8]) {
+    let mut short = Text { length: bytes.len() as u32, inside: [0; 12] };
+    if let Some(inside) = short.inside.get_mut(..bytes.len()) {
+        inside.copy_from_slice(bytes);
+        // SAFETY: as the caller promises.
+        return unsafe { put(vector, i, short) };
+    }
     // SAFETY: as the caller promises; DuckDB copies the bytes.
     unsafe {
         (duckdb().vector_assign_string_element_len)(vector, i as u64, bytes.as_ptr().cast(), bytes.len() as u64);
@@ -407,6 +421,30 @@ pub unsafe fn put_value(vector: Pointer, i: usize, value: &Value, ty: &Type) -> 
         }
     }
     Ok(())
+}
+
+/// Writes a list, whose elements are written one by one into the vector of elements; an empty one is NULL.
+///
+/// # Safety
+/// `vector` is a result vector of lists with a row `i`.
+///
+/// # Errors
+/// As `element`.
+pub unsafe fn put_list<T>(
+    vector: Pointer,
+    i: usize,
+    items: &[T],
+    mut element: impl FnMut(Pointer, usize, &T) -> Result<(), Error>,
+) -> Result<(), Error> {
+    // SAFETY: as the caller promises; there is room for the elements.
+    unsafe {
+        let start = grow(vector, i, items.len());
+        if items.is_empty() {
+            set_null(vector, i);
+        }
+        let child = (duckdb().list_vector_get_child)(vector);
+        items.iter().zip(start..).try_for_each(|(item, at)| element(child, at, item))
+    }
 }
 
 /// Makes room for `n` more elements behind those of earlier rows; gives back where they begin.

@@ -57,6 +57,7 @@ assert rows(f"SELECT (SELECT sum(salary) FROM ({merge})) + ?", [1]) == [(227,)]
 assert rows(f"({merge}) UNION ALL (MERGE nyc ON id) ORDER BY id, updated_at")[0] == (1, "Ann", 90, "sql,ml", 10)
 con.execute(f"COPY ({merge} ORDER BY id) TO '{folder}/out.csv'")
 assert rows(f"MERGE '{folder}/out.csv' ON id ORDER BY id") == expected
+assert len(rows("MERGE nyc, london ON id WHERE CASE WHEN id > 1 THEN true ELSE false END")) == 2
 assert rows("MERGE nyc, (MERGE london ON id) AS m ON id STRATEGY salary = max WHERE id < 3 ORDER BY id")[0][2] == 90
 assert rows("PREPARE p AS MERGE nyc ON id ORDER BY id; EXECUTE p")[0][:3] == (1, "Ann", 90)
 assert "crdt_max" in rows(f"EXPLAIN {merge}")[0][1]

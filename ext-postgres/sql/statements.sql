@@ -27,6 +27,8 @@ CREATE TABLE mergeql_user_strategies (name text PRIMARY KEY, definition text NOT
 COMMENT ON TABLE mergeql_user_strategies IS 'strategies made by CREATE STRATEGY';
 SELECT pg_catalog.pg_extension_config_dump('mergeql_user_strategies', '');
 GRANT SELECT ON mergeql_user_strategies TO PUBLIC;
+-- In a trusted extension tables are the superuser's: who installed it makes its strategies.
+GRANT INSERT, UPDATE, DELETE ON mergeql_user_strategies TO @extowner@;
 
 -- Statements.
 

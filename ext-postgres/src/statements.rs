@@ -295,6 +295,8 @@ impl Session<'_> {
         let mut lines = plan.describe(|_| None);
         lines.push(("sql".to_owned(), query.clone()));
         let analyze = if explain == Explain::Analyze { "(ANALYZE) " } else { "" };
+        // One statement, and nothing behind it.
+        self.spi.prepare(&query)?;
         for row in self.spi.texts(&format!("EXPLAIN {analyze}{query}"), &[])? {
             lines.push(("plan".to_owned(), row.into_iter().flatten().collect()));
         }
@@ -521,6 +523,19 @@ fn sql(call: Call) -> Outcome {
     Ok(Some(bytes(sql.as_bytes())))
 }
 
+/// Functions that take MergeQL run no other SQL: whoever passes on what users wrote relies on it.
+///
+/// # Errors
+/// `unsupported` for a statement without a merge in it.
+fn check_ours(statement: &str) -> Result<(), Failure> {
+    match parse(statement)? {
+        Statement::Sql(pieces) if !pieces.iter().any(|p| matches!(p, Piece::Merge(_))) => {
+            Err(Diagnostic::new(Code::Unsupported, "this is no statement of MergeQL").help("run it by itself").into())
+        }
+        _ => Ok(()),
+    }
+}
+
 /// How the columns of a merge become those that the caller asks for.
 #[derive(Clone, Copy, PartialEq)]
 enum Shape {
@@ -537,6 +552,7 @@ fn rows(call: Call, shape: Shape) -> Outcome {
     let expected = call.expected("SELECT * FROM mergeql('MERGE ...') AS t(id int, ...)")?;
     call.give_rows(|store, _| {
         with_session(call, &statement, |session| {
+            check_ours(&statement)?;
             let Lowered::Query(sql) = session.lower(&statement)? else {
                 return Err(Diagnostic::new(Code::Unsupported, "a function in FROM cannot write")
                     .help("CALL mergeql_into('...')")
@@ -582,13 +598,8 @@ fn cast(found: &[Column], expected: &[Option<Column>], shape: Shape) -> Result<S
 fn into(call: Call) -> Outcome {
     let statement = call.text(0)?;
     with_session(call, &statement, |session| {
-        let parsed = parse(&statement)?;
-        if let Statement::Sql(pieces) = &parsed
-            && !pieces.iter().any(|p| matches!(p, Piece::Merge(_)))
-        {
-            return Err(Diagnostic::new(Code::Unsupported, "this is no statement of MergeQL").help("run it by itself").into());
-        }
-        if let Statement::MergeInto { target: Written::Table(parts), explain: Explain::No, merge } = parsed {
+        check_ours(&statement)?;
+        if let Statement::MergeInto { target: Written::Table(parts), explain: Explain::No, merge } = parse(&statement)? {
             // An unknown table is told in our words.
             let into = session.describe(&Written::Table(parts.clone()))?;
             session.spi.run(&format!("LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE", table(&parts)))?;
@@ -619,6 +630,7 @@ fn create(call: Call) -> Outcome {
         }
     };
     with_session(call, &statement, |session| {
+        check_ours(&statement)?;
         let parts = session.spi.texts("SELECT pg_catalog.unnest(pg_catalog.parse_ident($1))", &[&name])?;
         let parts: Vec<String> = parts.into_iter().flatten().flatten().map(|p| quote(&p)).collect();
         let Lowered::Query(sql) = session.lower(&statement)? else {

@@ -50,8 +50,8 @@ struct Function {
 struct Bound {
     types: Vec<Type>,
     literals: Arc<[Value]>,
-    /// Whole numbers are truth values: SQLite has no others.
-    truth: bool,
+    /// Which inputs' whole numbers are truth values: SQLite has no others.
+    truth: Vec<bool>,
     aggregate: Arc<dyn Aggregate>,
 }
 
@@ -62,11 +62,6 @@ enum Kind {
     Empty,
     Fast(Box<dyn Fast>),
     Plain(Bound, Box<dyn Partial>),
-}
-
-fn takes_truth(entry: &Entry) -> bool {
-    let bind = |ty: Type| entry.bind(&Call::new(vec![ty; entry.spec().inputs.len()])).is_ok();
-    bind(Type::Boolean) && !bind(Type::INT64)
 }
 
 impl Function {
@@ -94,11 +89,28 @@ impl Function {
         if let Some(bound) = last.as_ref().filter(|b| b.types == types && *b.literals == *literals) {
             return Ok(bound.clone());
         }
-        let truth = takes_truth(self.entry);
-        let as_bound = |ty: &Type| if truth && *ty == Type::INT64 { Type::Boolean } else { ty.clone() };
-        let call = Call::new(types.iter().map(as_bound).collect());
-        let call = call.with_literals(self.entry.spec(), self.configured, literals).map_err(shown)?;
-        let aggregate = self.entry.bind(&call).map_err(shown)?;
+        // SQLite's truth values are integers: they are meant where a strategy takes no integer, as few of them as will do.
+        let integers: Vec<usize> = (0..types.len()).filter(|i| types[*i] == Type::INT64).take(8).collect();
+        let mut choices: Vec<u32> = (0..1 << integers.len()).collect();
+        choices.sort_by_key(|choice| choice.count_ones());
+        let (mut found, mut refused) = (None, None);
+        for choice in choices {
+            let truth: Vec<bool> =
+                (0..types.len()).map(|i| integers.iter().position(|at| *at == i).is_some_and(|bit| choice >> bit & 1 == 1)).collect();
+            let as_bound = |(ty, truth): (&Type, &bool)| if *truth { Type::Boolean } else { ty.clone() };
+            let call = Call::new(types.iter().zip(&truth).map(as_bound).collect());
+            let call = call.with_literals(self.entry.spec(), self.configured, literals).map_err(shown)?;
+            match self.entry.bind(&call) {
+                Ok(aggregate) => {
+                    found = Some((truth, aggregate));
+                    break;
+                }
+                Err(error) => drop(refused.get_or_insert(error)),
+            }
+        }
+        let Some((truth, aggregate)) = found else {
+            return Err(shown(refused.unwrap_or_else(|| Error::type_mismatch("a strategy without inputs"))));
+        };
         let bound = Bound { types, literals: literals.into(), truth, aggregate };
         *last = Some(bound.clone());
         Ok(bound)
@@ -138,11 +150,9 @@ impl Function {
             }
         }
         let Kind::Plain(bound, partial) = kind else { return Ok(()) };
-        if bound.truth {
-            for value in &mut inputs {
-                if let Value::Int(v) = value {
-                    *value = Value::Bool(*v != 0);
-                }
+        for (value, _) in inputs.iter_mut().zip(&bound.truth).filter(|(_, truth)| **truth) {
+            if let Value::Int(v) = value {
+                *value = Value::Bool(*v != 0);
             }
         }
         partial.update(&inputs).map_err(shown)

@@ -12,11 +12,13 @@ use std::panic::{AssertUnwindSafe, RefUnwindSafe};
 type Run = fn(&[Value]) -> mergeql_udfs::Result<Value>;
 
 /// Functions of SQLite alone: name, number of arguments, what they do.
-const OWN: [(&str, i32, Run); 4] = [
+const OWN: [(&str, i32, Run); 6] = [
     ("mergeql_exact_double", 1, |a| a[0].clone().widen(&Type::Float64)),
     ("mergeql_divide", 2, divide),
     ("mergeql_json_key", 1, json_key),
     ("mergeql_checked", 2, checked),
+    ("mergeql_glob", 1, glob),
+    ("mergeql_glob", 2, glob),
 ];
 
 /// Registers every scalar function.
@@ -65,6 +67,30 @@ fn divide(arguments: &[Value]) -> mergeql_udfs::Result<Value> {
         (Value::Int(a), Value::Int(b)) => Value::Int(a / b).fit(&Type::INT64),
         (a, b) => Ok(double(a).zip(double(b)).map_or(Value::Null, |(a, b)| Value::float(a / b))),
     }
+}
+
+/// A pattern of LIKE, perhaps with the character that takes the next one as it is, as a pattern of GLOB.
+fn glob(arguments: &[Value]) -> mergeql_udfs::Result<Value> {
+    let Value::Text(pattern) = &arguments[0] else { return Ok(Value::Null) };
+    let escape = match arguments.get(1) {
+        None => None,
+        Some(Value::Text(text)) if text.chars().count() == 1 => text.chars().next(),
+        Some(other) => return Err(Error::invalid_argument(format!("the ESCAPE of LIKE is one character, not {other}"))),
+    };
+    let (mut out, mut chars) = (String::with_capacity(pattern.len()), pattern.chars());
+    while let Some(c) = chars.next() {
+        match c {
+            c if Some(c) == escape => match chars.next() {
+                Some(next) => out.extend(['[', next, ']']),
+                None => return Err(Error::invalid_argument("the pattern of LIKE ends with its ESCAPE")),
+            },
+            '%' => out.push('*'),
+            '_' => out.push('?'),
+            '*' | '?' | '[' => out.extend(['[', c, ']']),
+            c => out.push(c),
+        }
+    }
+    Ok(Value::text(out))
 }
 
 /// Bytes that sort as the value does that a JSON text is.

@@ -110,6 +110,8 @@ struct Merged {
     base: ffi::sqlite3_vtab,
     database: *mut ffi::sqlite3,
     statement: String,
+    /// The columns as they were declared when it was opened.
+    columns: Vec<String>,
     /// The key columns, which come first.
     key: Vec<String>,
 }
@@ -134,9 +136,10 @@ impl Merged {
         };
         let (columns, key) = in_statement(&statement, Session::new(&connection).columns(&statement))?;
         let declared: Vec<String> = columns.iter().map(|(name, ty)| format!("{} {ty}", quote(name))).collect();
-        let key = columns[..key].iter().map(|(name, _)| name.clone()).collect();
         let schema = c_text(&format!("CREATE TABLE m({})", declared.join(", ")))?;
-        Ok((schema, Merged { base: ffi::sqlite3_vtab::default(), database: handle, statement, key }))
+        let columns: Vec<String> = columns.into_iter().map(|(name, _)| name).collect();
+        let key = columns[..key].to_vec();
+        Ok((schema, Merged { base: ffi::sqlite3_vtab::default(), database: handle, statement, columns, key }))
     }
 }
 
@@ -164,7 +167,8 @@ unsafe impl<'vtab> VTab<'vtab> for Merged {
                 // SAFETY: as in `open`.
                 let handle = unsafe { database.handle() };
                 let statement = statement_of(arguments);
-                let table = Merged { base: ffi::sqlite3_vtab::default(), database: handle, statement, key: Vec::new() };
+                let (columns, key) = (vec!["unreadable".to_owned()], Vec::new());
+                let table = Merged { base: ffi::sqlite3_vtab::default(), database: handle, statement, columns, key };
                 Ok((Cow::Borrowed(c"CREATE TABLE m(unreadable)"), table))
             }
         }
@@ -175,7 +179,9 @@ unsafe impl<'vtab> VTab<'vtab> for Merged {
         for (i, constraint) in info.constraints().enumerate() {
             let on_key = usize::try_from(constraint.column()).is_ok_and(|c| c < self.key.len());
             let equal = constraint.operator() == IndexConstraintOp::SQLITE_INDEX_CONSTRAINT_EQ;
-            if on_key && equal && constraint.is_usable() && !pinned.iter().any(|(_, c)| *c == constraint.column()) {
+            // Sources are restricted by bytes: rows that another collation takes for equal would be lost.
+            let bytes = info.collation(i).is_ok_and(|c| c.eq_ignore_ascii_case("BINARY"));
+            if on_key && equal && bytes && constraint.is_usable() && !pinned.iter().any(|(_, c)| *c == constraint.column()) {
                 pinned.push((i, constraint.column()));
             }
         }
@@ -292,6 +298,19 @@ impl Rows<'_> {
     }
 }
 
+impl Rows<'_> {
+    /// The columns of the statement that is prepared.
+    fn names(&self) -> Vec<String> {
+        // SAFETY: the statement is live, and has a name for each of its columns unless memory is out.
+        let name = |i| unsafe {
+            let name = ffi::sqlite3_column_name(self.prepared, i);
+            if name.is_null() { String::new() } else { CStr::from_ptr(name).to_string_lossy().into_owned() }
+        };
+        // SAFETY: as above.
+        (0..unsafe { ffi::sqlite3_column_count(self.prepared) }).map(name).collect()
+    }
+}
+
 impl Drop for Rows<'_> {
     fn drop(&mut self) {
         self.end();
@@ -315,6 +334,10 @@ unsafe impl VTabCursor for Rows<'_> {
             unsafe { ffi::sqlite3_prepare_v2(self.table().database, text.as_ptr(), -1, &mut self.prepared, std::ptr::null_mut()) };
         if code != ffi::SQLITE_OK {
             return Err(self.failed());
+        }
+        if self.names() != self.table().columns {
+            let message = "the sources have other columns now than when this table was opened";
+            return Err(shown(Diagnostic::new(Code::Unsupported, message).help("drop it and create it anew")));
         }
         for (i, argument) in arguments.iter().enumerate() {
             self.bind(i, argument)?;

@@ -48,6 +48,8 @@ fn checked_text(statement: Statement, written: &str) -> String {
 
 fn statement_text(statement: Statement, written: &str) -> String {
     match statement {
+        // CREATE TABLE IF NOT EXISTS ... AS MERGE, for which INTO has no words.
+        Statement::Merge { merge, .. } if merge.into.as_ref().is_some_and(|into| into.if_not_exists) => written.to_owned(),
         Statement::Merge { explain, merge } => format!("{}MERGE {}", explain_word(explain), merge_text(&merge)),
         Statement::MergeInto { explain, target, merge } => {
             format!("{}MERGE INTO {}\nUSING {}", explain_word(explain), relation(&target), merge_text(&merge))

@@ -30,7 +30,12 @@ impl Kind {
     }
 
     fn compares_with(self, other: Kind) -> bool {
-        self == other || [self, other].iter().any(|k| matches!(k, Kind::Unknown | Kind::Literal))
+        match (self, other) {
+            // Some hosts would compare the number's text, others make the literal a number.
+            (Kind::Number | Kind::Boolean, Kind::Literal) | (Kind::Literal, Kind::Number | Kind::Boolean) => false,
+            (Kind::Unknown | Kind::Literal, _) | (_, Kind::Unknown | Kind::Literal) => true,
+            (a, b) => a == b,
+        }
     }
 
     fn word(self) -> &'static str {
@@ -89,7 +94,11 @@ impl Check<'_> {
             return ControlFlow::Continue(());
         }
         let message = format!("`{a}` is {} and `{b}` is {}: they cannot be compared", x.word(), y.word());
-        let help = if [x, y].contains(&Kind::Text) { "quote the literal, or CAST one side" } else { "CAST one side" };
+        let help = match [x, y] {
+            kinds if kinds.contains(&Kind::Literal) => "leave the quotes out, or CAST the literal",
+            kinds if kinds.contains(&Kind::Text) => "quote the literal, or CAST one side",
+            _ => "CAST one side",
+        };
         ControlFlow::Break(Diagnostic::new(Code::TypeMismatch, message).help(help))
     }
 }

@@ -3,7 +3,8 @@
 use crate::ast::{Name, StrategyBody};
 use crate::bind::UserStrategies;
 use crate::diagnostic::{Diagnostic, Result};
-use mergeql_udfs::{Code, catalog};
+use mergeql_udfs::catalog::{self, Entry};
+use mergeql_udfs::Code;
 use sqlparser::ast::{Expr, Query, Visit, Visitor};
 use std::ops::ControlFlow;
 
@@ -66,6 +67,29 @@ pub fn check_strategy(user: &UserStrategies, or_replace: bool, name: &Name, body
     }
 }
 
+/// A strategy of a user, whose name is the same in any case of letters unless it is quoted.
+fn find_user<'a>(user: &'a UserStrategies, name: &Name) -> Option<(&'a String, &'a StrategyBody)> {
+    let wanted = name.value.strip_prefix("custom:").unwrap_or(&name.value);
+    let folded = || user.iter().find(|(own, _)| own.eq_ignore_ascii_case(wanted)).filter(|_| wanted != name.value || !name.quoted);
+    user.get_key_value(wanted).or_else(folded)
+}
+
+/// The strategy of the catalogue that a name stands for in the end; none for what users made of expressions.
+pub fn entry_of(user: &UserStrategies, name: &Name) -> Option<&'static Entry> {
+    let mut name = name;
+    // Aliases that are there stand for something, but an old file may hold anything.
+    for _ in 0..=user.len() {
+        if let Some(entry) = catalog::find(&name.value) {
+            return Some(entry);
+        }
+        match find_user(user, name)? {
+            (_, StrategyBody::Alias(call)) => name = &call.name,
+            _ => return None,
+        }
+    }
+    None
+}
+
 /// The strategy that a DROP or VERIFY names.
 ///
 /// # Errors
@@ -74,7 +98,7 @@ pub fn find_strategy<'a>(user: &'a UserStrategies, name: &Name) -> Result<&'a st
     if catalog::find(&name.value).is_some() {
         return Err(Diagnostic::at(Code::InvalidArgument, name.span, format!("`{}` is built in", name.value)));
     }
-    user.get_key_value(&name.value).map(|(own, _)| own.as_str()).ok_or_else(|| {
+    find_user(user, name).map(|(own, _)| own.as_str()).ok_or_else(|| {
         Diagnostic::at(Code::UnknownStrategy, name.span, format!("no strategy is called `{}`", name.value))
             .suggest(&name.value, user.keys().map(String::as_str))
     })

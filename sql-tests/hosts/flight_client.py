@@ -59,6 +59,11 @@ if what == "statements":
         assert cursor.adbc_ingest("nyc", nyc, mode="append") == 2
         cursor.execute("SELECT count(*) FROM nyc")
         assert cursor.fetchall() == [(5,)]
+        # A batch beyond gRPC's usual 4 MB.
+        big = pa.table({"id": pa.array(range(400_000), pa.int64()), "half": [i / 2 for i in range(400_000)]})
+        assert cursor.adbc_ingest("big", big.combine_chunks()) == 400_000
+        cursor.execute("SELECT count(*), max(half) FROM big")
+        assert cursor.fetchall() == [(400_000, 199_999.5)]
         assert cursor.adbc_ingest("hollow", pyarrow.RecordBatch.from_pylist([], schema=nyc.schema)) == 0
         cursor.execute("SELECT count(*), max(tag) FROM hollow")
         assert cursor.fetchall() == [(0, None)]

@@ -21,7 +21,7 @@ use std::sync::Arc;
 /// let union = catalog::find("union").unwrap().bind(&call).unwrap();
 /// assert_eq!(union.result_type(), Type::Text);
 /// ```
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Call {
     /// The types of the inputs, in the order of [`Spec::inputs`].
     pub inputs: Vec<Type>,

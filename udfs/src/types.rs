@@ -182,6 +182,64 @@ impl Type {
     }
 }
 
+/// The types of the members of nested types of one kind.
+fn inside<'a, const N: usize>(types: &[&'a Type], parts: impl Fn(&'a Type) -> Option<[&'a Type; N]>) -> Option<[Vec<&'a Type>; N]> {
+    let all: Vec<[&Type; N]> = types.iter().copied().map(parts).collect::<Option<_>>()?;
+    Some(std::array::from_fn(|i| all.iter().map(|parts| parts[i]).collect()))
+}
+
+impl Type {
+    /// The common type of all of these, in whichever order they come: where there is a float, integers become floats before anything
+    /// else does.
+    ///
+    /// # Errors
+    /// As [`Type::widen`].
+    ///
+    /// ```
+    /// use mergeql_udfs::Type;
+    /// let (signed, unsigned, float) = (Type::INT64, Type::UINT64, Type::Float64);
+    /// assert_eq!(Type::widen_all(&[&signed, &unsigned, &float]).unwrap(), Type::Float64);
+    /// assert_eq!(Type::widen_all(&[&float, &signed, &unsigned]).unwrap(), Type::Float64);
+    /// ```
+    pub fn widen_all(types: &[&Type]) -> Result<Type> {
+        let types: Vec<&Type> = types.iter().copied().filter(|ty| **ty != Type::Null).collect();
+        if types.len() < 2 {
+            return Ok(types.first().map_or(Type::Null, |ty| (*ty).clone()));
+        }
+        if let Some([elements]) = inside(&types, |ty| if let Type::List(element) = ty { Some([&**element]) } else { None }) {
+            return Ok(Type::List(Box::new(Type::widen_all(&elements)?)));
+        }
+        if let Some([keys, values]) = inside(&types, |ty| if let Type::Map(k, v) = ty { Some([&**k, &**v]) } else { None }) {
+            return Ok(Type::Map(Box::new(Type::widen_all(&keys)?), Box::new(Type::widen_all(&values)?)));
+        }
+        let fields: Option<Vec<&Vec<Field>>> =
+            types.iter().map(|ty| if let Type::Struct(fields) = ty { Some(fields) } else { None }).collect();
+        if let Some(all) = fields {
+            let mut names = Vec::new();
+            for (name, _) in all.iter().flat_map(|fields| fields.iter()) {
+                if !names.contains(name) {
+                    names.push(name.clone());
+                }
+            }
+            let common = |name: Arc<str>| {
+                let types: Vec<&Type> = all.iter().flat_map(|fields| fields.iter()).filter(|(n, _)| *n == name).map(|(_, ty)| ty).collect();
+                Ok((name, Type::widen_all(&types)?))
+            };
+            return Ok(Type::Struct(names.into_iter().map(common).collect::<Result<_>>()?));
+        }
+        let mut types = types;
+        types.sort_by_key(|ty| match ty {
+            Type::Float64 => (0, 0),
+            Type::Float32 => (1, 0),
+            Type::Int { bits, signed: true } => (2, 255 - bits),
+            Type::Int { bits, .. } => (3, 255 - bits),
+            Type::Decimal { precision: 0, .. } => (4, 0),
+            _ => (5, 0),
+        });
+        types.into_iter().try_fold(Type::Null, |all, ty| Type::widen(&all, ty))
+    }
+}
+
 fn int_digits(bits: u8, signed: bool) -> i32 {
     match (bits, signed) {
         (8, _) => 3,

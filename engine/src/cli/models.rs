@@ -8,7 +8,7 @@ use mergeql::tensors::mergekit::Config;
 use mergeql::tensors::plan::Options;
 use mergeql::{MergeContext, MergeError, models, parse_size};
 use mergeql_lang::Span;
-use mergeql_lang::ast::{Name, Setting, Statement};
+use mergeql_lang::ast::{Models, Name, Setting, Statement};
 use mergeql_udfs::merkle::hex;
 use mergeql_udfs::{Code, Value, functions};
 use std::path::{Path, PathBuf};
@@ -72,7 +72,7 @@ pub async fn merge(context: &MergeContext, command: &MergeModels) -> Result<Exit
     merged.notes.iter().for_each(|note| eprintln!("note: {note}"));
     let resumed = merged.tensors.iter().filter(|t| t.resumed).count();
     let before = if resumed > 0 { format!(" ({resumed} were there already)") } else { String::new() };
-    say(format_args!("{} tensors{before} written to {}\nset {}", merged.tensors.len(), command.out.display(), hex(&merged.hash)));
+    say(format_args!("{} tensors{before} written to {}\nmerge {}", merged.tensors.len(), command.out.display(), hex(&merged.hash)));
     Ok(ExitCode::SUCCESS)
 }
 
@@ -170,6 +170,9 @@ pub enum ModelSet {
         /// Replace a model that is there
         #[arg(long)]
         overwrite: bool,
+        /// Let the recipe run commands and queries, and keep a cache: a set from elsewhere may hold anything
+        #[arg(long)]
+        trust: bool,
     },
 }
 
@@ -219,6 +222,22 @@ fn check_files(state: &Value) -> Result<(), MergeError> {
         }
     }
     Ok(())
+}
+
+/// Whether the recipe of a set does nothing but merge: sets come from elsewhere.
+///
+/// # Errors
+/// `unsupported` where it runs commands or queries, or writes into a folder of its own choice.
+fn check_recipe(models: &Models) -> Result<(), MergeError> {
+    let rules = models.rules.iter().flat_map(|rule| &rule.settings);
+    let more = |(name, _): &&(Name, Setting)| ["command", "fitness", "cache"].iter().any(|n| name.value.eq_ignore_ascii_case(n));
+    match rules.chain(&models.options).find(more) {
+        None => Ok(()),
+        Some((name, value)) => {
+            let message = format!("the recipe of this set does more than merge: {} = {value:?}", name.value);
+            Err(MergeError::new(Code::Unsupported, message).help("if you know where it comes from, resolve it with --trust"))
+        }
+    }
 }
 
 /// Changes, shows or resolves a set.
@@ -280,15 +299,20 @@ pub async fn set(context: &MergeContext, command: &ModelSet, output: &Output) ->
             say(format_args!("{json:#}"));
             Ok(ExitCode::SUCCESS)
         }
-        ModelSet::Resolve { set, out, overwrite } => {
+        ModelSet::Resolve { set, out, overwrite, trust } => {
             let state = load(set)?;
             check_files(&state)?;
             let statement = call("model_set_resolve", &[state, out.as_deref().map_or(Value::Null, Value::text)])?;
             let mut statement = shown(&statement);
-            if let (true, Statement::MergeModels { mut models, .. }) = (*overwrite, mergeql_lang::parse(&statement)?) {
-                let name = Name { value: "overwrite".into(), quoted: false, span: Span::default() };
-                models.options.push((name, Setting::Flag(true)));
-                statement = format!("MERGE MODELS {}", mergeql_lang::models_text(&models));
+            if let Statement::MergeModels { mut models, .. } = mergeql_lang::parse(&statement)? {
+                if !trust {
+                    check_recipe(&models)?;
+                }
+                if *overwrite {
+                    let name = Name { value: "overwrite".into(), quoted: false, span: Span::default() };
+                    models.options.push((name, Setting::Flag(true)));
+                    statement = format!("MERGE MODELS {}", mergeql_lang::models_text(&models));
+                }
             }
             output.statement(context, &statement, true).await?;
             Ok(ExitCode::SUCCESS)

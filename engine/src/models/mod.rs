@@ -118,12 +118,17 @@ pub async fn run(context: &MergeContext, explain: bool, models: Models) -> Resul
         let shared = outer.shared.clone();
         let companion = request.base.as_ref().or(request.models.first()).map(|m| m.checkpoint.folder().to_owned());
         let searched = search.is_some();
-        let (request, note) = match search {
-            Some(search) => found(&outer, &runtime, search, into.as_deref(), companion.as_deref())?,
-            None => (request, None),
+        let (request, note, scratch) = match search {
+            Some(search) => {
+                let (request, note, scratch) = found(&outer, &runtime, search, into.as_deref(), companion.as_deref())?;
+                (request, Some(note), Some(scratch))
+            }
+            None => (request, None, None),
         };
         let (mut plan, adapter) = planned(request)?;
         plan.notes.extend(note);
+        // Hashing the models comes first, and takes as long as merging them.
+        shared.merging(0, plan.writes());
         let sealed = Sealed::new(plan)?;
         let hashes: BTreeMap<String, String> = match &into {
             Some(out) => {
@@ -134,6 +139,7 @@ pub async fn run(context: &MergeContext, explain: bool, models: Models) -> Resul
             None => run::hashes(&sealed)?.into_iter().map(|(name, hash)| (name, hex(&hash))).collect(),
         };
         shared.merging(0, 0);
+        scratch.map_or(Ok(()), Scratch::remove)?;
         Ok((sealed.plan, hashes, searched))
     });
     let (plan, hashes, searched) = batch.await?;
@@ -148,8 +154,7 @@ fn found(
     mut search: Search,
     into: Option<&Path>,
     companion: Option<&Path>,
-) -> Result<(Request, Option<String>), Error> {
-    let failed = |path: &Path, e: std::io::Error| Error::new(Code::Io, format!("`{}`: {e}", path.display()));
+) -> Result<(Request, String, Scratch), Error> {
     // What would be in the way at the end is said now.
     let overwrite = search.middle().options.overwrite;
     into.filter(|_| !overwrite).map_or(Ok(()), mergeql_tensors::output::free)?;
@@ -187,12 +192,32 @@ fn found(
     };
     let journal = folder.join("journal");
     let found = search.run(&hashes, base.as_ref(), &journal, judge)?;
-    // What was put there goes; a folder that holds something else stays.
-    std::fs::remove_dir_all(&candidate).and_then(|()| std::fs::remove_file(&journal)).map_err(|e| failed(&folder, e))?;
-    std::fs::remove_dir(&folder).ok();
     let note =
         format!("parameters found by {described}: the best of {} candidates has fitness {}", found.candidates, found.fitness);
-    Ok((found.request, Some(note)))
+    Ok((found.request, note, Scratch { folder, candidate, journal, _temporary: temporary }))
+}
+
+fn failed(path: &Path, e: std::io::Error) -> Error {
+    Error::new(Code::Io, format!("`{}`: {e}", path.display()))
+}
+
+/// What a search leaves beside its output: a run that is stopped before the model is there goes on with it.
+struct Scratch {
+    folder: PathBuf,
+    candidate: PathBuf,
+    journal: PathBuf,
+    _temporary: tempfile::TempDir,
+}
+
+impl Scratch {
+    /// Removes what was put there; a folder that holds something else stays.
+    fn remove(self) -> Result<(), Error> {
+        for removed in [std::fs::remove_dir_all(&self.candidate), std::fs::remove_file(&self.journal)] {
+            removed.or_else(|e| if e.kind() == std::io::ErrorKind::NotFound { Ok(()) } else { Err(failed(&self.folder, e)) })?;
+        }
+        std::fs::remove_dir(&self.folder).ok();
+        Ok(())
+    }
 }
 
 /// The number that a query gives for a candidate.

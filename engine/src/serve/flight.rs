@@ -41,6 +41,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 use tonic::metadata::MetadataMap;
+use tonic::service::interceptor::InterceptedService;
 use tonic::{Request, Response, Status, Streaming};
 
 /// How long a statement that was prepared, or a client that said who it is, is remembered without a call.
@@ -76,10 +77,15 @@ pub(super) async fn serve(
             .tls_config(config)
             .map_err(|e| MergeError::new(Code::InvalidArgument, format!("the certificate or its key cannot be used: {e}")))?;
     }
-    let service = FlightServiceServer::with_interceptor(service, known);
+    // Drivers send a batch of rows as one message.
+    let service = FlightServiceServer::new(service).max_decoding_message_size(MESSAGE);
+    let service = InterceptedService::new(service, known);
     let served = server.add_service(service).serve_with_incoming(incoming(listener, options.max_connections)).await;
     served.map_err(|e| MergeError::new(Code::Io, format!("the Flight server: {e}")))
 }
+
+/// The most bytes of one message: tonic's own limit of 4 MB is less than a batch of many drivers.
+const MESSAGE: usize = 1 << 30;
 
 // Who is there.
 

@@ -71,7 +71,7 @@ pub(super) async fn serve(
     let places = Arc::new(Semaphore::new(options.max_connections.max(1)));
     loop {
         let socket = accept(&listener).await;
-        let startup = Arc::new(Startup::new(&options.credentials, places.clone(), connections.clone()));
+        let startup = Arc::new(Startup::new(tls.is_some(), &options.credentials, places.clone(), connections.clone()));
         let cancel = Arc::new(DefaultCancelHandler::new(connections.clone()));
         let (service, extended) = (service.clone(), extended.clone());
         let connection = Arc::new(Connection { service, extended, startup: startup.clone(), cancel });
@@ -132,6 +132,8 @@ impl PgWireServerHandlers for Connection {
 // Who is there.
 
 struct Startup {
+    /// Whether clients must have asked for encryption.
+    encrypted: bool,
     greeter: Greeter,
     places: Arc<Semaphore>,
     /// Its place among the connections.
@@ -153,7 +155,7 @@ impl NoopStartupHandler for Open {
 }
 
 impl Startup {
-    fn new(credentials: &Credentials, places: Arc<Semaphore>, connections: Arc<ConnectionManager>) -> Startup {
+    fn new(encrypted: bool, credentials: &Credentials, places: Arc<Semaphore>, connections: Arc<ConnectionManager>) -> Startup {
         let greeter = if credentials.has_users() {
             let scram = ScramAuth::new(Arc::new(Passwords(credentials.clone())));
             let handler = SASLAuthStartupHandler::new(Arc::new(DefaultServerParameterProvider::default()));
@@ -161,7 +163,7 @@ impl Startup {
         } else {
             Greeter::Open(Open(connections))
         };
-        Startup { greeter, places, place: std::sync::Mutex::new(None), done: AtomicBool::new(false) }
+        Startup { encrypted, greeter, places, place: std::sync::Mutex::new(None), done: AtomicBool::new(false) }
     }
 
     fn is_done(&self) -> bool {
@@ -178,6 +180,11 @@ impl StartupHandler for Startup {
         PgWireError: From<<C as Sink<PgWireBackendMessage>>::Error>,
     {
         if matches!(message, PgWireFrontendMessage::Startup(_)) {
+            if self.encrypted && !client.is_secure() {
+                let message = "this server takes encrypted connections only: connect with sslmode=require or stricter".to_owned();
+                let info = ErrorInfo::new("FATAL".to_owned(), "28000".to_owned(), message);
+                return Err(PgWireError::UserError(Box::new(info)));
+            }
             let Ok(place) = self.places.clone().try_acquire_owned() else {
                 let info = ErrorInfo::new("FATAL".to_owned(), "53300".to_owned(), "there are too many clients already".to_owned());
                 return Err(PgWireError::UserError(Box::new(info)));

@@ -2,8 +2,8 @@
 
 use crate::api::{Failure, Pointer, duckdb, guarded};
 use crate::sorted::{on_init, on_size, stride};
-use crate::vectors::{Vector, put_value};
-use mergeql_udfs::{Error, Type, Value};
+use crate::vectors::Vector;
+use mergeql_udfs::Error;
 use std::marker::PhantomData;
 
 /// The callbacks of one kind of state.
@@ -78,17 +78,17 @@ pub(super) trait Kept: Default {
     /// What the overload's callbacks know.
     type Info;
 
-    /// The type of the result.
-    fn result(info: &Self::Info) -> &Type;
-
     /// Adds the rows of a chunk, each to its state.
     fn update(info: &Self::Info, vectors: &[Vector], rows: usize, states: &mut States<Self>) -> Result<(), Error>;
 
     /// Joins another state, which stays as it is: windows share it.
     fn join(&mut self, other: &Self, info: &Self::Info) -> Result<(), Error>;
 
-    /// The result.
-    fn finish(&self, info: &Self::Info) -> Result<Value, Error>;
+    /// Writes the result.
+    ///
+    /// # Safety
+    /// `out` is a result vector of the overload's type with a row `i`.
+    unsafe fn finish(&self, info: &Self::Info, out: Pointer, i: usize) -> Result<(), Error>;
 }
 
 /// The states of a chunk's rows.
@@ -143,7 +143,7 @@ unsafe extern "C" fn finalize<S: Kept>(call: Pointer, states: *mut Pointer, out:
     guard(call, || unsafe {
         let known: &S::Info = info(call);
         for i in 0..count as usize {
-            put_value(out, i + offset as usize, &state::<S>(states, i).finish(known)?, S::result(known))?;
+            state::<S>(states, i).finish(known, out, i + offset as usize)?;
         }
         Ok(())
     });

@@ -3,7 +3,8 @@
 use super::Function;
 use super::driver::{Driver, Kept, States, kept};
 use super::slots::FromVector;
-use crate::vectors::Vector;
+use crate::api::Pointer;
+use crate::vectors::{Vector, put_bytes, put_list, put_value};
 use mergeql_udfs::slot::{Collected, Counts, Several, SmallBytes};
 use mergeql_udfs::{Error, Type, Value};
 use std::marker::PhantomData;
@@ -37,6 +38,14 @@ pub(super) fn several_driver(ty: &Type) -> Option<Driver> {
     })
 }
 
+/// The type of the elements of the result.
+fn element(function: &Function) -> &Type {
+    match &function.result {
+        Some(Type::List(element)) => element,
+        _ => &Type::Null,
+    }
+}
+
 /// Sets of integers that come as `T`.
 struct IntegersOf<T>(Several<i64>, PhantomData<T>);
 
@@ -48,10 +57,6 @@ impl<T> Default for IntegersOf<T> {
 
 impl<T: Copy + Into<i64>> Kept for IntegersOf<T> {
     type Info = Function;
-
-    fn result(function: &Function) -> &Type {
-        function.result.as_ref().unwrap_or(&Type::Null)
-    }
 
     fn update(_: &Function, vectors: &[Vector], rows: usize, states: &mut States<Self>) -> Result<(), Error> {
         // SAFETY: the overload's argument is an integer `T`.
@@ -67,9 +72,10 @@ impl<T: Copy + Into<i64>> Kept for IntegersOf<T> {
         Ok(())
     }
 
-    fn finish(&self, _: &Function) -> Result<Value, Error> {
-        let values: Vec<Value> = self.0.sorted().into_iter().map(|v| Value::Int(v.into())).collect();
-        Ok(if values.is_empty() { Value::Null } else { Value::List(values) })
+    unsafe fn finish(&self, function: &Function, out: Pointer, i: usize) -> Result<(), Error> {
+        let element = element(function);
+        // SAFETY: as the caller promises, the result is a list of integers.
+        unsafe { put_list(out, i, &self.0.sorted(), |child, at, value| put_value(child, at, &Value::Int((*value).into()), element)) }
     }
 }
 
@@ -79,10 +85,6 @@ struct Texts(Several<SmallBytes>);
 
 impl Kept for Texts {
     type Info = Function;
-
-    fn result(function: &Function) -> &Type {
-        function.result.as_ref().unwrap_or(&Type::Null)
-    }
 
     fn update(_: &Function, vectors: &[Vector], rows: usize, states: &mut States<Self>) -> Result<(), Error> {
         for i in (0..rows).filter(|i| vectors[0].is_valid(*i)) {
@@ -97,9 +99,14 @@ impl Kept for Texts {
         Ok(())
     }
 
-    fn finish(&self, _: &Function) -> Result<Value, Error> {
-        let values: Vec<Value> = self.0.sorted().into_iter().map(|v| Value::text(String::from_utf8_lossy(v))).collect();
-        Ok(if values.is_empty() { Value::Null } else { Value::List(values) })
+    unsafe fn finish(&self, _: &Function, out: Pointer, i: usize) -> Result<(), Error> {
+        // SAFETY: as the caller promises, the result is a list of texts, as those that were seen.
+        unsafe {
+            put_list(out, i, &self.0.sorted(), |child, at, text| {
+                put_bytes(child, at, text);
+                Ok(())
+            })
+        }
     }
 }
 
@@ -114,10 +121,6 @@ impl<T> Default for CountsOf<T> {
 
 impl<T: Copy + Into<i64>> Kept for CountsOf<T> {
     type Info = Function;
-
-    fn result(function: &Function) -> &Type {
-        function.result.as_ref().unwrap_or(&Type::INT64)
-    }
 
     fn update(_: &Function, vectors: &[Vector], rows: usize, states: &mut States<Self>) -> Result<(), Error> {
         let [counts, origins, ..] = vectors else { return Ok(()) };
@@ -138,17 +141,15 @@ impl<T: Copy + Into<i64>> Kept for CountsOf<T> {
         Ok(())
     }
 
-    fn finish(&self, function: &Function) -> Result<Value, Error> {
-        self.0.sum().map_or(Value::Null, Value::Int).fit(Self::result(function))
+    unsafe fn finish(&self, function: &Function, out: Pointer, i: usize) -> Result<(), Error> {
+        let ty = function.result.as_ref().unwrap_or(&Type::INT64);
+        // SAFETY: as the caller promises.
+        unsafe { put_value(out, i, &self.0.sum().map_or(Value::Null, Value::Int).fit(ty)?, ty) }
     }
 }
 
 impl Kept for Collected {
     type Info = Function;
-
-    fn result(function: &Function) -> &Type {
-        function.result.as_ref().unwrap_or(&Type::Null)
-    }
 
     fn update(_: &Function, vectors: &[Vector], rows: usize, states: &mut States<Self>) -> Result<(), Error> {
         let vector = &vectors[0];
@@ -161,7 +162,9 @@ impl Kept for Collected {
         Ok(())
     }
 
-    fn finish(&self, _: &Function) -> Result<Value, Error> {
-        Ok(self.list().unwrap_or(Value::Null))
+    unsafe fn finish(&self, function: &Function, out: Pointer, i: usize) -> Result<(), Error> {
+        let ty = function.result.as_ref().unwrap_or(&Type::Null);
+        // SAFETY: as the caller promises.
+        unsafe { put_value(out, i, &self.list().unwrap_or(Value::Null), ty) }
     }
 }

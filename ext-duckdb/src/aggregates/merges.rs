@@ -2,9 +2,9 @@
 
 use super::Set;
 use super::driver::{Kept, States, kept};
-use crate::api::{Connection, LogicalType, id};
-use crate::vectors::Vector;
-use mergeql_udfs::{AnyState, Error, Type, Value, catalog};
+use crate::api::{Connection, LogicalType, Pointer, id};
+use crate::vectors::{Vector, put_bytes, set_null};
+use mergeql_udfs::{AnyState, Error, Value, catalog};
 
 /// Registers `crdt_merge`.
 pub(super) fn register(connection: &Connection) -> Result<(), String> {
@@ -33,10 +33,6 @@ impl Joined {
 impl Kept for Joined {
     type Info = ();
 
-    fn result((): &()) -> &Type {
-        &Type::Bytes
-    }
-
     fn update((): &(), vectors: &[Vector], rows: usize, states: &mut States<Self>) -> Result<(), Error> {
         for i in 0..rows {
             if let Value::Bytes(bytes) = vectors[0].value(i) {
@@ -50,7 +46,14 @@ impl Kept for Joined {
         other.0.as_ref().map_or(Ok(()), |source| self.join_bytes(&source.encode()))
     }
 
-    fn finish(&self, (): &()) -> Result<Value, Error> {
-        Ok(self.0.as_ref().map_or(Value::Null, |joined| Value::Bytes(joined.encode().into())))
+    unsafe fn finish(&self, (): &(), out: Pointer, i: usize) -> Result<(), Error> {
+        // SAFETY: as the caller promises, the result is bytes.
+        unsafe {
+            match &self.0 {
+                Some(joined) => put_bytes(out, i, &joined.encode()),
+                None => set_null(out, i),
+            }
+        }
+        Ok(())
     }
 }

@@ -2,7 +2,8 @@
 
 use super::Function;
 use super::driver::{Kept, States};
-use crate::vectors::{Scratch, Vector};
+use crate::api::Pointer;
+use crate::vectors::{Scratch, Vector, put_value};
 use mergeql_udfs::{Aggregate, Call, Column, Error, Partial, Type, Value};
 use std::sync::Arc;
 
@@ -60,10 +61,6 @@ fn no_overload(function: &Function, ty: &Type) -> Error {
 impl Kept for Object {
     type Info = Function;
 
-    fn result(function: &Function) -> &Type {
-        function.result.as_ref().unwrap_or(&Type::Text)
-    }
-
     fn update(function: &Function, vectors: &[Vector], rows: usize, states: &mut States<Self>) -> Result<(), Error> {
         let first = usize::from(function.configured);
         let inputs = &vectors[first..first + function.inputs];
@@ -108,11 +105,13 @@ impl Kept for Object {
         }
     }
 
-    fn finish(&self, function: &Function) -> Result<Value, Error> {
-        match &self.0 {
-            None => Ok(Value::Null),
-            Some(object) if function.state => Ok(object.partial.encode().map_or(Value::Null, |b| Value::Bytes(b.into()))),
-            Some(object) => object.partial.value(),
-        }
+    unsafe fn finish(&self, function: &Function, out: Pointer, i: usize) -> Result<(), Error> {
+        let value = match &self.0 {
+            None => Value::Null,
+            Some(object) if function.state => object.partial.encode().map_or(Value::Null, |b| Value::Bytes(b.into())),
+            Some(object) => object.partial.value()?,
+        };
+        // SAFETY: as the caller promises.
+        unsafe { put_value(out, i, &value, function.result.as_ref().unwrap_or(&Type::Text)) }
     }
 }

@@ -44,6 +44,7 @@ public:
 		const auto start = tokens.GetToken(at).offset;
 		string text;
 		idx_t depth = 0;
+		idx_t cases = 0;
 		bool writes = false;
 		for (; at < tokens.Size(); at++) {
 			auto &token = tokens.GetToken(at);
@@ -58,7 +59,11 @@ public:
 					break;
 				}
 				depth--;
-			} else if (depth == 0 && Is(token, "WHEN")) {
+			} else if (depth == 0 && Is(token, "CASE")) {
+				cases++;
+			} else if (depth == 0 && cases > 0 && Is(token, "END")) {
+				cases--;
+			} else if (depth == 0 && cases == 0 && Is(token, "WHEN")) {
 				// DuckDB's MERGE INTO, whose errors are DuckDB's too.
 				return MatcherResult::Failure();
 			} else if (depth == 0 && Is(token, "INTO")) {

@@ -9,7 +9,6 @@ use mergeql_udfs::{AnyState, Code, Value};
 use rusqlite::types::Value as Plain;
 use rusqlite::{Connection, OptionalExtension, params};
 use std::collections::BTreeMap;
-use std::sync::atomic::Ordering;
 
 /// The state of a cell and its clock.
 fn known(connection: &Connection, table: &str, pk: &Plain, column: &str) -> Result<Option<(Vec<u8>, i64)>> {
@@ -50,11 +49,10 @@ struct Noted {
 /// # Errors
 /// What a strategy refuses; then nothing is changed.
 pub(super) fn absorb(connection: &Connection, replica: &Replica) -> Result<()> {
-    replica.noted.store(false, Ordering::Relaxed);
     if connection.prepare_cached("SELECT 1 FROM main._mergeql_log LIMIT 1")?.query_row([], |_| Ok(())).optional()?.is_none() {
         return Ok(());
     }
-    let mut numbers = Numbers::default();
+    let mut numbers = replica.numbers();
     let origin = site(connection)?.unwrap_or_default();
     let mut tables: BTreeMap<i64, Definition> = BTreeMap::new();
     let mut statement = connection.prepare("SELECT id, name FROM main._mergeql_tables")?;
@@ -107,6 +105,23 @@ pub(super) fn absorb(connection: &Connection, replica: &Replica) -> Result<()> {
     }
     connection.execute("DELETE FROM main._mergeql_log", [])?;
     numbers.keep(connection)
+}
+
+/// Changes come in any order, also a row before the one that it refers to.
+///
+/// # Errors
+/// `unsupported` where SQLite would refuse that.
+pub(super) fn check_foreign_keys(connection: &Connection) -> Result<()> {
+    let sql = "SELECT group_concat(DISTINCT m.name) FROM pragma_foreign_keys AS on_, main.sqlite_schema AS m, pragma_foreign_key_list(m.name) AS f \
+               WHERE on_.foreign_keys AND m.type = 'table' AND (m.name COLLATE NOCASE IN (SELECT name FROM main._mergeql_tables) OR \
+               f.\"table\" COLLATE NOCASE IN (SELECT name FROM main._mergeql_tables))";
+    match connection.prepare_cached(sql)?.query_row([], |row| row.get::<_, Option<String>>(0))? {
+        None => Ok(()),
+        Some(tables) => {
+            let message = format!("foreign keys are enforced ({tables}), and changes may come before the rows that they refer to");
+            Err(shown(Diagnostic::new(Code::Unsupported, message).help("PRAGMA foreign_keys = OFF on connections that apply changes")))
+        }
+    }
 }
 
 /// The greatest clock of what was forgotten.

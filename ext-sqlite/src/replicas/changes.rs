@@ -17,7 +17,6 @@ use std::collections::HashMap;
 use std::ffi::{CStr, c_int};
 use std::marker::PhantomData;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 /// The columns of the feed, in the order of its schema.
 const SCHEMA: &CStr = c"CREATE TABLE changes(tbl TEXT, pk, col TEXT, state BLOB, clock INTEGER, seq INTEGER, origin TEXT)";
@@ -37,7 +36,6 @@ struct Changes {
     replica: Arc<Replica>,
     /// Definitions of tables, as they are in this transaction.
     tables: HashMap<String, Option<Arc<Definition>>>,
-    numbers: Numbers,
     /// No change was applied in this transaction yet.
     fresh: bool,
 }
@@ -75,7 +73,6 @@ unsafe impl<'vtab> VTab<'vtab> for Changes {
             connection,
             replica,
             tables: HashMap::new(),
-            numbers: Numbers::default(),
             fresh: true,
         };
         Ok((Cow::Borrowed(SCHEMA), changes))
@@ -140,22 +137,17 @@ impl Changes {
         if std::mem::take(&mut self.fresh) {
             prepare(&self.connection)?;
             self.tables.clear();
-            self.replica.noted.store(true, Ordering::Relaxed);
+            absorb::check_foreign_keys(&self.connection)?;
         }
-        // What was written here comes before what is applied.
-        if self.replica.noted.load(Ordering::Relaxed) {
-            self.numbers.keep(&self.connection)?;
-            absorb::absorb(&self.connection, &self.replica)?;
-        }
+        // What was written here comes before what is applied; whether something was, the log knows best: it goes back with a savepoint.
+        absorb::absorb(&self.connection, &self.replica)?;
         let definition = self.definition(&table)?;
         let opened = mergeql_udfs::catalog::open(&state).map_err(shown)?;
         if let Some(definition) = &definition {
             check(definition, &name, opened.spec().name)?;
         }
-        let numbers = &mut self.numbers;
-        if let Some(says) = absorb::join(&self.connection, numbers, &table, &pk, &name, &state, opened, clock, &origin)?
-            && let Some(definition) = &definition
-        {
+        let joined = absorb::join(&self.connection, &mut self.replica.numbers(), &table, &pk, &name, &state, opened, clock, &origin)?;
+        if let (Some(says), Some(definition)) = (joined, &definition) {
             absorb::show(&self.connection, &self.replica, definition, &pk, &name, says)?;
         }
         Ok(())
@@ -164,12 +156,13 @@ impl Changes {
 
 impl<'vtab> TransactionVTab<'vtab> for Changes {
     fn begin(&mut self) -> Result<()> {
-        (self.fresh, self.numbers) = (true, Numbers::default());
+        self.fresh = true;
+        *self.replica.numbers() = Numbers::default();
         Ok(())
     }
 
     fn sync(&mut self) -> Result<()> {
-        self.numbers.keep(&self.connection)
+        self.replica.numbers().keep(&self.connection)
     }
 
     fn commit(&mut self) -> Result<()> {
@@ -177,7 +170,7 @@ impl<'vtab> TransactionVTab<'vtab> for Changes {
     }
 
     fn rollback(&mut self) -> Result<()> {
-        self.numbers = Numbers::default();
+        *self.replica.numbers() = Numbers::default();
         Ok(())
     }
 }
@@ -195,7 +188,7 @@ fn check(definition: &Definition, column: &str, found: &str) -> Result<()> {
     }
     let message =
         format!("`{}.{column}` is replicated as `{wanted}` here, and as `{found}` where the change comes from", definition.table);
-    Err(shown(Diagnostic::new(Code::TypeMismatch, message).help("give the column one strategy everywhere: crdt_alter")))
+    Err(shown(Diagnostic::new(Code::TypeMismatch, message).help("one of them calls the column by another name: the states under a name are of one strategy")))
 }
 
 /// What changed here.

@@ -28,6 +28,7 @@ use rusqlite::functions::{Context, FunctionFlags};
 use rusqlite::{Connection, OptionalExtension, params};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 type Result<T> = rusqlite::Result<T>;
@@ -39,8 +40,8 @@ pub(crate) struct Replica {
     clock: AtomicI64,
     /// Rows are being written that say nothing new.
     applying: AtomicBool,
-    /// Something was noted on this connection since notes were made states.
-    noted: AtomicBool,
+    /// The numbers of changes that this transaction took, by whichever way.
+    numbers: Mutex<Numbers>,
 }
 
 impl Replica {
@@ -51,6 +52,10 @@ impl Replica {
         match self.clock.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |last| Some(next(last))) {
             Ok(last) | Err(last) => next(last),
         }
+    }
+
+    fn numbers(&self) -> MutexGuard<'_, Numbers> {
+        self.numbers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Runs while no trigger notes anything.
@@ -73,10 +78,7 @@ pub fn register(connection: &Connection) -> Result<()> {
     let own = replica.clone();
     connection.create_scalar_function("mergeql_tracking", 0, trigger, move |_| Ok(!own.applying.load(Ordering::Relaxed)))?;
     let own = replica.clone();
-    connection.create_scalar_function("mergeql_clock", 0, trigger, move |_| {
-        own.noted.store(true, Ordering::Relaxed);
-        Ok(own.tick())
-    })?;
+    connection.create_scalar_function("mergeql_clock", 0, trigger, move |_| Ok(own.tick()))?;
     let pure = crate::aggregates::PURE;
     connection.create_scalar_function("mergeql_takes", 2, trigger, |context| {
         let arguments = crate::values::arguments(context)?;
@@ -100,6 +102,7 @@ pub fn register(connection: &Connection) -> Result<()> {
     add("crdt_alter", 2, |c, r, a| alter(c, r, &a[0], &a[1], ""))?;
     add("crdt_alter", 3, |c, r, a| alter(c, r, &a[0], &a[1], &a[2]))?;
     add("crdt_origin", 0, |c, _, _| Ok(site(c)?.map_or(Value::Null, Value::text)))?;
+    add("crdt_new_origin", 0, |c, r, _| new_origin(c, r))?;
     add("crdt_acknowledge", 2, |c, _, a| acknowledge(c, &a[0], &a[1]))?;
     add("crdt_compact", 0, |c, r, _| compact(c, r))?;
     changes::register(connection, replica)
@@ -169,7 +172,7 @@ impl Numbers {
     /// Keeps the last number that was taken.
     fn keep(&mut self, connection: &Connection) -> Result<()> {
         match self.0.take() {
-            Some(last) => connection.prepare_cached("UPDATE main._mergeql_site SET seq = ?1")?.execute([last]).map(drop),
+            Some(last) => connection.prepare_cached("UPDATE main._mergeql_site SET seq = max(seq, ?1)")?.execute([last]).map(drop),
             None => Ok(()),
         }
     }
@@ -199,6 +202,7 @@ fn make_table(connection: &Connection, replica: &Replica, table: &str, strategie
         .execute("INSERT INTO main._mergeql_tables (name, definition) VALUES (?1, ?2)", params![definition.table, strategies])?;
     let id = connection.last_insert_rowid();
     definition.add_triggers(connection, id)?;
+    check_cells(connection, &definition)?;
     // The rows that are there were written now.
     let (clock, key) = (replica.tick(), definition.key_of("t"));
     connection.execute(
@@ -209,6 +213,24 @@ fn make_table(connection: &Connection, replica: &Replica, table: &str, strategie
     absorb::absorb(connection, replica)?;
     absorb::materialize_all(connection, replica, &definition)?;
     Ok(Value::text(site(connection)?.unwrap_or_default()))
+}
+
+/// The states that are kept under a column's name must be of its strategy: those of another never join with what is written from now on.
+fn check_cells(connection: &Connection, definition: &Definition) -> Result<()> {
+    let sql = "SELECT state FROM main._mergeql_cells WHERE tbl = ?1 AND col = ?2 LIMIT 1";
+    for column in &definition.columns {
+        let state: Option<Vec<u8>> =
+            connection.prepare_cached(sql)?.query_row([&definition.table, &column.name], |row| row.get(0)).optional()?;
+        let Some(state) = state else { continue };
+        let (was, wanted) = (mergeql_udfs::catalog::open(&state).map_err(shown)?.spec().name, column.entry.spec().name);
+        if was != wanted {
+            let message = format!("`{}.{}` was replicated as `{was}`, and cannot become `{wanted}`", definition.table, column.name);
+            return Err(shown(
+                Diagnostic::new(Code::TypeMismatch, message).help("add a column of another name with the new strategy, and copy the values"),
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// `crdt_alter(table, 'ALTER TABLE ...' [, 'column strategy, ...'])`: changes a replicated table, and which strategies its columns have.
@@ -237,11 +259,21 @@ fn alter(connection: &Connection, replica: &Replica, table: &str, sql: &str, str
         columns.iter().any(|c| c.name.eq_ignore_ascii_case(&name))
     });
     let after = Definition::read(connection, &before.table, &all.join(", "))?;
+    check_cells(connection, &after)?;
     connection.execute("UPDATE main._mergeql_tables SET definition = ?1 WHERE id = ?2", params![all.join(", "), id])?;
     after.add_triggers(connection, id)?;
     // Values of new columns may have come before them.
     absorb::materialize_all(connection, replica, &after)?;
     Ok(Value::Null)
+}
+
+/// `crdt_new_origin()`: makes a copied database a replica of its own.
+fn new_origin(connection: &Connection, replica: &Replica) -> Result<Value> {
+    prepare(connection)?;
+    // What was noted was written before the copy parted, or by its old name.
+    absorb::absorb(connection, replica)?;
+    connection.execute("UPDATE main._mergeql_site SET origin = lower(hex(randomblob(8)))", [])?;
+    Ok(site(connection)?.map_or(Value::Null, Value::text))
 }
 
 /// `crdt_acknowledge(origin, seq)`: another replica has read the changes up to this number.

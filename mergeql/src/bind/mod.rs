@@ -291,7 +291,7 @@ impl Binder<'_> {
             }
         }
         for column in &mut columns {
-            let mut first: Option<(&str, &Type)> = None;
+            let mut seen: Vec<(&crate::plan::Source, &Type)> = Vec::new();
             for (source, names) in self.sources.iter().zip(&names) {
                 let Some(i) = names.iter().position(|n| *n == column.name) else {
                     column.nullable |= !names.is_empty();
@@ -299,19 +299,21 @@ impl Binder<'_> {
                 };
                 let theirs = &source.relation.columns[i];
                 column.nullable |= theirs.nullable;
-                column.ty = Type::widen(&column.ty, &theirs.ty).map_err(|_| {
-                    let (other, ty) = first.unwrap_or(("another source", &Type::Null));
-                    let mut error = Diagnostic::new(
-                        Code::TypeMismatch,
-                        format!("`{}` is {ty} in `{other}` and {} in `{}`", column.name, theirs.ty, source.name),
-                    );
-                    error.span = self.merge.sources.iter().find(|s| called(s) == source.name).map(place).filter(|s| s.line > 0);
-                    error.help("cast one of them in a source query: (SELECT CAST(...) ...) AS name")
-                })?;
-                if first.is_none() && theirs.ty != Type::Null {
-                    first = Some((&source.name, &theirs.ty));
-                }
+                seen.push((source, &theirs.ty));
             }
+            // Of the set of types: what two of them have no common type for, a third may.
+            let common = |seen: &[(&crate::plan::Source, &Type)]| Type::widen_all(&seen.iter().map(|(_, ty)| *ty).collect::<Vec<_>>());
+            column.ty = common(&seen).map_err(|_| {
+                let at = (1..seen.len()).find(|n| common(&seen[..=*n]).is_err()).unwrap_or(seen.len() - 1);
+                let (source, ty) = seen[at];
+                let (other, was) = seen.iter().find(|(_, ty)| **ty != Type::Null).copied().unwrap_or(seen[0]);
+                let mut error = Diagnostic::new(
+                    Code::TypeMismatch,
+                    format!("`{}` is {was} in `{}` and {ty} in `{}`", column.name, other.name, source.name),
+                );
+                error.span = self.merge.sources.iter().find(|s| called(s) == source.name).map(place).filter(|s| s.line > 0);
+                error.help("cast one of them in a source query: (SELECT CAST(...) ...) AS name")
+            })?;
         }
         for key in &columns[..self.merge.key.len()] {
             if key.ty == Type::Interval {

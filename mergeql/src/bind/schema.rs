@@ -62,7 +62,7 @@ impl Binder<'_> {
 
     fn schema_row(&self, column: String, types: &[Option<&Type>], policy: &str) -> SchemaRow {
         let there = || types.iter().flatten();
-        let widened = there().try_fold(Type::Null, |all, ty| Type::widen(&all, ty));
+        let widened = Type::widen_all(&there().copied().collect::<Vec<_>>());
         let status = match &widened {
             Err(_) => "clash",
             Ok(all) if there().any(|ty| *ty != all) => "widened",

@@ -3,7 +3,8 @@
 use super::{Dialect, divided, list, quote, text};
 use crate::plan::Fold;
 use mergeql_udfs::Type;
-use sqlparser::ast::Expr;
+use sqlparser::ast::{Expr, Ident, visit_expressions_mut};
+use std::ops::ControlFlow;
 
 /// SQLite 3.38 and later.
 #[derive(Debug, Clone, Copy)]
@@ -60,7 +61,18 @@ impl Dialect for Sqlite {
     }
 
     fn expression(&self, expr: &Expr) -> String {
-        divided(expr, "mergeql_divide")
+        let mut expr = expr.clone();
+        // SQLite's own LIKE takes `a` for `A`; its GLOB does not.
+        let _ = visit_expressions_mut(&mut expr, |e| {
+            if let Expr::Like { negated, any: false, expr, pattern, escape_char } = e {
+                let not = if *negated { "NOT " } else { "" };
+                let escape = escape_char.as_ref().map(|c| format!(", {c}")).unwrap_or_default();
+                // An identifier without quotes is printed as it is.
+                *e = Expr::Identifier(Ident::new(format!("({expr} {not}GLOB mergeql_glob({pattern}{escape}))")));
+            }
+            ControlFlow::<()>::Continue(())
+        });
+        divided(&expr, "mergeql_divide")
     }
 
     fn resolved(&self, value: String, ty: &Type) -> String {

@@ -6,7 +6,7 @@ use mergeql_host_tests::{Host, Sample, one, run_slt_files, sample};
 use mergeql_lang::lower::duckdb_type_name;
 use mergeql_sql_tests::cases;
 use mergeql_sql_tests::pages::{blocks, run_js};
-use mergeql_udfs::catalog;
+use mergeql_udfs::{Call, catalog};
 
 /// What `cargo xtask test` prepared: the Python interpreters that have DuckDB, and the extension.
 fn pythons() -> Vec<String> {
@@ -97,6 +97,8 @@ fn every_aggregate_keeps_the_laws_and_the_bytes() {
     for python in pythons() {
         for threads in [1, 4] {
             let mut host = start(&python, threads);
+            // A thread for every 2048 rows, so that states of several are combined.
+            host.execute("PRAGMA verify_parallelism").unwrap();
             for entry in catalog::all() {
                 for call in (entry.spec().samples)() {
                     let Some(Sample { rows, state: expected, .. }) =
@@ -117,6 +119,19 @@ fn every_aggregate_keeps_the_laws_and_the_bytes() {
                     let state = format!("crdt_{name}_state_with('{with}', {columns})");
                     for from in ["rows", "(SELECT * FROM (FROM rows UNION ALL FROM rows) ORDER BY random())"] {
                         assert_eq!(one(&mut host, &format!("SELECT {state} FROM {from}")), expected, "{name} {call:?} from {from}");
+                    }
+                    // What needs no configuration has states of its own, in DuckDB's memory.
+                    host.execute("CREATE OR REPLACE TABLE many AS SELECT rows.* FROM rows, range(300)").unwrap();
+                    if call == Call::new(call.inputs.clone()) {
+                        let plain = format!("SELECT crdt_{name}_state({columns}) FROM many");
+                        assert_eq!(one(&mut host, &plain), expected, "{name} {call:?} by many threads");
+                        for group in ["1", &format!("hash({columns}) % 3")] {
+                            let differ = format!(
+                                "SELECT count(*) FROM (SELECT crdt_{name}({columns})::VARCHAR AS a, \
+                                 crdt_{name}_with('{with}', {columns})::VARCHAR AS b FROM many GROUP BY {group}) WHERE a IS DISTINCT FROM b"
+                            );
+                            assert_eq!(one(&mut host, &differ), "0", "{name} {call:?} by {group}");
+                        }
                     }
                     let parts = format!("SELECT {state} AS s FROM rows GROUP BY random() < 0.5, hash({columns}) % 3");
                     assert_eq!(
@@ -551,5 +566,43 @@ fn values_of_every_type_come_through_unchanged() {
         host.execute("CREATE OR REPLACE TABLE t AS SELECT * FROM (VALUES (1, ''), (2, NULL), (3, 'x')) AS r(id, s)").unwrap();
         host.execute(&format!("MERGE t ON id INTO '{file}'")).unwrap();
         assert_eq!(one(&mut host, &format!("SELECT count(*) FROM (FROM t EXCEPT FROM \"MERGE '{file}' ON id\")")), "0");
+    }
+}
+
+/// Files that are there stay, texts may be bound, databases may be attached; what does not fit is an error and not another value.
+#[test]
+fn nothing_is_lost_or_changed_in_silence() {
+    let folder = tempfile::tempdir().unwrap();
+    let extension = std::env::var("MERGEQL_DUCKDB_EXTENSION").expect("run `cargo xtask test`: it builds the extension");
+    for (i, python) in pythons().into_iter().enumerate() {
+        let mut host = start(&python, 2);
+        host.execute("CREATE TABLE nyc AS SELECT 1 AS id, 5 AS v; ATTACH ':memory:' AS other; CREATE TABLE other.late AS SELECT 1 AS id, 9 AS v").unwrap();
+        assert_eq!(one(&mut host, "SELECT v FROM mergeql.merge('MERGE nyc, other.late ON id STRATEGY v = max')"), "9");
+        let file = folder.path().join(format!("{i}.csv")).display().to_string();
+        std::fs::write(&file, "mine").unwrap();
+        let refused = host.execute(&format!("MERGE nyc ON id INTO '{file}'")).unwrap_err();
+        assert!(refused.0.contains("is there already"), "{refused}");
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "mine");
+        host.execute(&format!("MERGE nyc ON id INTO OR REPLACE '{file}'")).unwrap();
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "id,v\n1,5\n");
+        for call in ["crdt_max(i)", "crdt_gset(i)", "crdt_lww(i, 1)", "mergeql_text(i)"] {
+            let refused = host.query(&format!("SELECT {call} FROM (SELECT INTERVAL '3000000 hours' AS i)")).unwrap_err();
+            assert!(refused.0.contains("limit_exceeded") || refused.0.contains("292 years"), "{call}: {refused}");
+        }
+        let script = format!(
+            "import duckdb, sys\n\
+             open_ = lambda path, **config: duckdb.connect(path, config={{'allow_unsigned_extensions': 'true', **config}})\n\
+             con = open_('{0}/shop{i}.duckdb'); con.execute(\"CREATE TABLE t AS SELECT 1 AS id\"); con.close()\n\
+             con = open_('{0}/shop{i}.duckdb', access_mode='read_only'); con.execute(\"LOAD '{extension}'\")\n\
+             print(con.execute('FROM mergeql.merge($1)', ['MERGE t ON id']).fetchall()); con.close()\n\
+             con = open_('{0}/mergeql.duckdb')\n\
+             try: con.execute(\"LOAD '{extension}'\")\n\
+             except duckdb.Error as error: print('attached as `mergeql`' in str(error))\n\
+             print(con.execute(\"SELECT count(*) FROM duckdb_functions() WHERE database_name = 'mergeql'\").fetchall())",
+            folder.path().display()
+        );
+        let output = std::process::Command::new(&python).args(["-c", &script]).output().unwrap();
+        let told = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert_eq!(told, "[(1,)]\nTrue\n[(0,)]\n", "{python}: {}", String::from_utf8_lossy(&output.stderr));
     }
 }

@@ -7,6 +7,7 @@ use crate::lattice::origins;
 use crate::lattice::set::ValueSet;
 use crate::value::{Value, canonical};
 use smallvec::SmallVec;
+use std::borrow::Cow;
 use std::cmp::Ordering;
 
 /// What the state of a strategy is, where a slot can hold it.
@@ -113,19 +114,36 @@ impl Default for SmallBytes {
     }
 }
 
-impl Held for SmallBytes {
-    type Seen<'a> = &'a [u8];
-
+impl SmallBytes {
     #[inline]
-    fn set(&mut self, seen: &[u8]) {
-        *self = match seen.len() {
+    fn of(seen: &[u8]) -> SmallBytes {
+        match seen.len() {
             n if n <= INLINE => {
                 let mut bytes = [0; INLINE];
                 bytes[..n].copy_from_slice(seen);
                 SmallBytes::Inline(n as u8, bytes)
             }
             _ => SmallBytes::Boxed(seen.into()),
-        };
+        }
+    }
+
+    /// Equality; of short ones without looking at single bytes.
+    #[inline]
+    fn is(&self, other: &SmallBytes) -> bool {
+        match (self, other) {
+            (SmallBytes::Inline(n, a), SmallBytes::Inline(m, b)) => n == m && a == b,
+            (SmallBytes::Boxed(a), SmallBytes::Boxed(b)) => a == b,
+            _ => false,
+        }
+    }
+}
+
+impl Held for SmallBytes {
+    type Seen<'a> = &'a [u8];
+
+    #[inline]
+    fn set(&mut self, seen: &[u8]) {
+        *self = SmallBytes::of(seen);
     }
 
     #[inline]
@@ -376,31 +394,27 @@ impl Counts {
         if count < 0 {
             return origins::grown(&Value::Int(count.into())).map(drop);
         }
-        self.keep(origin, count);
+        self.keep(Cow::Owned(SmallBytes::of(origin)), count);
         Ok(())
     }
 
     #[inline]
-    fn keep(&mut self, origin: &[u8], count: i64) {
+    fn keep(&mut self, origin: Cow<'_, SmallBytes>, count: i64) {
         // Few origins are found fastest by looking at each.
         let near = self.0.len().min(FEW);
-        if let Some((_, known)) = self.0[..near].iter_mut().find(|(known, _)| known.seen() == origin) {
+        if let Some((_, known)) = self.0[..near].iter_mut().find(|(known, _)| known.is(&origin)) {
             *known = count.max(*known);
             return;
         }
-        match self.0.binary_search_by(|(known, _)| known.seen().cmp(origin)) {
+        match self.0.binary_search_by(|(known, _)| known.seen().cmp(origin.seen())) {
             Ok(at) => self.0[at].1 = self.0[at].1.max(count),
-            Err(at) => {
-                let mut name = SmallBytes::default();
-                name.set(origin);
-                self.0.insert(at, (name, count));
-            }
+            Err(at) => self.0.insert(at, (origin.into_owned(), count)),
         }
     }
 
     /// Joins another state.
     pub fn join(&mut self, other: &Counts) {
-        other.0.iter().for_each(|(origin, count)| self.keep(origin.seen(), *count));
+        other.0.iter().for_each(|(origin, count)| self.keep(Cow::Borrowed(origin), *count));
     }
 
     /// The sum over origins, once something was counted.

@@ -206,8 +206,10 @@ fn state_of(strategy: &str, inputs: Vec<Type>, rows: impl IntoIterator<Item = Ve
         call = call.with_arg("respect_nulls", Value::Bool(true));
     }
     let mut state = entry.bind(&call)?.partial();
+    // What no writer of frames would have written.
+    let broken = |e: Error| if e.code == Code::LimitExceeded { e } else { corrupt(e.message) };
     for row in rows {
-        state.update(&row)?;
+        state.update(&row).map_err(broken)?;
     }
     state.encode().map_or_else(|| nothing(strategy), Ok)
 }

@@ -1,6 +1,7 @@
 //! A model as the text that stands for it in a `model_set`.
 
 use crate::checkpoint::Checkpoint;
+use crate::request::stem;
 use crate::sealed::contribution;
 use mergeql_udfs::functions::Function;
 use mergeql_udfs::merkle::hex;
@@ -13,7 +14,7 @@ use std::path::Path;
 /// # Errors
 /// As [`Checkpoint::open`].
 pub fn describe(path: &str, name: Option<&str>, weight: Option<f64>, version: Option<&str>) -> Result<String> {
-    let stem = Path::new(path).file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
+    let stem = stem(Path::new(path));
     let name = name.unwrap_or(&stem);
     if let Some(weight) = weight.filter(|w| !w.is_finite()) {
         return Err(Error::invalid_argument(format!("a model counts by a number, not by {weight}")));

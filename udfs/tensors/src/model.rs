@@ -4,6 +4,7 @@ use crate::dtype;
 use crate::mergekit;
 use crate::method::Along;
 use crate::methods;
+use crate::output::is_begun;
 use crate::plan::How;
 use crate::run::{self, Progress, Written};
 use crate::sealed::{Sealed, parameters};
@@ -111,6 +112,17 @@ pub fn write(sealed: &Sealed, out: &Path, extras: &Extras, report: impl FnMut(Pr
     if let Some((_, path)) = along.iter().find(|(s, path)| path.exists() && !s.plan.options.overwrite) {
         return Err(failed(path, "this file exists").with_help("choose another place, or replace it with WITH (overwrite = true)"));
     }
+    let file = if extras.adapter.is_some() && !single { out.join("adapter_model.safetensors") } else { out.to_owned() };
+    if !single && !sealed.plan.options.overwrite && !is_begun(&file) {
+        let names = match &extras.adapter {
+            Some(_) => vec!["adapter_config.json".to_owned()],
+            None => companion_names(extras)?,
+        };
+        let names = names.iter().map(String::as_str).chain(["README.md", "mergeql.jsonld"]);
+        if let Some(path) = names.map(|name| out.join(name)).find(|path| path.exists()) {
+            return Err(failed(&path, "this file exists").with_help("choose another place, or replace it with WITH (overwrite = true)"));
+        }
+    }
     let beside = |tensors: &[Written]| {
         for (sealed, path) in &along {
             run::write(sealed, path, &metadata, |_| {}, |_| Ok(()))?;
@@ -125,22 +137,34 @@ pub fn write(sealed: &Sealed, out: &Path, extras: &Extras, report: impl FnMut(Pr
         save(&out.join("README.md"), card(sealed, tensors))?;
         save(&out.join("mergeql.jsonld"), format!("{:#}\n", lineage(sealed, tensors)))
     };
-    let file = if extras.adapter.is_some() && !single { out.join("adapter_model.safetensors") } else { out.to_owned() };
     let tensors = run::write(sealed, &file, &metadata, report, beside)?;
     Ok(Merged { tensors, hash: sealed.hash, notes: sealed.plan.notes.clone() })
 }
 
-fn companions(sealed: &Sealed, out: &Path, extras: &Extras) -> Result<()> {
-    let Some(folder) = &extras.companion else { return Ok(()) };
+/// The files of a model's folder that are copied along, and the template that is put beside them.
+fn companion_names(extras: &Extras) -> Result<Vec<String>> {
+    let Some(folder) = &extras.companion else { return Ok(Vec::new()) };
     let entries = std::fs::read_dir(folder).map_err(|e| failed(folder, e))?;
     let mut names: Vec<String> =
         entries.filter_map(|e| e.ok()?.file_name().into_string().ok()).filter(|name| goes_along(name)).collect();
-    if let Some(template) = &extras.chat_template {
+    if extras.chat_template.is_some() {
         names.retain(|name| !name.starts_with("chat_template"));
-        save(&out.join("chat_template.jinja"), template)?;
+        names.push(TEMPLATE.to_owned());
     }
     names.sort();
-    for name in names {
+    Ok(names)
+}
+
+/// The file of a chat template.
+const TEMPLATE: &str = "chat_template.jinja";
+
+fn companions(sealed: &Sealed, out: &Path, extras: &Extras) -> Result<()> {
+    let Some(folder) = &extras.companion else { return Ok(()) };
+    for name in companion_names(extras)? {
+        if let Some(template) = extras.chat_template.as_ref().filter(|_| name == TEMPLATE) {
+            save(&out.join(&name), template)?;
+            continue;
+        }
         let from = folder.join(&name);
         let bytes = std::fs::read(&from).map_err(|e| failed(&from, e))?;
         let changed = match name.as_str() {

@@ -9,7 +9,7 @@ use safetensors::tensor::{Metadata, TensorInfo};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, HashMap};
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
@@ -110,8 +110,7 @@ impl Layout {
             let text = format!("{:#}\n", json!({ "metadata": { "total_size": total }, "weight_map": map }));
             (folder.join("model.safetensors.index.json"), text.into_bytes())
         });
-        let journal = if single { partial(&partial(out)) } else { folder.join("model.journal.partial") };
-        Ok(Layout { parts, places, index, journal })
+        Ok(Layout { parts, places, index, journal: journal(out) })
     }
 }
 
@@ -154,6 +153,15 @@ pub fn free(out: &Path) -> Result<()> {
     entries.into_iter().find(|path| path.file_name().is_some_and(|n| holds_model(&n.to_string_lossy()))).map_or(Ok(()), here)
 }
 
+/// Whether a run that writes here was stopped, and goes on.
+pub fn is_begun(out: &Path) -> bool {
+    journal(out).exists()
+}
+
+fn journal(out: &Path) -> PathBuf {
+    if out.extension().is_some_and(|e| e == "safetensors") { partial(&partial(out)) } else { out.join("model.journal.partial") }
+}
+
 /// Writes tensors to their places.
 pub struct Writer {
     layout: Layout,
@@ -189,7 +197,14 @@ impl Writer {
             title.update(&part.header);
         }
         let title = hex(&title.finalize().into());
-        let text = std::fs::read_to_string(&layout.journal).unwrap_or_default();
+        let path = &layout.journal;
+        let mut open = OpenOptions::new();
+        let mut journal = open.read(true).write(true).create(true).truncate(false).open(path).map_err(|e| failed(path, e))?;
+        if let Err(TryLockError::WouldBlock) = journal.try_lock() {
+            return Err(failed(path, "another merge is being written here").with_help("let it end, or choose another place"));
+        }
+        let mut text = String::new();
+        journal.read_to_string(&mut text).ok();
         let mut lines = text.lines();
         let same = lines.next() == Some(title.as_str());
         let known: HashMap<&str, &str> = lines.filter_map(|line| line.split_once(' ')).map(|(hash, name)| (name, hash)).collect();
@@ -213,8 +228,7 @@ impl Writer {
                 }
             }
         }
-        let path = &layout.journal;
-        let mut journal = File::create(path).map_err(|e| failed(path, e))?;
+        journal.set_len(0).and_then(|()| journal.rewind()).map_err(|e| failed(path, e))?;
         writeln!(journal, "{title}").map_err(|e| failed(path, e))?;
         for (hash, place) in hashes.iter().zip(&layout.places) {
             if let Some(hash) = hash {

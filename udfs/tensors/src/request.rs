@@ -11,7 +11,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 /// What a file or folder is called, if nothing else is said.
-fn stem(path: &Path) -> String {
+/// What a model is called after its file: without the ending that every model has, and with all other points in it.
+pub(crate) fn stem(path: &Path) -> String {
     let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
     let name = name.strip_suffix(".index.json").unwrap_or(&name);
     name.strip_suffix(".safetensors").unwrap_or(name).to_owned()

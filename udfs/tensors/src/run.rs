@@ -76,14 +76,17 @@ enum Device {
 }
 
 impl Device {
-    fn of(backend: Backend) -> Result<Device> {
+    /// The device that a plan asks for, and why it is another than that: the bytes are the same on each.
+    fn of(backend: Backend) -> (Device, Option<String>) {
         match backend {
-            Backend::Auto | Backend::Cpu => Ok(Device::Cpu),
+            Backend::Auto | Backend::Cpu => (Device::Cpu, None),
             #[cfg(feature = "gpu")]
-            Backend::Gpu => crate::gpu::gpu().map(Device::Gpu),
+            Backend::Gpu => match crate::gpu::gpu() {
+                Ok(gpu) => (Device::Gpu(gpu), None),
+                Err(error) => (Device::Cpu, Some(error.message)),
+            },
             #[cfg(not(feature = "gpu"))]
-            Backend::Gpu => Err(Error::new(Code::Unsupported, "this program was built without its GPU backend")
-                .with_help("backend = 'cpu' gives the same bytes")),
+            Backend::Gpu => (Device::Cpu, Some("this program was built without its GPU backend".to_owned())),
         }
     }
 
@@ -110,13 +113,13 @@ impl Device {
 /// Where this plan's elements are computed, for people.
 pub fn backend(plan: &Plan) -> String {
     match Device::of(plan.options.backend) {
-        Ok(Device::Cpu) => "cpu".to_owned(),
+        (Device::Cpu, None) => "cpu".to_owned(),
+        (Device::Cpu, Some(why)) => format!("cpu, not the gpu that was asked for: {why}"),
         #[cfg(feature = "gpu")]
-        Ok(Device::Gpu(gpu)) => {
+        (Device::Gpu(gpu), _) => {
             let software = if gpu.software { ", a program on the CPU and slower than backend = 'cpu'" } else { "" };
             format!("gpu: {}{software}; strategies without a program for it, and numbers out of its range, on the cpu", gpu.name)
         }
-        Err(error) => format!("none: {}", error.message),
     }
 }
 
@@ -221,7 +224,7 @@ fn compute(
     mut sink: impl FnMut(usize, Vec<u8>) -> Result<()>,
 ) -> Result<()> {
     let (memory, strict) = (plan.options.memory_limit, !plan.options.propagate_nan);
-    let device = Device::of(plan.options.backend)?;
+    let (device, _) = Device::of(plan.options.backend);
     for group in groups(plan, members) {
         let room = memory / 4 / group.len() as u64;
         let load = |index: &usize| match &plan.tasks[*index].how {

@@ -134,10 +134,13 @@ impl Sealed {
         let set = merkle::root(models.clone());
         hash.update(set);
         part(&mut hash, base.as_ref().map_or(&[][..], |b| &b[..]));
-        part(&mut hash, plan.context.as_bytes());
+        // What went through with NaN in it is no answer where NaN is an error.
+        let through = if plan.options.propagate_nan { "\nnan = propagate" } else { "" };
+        let context = format!("{}{through}", plan.context);
+        part(&mut hash, context.as_bytes());
         let mut keys = Vec::new();
         for task in &plan.tasks {
-            let key = task_hash(task, &plan.context, base.as_ref(), &mut sides)?;
+            let key = task_hash(task, &context, base.as_ref(), &mut sides)?;
             hash.update(key);
             keys.push(matches!(task.how, How::Merge(_)).then_some(key));
         }

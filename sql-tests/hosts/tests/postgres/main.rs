@@ -344,8 +344,11 @@ fn statements_see_what_their_caller_sees() {
     run(&format!("CREATE TABLE made AS SELECT * FROM mergeql('{merge}') AS {columns}"));
     run(&format!("CALL mergeql_create('view', 'a_view', '{merge}')"));
     run(&format!("CALL mergeql_create('table', '\"a table\"', '{merge}')"));
+    run("CREATE TABLE lasting AS SELECT * FROM london");
+    run(&format!("CALL mergeql_create('materialized view', 'kept', '{}')", merge.replace("london", "lasting")));
+    run("REFRESH MATERIALIZED VIEW kept");
     run(&format!("CALL mergeql_into('{merge} INTO written')"));
-    for table in ["made", "a_view", "\"a table\"", "written"] {
+    for table in ["made", "a_view", "\"a table\"", "written", "kept"] {
         let rows = "string_agg(concat_ws('|', id, salary, tags, extra), ' ' ORDER BY id)";
         let sql = format!("SELECT {rows} FROM {table}");
         assert_eq!(one(&mut host, &sql), "1|95|w,x,y|{\"new\": 1} 2|70|z 3|1", "{table}");
@@ -531,6 +534,9 @@ fn a_statement_runs_nothing_but_itself() {
         "MERGE (SELECT 1 AS id, $a$ ) AS s ON id; DROP TABLE victim; --$a$ AS v) AS s ON id",
         "DROP TABLE victim",
         "CREATE TABLE victim AS MERGE nyc ON id",
+        "EXPLAIN ANALYZE MERGE nyc ON id WHERE id = 1); DROP TABLE victim; --",
+        "EXPLAIN MERGE nyc AS \"x\"\"; DROP TABLE victim; --\" ON id",
+        "SELECT set_config('search_path', 'nowhere', false)",
     ] {
         for strings in ["on", "off"] {
             host.raw(&format!("SET standard_conforming_strings = {strings}")).unwrap();
@@ -695,4 +701,25 @@ fn a_target_grows_where_it_may() {
     assert!(refused.0.contains("unknown_column") && refused.0.contains("schema = 'extend'"), "{refused}");
     host.query(&format!("{into} WITH (schema = 'extend')")).unwrap();
     assert_eq!(one(&mut host, "SELECT mergeql_text(v, price, note, pg_typeof(price)::text) FROM t"), "2, 1.50, x, numeric");
+}
+
+/// The extension is trusted: who may create it in a database, and is no superuser, can use all of it there.
+#[test]
+fn who_is_no_superuser_can_install_it_and_make_strategies() {
+    let mut admin = cluster().host_of("postgres");
+    admin.raw("CREATE ROLE landlord NOSUPERUSER").unwrap();
+    admin.raw("CREATE DATABASE house OWNER landlord TEMPLATE template0").unwrap();
+    let mut host = cluster().host_of("house");
+    host.raw("SET ROLE landlord; CREATE SCHEMA own; CREATE EXTENSION mergeql SCHEMA own; SET search_path = own").unwrap();
+    host.raw("CREATE TABLE nyc (id int, v int); INSERT INTO nyc VALUES (1, 5), (1, 7)").unwrap();
+    host.raw("CALL mergeql_into('CREATE STRATEGY highest AS max')").unwrap();
+    let highest = "SELECT j->>'v' FROM mergeql_json('MERGE nyc ON id STRATEGY v = highest') AS j";
+    assert_eq!(one_raw(&mut host, "own", highest), "7");
+    host.raw("CALL mergeql_into('DROP STRATEGY highest')").unwrap();
+    // Nobody else.
+    host.raw("RESET ROLE; CREATE ROLE tenant; GRANT USAGE ON SCHEMA own TO tenant; SET ROLE tenant").unwrap();
+    let refused = host.raw("CALL mergeql_into('CREATE STRATEGY lowest AS min')").unwrap_err();
+    assert!(refused.0.contains("permission denied"), "{refused}");
+    let refused = host.raw("SELECT * FROM mergeql_json('SELECT 1 AS x')").unwrap_err();
+    assert!(refused.0.contains("no statement of MergeQL"), "{refused}");
 }

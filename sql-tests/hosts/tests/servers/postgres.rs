@@ -113,6 +113,8 @@ fn who_may_come_in() {
     assert_eq!(ask("user=ann password='open sesame' dbname=datafusion sslmode=require"), "42\n");
     let checked = format!("user=ann password='open sesame' dbname=datafusion sslmode=verify-ca sslrootcert={root}");
     assert_eq!(ask(&checked), "42\n");
+    let plain = ask("user=ann password='open sesame' dbname=datafusion sslmode=disable");
+    assert!(plain.contains("encrypted connections only"), "{plain}");
     for wrong in ["user=ann password=closed", "user=bob password='open sesame'", "user=ann password=''"] {
         let told = ask(&format!("{wrong} dbname=datafusion"));
         assert!(!told.contains("42\n") && told.contains("psql: error"), "{wrong}: {told}");

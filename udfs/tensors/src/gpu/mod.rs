@@ -24,18 +24,22 @@ pub struct Gpu {
     vectors: wgpu::ComputePipeline,
     /// The most bytes that the inputs of a tile take.
     most: u64,
-    buffers: Mutex<Option<Buffers>>,
+    /// Memory that no tile is in: as many as tiles were ever computed at once.
+    idle: Mutex<Vec<Buffers>>,
     computed: AtomicU64,
 }
 
-/// Memory of the device, kept from tile to tile.
+/// Memory for one tile, kept from tile to tile: while one is computed another travels.
 struct Buffers {
     /// For this many bytes of inputs and of results.
     sizes: (u64, u64),
+    /// The machine's, mapped while no tile is in it: the settings, then the inputs.
+    write: wgpu::Buffer,
     settings: wgpu::Buffer,
     inputs: wgpu::Buffer,
     merged: wgpu::Buffer,
     odd: wgpu::Buffer,
+    /// The machine's: the results, then what was odd.
     read: wgpu::Buffer,
 }
 
@@ -50,10 +54,8 @@ static GPU: LazyLock<std::result::Result<Gpu, String>> = LazyLock::new(|| pollst
 /// # Errors
 /// `unsupported`, with what is missing.
 pub fn gpu() -> Result<&'static Gpu> {
-    GPU.as_ref().map_err(|why| {
-        Error::new(Code::Unsupported, format!("there is no GPU here that merges as the CPU does: {why}"))
-            .with_help("backend = 'cpu' gives the same bytes")
-    })
+    let none = |why| Error::new(Code::Unsupported, format!("there is no GPU here that merges as the CPU does: {why}"));
+    GPU.as_ref().map_err(none)
 }
 
 async fn open() -> std::result::Result<Gpu, String> {
@@ -90,7 +92,7 @@ async fn open() -> std::result::Result<Gpu, String> {
         combine,
         vectors,
         most,
-        buffers: Mutex::new(None),
+        idle: Mutex::default(),
         computed: AtomicU64::new(0),
     };
     probe::check(&gpu)?;
@@ -176,33 +178,39 @@ impl Gpu {
         self.computed.load(Ordering::Relaxed)
     }
 
+    /// Memory for so many bytes of inputs and of results; what is too small is given up.
     fn buffers(&self, inputs: u64, merged: u64) -> Buffers {
-        let buffer = |size: u64, usage: wgpu::BufferUsages| {
-            self.device.create_buffer(&wgpu::BufferDescriptor { label: None, size, usage, mapped_at_creation: false })
+        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        if let Some(buffers) = idle.filter(|idle| idle.sizes.0 >= inputs && idle.sizes.1 >= merged) {
+            return buffers;
+        }
+        let buffer = |size: u64, usage: wgpu::BufferUsages, mapped_at_creation: bool| {
+            self.device.create_buffer(&wgpu::BufferDescriptor { label: None, size, usage, mapped_at_creation })
         };
         let (storage, to, from) = (wgpu::BufferUsages::STORAGE, wgpu::BufferUsages::COPY_DST, wgpu::BufferUsages::COPY_SRC);
         Buffers {
             sizes: (inputs, merged),
-            settings: buffer(SETTINGS, storage | to),
-            inputs: buffer(inputs, storage | to),
-            merged: buffer(merged, storage | from),
-            odd: buffer(4, storage | to | from),
-            read: buffer(merged + 4, to | wgpu::BufferUsages::MAP_READ),
+            write: buffer(SETTINGS + inputs, wgpu::BufferUsages::MAP_WRITE | from, true),
+            settings: buffer(SETTINGS, storage | to, false),
+            inputs: buffer(inputs, storage | to, false),
+            merged: buffer(merged, storage | from, false),
+            odd: buffer(4, storage | to | from, false),
+            read: buffer(merged + 4, to | wgpu::BufferUsages::MAP_READ, false),
         }
     }
 
     fn compute(&self, program: &Program, own: &[u32], inputs: &[&[f32]], n: usize, out: &mut [f32]) -> Option<()> {
         let (size, bytes) = (4 * (n * inputs.len()) as u64, 4 * n as u64);
-        let mut kept = self.buffers.lock().unwrap_or_else(PoisonError::into_inner);
-        let buffers = match kept.take() {
-            Some(buffers) if buffers.sizes.0 >= size && buffers.sizes.1 >= bytes => buffers,
-            _ => self.buffers(size, bytes),
-        };
-        self.queue.write_buffer(&buffers.settings, 0, bytemuck::cast_slice(own));
-        self.queue.write_buffer(&buffers.odd, 0, &[0; 4]);
-        for (i, input) in inputs.iter().enumerate() {
-            self.queue.write_buffer(&buffers.inputs, (4 * i * n) as u64, bytemuck::cast_slice(input));
+        let buffers = self.buffers(size, bytes);
+        let own: &[u8] = bytemuck::cast_slice(own);
+        {
+            let mut view = buffers.write.get_mapped_range_mut(0..SETTINGS + size).ok()?;
+            view.slice(..own.len()).copy_from_slice(own);
+            for (input, at) in inputs.iter().zip((SETTINGS as usize..).step_by(4 * n)) {
+                view.slice(at..at + 4 * n).copy_from_slice(bytemuck::cast_slice(input));
+            }
         }
+        buffers.write.unmap();
         let pipeline = match program {
             Program::Combine { .. } => &self.combine,
             Program::Vectors { .. } => &self.vectors,
@@ -215,6 +223,9 @@ impl Gpu {
         let layout = pipeline.get_bind_group_layout(0);
         let group = self.device.create_bind_group(&wgpu::BindGroupDescriptor { label: None, layout: &layout, entries: &entries });
         let mut encoder = self.device.create_command_encoder(&Default::default());
+        encoder.copy_buffer_to_buffer(&buffers.write, 0, &buffers.settings, 0, own.len() as u64);
+        encoder.copy_buffer_to_buffer(&buffers.write, SETTINGS, &buffers.inputs, 0, size);
+        encoder.clear_buffer(&buffers.odd, 0, None);
         {
             let mut pass = encoder.begin_compute_pass(&Default::default());
             pass.set_pipeline(pipeline);
@@ -223,18 +234,21 @@ impl Gpu {
         }
         encoder.copy_buffer_to_buffer(&buffers.merged, 0, &buffers.read, 0, bytes);
         encoder.copy_buffer_to_buffer(&buffers.odd, 0, &buffers.read, bytes, 4);
-        self.queue.submit([encoder.finish()]);
+        let submission = self.queue.submit([encoder.finish()]);
         let (send, receive) = std::sync::mpsc::channel();
-        buffers.read.map_async(wgpu::MapMode::Read, 0..bytes + 4, move |mapped| drop(send.send(mapped)));
-        self.device.poll(wgpu::PollType::wait_indefinitely()).ok()?;
-        receive.recv().ok()?.ok()?;
+        let read = send.clone();
+        buffers.read.map_async(wgpu::MapMode::Read, 0..bytes + 4, move |mapped| drop(read.send(mapped)));
+        buffers.write.map_async(wgpu::MapMode::Write, .., move |mapped| drop(send.send(mapped)));
+        // This tile alone is waited for.
+        self.device.poll(wgpu::PollType::Wait { submission_index: Some(submission), timeout: None }).ok()?;
+        (receive.recv().ok()?.ok()?, receive.recv().ok()?.ok()?);
         let in_range = {
             let view = buffers.read.get_mapped_range(0..bytes + 4).ok()?;
             bytemuck::cast_slice_mut::<f32, u8>(out).copy_from_slice(&view[..bytes as usize]);
             view[bytes as usize..].iter().all(|byte| *byte == 0)
         };
         buffers.read.unmap();
-        *kept = Some(buffers);
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(buffers);
         in_range.then_some(())
     }
 }
