@@ -85,6 +85,8 @@ pub(crate) struct Shared {
     pub(crate) names: Arc<Names>,
     /// Held by a statement that changes something, from its first look at the tables to its last write.
     pub(crate) changing: tokio::sync::Mutex<()>,
+    /// The most memory of all statements together.
+    memory_limit: Option<usize>,
     memory: Mutex<Memory>,
     /// Bytes of a merged model that are written, and how many there will be.
     merged: [AtomicU64; 2],
@@ -184,6 +186,7 @@ impl MergeContext {
             cluster: client,
             names,
             changing: tokio::sync::Mutex::default(),
+            memory_limit: config.memory_limit,
             memory: Mutex::new(Memory::default()),
             merged: Default::default(),
         };
@@ -561,6 +564,8 @@ impl MergeContext {
         };
         let limit =
             limit.ok_or_else(|| MergeError::new(Code::InvalidArgument, "`memory_limit` is a size like '2GB' or '500MB'"))?;
+        // A statement can ask for less than there is, not for more.
+        let limit = self.shared.memory_limit.map_or(limit, |most| limit.min(most));
         let state = self.session.state();
         // The tables are those of the session: no new default catalogue over them.
         let config = bounded(state.config().clone()).with_create_default_catalog_and_schema(false);

@@ -248,6 +248,11 @@ fn from(source: &Written, merge: &Merge) -> Result<String> {
                 Some(Value::Text(format)) => Some(format.to_ascii_lowercase()),
                 _ => None,
             };
+            let ending = name.value.rsplit('.').next().unwrap_or_default().to_ascii_lowercase();
+            // What is said of CSV files says nothing of others.
+            if format.is_none() && matches!(ending.as_str(), "parquet" | "json" | "ndjson" | "jsonl") {
+                return Ok(path);
+            }
             let mut arguments = vec![path.clone()];
             if let Some(Value::Bool(header)) = option("header") {
                 arguments.push(format!("header = {header}"));
@@ -255,7 +260,6 @@ fn from(source: &Written, merge: &Merge) -> Result<String> {
             if let Some(Value::Text(delimiter)) = option("delimiter") {
                 arguments.push(format!("delim = {}", literal(delimiter)));
             }
-            let ending = name.value.rsplit('.').next().unwrap_or_default().to_ascii_lowercase();
             if matches!(format.as_deref(), Some("csv" | "tsv")) || format.is_none() && matches!(ending.as_str(), "csv" | "tsv") {
                 // Empty text in quotes is text.
                 arguments.push("allow_quoted_nulls = false".to_owned());

@@ -188,6 +188,20 @@ impl Binder<'_> {
             if !is {
                 return Err(Diagnostic::at(Code::InvalidArgument, name.span, format!("`{option}` is an option of {of}")));
             }
+            let size = |value: &Value| match value {
+                Value::Text(text) => mergeql_udfs::parse_size(text).is_some(),
+                Value::Int(n) => *n > 0,
+                _ => false,
+            };
+            let wanted = match option.as_str() {
+                "header" | "sorted" if !matches!(value, Value::Bool(_)) => Some("true or false"),
+                "memory_limit" if !size(value) => Some("a size like '2GB' or '500MB'"),
+                "format" | "delimiter" if !matches!(value, Value::Text(_)) => Some("a text"),
+                _ => None,
+            };
+            if let Some(wanted) = wanted {
+                return Err(Diagnostic::at(Code::InvalidArgument, name.span, format!("`{option}` is {wanted}, not {value}")));
+            }
             let allowed: &[&str] = match option.as_str() {
                 "state" => &["keep"],
                 "schema" => &["extend", "strict"],
@@ -291,7 +305,7 @@ impl Binder<'_> {
             }
         }
         for column in &mut columns {
-            let mut seen: Vec<(&crate::plan::Source, &Type)> = Vec::new();
+            let mut seen: Vec<(&Source, &Type)> = Vec::new();
             for (source, names) in self.sources.iter().zip(&names) {
                 let Some(i) = names.iter().position(|n| *n == column.name) else {
                     column.nullable |= !names.is_empty();
@@ -302,7 +316,7 @@ impl Binder<'_> {
                 seen.push((source, &theirs.ty));
             }
             // Of the set of types: what two of them have no common type for, a third may.
-            let common = |seen: &[(&crate::plan::Source, &Type)]| Type::widen_all(&seen.iter().map(|(_, ty)| *ty).collect::<Vec<_>>());
+            let common = |seen: &[(&Source, &Type)]| Type::widen_all(&seen.iter().map(|(_, ty)| *ty).collect::<Vec<_>>());
             column.ty = common(&seen).map_err(|_| {
                 let at = (1..seen.len()).find(|n| common(&seen[..=*n]).is_err()).unwrap_or(seen.len() - 1);
                 let (source, ty) = seen[at];

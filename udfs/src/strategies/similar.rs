@@ -4,7 +4,7 @@ use super::minhash::hash;
 use crate::aggregate::{Call, State, Strategy, argument};
 use crate::catalog::{Arg, ArgKind, Entry, Input, Spec};
 use crate::codec::{Reader, Writer};
-use crate::error::{Error, Result};
+use crate::error::{Code, Error, Result};
 use crate::functions::Function;
 use crate::lattice::origins::origin;
 use crate::sketch::{differ, murmur, number};
@@ -322,6 +322,9 @@ fn index(state: &Value) -> Result<Option<Index>> {
     argument::<Similar>(state)
 }
 
+/// Pairs that are listed: a crowd of equal texts has its number squared.
+const MOST_PAIRS: usize = 10_000_000;
+
 fn functions() -> Vec<Function> {
     let list = |fields: &[(&str, Type)]| {
         Type::List(Box::new(Type::Struct(fields.iter().map(|(name, ty)| ((*name).into(), ty.clone())).collect())))
@@ -337,12 +340,20 @@ fn functions() -> Vec<Function> {
                 let keys: Vec<&Value> = index.signatures.keys().collect();
                 let distinct = index.distinct();
                 let mut found: Vec<(usize, usize, f64)> = Vec::new();
+                let alike = index.pairs(&distinct);
+                let equal = distinct.iter().map(|(_, group)| group.len() * group.len().saturating_sub(1) / 2);
+                let near = alike.iter().map(|(a, b, _)| distinct[*a].1.len() * distinct[*b].1.len());
+                let count: usize = equal.chain(near).fold(0, usize::saturating_add);
+                if count > MOST_PAIRS {
+                    return Err(Error::new(Code::LimitExceeded, format!("{count} pairs are alike, and {MOST_PAIRS} at most are listed"))
+                        .with_help("similar_clusters gives each key its cluster, however many pairs there are"));
+                }
                 for (_, group) in &distinct {
                     for (i, a) in group.iter().enumerate() {
                         found.extend(group[i + 1..].iter().map(|b| (*a, *b, 1.0)));
                     }
                 }
-                for (a, b, share) in index.pairs(&distinct) {
+                for (a, b, share) in alike {
                     for left in &distinct[a].1 {
                         found.extend(distinct[b].1.iter().map(|right| (*left.min(right), *left.max(right), share)));
                     }

@@ -79,6 +79,8 @@ impl<R: Rule> Strategy for Merged<R> {
             Type::List(element) if element.is_number() || *element == Type::Null => {}
             // A host without lists has them as JSON.
             Type::Null | Type::Text => {}
+            // As tensors lie in files: 32-bit floats, the least byte first.
+            Type::Bytes => {}
             other => return Err(Error::type_mismatch(format!("`{}` merges lists of numbers, not {other}", R::SPEC.name))),
         }
         if let Some(weight) = call.inputs.get(1).filter(|ty| !ty.is_number() && **ty != Type::Null) {
@@ -86,6 +88,7 @@ impl<R: Rule> Strategy for Merged<R> {
         }
         let ty = match call.value_type() {
             Type::List(element) if *element == Type::Float32 => Type::List(element),
+            Type::Bytes => Type::Bytes,
             _ => Type::List(Box::new(Type::Float64)),
         };
         Ok(Merged { rule: R::configure(call)?, ty })
@@ -107,6 +110,14 @@ impl<R: Rule> Strategy for Merged<R> {
                 Ok(Value::List(items)) => items.iter().map(finite).collect::<Result<Vec<f64>>>()?,
                 _ => return Err(Error::type_mismatch(format!("`{}` merges lists of numbers, or JSON of such, not the text {text}", R::SPEC.name))),
             },
+            Value::Bytes(bytes) => {
+                let (floats, rest) = bytes.as_chunks::<4>();
+                if !rest.is_empty() {
+                    let message = format!("{} bytes are no vector of 32-bit floats", bytes.len());
+                    return Err(Error::invalid_argument(message).with_help("a float is four bytes, the least first"));
+                }
+                floats.iter().map(|b| finite(&Value::float(f32::from_le_bytes(*b).into()))).collect::<Result<Vec<f64>>>()?
+            }
             other => return Err(Error::type_mismatch(format!("`{}` merges lists of numbers, not a {}", R::SPEC.name, other.kind()))),
         };
         let weight = match row.get(1) {
@@ -117,6 +128,16 @@ impl<R: Rule> Strategy for Merged<R> {
         let vector = Value::List(vector.into_iter().map(Value::float).collect());
         state.set.insert(&Value::List(vec![vector, Value::float(weight)]));
         Ok(())
+    }
+
+    fn resolve(&self, state: &Vectors<R>) -> Result<Value> {
+        match (state.value()?, &self.ty) {
+            (Value::List(items), Type::Bytes) => {
+                let bytes: Vec<u8> = items.iter().flat_map(|v| (v.to_f64().unwrap_or(f64::NAN) as f32).to_le_bytes()).collect();
+                Ok(Value::Bytes(bytes.into()))
+            }
+            (value, _) => Ok(value),
+        }
     }
 }
 
@@ -138,6 +159,10 @@ impl<R: Rule> Strategy for Named<R> {
 
     fn update(&self, state: &mut Vectors<R>, row: &[Value]) -> Result<()> {
         self.0.update(state, row)
+    }
+
+    fn resolve(&self, state: &Vectors<R>) -> Result<Value> {
+        self.0.resolve(state)
     }
 }
 
@@ -247,7 +272,7 @@ const COMMON: Spec = Spec {
     doc: "",
     inputs: &[Input::Value, Input::Weight],
     args: &[WEIGHT],
-    takes: "lists of numbers of one length, or JSON of such",
+    takes: "lists of numbers of one length, JSON of such, or bytes of 32-bit floats with the least byte first",
     selects: false,
     closed: |_| false,
     example: ("", ""),
@@ -458,5 +483,25 @@ impl Rule for TrimmedMean {
             &[trim] if (0.0..=0.499_999).contains(&trim) => Some(TrimmedMean { trim: crate::value::canonical(trim) }),
             _ => None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::catalog;
+
+    #[test]
+    fn bytes_are_vectors_as_in_files() {
+        let bytes = |floats: &[f32]| Value::Bytes(floats.iter().flat_map(|v| v.to_le_bytes()).collect());
+        let aggregate = catalog::find("tensor_median").unwrap().bind(&Call::new(vec![Type::Bytes])).unwrap();
+        assert_eq!(aggregate.result_type(), Type::Bytes);
+        let mut median = aggregate.partial();
+        for vector in [[1.0, -2.5], [9.0, 0.5], [2.0, 8.0]] {
+            median.update(&[bytes(&vector)]).unwrap();
+        }
+        assert_eq!(median.value().unwrap(), bytes(&[2.0, 0.5]));
+        assert!(median.update(&[Value::Bytes([0u8; 6].as_slice().into())]).is_err());
+        assert!(median.update(&[bytes(&[f32::NAN, 1.0])]).is_err());
     }
 }

@@ -3,7 +3,7 @@
 use crate::aggregate::{Call, State, Strategy, argument, encode};
 use crate::catalog::{Entry, Input, Spec};
 use crate::codec::{Reader, Writer};
-use crate::error::{Error, Result};
+use crate::error::{Code, Error, Result};
 use crate::functions::Function;
 use crate::lattice::origins::{self, Origins, origin};
 use crate::types::Type;
@@ -124,7 +124,8 @@ fn functions() -> Vec<Function> {
     vec![Function::state("vclock_inc", "the version vector after one more event of an origin", 2, |a| {
         let mut clocks = argument::<VersionVector>(&a[0])?.unwrap_or_default();
         let who = origin(&a[1])?;
-        let next = clocks.0.get(who).copied().unwrap_or(0) + 1;
+        let next = clocks.0.get(who).copied().unwrap_or(0).checked_add(1);
+        let next = next.ok_or_else(|| Error::new(Code::LimitExceeded, format!("`{who}` has counted as far as counters go")))?;
         clocks.reach(who, next);
         Ok(Value::Bytes(encode::<VersionVector>(&clocks).into()))
     })]

