@@ -1,4 +1,4 @@
-//! DELETE, UPDATE and TRUNCATE of tables on disk: the rows that are left are written anew, in one step.
+//! DELETE, UPDATE and TRUNCATE of tables: the rows that are left are written anew, in one step.
 
 use crate::context::MergeContext;
 use crate::error::{MergeError, Result};

@@ -400,10 +400,10 @@ impl MergeContext {
                 let name = dml.table_name.table().to_owned();
                 let rows = DataFrame::new(self.session.state(), (*dml.input).clone());
                 let rows = self.fitted(self.schema_of(&name).await?, rows).await?;
-                let count = self.append(&name, rows, store).await?;
+                let count = self.append(&name, rows, store).await.map_err(|e| not_null(e, &name))?;
                 self.count("count", count)
             }
-            (LogicalPlan::Dml(dml), Some(_)) if matches!(dml.op, WriteOp::Delete | WriteOp::Update | WriteOp::Truncate) => {
+            (LogicalPlan::Dml(dml), _) if matches!(dml.op, WriteOp::Delete | WriteOp::Update | WriteOp::Truncate) => {
                 let _lock = self.lock()?;
                 self.rewrite(dml).await
             }
@@ -512,6 +512,14 @@ impl MergeContext {
         self.publish(name, Arc::new(MemTable::try_new(schema, vec![batches])?), resolution).await?;
         self.count("count", count)
     }
+}
+
+/// DataFusion's words for a NULL where there can be none, which name a column of its own plan.
+fn not_null(mut error: MergeError, table: &str) -> MergeError {
+    if error.diagnostic.message.contains("declared as non-nullable") {
+        error.diagnostic.message = format!("a row has NULL in a column of `{table}` that is NOT NULL");
+    }
+    error
 }
 
 /// Rows whose columns have this schema.

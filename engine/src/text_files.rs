@@ -263,7 +263,7 @@ impl Guess {
                     self.zoned |= zoned;
                     self.local |= !zoned;
                     // An instant is none of the times that a clock shows.
-                    self.timestamp = !(self.zoned && self.local);
+                    self.timestamp &= !(self.zoned && self.local);
                     self.fine |= fine;
                 }
                 None => (self.date, self.timestamp) = (false, false),

@@ -12,13 +12,12 @@ use std::panic::{AssertUnwindSafe, RefUnwindSafe};
 type Run = fn(&[Value]) -> mergeql_udfs::Result<Value>;
 
 /// Functions of SQLite alone: name, number of arguments, what they do.
-const OWN: [(&str, i32, Run); 6] = [
+const OWN: [(&str, i32, Run); 5] = [
     ("mergeql_exact_double", 1, |a| a[0].clone().widen(&Type::Float64)),
     ("mergeql_divide", 2, divide),
     ("mergeql_json_key", 1, json_key),
     ("mergeql_checked", 2, checked),
     ("mergeql_glob", 1, glob),
-    ("mergeql_glob", 2, glob),
 ];
 
 /// Registers every scalar function.
@@ -69,21 +68,12 @@ fn divide(arguments: &[Value]) -> mergeql_udfs::Result<Value> {
     }
 }
 
-/// A pattern of LIKE, perhaps with the character that takes the next one as it is, as a pattern of GLOB.
+/// A pattern of LIKE as a pattern of GLOB.
 fn glob(arguments: &[Value]) -> mergeql_udfs::Result<Value> {
     let Value::Text(pattern) = &arguments[0] else { return Ok(Value::Null) };
-    let escape = match arguments.get(1) {
-        None => None,
-        Some(Value::Text(text)) if text.chars().count() == 1 => text.chars().next(),
-        Some(other) => return Err(Error::invalid_argument(format!("the ESCAPE of LIKE is one character, not {other}"))),
-    };
-    let (mut out, mut chars) = (String::with_capacity(pattern.len()), pattern.chars());
-    while let Some(c) = chars.next() {
+    let mut out = String::with_capacity(pattern.len());
+    for c in pattern.chars() {
         match c {
-            c if Some(c) == escape => match chars.next() {
-                Some(next) => out.extend(['[', next, ']']),
-                None => return Err(Error::invalid_argument("the pattern of LIKE ends with its ESCAPE")),
-            },
             '%' => out.push('*'),
             '_' => out.push('?'),
             '*' | '?' | '[' => out.extend(['[', c, ']']),

@@ -49,6 +49,10 @@ impl Kind {
     }
 }
 
+fn has_backslash(pattern: &Expr) -> bool {
+    matches!(pattern, Expr::Value(v) if matches!(&v.value, Value::SingleQuotedString(text) if text.contains('\\')))
+}
+
 struct Check<'a> {
     columns: &'a [(String, Type)],
     depth: usize,
@@ -122,6 +126,11 @@ impl Visitor for Check<'_> {
             return ControlFlow::Continue(());
         }
         match expr {
+            // Engines disagree about both.
+            Expr::Like { pattern, escape_char, .. } if escape_char.is_some() || has_backslash(pattern) => ControlFlow::Break(
+                Diagnostic::new(Code::Unsupported, format!("the pattern of LIKE has an escape: {pattern}"))
+                    .help("`%` and `_` stand for other characters everywhere; compare a part of the text where they must not"),
+            ),
             Expr::BinaryOp { left, op: Gt | Lt | GtEq | LtEq | Eq | NotEq, right } => self.compare(left, right),
             Expr::InList { expr, list, .. } => {
                 for item in list {

@@ -52,7 +52,9 @@ pub(super) fn absorb(connection: &Connection, replica: &Replica) -> Result<()> {
     if connection.prepare_cached("SELECT 1 FROM main._mergeql_log LIMIT 1")?.query_row([], |_| Ok(())).optional()?.is_none() {
         return Ok(());
     }
-    let mut numbers = replica.numbers();
+    // What was taken before is kept first: a trigger that reads the feed meanwhile goes on from there.
+    replica.numbers().keep(connection)?;
+    let mut numbers = Numbers::default();
     let origin = site(connection)?.unwrap_or_default();
     let mut tables: BTreeMap<i64, Definition> = BTreeMap::new();
     let mut statement = connection.prepare("SELECT id, name FROM main._mergeql_tables")?;

@@ -64,11 +64,10 @@ impl Dialect for Sqlite {
         let mut expr = expr.clone();
         // SQLite's own LIKE takes `a` for `A`; its GLOB does not.
         let _ = visit_expressions_mut(&mut expr, |e| {
-            if let Expr::Like { negated, any: false, expr, pattern, escape_char } = e {
+            if let Expr::Like { negated, any: false, expr, pattern, .. } = e {
                 let not = if *negated { "NOT " } else { "" };
-                let escape = escape_char.as_ref().map(|c| format!(", {c}")).unwrap_or_default();
                 // An identifier without quotes is printed as it is.
-                *e = Expr::Identifier(Ident::new(format!("({expr} {not}GLOB mergeql_glob({pattern}{escape}))")));
+                *e = Expr::Identifier(Ident::new(format!("({expr} {not}GLOB mergeql_glob({pattern}))")));
             }
             ControlFlow::<()>::Continue(())
         });
