@@ -187,10 +187,10 @@ impl Vector {
                 match v.micros.checked_mul(1000) {
                     Some(nanos) => Value::Interval { months: v.months, days: v.days, nanos },
                     // Caught by the callback that asked, and told as any error.
-                    None => std::panic::panic_any(
+                    None => std::panic::resume_unwind(Box::new(
                         Error::new(Code::LimitExceeded, format!("an interval of {} microseconds is longer than 292 years", v.micros))
                             .with_help("count its days as days"),
-                    ),
+                    )),
                 }
             }
             (id::UUID, _) => Value::Uuid(uuid_bytes(self.at::<Huge>(i).into())),

@@ -521,20 +521,26 @@ fn numbers_of_changes_only_grow() {
     host.raw("CREATE TABLE t (id TEXT PRIMARY KEY, a)").unwrap();
     raw(&mut host, "SELECT crdt_table('t', '')");
     let change = |id: &str| format!("INSERT INTO mergeql_changes SELECT 't', '{id}', 'a', crdt_lww_state_with('{{\"respect_nulls\":true}}', 1, 1, 'peer'), 1, 1, 'peer'");
-    host.raw(&format!("BEGIN; {}", change("x"))).unwrap();
+    // One by one: a script would commit first.
+    host.raw("BEGIN").unwrap();
+    host.raw(&change("x")).unwrap();
     host.raw("INSERT INTO t VALUES ('a', 1), ('b', 2), ('c', 3)").unwrap();
     let read: u64 = raw(&mut host, "SELECT max(seq) FROM mergeql_changes").parse().unwrap();
-    host.raw(&format!("{}; COMMIT", change("y"))).unwrap();
+    host.raw(&change("y")).unwrap();
+    host.raw("COMMIT").unwrap();
     host.raw("INSERT INTO t VALUES ('d', 4)").unwrap();
     let later = format!("SELECT count(DISTINCT pk) FROM mergeql_changes WHERE seq > {read}");
     assert_eq!(raw(&mut host, &later), "2", "y and d");
     assert_eq!(raw(&mut host, "SELECT count(*) = count(DISTINCT seq) FROM mergeql_changes"), "1");
     // What was undone to a savepoint was not written.
-    host.raw("BEGIN; UPDATE t SET a = 5 WHERE id = 'd'; SAVEPOINT s").unwrap();
+    for step in ["BEGIN", "UPDATE t SET a = 5 WHERE id = 'd'", "SAVEPOINT s"] {
+        host.raw(step).unwrap();
+    }
     raw(&mut host, "SELECT count(*) FROM mergeql_changes");
     host.raw("ROLLBACK TO s").unwrap();
     let remote = "INSERT INTO mergeql_changes SELECT 't', 'd', 'a', crdt_lww_state_with('{\"respect_nulls\":true}', 'old', 2, 'peer'), 2, 1, 'peer'";
-    host.raw(&format!("{remote}; COMMIT")).unwrap();
+    host.raw(remote).unwrap();
+    host.raw("COMMIT").unwrap();
     assert_eq!(raw(&mut host, "SELECT a FROM t WHERE id = 'd'"), "5");
 }
 
@@ -548,6 +554,7 @@ fn what_replicas_cannot_keep_is_refused() {
     hosts[1].raw("PRAGMA foreign_keys = ON").unwrap();
     let refused = pull(&mut hosts[1], &paths[0], 0).unwrap_err();
     assert!(refused.0.contains("foreign keys are enforced (parts)"), "{refused}");
+    hosts[1].raw("ROLLBACK").unwrap();
     hosts[1].raw("PRAGMA foreign_keys = OFF").unwrap();
     pull(&mut hosts[1], &paths[0], 0).unwrap();
     assert_eq!(raw(&mut hosts[1], "SELECT n FROM parts"), "1");

@@ -18,6 +18,7 @@ pub const MEDIAN: Method = Method {
 /// The mean of each entry without the extremes (Yin et al. 2018, arXiv:1803.01498).
 pub const TRIMMED: Method = Method {
     name: "trimmed_mean",
+    aliases: &[],
     title: "of each entry the mean, without the smallest and the greatest",
     params: &[param("trim", Kind::Count, "1", "how many are left out at each end")],
     check: |job| {
