@@ -301,12 +301,13 @@ impl MergeContext {
             }
             Statement::DropStrategy { if_exists, name } => {
                 let _changing = self.changing().await?;
-                match mergeql_lang::find_strategy(&self.user_strategies(), &name) {
+                let own = match mergeql_lang::find_strategy(&self.user_strategies(), &name) {
                     Err(error) if error.code != Code::UnknownStrategy || !if_exists => return Err(error.into()),
-                    _ => {}
-                }
-                let found = self.memory(|m| m.strategies.remove(&name.value).is_some());
-                self.change_strategies(|texts| drop(texts.remove(&name.value)))?;
+                    Err(_) => name.value.clone(),
+                    Ok(own) => own.to_owned(),
+                };
+                let found = self.memory(|m| m.strategies.remove(&own).is_some());
+                self.change_strategies(|texts| drop(texts.remove(&own)))?;
                 self.count("strategies", u64::from(found))
             }
             Statement::ShowStrategies => Ok(self.session.read_batch(explain::strategies(self.strategy_texts())?)?),

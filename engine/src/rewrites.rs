@@ -2,6 +2,7 @@
 
 use crate::context::MergeContext;
 use crate::error::{MergeError, Result};
+use datafusion::common::tree_node::TreeNode;
 use datafusion::logical_expr::{DmlStatement, Expr, LogicalPlan, LogicalPlanBuilder, Projection, WriteOp, lit, when};
 use datafusion::prelude::DataFrame;
 use mergeql_udfs::Code;
@@ -66,6 +67,16 @@ fn changed(input: &LogicalPlan) -> Result<Option<LogicalPlan>> {
     };
     if !matches!(scan, LogicalPlan::TableScan(_)) {
         return Ok(None);
+    }
+    // A subquery can stand in a filter alone.
+    let subquery = |e: &Expr| Ok(matches!(e, Expr::InSubquery(_) | Expr::Exists(_) | Expr::ScalarSubquery(_) | Expr::SetComparison(_)));
+    if condition.exists(subquery)? {
+        let others = rows.schema().iter().map(|(qualifier, field)| Expr::Column((qualifier, field).into()).alias(field.name()));
+        let others = LogicalPlanBuilder::from((**rows).clone())
+            .filter(Expr::IsNotTrue(Box::new(condition.clone())))?
+            .project(others.collect::<Vec<_>>())?
+            .build()?;
+        return Ok(Some(LogicalPlanBuilder::from(input.clone()).union(others)?.build()?));
     }
     let mut columns = Vec::with_capacity(projection.expr.len());
     for (expr, (qualifier, field)) in projection.expr.iter().zip(rows.schema().iter()) {

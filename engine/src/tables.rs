@@ -399,8 +399,11 @@ impl MergeContext {
                 let _lock = self.lock()?;
                 let name = dml.table_name.table().to_owned();
                 let rows = DataFrame::new(self.session.state(), (*dml.input).clone());
-                let rows = self.fitted(self.schema_of(&name).await?, rows).await?;
-                let count = self.append(&name, rows, store).await.map_err(|e| not_null(e, &name))?;
+                let append = async {
+                    let rows = self.fitted(self.schema_of(&name).await?, rows).await?;
+                    self.append(&name, rows, store).await
+                };
+                let count = append.await.map_err(|e| not_null(e, &name))?;
                 self.count("count", count)
             }
             (LogicalPlan::Dml(dml), _) if matches!(dml.op, WriteOp::Delete | WriteOp::Update | WriteOp::Truncate) => {

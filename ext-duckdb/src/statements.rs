@@ -124,11 +124,12 @@ fn create_strategy(or_replace: bool, name: &Name, body: StrategyBody) -> Result<
 
 fn drop_strategy(if_exists: bool, name: &Name) -> Result<String> {
     let mut user = strategies();
-    match find_strategy(&user, name) {
+    let own = match find_strategy(&user, name) {
         Err(error) if error.code != Code::UnknownStrategy || !if_exists => return Err(error),
-        _ => {}
-    }
-    let found = user.remove(&name.value).is_some();
+        Err(_) => name.value.clone(),
+        Ok(own) => own.to_owned(),
+    };
+    let found = user.remove(&own).is_some();
     Ok(format!("SELECT {} AS strategies", u8::from(found)))
 }
 

@@ -124,11 +124,11 @@ impl Session<'_> {
                 Lowered::Command(self.create_strategy(statement, or_replace, &name, &body)?)
             }
             Statement::DropStrategy { if_exists, name } => {
-                match find_strategy(&self.strategies()?, &name) {
+                let name = match find_strategy(&self.strategies()?, &name) {
                     Err(error) if error.code != Code::UnknownStrategy || !if_exists => return Err(error.into()),
-                    _ => {}
-                }
-                let name = literal(&name.value);
+                    Err(_) => literal(&name.value),
+                    Ok(own) => literal(own),
+                };
                 Lowered::Command(format!("DELETE FROM {} WHERE name = {name}", self.own("mergeql_user_strategies")))
             }
             Statement::MergeModels { .. } => {

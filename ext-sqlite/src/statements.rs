@@ -164,12 +164,12 @@ impl<'a> Session<'a> {
                 Lowered::Script(self.create_strategy(statement, or_replace, &name, &body)?)
             }
             Statement::DropStrategy { if_exists, name } => {
-                match find_strategy(&self.strategies()?, &name) {
+                let own = match find_strategy(&self.strategies()?, &name) {
                     Err(error) if error.code == Code::UnknownStrategy && if_exists => return Ok(Lowered::Script(Vec::new())),
                     Err(error) => return Err(shown(error)),
-                    Ok(_) => {}
-                }
-                Lowered::Script(vec![format!("DELETE FROM main.{STRATEGIES} WHERE name = {}", literal(&name.value))])
+                    Ok(own) => literal(own),
+                };
+                Lowered::Script(vec![format!("DELETE FROM main.{STRATEGIES} WHERE name = {own}")])
             }
             Statement::MergeModels { .. } => {
                 return Err(shown(
