@@ -518,11 +518,12 @@ impl MergeContext {
 }
 
 /// DataFusion's words for a NULL where there can be none, which name a column of its own plan.
-fn not_null(mut error: MergeError, table: &str) -> MergeError {
-    if error.diagnostic.message.contains("declared as non-nullable") {
-        error.diagnostic.message = format!("a row has NULL in a column of `{table}` that is NOT NULL");
+fn not_null(error: MergeError, table: &str) -> MergeError {
+    if !error.diagnostic.message.contains("declared as non-nullable") {
+        return error;
     }
-    error
+    let message = format!("a row has NULL in a column of `{table}` that is NOT NULL");
+    MergeError { running: true, ..MergeError::new(Code::InvalidArgument, message) }
 }
 
 /// Rows whose columns have this schema.
