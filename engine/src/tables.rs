@@ -523,7 +523,7 @@ fn not_null(error: MergeError, table: &str) -> MergeError {
         return error;
     }
     let message = format!("a row has NULL in a column of `{table}` that is NOT NULL");
-    MergeError { running: true, ..MergeError::new(Code::InvalidArgument, message) }
+    MergeError::running(MergeError::new(Code::InvalidArgument, message))
 }
 
 /// Rows whose columns have this schema.
