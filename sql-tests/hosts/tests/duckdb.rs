@@ -93,7 +93,7 @@ async fn every_case_gives_its_rows() {
 /// made in parts join to them; `crdt_x` is the value of `crdt_x_state`.
 #[test]
 fn every_aggregate_keeps_the_laws_and_the_bytes() {
-    let mut checked = 0;
+    let (mut checked, mut values) = (0, 0);
     for python in pythons() {
         for threads in [1, 4] {
             let mut host = start(&python, threads);
@@ -130,7 +130,14 @@ fn every_aggregate_keeps_the_laws_and_the_bytes() {
                                 "SELECT count(*) FROM (SELECT crdt_{name}({columns})::VARCHAR AS a, \
                                  crdt_{name}_with('{with}', {columns})::VARCHAR AS b FROM many {group}) WHERE a IS DISTINCT FROM b"
                             );
-                            assert_eq!(one(&mut host, &differ), "0", "{name} {call:?} by {group}");
+                            match host.query(&differ) {
+                                // COMPAT.md: results of these types come through MERGE alone.
+                                Err(error) if error.0.contains("interface lets") => {}
+                                rows => {
+                                    assert_eq!(rows.unwrap().unwrap()[0][0].as_deref(), Some("0"), "{name} {call:?} {group}");
+                                    values += 1;
+                                }
+                            }
                         }
                     }
                     let parts = format!("SELECT {state} AS s FROM rows GROUP BY random() < 0.5, hash({columns}) % 3");
@@ -144,7 +151,7 @@ fn every_aggregate_keeps_the_laws_and_the_bytes() {
             }
         }
     }
-    assert!(checked >= 40, "only {checked} calls were checked");
+    assert!(checked >= 40 && values >= 40, "only {checked} calls were checked, and {values} of their values");
 }
 
 /// Grouping sets, FILTER, DISTINCT, ORDER BY inside an aggregate, window frames: an answer of ours beside DuckDB's own.
