@@ -241,7 +241,9 @@ impl Gpu {
         buffers.write.map_async(wgpu::MapMode::Write, .., move |mapped| drop(send.send(mapped)));
         // This tile alone is waited for.
         self.device.poll(wgpu::PollType::Wait { submission_index: Some(submission), timeout: None }).ok()?;
-        (receive.recv().ok()?.ok()?, receive.recv().ok()?.ok()?);
+        for _ in 0..2 {
+            receive.recv().ok()?.ok()?;
+        }
         let in_range = {
             let view = buffers.read.get_mapped_range(0..bytes + 4).ok()?;
             bytemuck::cast_slice_mut::<f32, u8>(out).copy_from_slice(&view[..bytes as usize]);
