@@ -3,10 +3,11 @@
 use crate::checked::CheckedArithmetic;
 use crate::cluster::{Client, Cluster, ranges};
 use crate::error::{MergeError, Result};
+use crate::into::with_sources;
 use crate::names::{Names, Passing};
 use crate::objects::{Object, Stores};
 use crate::sorted::SortedMerges;
-use crate::sources::{Format, ReadOptions, Resolved, files};
+use crate::sources::{Format, ReadOptions, Resolved};
 use crate::store::{Manifest, Store};
 use crate::{aggregates, checked, custom, explain, merges, models, nan, scalars, sinks};
 use arrow::array::{RecordBatch, UInt64Array};
@@ -25,7 +26,7 @@ use futures::TryStreamExt;
 use mergeql_lang::ast::{Explain, Into as Target, Merge, Name, Piece, Relation as Written, Returning, Statement};
 use mergeql_lang::lower::{DataFusion, Lowering, quote};
 use mergeql_lang::plan::{Fold, Plan};
-use mergeql_lang::{Diagnostic, UserStrategies, bind, parse};
+use mergeql_lang::{Diagnostic, UserStrategies, bind, find_column, parse, source_called};
 use mergeql_udfs::{Code, Value};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -376,61 +377,40 @@ impl MergeContext {
         }
         let options = ReadOptions::of_merge(merge)?;
         let into = !matches!(first, First::None);
-        let expanded = Box::pin(self.each_file(merge)).await;
-        let merge = &expanded;
+        let per_origin = |call: &mergeql_lang::ast::StrategyCall| {
+            mergeql_lang::entry_of(strategies, &call.name).is_some_and(|e| e.spec().per_origin() && e.spec().name != "source")
+        };
+        // Where rows count per origin, each file of a folder or pattern is one: the same rows give the same answer however their files
+        // are named.
+        let each = merge.strategies.iter().any(|(_, call)| per_origin(call));
+        let mut expanded = merge.clone();
+        let written = expanded.sources.split_off(usize::from(matches!(first, First::Rows(_) | First::States(_))));
         let mut relations = Vec::new();
-        for source in &merge.sources[usize::from(matches!(first, First::Rows(_) | First::States(_)))..] {
-            let resolved = self.resolve(&source.relation, &options).await?;
-            relations.push(self.adopt(resolved));
+        for source in written {
+            for (source, resolved) in Box::pin(self.resolve_source(source, &options, each)).await? {
+                relations.push(self.adopt(resolved));
+                expanded.sources.push(source);
+            }
         }
+        let merge = &expanded;
         match first {
             First::None | First::Hidden => {}
             First::Rows(target) => relations.insert(0, self.adopt(target)),
             First::States(mut target) => {
                 // Its columns hold values, not what the strategies read: the sources' own types count where they have the column.
-                let named = |written: &Name, column: &str| written.value == column;
                 let in_sources = |column: &str| {
                     relations.iter().any(|r| {
-                        r.columns.iter().any(|c| match merge.map.iter().find(|(old, _)| named(old, &c.name)) {
-                            Some((_, new)) => named(new, column),
+                        r.columns.iter().any(|c| match merge.map.iter().find(|(old, _)| old.means(&c.name)) {
+                            Some((_, new)) => new.means(column),
                             None => c.name == column,
                         })
                     })
                 };
-                target.relation.columns.retain(|c| merge.key.iter().any(|k| named(k, &c.name)) || !in_sources(&c.name));
+                target.relation.columns.retain(|c| merge.key.iter().any(|k| k.means(&c.name)) || !in_sources(&c.name));
                 relations.insert(0, self.adopt(target));
             }
         }
         Ok(bind(merge, relations, into, strategies, explain)?)
-    }
-
-    /// Where rows count per origin, each file of a folder or pattern is a source of its own: the same rows give the same answer however
-    /// their files are named.
-    async fn each_file(&self, merge: &Merge) -> Merge {
-        let user = self.user_strategies();
-        let per_origin = |call: &mergeql_lang::ast::StrategyCall| {
-            mergeql_lang::entry_of(&user, &call.name).is_some_and(|e| e.spec().per_origin() && e.spec().name != "source")
-        };
-        let mut merge = merge.clone();
-        if !merge.strategies.iter().any(|(_, call)| per_origin(call)) {
-            return merge;
-        }
-        let mut each = Vec::new();
-        for source in merge.sources {
-            let files = match &source.relation {
-                Written::Text(text) if self.table_name(std::slice::from_ref(text)).is_none() => Box::pin(files(&text.value)).await,
-                _ => Ok(Vec::new()),
-            };
-            match (&source.relation, files) {
-                (Written::Text(text), Ok(files)) if files.len() > 1 => each.extend(files.iter().map(|file| {
-                    let relation = Written::Text(Name { value: file.name(), ..text.clone() });
-                    mergeql_lang::ast::Source { relation, alias: None, span: source.span }
-                })),
-                _ => each.push(source),
-            }
-        }
-        merge.sources = each;
-        merge
     }
 
     fn adopt(&self, resolved: Resolved) -> mergeql_lang::plan::Relation {
@@ -570,8 +550,7 @@ impl MergeContext {
         let state = self.session.state();
         // The tables are those of the session: no new default catalogue over them.
         let config = bounded(state.config().clone()).with_create_default_catalog_and_schema(false);
-        let state =
-            SessionStateBuilder::new_from_existing(state).with_config(config).with_runtime_env(limited_runtime(limit)?);
+        let state = SessionStateBuilder::new_from_existing(state).with_config(config).with_runtime_env(limited_runtime(limit)?);
         let state = if unsorted { state.with_physical_optimizer_rules(rules(false)) } else { state };
         Ok(SessionContext::new_with_state(state.build()))
     }
@@ -667,11 +646,8 @@ fn table_only(parts: &[Name]) -> Result<String> {
 fn final_names(merge: &Merge, plan: &Plan) -> Merge {
     let mut named = merge.clone();
     let rename = |name: &mut Name| {
-        let is_column = |n: &str| plan.columns.iter().any(|c| c.name == n);
-        if !is_column(&name.value)
-            && let Some((_, new)) = merge.map.iter().find(|(old, _)| old.value == name.value)
-        {
-            name.value.clone_from(&new.value);
+        if let Ok(column) = find_column(name, plan.columns.iter().map(|c| c.name.as_str()), &merge.map) {
+            name.value.clone_from(&plan.columns[column].name);
         }
     };
     named.key.iter_mut().for_each(rename);
@@ -682,6 +658,7 @@ fn final_names(merge: &Merge, plan: &Plan) -> Merge {
             rename(name);
         }
         call.by.iter_mut().flat_map(|v| &mut v.columns).for_each(|(n, _)| rename(n));
+        *call = with_sources(call, |name| source_called(name, plan.sources.iter().map(|s| s.name.as_str())));
         for (_, argument) in &mut call.args {
             if let mergeql_lang::ast::Argument::Name(name) = argument {
                 rename(name);

@@ -9,7 +9,7 @@ use crate::sources::{ReadOptions, Resolved};
 use datafusion::datasource::MemTable;
 use datafusion::prelude::{DataFrame, SessionContext};
 use mergeql_lang::ast::{
-    Explain, Merge, Name, Piece, Relation as Written, Returning, Statement, StrategyBody, StrategyCall, Target as Of,
+    Argument, Explain, Merge, Name, Piece, Relation as Written, Returning, Statement, StrategyBody, StrategyCall, Target as Of,
 };
 use mergeql_lang::lower::{DELETED, DataFusion, Lowering, STATE, quote};
 use mergeql_lang::plan::Plan;
@@ -43,6 +43,34 @@ fn cells_only() -> MergeError {
     MergeError::new(Code::Unsupported, "MERGE INTO returns the number of rows, or RETURNING CONFLICTS or PROVENANCE")
 }
 
+/// A text where a source stands among the arguments of a strategy.
+fn source_argument(argument: &Argument) -> Option<&str> {
+    match argument {
+        Argument::Literal(Value::Text(text), _) => Some(text),
+        Argument::Literal(..) => None,
+        Argument::Name(name) => Some(&name.value),
+    }
+}
+
+/// A call of `source`, with its sources called as `full` says; other calls as they are.
+pub(crate) fn with_sources<'a>(call: &StrategyCall, full: impl Fn(&Name) -> Option<&'a str>) -> StrategyCall {
+    let mut call = call.clone();
+    if mergeql_udfs::catalog::find(&call.name.value).is_none_or(|entry| entry.spec().name != "source") {
+        return call;
+    }
+    for (_, argument) in &mut call.args {
+        let (name, span) = match &*argument {
+            Argument::Name(name) => (name.clone(), name.span),
+            Argument::Literal(Value::Text(text), span) => (Name { value: text.to_string(), quoted: true, span: *span }, *span),
+            Argument::Literal(..) => continue,
+        };
+        if let Some(full) = full(&name) {
+            *argument = Argument::Literal(Value::text(full), span);
+        }
+    }
+    call
+}
+
 /// Whether what a statement says of strategies, versions and deletions is something else than what a table keeps. What it leaves out is
 /// taken from the table, and a strategy has several names.
 fn differs(given: &Merge, kept: &Merge) -> bool {
@@ -59,11 +87,16 @@ fn differs(given: &Merge, kept: &Merge) -> bool {
     let of = |column: Option<&str>| {
         let named = kept.strategies.iter().find(|(of, _)| matches!(of, Of::Column(name) if Some(name.value.as_str()) == column));
         let default = || kept.strategies.iter().find(|(of, _)| matches!(of, Of::Default(_)));
-        shown(named.or_else(default).map(|(_, call)| call))
+        named.or_else(default).map(|(_, call)| call)
     };
-    let other_strategy = given.strategies.iter().any(|(target, call)| match target {
-        Of::Default(_) => of(None) != shown(Some(call)),
-        Of::Column(name) => of(Some(&name.value)) != shown(Some(call)),
+    let other_strategy = given.strategies.iter().any(|(target, call)| {
+        let kept = of(match target {
+            Of::Default(_) => None,
+            Of::Column(name) => Some(&name.value),
+        });
+        let known: Vec<&str> = kept.iter().flat_map(|kept| kept.args.iter().filter_map(|(_, arg)| source_argument(arg))).collect();
+        let call = with_sources(call, |name| mergeql_lang::source_called(name, known.iter().copied()));
+        shown(kept) != shown(Some(&call))
     });
     let version = |merge: &Merge| mergeql_lang::resolution(&Merge { version: merge.version.clone(), ..Merge::default() });
     let delete = |merge: &Merge| merge.delete.as_ref().map(|name| name.value.clone());
@@ -122,7 +155,8 @@ impl MergeContext {
     pub(crate) fn with_target(target: &str, merge: &Merge) -> Merge {
         let mut with = merge.clone();
         let name = Name { value: target.to_owned(), quoted: true, span: Span::default() };
-        let source = mergeql_lang::ast::Source { relation: Written::Table(vec![name]), alias: None, span: Span::default() };
+        let source =
+            mergeql_lang::ast::Source { relation: Written::Table(vec![name]), alias: None, span: Span::default(), part: false };
         with.sources.insert(0, source);
         with
     }
@@ -339,6 +373,7 @@ impl MergeContext {
             relation: Written::Query(vec![Piece::Text(edited)]),
             alias: Some(alias),
             span: Span::default(),
+            part: false,
         }];
         self.merge_into_states(Explain::No, name, &resolution, merge, Some(name.to_owned())).await
     }

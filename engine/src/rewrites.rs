@@ -18,8 +18,10 @@ impl MergeContext {
             _ => None,
         };
         let Some(left) = left else {
-            let message = format!("this {} of `{}` is more than a condition on its own rows", dml.op.name().to_uppercase(), dml.table_name);
-            return Err(MergeError::new(Code::Unsupported, message).help("name the rows by WHERE, with IN (SELECT ...) for those of another table"));
+            let message =
+                format!("this {} of `{}` is more than a condition on its own rows", dml.op.name().to_uppercase(), dml.table_name);
+            return Err(MergeError::new(Code::Unsupported, message)
+                .help("name the rows by WHERE, with IN (SELECT ...) for those of another table"));
         };
         let frame = |plan: LogicalPlan| DataFrame::new(self.session.state(), plan);
         let count = frame((*dml.input).clone()).count().await.map_err(MergeError::running)?;
@@ -34,7 +36,8 @@ impl MergeContext {
         if matches!(dml.op, WriteOp::Insert(_)) || !self.memory(|m| m.resolutions.contains_key(name)) {
             return Ok(());
         }
-        let message = format!("`{name}` keeps states: what {} does there would be undone by the next merge", dml.op.name().to_uppercase());
+        let message =
+            format!("`{name}` keeps states: what {} does there would be undone by the next merge", dml.op.name().to_uppercase());
         Err(MergeError::new(Code::NeedsState, message)
             .help("merge a newer row INTO it; with DELETE BY a row can say that it is deleted"))
     }
@@ -69,7 +72,8 @@ fn changed(input: &LogicalPlan) -> Result<Option<LogicalPlan>> {
         return Ok(None);
     }
     // A subquery can stand in a filter alone.
-    let subquery = |e: &Expr| Ok(matches!(e, Expr::InSubquery(_) | Expr::Exists(_) | Expr::ScalarSubquery(_) | Expr::SetComparison(_)));
+    let subquery =
+        |e: &Expr| Ok(matches!(e, Expr::InSubquery(_) | Expr::Exists(_) | Expr::ScalarSubquery(_) | Expr::SetComparison(_)));
     if condition.exists(subquery)? {
         let others = rows.schema().iter().map(|(qualifier, field)| Expr::Column((qualifier, field).into()).alias(field.name()));
         let others = LogicalPlanBuilder::from((**rows).clone())

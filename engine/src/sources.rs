@@ -162,6 +162,49 @@ impl MergeContext {
         }
     }
 
+    /// Resolves a source of a merge: the files that it names as one, or one by one where `each` is asked for, or where Parquet files have
+    /// columns of other types than others, which the merge widens.
+    pub(crate) async fn resolve_source(
+        &self,
+        source: ast::Source,
+        options: &ReadOptions,
+        each: bool,
+    ) -> Result<Vec<(ast::Source, Resolved)>> {
+        let files = match &source.relation {
+            ast::Relation::Text(text) if self.find_table(std::slice::from_ref(text)).await?.is_none() => {
+                Box::pin(files(&text.value)).await.unwrap_or_default()
+            }
+            _ => Vec::new(),
+        };
+        let whole = self.resolve(&source.relation, options).await;
+        let ast::Relation::Text(text) = &source.relation else { return Ok(vec![(source, whole?)]) };
+        let typed = |file: &Bytes| matches!(options.format.or(file.format()), Some(Format::Parquet | Format::Arrow));
+        let differ = matches!(&whole, Err(e) if e.code() == Code::TypeMismatch) && files.iter().all(typed);
+        if files.len() < 2 || !(each || differ) {
+            return Ok(vec![(source, whole?)]);
+        }
+        let alias = source.alias.clone().unwrap_or_else(|| text.clone());
+        let mut parts = Vec::new();
+        for (i, file) in files.iter().enumerate() {
+            let name = Name { value: file.name(), ..text.clone() };
+            let mut resolved = match &whole {
+                // The columns of all files together are those of each.
+                Ok(Resolved { table: Some((table, provider)), relation })
+                    if let Some(all) = provider.downcast_ref::<TextTable>() =>
+                {
+                    let table = format!("{table}#{i}");
+                    let relation = Relation { sql: quote(&table), ..relation.clone() };
+                    Resolved { relation, table: Some((table, Arc::new(all.only(i)))) }
+                }
+                _ => self.resolve_path(&name, options).await?,
+            };
+            resolved.relation.origin = Some(file.name());
+            let relation = ast::Relation::Text(name);
+            parts.push((ast::Source { relation, alias: Some(alias.clone()), span: source.span, part: true }, resolved));
+        }
+        Ok(parts)
+    }
+
     /// A registered table or view of this name: to the letter, or unquoted in lower case as SQL folds it.
     async fn find_table(&self, parts: &[Name]) -> Result<Option<Resolved>> {
         let parts = self.own_part(parts);

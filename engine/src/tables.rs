@@ -385,13 +385,17 @@ impl MergeContext {
                     return Ok(self.session.execute_logical_plan(plan).await?);
                 }
                 if let Some((column, _)) = create.column_defaults.first() {
-                    return Err(MergeError::new(Code::Unsupported, format!("a table on disk keeps no DEFAULT, as `{column}` of `{name}` has"))
-                        .help("leave DEFAULT out and name the value where rows are put in"));
+                    return Err(MergeError::new(
+                        Code::Unsupported,
+                        format!("a table on disk keeps no DEFAULT, as `{column}` of `{name}` has"),
+                    )
+                    .help("leave DEFAULT out and name the value where rows are put in"));
                 }
                 let _lock = self.lock()?;
                 let rows = DataFrame::new(self.session.state(), (*create.input).clone());
                 // Columns of a list say so themselves, those of a query are as they come.
-                let declared = matches!(&*create.input, LogicalPlan::EmptyRelation(_)).then(|| create.input.schema().inner().clone());
+                let declared =
+                    matches!(&*create.input, LogicalPlan::EmptyRelation(_)).then(|| create.input.schema().inner().clone());
                 let count = self.put_table(&name, rows, declared, None).await?;
                 self.count("rows", count)
             }
@@ -532,7 +536,10 @@ fn as_declared(schema: SchemaRef, rows: SendableRecordBatchStream) -> SendableRe
     let fit = move |batch: RecordBatch| {
         let null = fitted.fields().iter().zip(batch.columns()).find(|(f, c)| !f.is_nullable() && c.logical_null_count() > 0);
         if let Some((field, _)) = null {
-            return Err(external(Error::invalid_argument(format!("the column `{}` is NOT NULL, and a row has NULL there", field.name()))));
+            return Err(external(Error::invalid_argument(format!(
+                "the column `{}` is NOT NULL, and a row has NULL there",
+                field.name()
+            ))));
         }
         Ok(RecordBatch::try_new(fitted.clone(), batch.columns().to_vec())?)
     };

@@ -48,6 +48,17 @@ impl TextTable {
         let sorted_by: Option<Vec<usize>> = sorted_by.iter().map(|key| schema.index_of(key).ok()).collect();
         Ok(TextTable { files, layout, schema: Arc::new(schema), complete, sorted_by: sorted_by.unwrap_or_default() })
     }
+
+    /// One of the files, with the columns of all.
+    pub(crate) fn only(&self, file: usize) -> TextTable {
+        TextTable {
+            files: vec![self.files[file].clone()],
+            layout: self.layout,
+            schema: self.schema.clone(),
+            complete: self.complete.clone(),
+            sorted_by: self.sorted_by.clone(),
+        }
+    }
 }
 
 #[async_trait]

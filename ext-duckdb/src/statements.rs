@@ -250,11 +250,16 @@ fn from(source: &Written, merge: &Merge) -> Result<String> {
                 _ => None,
             };
             let ending = name.value.rsplit('.').next().unwrap_or_default().to_ascii_lowercase();
+            let mut arguments = vec![path.clone()];
+            if is_pattern(&name.value) {
+                // Otherwise the first file's columns would be those of all, and what others have besides be left out.
+                arguments.push("union_by_name = true".to_owned());
+            }
             // What is said of CSV files says nothing of others.
             if format.is_none() && matches!(ending.as_str(), "parquet" | "json" | "ndjson" | "jsonl") {
-                return Ok(path);
+                let function = if ending == "parquet" { "read_parquet" } else { "read_json" };
+                return Ok(if arguments.len() == 1 { path } else { format!("{function}({})", arguments.join(", ")) });
             }
-            let mut arguments = vec![path.clone()];
             if let Some(Value::Bool(header)) = option("header") {
                 arguments.push(format!("header = {header}"));
             }
@@ -277,6 +282,10 @@ fn from(source: &Written, merge: &Merge) -> Result<String> {
             Ok(format!("{function}({})", arguments.join(", ")))
         }
     }
+}
+
+fn is_pattern(path: &str) -> bool {
+    path.contains(['*', '?', '['])
 }
 
 fn table(parts: &[Name]) -> String {
@@ -367,7 +376,7 @@ fn merge_into(statement: &str, explain: Explain, target: Written, merge: &Merge)
 
 fn with_target(target: &Written, merge: &Merge) -> Merge {
     let mut with = merge.clone();
-    with.sources.insert(0, Source { relation: target.clone(), alias: None, span: Span::default() });
+    with.sources.insert(0, Source { relation: target.clone(), alias: None, span: Span::default(), part: false });
     with
 }
 
@@ -392,7 +401,7 @@ fn relation(source: &Written, merge: &Merge, row: &str, here: &[String], spellin
     let origin = match source {
         Written::Table(parts) => Some(qualified(parts, here)),
         // Each file of a pattern would be an origin of its own, and DuckDB does not say here which files there are.
-        Written::Text(path) if !path.value.contains(['*', '?', '[']) => Some(whole_path(&path.value)),
+        Written::Text(path) if !is_pattern(&path.value) => Some(whole_path(&path.value)),
         _ => None,
     };
     let columns = columns

@@ -188,8 +188,11 @@ impl Vector {
                     Some(nanos) => Value::Interval { months: v.months, days: v.days, nanos },
                     // Caught by the callback that asked, and told as any error.
                     None => std::panic::resume_unwind(Box::new(
-                        Error::new(Code::LimitExceeded, format!("an interval of {} microseconds is longer than 292 years", v.micros))
-                            .with_help("count its days as days"),
+                        Error::new(
+                            Code::LimitExceeded,
+                            format!("an interval of {} microseconds is longer than 292 years", v.micros),
+                        )
+                        .with_help("count its days as days"),
                     )),
                 }
             }

@@ -95,8 +95,9 @@ impl Function {
         choices.sort_by_key(|choice| choice.count_ones());
         let (mut found, mut refused) = (None, None);
         for choice in choices {
-            let truth: Vec<bool> =
-                (0..types.len()).map(|i| integers.iter().position(|at| *at == i).is_some_and(|bit| choice >> bit & 1 == 1)).collect();
+            let truth: Vec<bool> = (0..types.len())
+                .map(|i| integers.iter().position(|at| *at == i).is_some_and(|bit| choice >> bit & 1 == 1))
+                .collect();
             let as_bound = |(ty, truth): (&Type, &bool)| if *truth { Type::Boolean } else { ty.clone() };
             let call = Call::new(types.iter().zip(&truth).map(as_bound).collect());
             let call = call.with_literals(self.entry.spec(), self.configured, literals).map_err(shown)?;

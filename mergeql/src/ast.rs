@@ -3,6 +3,7 @@
 use crate::diagnostic::Span;
 use mergeql_udfs::Value;
 use sqlparser::ast::Expr;
+use std::collections::BTreeMap;
 
 /// A name and its place.
 #[derive(Debug, Clone, PartialEq)]
@@ -13,6 +14,13 @@ pub struct Name {
     pub quoted: bool,
     /// Where it stands.
     pub span: Span,
+}
+
+impl Name {
+    /// Whether this means that name: to the letter, or in any case of letters if it is not quoted.
+    pub fn means(&self, name: &str) -> bool {
+        self.value == name || (!self.quoted && self.value.eq_ignore_ascii_case(name))
+    }
 }
 
 /// A statement.
@@ -124,6 +132,15 @@ pub struct Merge {
     pub into: Option<Into>,
     /// `WITH (...)`
     pub options: Vec<(Name, Value)>,
+    /// Where each clause begins.
+    pub clauses: BTreeMap<&'static str, Span>,
+}
+
+impl Merge {
+    /// Where a clause begins, called by its first words.
+    pub fn place(&self, clause: &str) -> Option<Span> {
+        self.clauses.get(clause.split(' ').next()?).copied()
+    }
 }
 
 /// A source of rows.
@@ -135,6 +152,8 @@ pub struct Source {
     pub alias: Option<Name>,
     /// Where it stands.
     pub span: Span,
+    /// One of the files that one source names: it shares its name with the others.
+    pub part: bool,
 }
 
 /// What a source or target is.

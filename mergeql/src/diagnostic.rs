@@ -67,6 +67,12 @@ impl Diagnostic {
         diagnostic
     }
 
+    /// The same error at this place, if it has none and this is one.
+    pub fn within(mut self: Box<Self>, place: Option<Span>) -> Box<Diagnostic> {
+        self.span = self.span.or(place).filter(|span| span.line > 0);
+        self
+    }
+
     /// The same error with a label under the text.
     pub fn label(mut self: Box<Self>, label: impl Into<String>) -> Box<Diagnostic> {
         self.label = Some(label.into());

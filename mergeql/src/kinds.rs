@@ -1,9 +1,9 @@
 //! Comparisons in WHERE and ORDER BY are between values of one kind on every host. Where hosts would cast (text to number, number to
 //! date), each in its own way, the language refuses.
 
-use crate::diagnostic::{Diagnostic, Result};
+use crate::diagnostic::{Diagnostic, Result, Span};
 use mergeql_udfs::{Code, Type};
-use sqlparser::ast::{BinaryOperator, Expr, Query, UnaryOperator, Value, Visit, Visitor};
+use sqlparser::ast::{BinaryOperator, Expr, Query, Spanned, UnaryOperator, Value, Visit, Visitor, visit_expressions_mut};
 use std::ops::ControlFlow;
 
 /// What an expression is, as far as that can be told without a host.
@@ -53,6 +53,25 @@ fn has_backslash(pattern: &Expr) -> bool {
     matches!(pattern, Expr::Value(v) if matches!(&v.value, Value::SingleQuotedString(text) if text.contains('\\')))
 }
 
+/// Where an expression stands.
+fn place(expr: &Expr) -> Option<Span> {
+    Some(Span::from(expr.span())).filter(|span| span.line > 0)
+}
+
+/// An expression as users write it: plain names without quotes.
+fn shown(expr: &Expr) -> Expr {
+    let mut expr = expr.clone();
+    let _ = visit_expressions_mut(&mut expr, |e| {
+        if let Expr::Identifier(name) = e
+            && name.value.chars().all(|c| c.is_alphanumeric() || c == '_')
+        {
+            name.quote_style = None;
+        }
+        ControlFlow::<()>::Continue(())
+    });
+    expr
+}
+
 struct Check<'a> {
     columns: &'a [(String, Type)],
     depth: usize,
@@ -97,13 +116,13 @@ impl Check<'_> {
         if x.compares_with(y) {
             return ControlFlow::Continue(());
         }
-        let message = format!("`{a}` is {} and `{b}` is {}: they cannot be compared", x.word(), y.word());
+        let message = format!("`{}` is {} and `{}` is {}: they cannot be compared", shown(a), x.word(), shown(b), y.word());
         let help = match [x, y] {
             kinds if kinds.contains(&Kind::Literal) => "leave the quotes out, or CAST the literal",
             kinds if kinds.contains(&Kind::Text) => "quote the literal, or CAST one side",
             _ => "CAST one side",
         };
-        ControlFlow::Break(Diagnostic::new(Code::TypeMismatch, message).help(help))
+        ControlFlow::Break(Diagnostic::new(Code::TypeMismatch, message).within(place(a).or(place(b))).help(help))
     }
 }
 
@@ -129,8 +148,20 @@ impl Visitor for Check<'_> {
             // Engines disagree about both.
             Expr::Like { pattern, escape_char, .. } if escape_char.is_some() || has_backslash(pattern) => ControlFlow::Break(
                 Diagnostic::new(Code::Unsupported, format!("the pattern of LIKE has an escape: {pattern}"))
+                    .within(place(pattern))
                     .help("`%` and `_` stand for other characters everywhere; compare a part of the text where they must not"),
             ),
+            // Some hosts would look at the printed number.
+            Expr::Like { expr, pattern, .. } | Expr::ILike { expr, pattern, .. } => {
+                [expr, pattern].into_iter().try_for_each(|e| match self.kind(e) {
+                    Kind::Text | Kind::Literal | Kind::Unknown => ControlFlow::Continue(()),
+                    other => ControlFlow::Break(
+                        Diagnostic::new(Code::TypeMismatch, format!("`{}` is {}, and LIKE looks at texts", shown(e), other.word()))
+                            .within(place(e))
+                            .help("CAST it to text, or compare it with =, <, BETWEEN"),
+                    ),
+                })
+            }
             Expr::BinaryOp { left, op: Gt | Lt | GtEq | LtEq | Eq | NotEq, right } => self.compare(left, right),
             Expr::InList { expr, list, .. } => {
                 for item in list {
@@ -159,7 +190,8 @@ pub fn check(expr: &Expr, columns: &[(String, Type)], condition: bool) -> Result
     match check.kind(expr) {
         Kind::Boolean | Kind::Unknown => Ok(()),
         other if condition => {
-            Err(Diagnostic::new(Code::TypeMismatch, format!("WHERE needs a condition, and `{expr}` is {}", other.word())))
+            let message = format!("WHERE needs a condition, and `{}` is {}", shown(expr), other.word());
+            Err(Diagnostic::new(Code::TypeMismatch, message).within(place(expr)))
         }
         _ => Ok(()),
     }

@@ -14,7 +14,7 @@ pub mod plan;
 mod strategies;
 mod target;
 
-pub use bind::{UserStrategies, bind};
+pub use bind::{UserStrategies, bind, find_column, source_called};
 pub use diagnostic::{Diagnostic, Result, Span};
 pub use format::{format, merge_text, models_text, resolution};
 pub use parser::{is_incomplete, parse, split};

@@ -3,8 +3,8 @@
 use crate::ast::{Name, StrategyBody};
 use crate::bind::UserStrategies;
 use crate::diagnostic::{Diagnostic, Result};
-use mergeql_udfs::catalog::{self, Entry};
 use mergeql_udfs::Code;
+use mergeql_udfs::catalog::{self, Entry};
 use sqlparser::ast::{Expr, Query, Visit, Visitor};
 use std::ops::ControlFlow;
 

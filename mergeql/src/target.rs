@@ -33,7 +33,7 @@ pub fn bind_into(
     let columns: Vec<String> = relations[0].columns.iter().map(|c| c.name.clone()).collect();
     let types: Vec<Type> = relations[0].columns.iter().map(|c| c.ty.clone()).collect();
     let mut with = merge.clone();
-    with.sources.insert(0, Source { relation: target.clone(), alias: None, span: Span::default() });
+    with.sources.insert(0, Source { relation: target.clone(), alias: None, span: Span::default(), part: false });
     let plan = bind(&with, relations, true, user, explain)?;
     plan.check_target(name, &columns).map_err(way_out)?;
     for (column, merged) in plan.result_columns() {

@@ -61,7 +61,11 @@ fn spanless(statement: &Statement) -> String {
     let (mut shown, mut out) = (format!("{statement:?}"), String::new());
     while let Some(at) = shown.find("Span") {
         out.push_str(&shown[..at]);
-        let end = if shown[at..].starts_with("Span {") { shown[at..].find('}').unwrap() + 1 } else { shown[at..].find("))").unwrap() + 2 };
+        let end = if shown[at..].starts_with("Span {") {
+            shown[at..].find('}').unwrap() + 1
+        } else {
+            shown[at..].find("))").unwrap() + 2
+        };
         shown = shown[at + end..].to_owned();
     }
     out + &shown
@@ -144,6 +148,14 @@ fn diagnostics() {
         "MERGE nyc ON id STRATEGY name = union(sep = ';')",
         "MERGE nyc ON id STRATEGY name = 'union(',",
         "MERGE nyc ON id WITH (state = 'keep')",
+        "MERGE nyc ON id INTO t WHERE salary > 1 WITH (state = 'keep')",
+        "MERGE nyc ON id RETURNING DELTA",
+        "MERGE nyc ON id WHERE salary > 'a'",
+        "MERGE nyc ON id\nWHERE salary + 1",
+        "MERGE nyc ON id WHERE salary LIKE '1%'",
+        "MERGE nyc ON (id, ID)",
+        "MERGE nyc ON id MAP name -> who, NAME -> what",
+        "MERGE nyc ON id MAP salary -> Name",
         "MERGE INTO t USING s ON id WHERE x = 1",
         "SELECT 'open",
         "MERGE (SELECT 1 AS id) ON id",
@@ -158,6 +170,20 @@ fn diagnostics() {
         out.push_str(&format!("{statement}\n{error}\n\n"));
     }
     insta::assert_snapshot!(out);
+}
+
+#[test]
+fn names_after_map_are_those_of_the_columns_that_are_meant() {
+    let mut names = Vec::new();
+    for statement in [
+        "MERGE nyc ON id MAP salary -> Pay",
+        "MERGE nyc ON id MAP salary -> Name, name -> SALARY",
+        "MERGE nyc ON id MAP name -> \"Salary\"",
+        "MERGE nyc ON ID MAP salary -> Pay STRATEGY pay = max VERSION BY TS",
+    ] {
+        names.push(plan(statement).unwrap().columns.iter().map(|c| c.name.clone()).collect::<Vec<_>>().join(" "));
+    }
+    assert_eq!(names, ["id name Pay ts", "id SALARY Name ts", "id Salary salary ts", "id name Pay ts"]);
 }
 
 #[test]

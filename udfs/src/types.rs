@@ -222,7 +222,8 @@ impl Type {
                 }
             }
             let common = |name: Arc<str>| {
-                let types: Vec<&Type> = all.iter().flat_map(|fields| fields.iter()).filter(|(n, _)| *n == name).map(|(_, ty)| ty).collect();
+                let types: Vec<&Type> =
+                    all.iter().flat_map(|fields| fields.iter()).filter(|(n, _)| *n == name).map(|(_, ty)| ty).collect();
                 Ok((name, Type::widen_all(&types)?))
             };
             return Ok(Type::Struct(names.into_iter().map(common).collect::<Result<_>>()?));

@@ -75,7 +75,9 @@ impl<T: Copy + Into<i64>> Kept for IntegersOf<T> {
     unsafe fn finish(&self, function: &Function, out: Pointer, i: usize) -> Result<(), Error> {
         let element = element(function);
         // SAFETY: as the caller promises, the result is a list of integers.
-        unsafe { put_list(out, i, &self.0.sorted(), |child, at, value| put_value(child, at, &Value::Int((*value).into()), element)) }
+        unsafe {
+            put_list(out, i, &self.0.sorted(), |child, at, value| put_value(child, at, &Value::Int((*value).into()), element))
+        }
     }
 }
 

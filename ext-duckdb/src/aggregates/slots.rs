@@ -1,7 +1,7 @@
 //! States that are slots: nothing behind a pointer but long texts.
 
 use super::Function;
-use super::driver::{Driver, destroy_of, guard, info, init_state, size_of_state, state, vectors};
+use super::driver::{Driver, destroy_of, fetch_ahead, guard, info, init_state, size_of_state, state, vectors};
 use crate::api::Pointer;
 use crate::sorted::stride;
 use crate::vectors::{Text, Vector, put, put_bytes, set_null};
@@ -204,6 +204,10 @@ unsafe fn offer_all<V: FromVector, K: Versions, const LEAST: bool>(
     let vector = &vectors[0];
     let data = vector.data();
     for i in 0..rows {
+        if step > 0 {
+            // SAFETY: as the caller promises, there is a pointer for each row.
+            unsafe { fetch_ahead::<Slot<V, K>>(states, i, rows) };
+        }
         if vector.is_valid(i) {
             // SAFETY: as the caller promises.
             unsafe { state::<Slot<V, K>>(states, i * step).offer::<LEAST>(V::get(data, i), K::key(&versions, i)) };
@@ -220,7 +224,9 @@ unsafe extern "C" fn combine_slots<V: FromVector, K: Versions>(
     // SAFETY: DuckDB passes live states, and never the same as source and target.
     guard(call, || unsafe {
         let least = info::<Function>(call).order.least;
-        for i in 0..count as usize {
+        let count = count as usize;
+        for i in 0..count {
+            fetch_ahead::<Slot<V, K>>(targets, i, count);
             let (source, target) = (state::<Slot<V, K>>(sources, i), state::<Slot<V, K>>(targets, i));
             if least { target.join::<true>(source) } else { target.join::<false>(source) }
         }

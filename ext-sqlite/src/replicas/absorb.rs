@@ -121,7 +121,9 @@ pub(super) fn check_foreign_keys(connection: &Connection) -> Result<()> {
         None => Ok(()),
         Some(tables) => {
             let message = format!("foreign keys are enforced ({tables}), and changes may come before the rows that they refer to");
-            Err(shown(Diagnostic::new(Code::Unsupported, message).help("PRAGMA foreign_keys = OFF on connections that apply changes")))
+            Err(shown(
+                Diagnostic::new(Code::Unsupported, message).help("PRAGMA foreign_keys = OFF on connections that apply changes"),
+            ))
         }
     }
 }

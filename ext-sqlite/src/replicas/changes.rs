@@ -68,13 +68,7 @@ unsafe impl<'vtab> VTab<'vtab> for Changes {
         let connection = unsafe { Connection::from_handle(database.handle())? };
         connection.set_prepared_statement_cache_capacity(64);
         let replica = replica.cloned().unwrap_or_default();
-        let changes = Changes {
-            base: ffi::sqlite3_vtab::default(),
-            connection,
-            replica,
-            tables: HashMap::new(),
-            fresh: true,
-        };
+        let changes = Changes { base: ffi::sqlite3_vtab::default(), connection, replica, tables: HashMap::new(), fresh: true };
         Ok((Cow::Borrowed(SCHEMA), changes))
     }
 
@@ -146,7 +140,8 @@ impl Changes {
         if let Some(definition) = &definition {
             check(definition, &name, opened.spec().name)?;
         }
-        let joined = absorb::join(&self.connection, &mut self.replica.numbers(), &table, &pk, &name, &state, opened, clock, &origin)?;
+        let joined =
+            absorb::join(&self.connection, &mut self.replica.numbers(), &table, &pk, &name, &state, opened, clock, &origin)?;
         if let (Some(says), Some(definition)) = (joined, &definition) {
             absorb::show(&self.connection, &self.replica, definition, &pk, &name, says)?;
         }
@@ -188,7 +183,10 @@ fn check(definition: &Definition, column: &str, found: &str) -> Result<()> {
     }
     let message =
         format!("`{}.{column}` is replicated as `{wanted}` here, and as `{found}` where the change comes from", definition.table);
-    Err(shown(Diagnostic::new(Code::TypeMismatch, message).help("one of them calls the column by another name: the states under a name are of one strategy")))
+    Err(shown(
+        Diagnostic::new(Code::TypeMismatch, message)
+            .help("one of them calls the column by another name: the states under a name are of one strategy"),
+    ))
 }
 
 /// What changed here.

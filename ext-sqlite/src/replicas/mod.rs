@@ -226,7 +226,8 @@ fn check_cells(connection: &Connection, definition: &Definition) -> Result<()> {
         if was != wanted {
             let message = format!("`{}.{}` was replicated as `{was}`, and cannot become `{wanted}`", definition.table, column.name);
             return Err(shown(
-                Diagnostic::new(Code::TypeMismatch, message).help("add a column of another name with the new strategy, and copy the values"),
+                Diagnostic::new(Code::TypeMismatch, message)
+                    .help("add a column of another name with the new strategy, and copy the values"),
             ));
         }
     }

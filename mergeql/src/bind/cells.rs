@@ -1,6 +1,6 @@
 //! Result columns: which strategy each has, with which arguments, over which inputs.
 
-use super::{Binder, matches};
+use super::Binder;
 use crate::ast::{Argument, Name, StrategyBody, StrategyCall, Target};
 use crate::diagnostic::{Diagnostic, Result, Span};
 use crate::plan::*;
@@ -361,21 +361,22 @@ impl Binder<'_> {
             // The sources of earlier and later statements count too.
             return Ok(Value::text(name.value.as_str()));
         }
-        let stem = |text: &str| {
-            let file = text.rsplit('/').next().unwrap_or(text);
-            file.split('.').next().unwrap_or(file).to_owned()
-        };
-        let last = |text: &str| text.rsplit('.').next().unwrap_or(text).to_owned();
-        let found = self
-            .sources
-            .iter()
-            .find(|s| matches(name, &s.name))
-            .or_else(|| self.sources.iter().find(|s| last(&s.name) == name.value || stem(&s.name) == name.value));
-        found.map(|s| Value::text(s.name.as_str())).ok_or_else(|| {
+        source_called(name, self.sources.iter().map(|s| s.name.as_str())).map(Value::text).ok_or_else(|| {
             Diagnostic::at(Code::UnknownSource, name.span, format!("the statement has no source `{}`", name.value))
                 .suggest(&name.value, self.sources.iter().map(|s| s.name.as_str()))
         })
     }
+}
+
+/// The source that is meant: by its alias or its name, by the last part of it, or by its file without folder and ending.
+pub fn source_called<'a>(name: &Name, sources: impl Iterator<Item = &'a str> + Clone) -> Option<&'a str> {
+    let stem = |source: &'a str| {
+        let file = source.rsplit('/').next().unwrap_or(source);
+        file.split('.').next().unwrap_or(file)
+    };
+    let last = |source: &'a str| source.rsplit('.').next().unwrap_or(source);
+    let mut by_part = sources.clone().filter(|s| last(s) == name.value || stem(s) == name.value);
+    sources.clone().find(|s| name.means(s)).or_else(|| by_part.next())
 }
 
 fn count(n: usize) -> String {

@@ -28,11 +28,13 @@ pub(super) fn check_form(merge: &Merge, plan: &Plan) -> Result<()> {
     ];
     if let Some((clause, _)) = clauses.iter().find(|(_, given)| *given) {
         return Err(Diagnostic::new(Code::Unsupported, format!("{form} has no {clause}"))
+            .within(merge.place(clause))
             .help("filter, order and limit in a query around it: SELECT * FROM (MERGE ...) AS d WHERE ..."));
     }
     if plan.returning == Returning::Unique {
         if plan.sources.len() != 1 {
             return Err(Diagnostic::new(Code::InvalidArgument, "RETURNING UNIQUE is about one source")
+                .within(merge.place("RETURNING"))
                 .help("put several into one: MERGE (SELECT ... UNION ALL SELECT ...) AS all_rows ON ..."));
         }
         if let Some((name, value)) = merge.options.iter().find(|(n, _)| n.value.eq_ignore_ascii_case("threshold"))
@@ -43,10 +45,12 @@ pub(super) fn check_form(merge: &Merge, plan: &Plan) -> Result<()> {
         return Ok(());
     }
     if merge.sources.len() != 2 {
-        return Err(Diagnostic::new(Code::InvalidArgument, "RETURNING DELTA is between two sources: what was, and what is"));
+        return Err(Diagnostic::new(Code::InvalidArgument, "RETURNING DELTA is between two sources: what was, and what is")
+            .within(merge.place("RETURNING")));
     }
     if plan.versions.columns.is_empty() {
         return Err(Diagnostic::new(Code::InvalidArgument, "a delta without versions could not be applied in any order")
+            .within(merge.place("RETURNING"))
             .help("say what makes a row newer: VERSION BY updated_at"));
     }
     if let Some(column) = plan.columns.iter().find(|c| c.name == DELTA_GONE) {
@@ -70,6 +74,7 @@ pub(super) fn bind_result_clauses(merge: &Merge, plan: &mut Plan) -> Result<()> 
     let own = ["column_name", "value", "strategy", "winner_sources", "losers"];
     if plan.returning == Returning::State && merge.filter.is_some() {
         return Err(Diagnostic::new(Code::Unsupported, "RETURNING STATE gives states, which WHERE cannot look into")
+            .within(merge.place("WHERE"))
             .help("filter inside a source: MERGE (SELECT ... WHERE ...) AS s ON ..."));
     }
     if plan.returns_cells()
@@ -77,6 +82,7 @@ pub(super) fn bind_result_clauses(merge: &Merge, plan: &mut Plan) -> Result<()> 
     {
         let message = format!("the result of RETURNING has a column `{}` of its own", key.name);
         return Err(Diagnostic::new(Code::DuplicateColumn, message)
+            .within(merge.place("RETURNING"))
             .help(format!("give the key another name: MAP {0} -> {0}_key", key.name)));
     }
     let bind = |expr: &Expr, names: &[String]| -> Result<Expr> {
@@ -90,7 +96,7 @@ pub(super) fn bind_result_clauses(merge: &Merge, plan: &mut Plan) -> Result<()> 
     let typed: Vec<(String, Type)> = plan.result_columns().map(|(n, t)| (n.to_owned(), t.clone())).collect();
     plan.filter = merge.filter.as_ref().map(|e| bind(e, &names)).transpose()?;
     if let Some(filter) = &plan.filter {
-        crate::kinds::check(filter, &typed, true)?;
+        crate::kinds::check(filter, &typed, true).map_err(|e| e.within(merge.place("WHERE")))?;
     }
     for order in &merge.order {
         let expr = match &order.expr {
@@ -99,7 +105,7 @@ pub(super) fn bind_result_clauses(merge: &Merge, plan: &mut Plan) -> Result<()> 
             }
             expr => bind(expr, &returned)?,
         };
-        crate::kinds::check(&expr, &typed, false)?;
+        crate::kinds::check(&expr, &typed, false).map_err(|e| e.within(Some(order.span)))?;
         let column = match &expr {
             Expr::Identifier(ident) => Some(ident.value.clone()),
             _ => None,

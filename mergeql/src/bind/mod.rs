@@ -4,6 +4,8 @@ mod cells;
 mod clauses;
 mod schema;
 
+pub use cells::source_called;
+
 use crate::ast::{self, Explain, Merge, Name, Returning, StrategyBody};
 use crate::diagnostic::{Diagnostic, Result, Span};
 use crate::plan::*;
@@ -101,22 +103,25 @@ fn check_state_target(merge: &Merge, plan: &Plan) -> Result<()> {
     ];
     if let Some((clause, _)) = clause.iter().find(|(_, given)| *given) {
         return Err(Diagnostic::new(Code::Unsupported, format!("a table that keeps states cannot be made with {clause}"))
+            .within(merge.place(clause))
             .help("filter inside a source, or when reading the table"));
     }
+    let option = merge.options.iter().find(|(n, _)| n.value.eq_ignore_ascii_case("state")).map(|(n, _)| n.span);
     if plan.cells.is_empty() {
-        return Err(Diagnostic::new(Code::Unsupported, "a table of keys alone has no states to keep"));
+        return Err(Diagnostic::new(Code::Unsupported, "a table of keys alone has no states to keep").within(option));
     }
     if let Some(cell) = plan.cells.iter().find(|c| c.inputs.contains(&Input::Origin)) {
         return Err(Diagnostic::new(
             Code::InvalidArgument,
             format!("`{}` counts per source, and MERGE INTO will have no source to count by", cell.name),
         )
+        .within(merge.place("STRATEGY"))
         .help(format!("name the column that says who counted: {} = {}(origin_column)", cell.name, cell.shown)));
     }
     if merge.into.is_none() {
-        return Err(
-            Diagnostic::new(Code::InvalidArgument, "`state = 'keep'` needs a table to keep the states in").help("add INTO table")
-        );
+        return Err(Diagnostic::new(Code::InvalidArgument, "`state = 'keep'` needs a table to keep the states in")
+            .within(option)
+            .help("add INTO table"));
     }
     Ok(())
 }
@@ -154,6 +159,7 @@ impl Binder<'_> {
             let name = called(source);
             match self.sources.iter().find(|s| s.name == name) {
                 Some(same) if same.relation.sql == relation.sql => continue,
+                Some(_) if source.part => self.sources.push(Source { name, relation, columns: Vec::new() }),
                 Some(_) => {
                     return Err(Diagnostic::at(
                         Code::DuplicateSource,
@@ -227,23 +233,35 @@ impl Binder<'_> {
         self.merge.options.iter().find(|(n, _)| n.value.eq_ignore_ascii_case(name)).map(|(_, v)| v)
     }
 
+    /// Where the source of this name stands.
+    fn place_of(&self, source: &str) -> Option<Span> {
+        self.merge.sources.iter().find(|s| called(s) == source).map(place).filter(|s| s.line > 0)
+    }
+
+    /// The name that MAP gives: that of another column, as it is spelled there, where it is meant.
+    fn new_name(&self, new: &Name) -> String {
+        let mapped = |name: &str| self.merge.map.iter().any(|(old, _)| old.means(name));
+        let others = || self.sources.iter().flat_map(|s| s.relation.columns.iter().map(|c| c.name.as_str()));
+        let earlier = || self.merge.map.iter().map(|(_, new)| new.value.as_str());
+        let exact = others().find(|n| *n == new.value && !mapped(n));
+        let loose = || others().find(|n| new.means(n) && !mapped(n));
+        exact.or_else(loose).or_else(|| earlier().find(|n| new.means(n))).unwrap_or(&new.value).to_owned()
+    }
+
     /// The columns of a source under their new names.
     fn renamed(&self, source: &Source) -> Result<Vec<String>> {
-        let has = |name: &Name| source.relation.columns.iter().position(|c| matches(name, &c.name));
+        let has = |name: &Name| source.relation.columns.iter().position(|c| name.means(&c.name));
         let mut names: Vec<String> = source.relation.columns.iter().map(|c| c.name.clone()).collect();
         for (old, new) in &self.merge.map {
             if let Some(i) = has(old) {
-                names[i] = new.value.clone();
+                names[i] = self.new_name(new);
             }
         }
         for (i, name) in names.iter().enumerate() {
             if names[..i].contains(name) {
-                let span = self.merge.map.iter().find(|(_, new)| new.value == *name).map(|(_, new)| new.span);
+                let span = self.merge.map.iter().find(|(_, new)| new.means(name)).map(|(_, new)| new.span);
                 let message = format!("`{}` would have two columns called `{name}`", source.name);
-                return Err(match span {
-                    Some(span) => Diagnostic::at(Code::DuplicateColumn, span, message),
-                    None => Diagnostic::new(Code::DuplicateColumn, message),
-                });
+                return Err(Diagnostic::new(Code::DuplicateColumn, message).within(span.or_else(|| self.place_of(&source.name))));
             }
         }
         Ok(names)
@@ -251,26 +269,29 @@ impl Binder<'_> {
 
     fn columns(&mut self) -> Result<()> {
         for (i, (old, _)) in self.merge.map.iter().enumerate() {
-            if self.merge.map[..i].iter().any(|(other, _)| other.value == old.value) {
+            if self.merge.map[..i]
+                .iter()
+                .any(|(other, _)| other.value == old.value || other.quoted == old.quoted && old.means(&other.value))
+            {
                 return Err(Diagnostic::at(Code::DuplicateColumn, old.span, format!("`{}` is mapped twice", old.value)));
             }
-            let found = self.sources.iter().any(|s| s.relation.columns.iter().any(|c| matches(old, &c.name)));
+            let found = self.sources.iter().any(|s| s.relation.columns.iter().any(|c| old.means(&c.name)));
             if !found {
                 return Err(self.unknown_input(old));
             }
         }
         let mut names = self.sources.iter().map(|s| self.renamed(s)).collect::<Result<Vec<_>>>()?;
         let mut columns: Vec<Column> = Vec::new();
-        for (i, key) in self.merge.key.iter().enumerate() {
+        for key in &self.merge.key {
             let mut exact = None;
             for (source, names) in self.sources.iter().zip(&mut names) {
                 if names.is_empty() && source.relation.rows.unwrap_or(0) == 0 {
                     continue;
                 }
-                let mapped = self.merge.map.iter().find(|(old, _)| old.value == key.value).map(|(_, new)| &new.value);
+                let mapped = self.merge.map.iter().find(|(old, _)| key.means(&old.value)).map(|(_, new)| self.new_name(new));
                 let exactly = names.iter().position(|n| *n == key.value);
-                let loosely = || names.iter().position(|n| matches(key, n));
-                let found = exactly.or_else(loosely).or_else(|| names.iter().position(|n| Some(n) == mapped));
+                let loosely = || names.iter().position(|n| key.means(n));
+                let found = exactly.or_else(loosely).or_else(|| names.iter().position(|n| Some(n) == mapped.as_ref()));
                 match found {
                     // One key column, however each source spells it.
                     Some(at) => {
@@ -294,7 +315,7 @@ impl Binder<'_> {
             let name = exact.ok_or_else(|| {
                 Diagnostic::at(Code::UnknownColumn, key.span, format!("no source has the key column `{}`", key.value))
             })?;
-            if self.merge.key[..i].iter().any(|k| k.value == key.value) {
+            if columns.iter().any(|c| c.name == name) {
                 return Err(Diagnostic::at(Code::DuplicateColumn, key.span, format!("`{}` is in the key twice", key.value)));
             }
             columns.push(Column { name, ty: Type::Null, nullable: false });
@@ -325,13 +346,14 @@ impl Binder<'_> {
                     Code::TypeMismatch,
                     format!("`{}` is {was} in `{}` and {ty} in `{}`", column.name, other.name, source.name),
                 );
-                error.span = self.merge.sources.iter().find(|s| called(s) == source.name).map(place).filter(|s| s.line > 0);
+                error.span = self.place_of(&source.name);
                 error.help("cast one of them in a source query: (SELECT CAST(...) ...) AS name")
             })?;
         }
         for key in &columns[..self.merge.key.len()] {
             if key.ty == Type::Interval {
                 return Err(Diagnostic::new(Code::TypeMismatch, format!("the key `{}` is an interval", key.name))
+                    .within(self.merge.key.first().map(|key| key.span))
                     .help("intervals have no one equality: cast the key to text or to a number"));
             }
         }
@@ -371,11 +393,6 @@ impl Binder<'_> {
     }
 }
 
-/// Whether a written name means this one: to the letter, or in any case of letters if it is not quoted.
-fn matches(name: &Name, other: &str) -> bool {
-    name.value == other || (!name.quoted && name.value.eq_ignore_ascii_case(other))
-}
-
 fn listing(names: &[String]) -> String {
     let mut shown: Vec<String> = names.iter().take(12).map(|n| format!("`{n}`")).collect();
     if names.len() > 12 {
@@ -385,12 +402,15 @@ fn listing(names: &[String]) -> String {
 }
 
 /// A result column by the name as written: to the letter, else in any case of letters, else by its name before MAP.
-fn find_column<'a>(name: &Name, columns: impl Iterator<Item = &'a str> + Clone, map: &[(Name, Name)]) -> Result<usize> {
+///
+/// # Errors
+/// `unknown_column`.
+pub fn find_column<'a>(name: &Name, columns: impl Iterator<Item = &'a str> + Clone, map: &[(Name, Name)]) -> Result<usize> {
     let exact = columns.clone().position(|c| c == name.value);
-    let loose = || columns.clone().position(|c| matches(name, c));
+    let loose = || columns.clone().position(|c| name.means(c));
     let mapped = || {
-        let (_, new) = map.iter().find(|(old, _)| matches(old, &name.value))?;
-        columns.clone().position(|c| c == new.value)
+        let (_, new) = map.iter().find(|(old, _)| old.means(&name.value))?;
+        columns.clone().position(|c| new.means(c))
     };
     exact.or_else(loose).or_else(mapped).ok_or_else(|| {
         Diagnostic::at(Code::UnknownColumn, name.span, format!("there is no column `{}`", name.value))

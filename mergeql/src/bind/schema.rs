@@ -27,6 +27,7 @@ impl Binder<'_> {
         ];
         if let Some((clause, _)) = clauses.iter().find(|(_, given)| *given) {
             return Err(Diagnostic::new(Code::Unsupported, format!("RETURNING SCHEMA has no {clause}"))
+                .within(merge.place(clause))
                 .help("schemas need the sources alone: MERGE a, b RETURNING SCHEMA"));
         }
         let mut columns: BTreeMap<String, Vec<Option<&Type>>> = BTreeMap::new();

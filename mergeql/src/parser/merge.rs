@@ -30,18 +30,17 @@ impl Parser<'_> {
         if self.peek().token == Token::Comma {
             return Err(self.unexpected("a clause or the end").help("several key columns stand in parentheses: ON (id, region)"));
         }
-        let mut seen: Vec<&str> = Vec::new();
         loop {
             let at = self.span();
             let Some(clause) = CLAUSES.iter().find(|c| self.is_word(0, c)) else { break };
-            if seen.contains(clause) {
+            if merge.place(clause).is_some() {
                 let full = match *clause {
                     "VERSION" | "DELETE" | "ORDER" => format!("{clause} BY"),
                     other => other.to_owned(),
                 };
                 return Err(Diagnostic::at(Code::DuplicateClause, at, format!("{full} is given twice")));
             }
-            seen.push(clause);
+            merge.clauses.insert(*clause, at);
             self.next();
             self.clause(clause, &mut merge, at)?;
         }
@@ -222,7 +221,7 @@ impl Parser<'_> {
         if matches!(relation, Relation::Query(_)) && alias.is_none() {
             return Err(Diagnostic::at(Code::Syntax, span, "a query source needs a name").help("write (SELECT ...) AS name"));
         }
-        Ok(Source { relation, alias, span })
+        Ok(Source { relation, alias, span, part: false })
     }
 
     pub(super) fn relation(&mut self, what: &str) -> Result<Relation> {

@@ -520,7 +520,11 @@ fn numbers_of_changes_only_grow() {
     let mut host = start(None);
     host.raw("CREATE TABLE t (id TEXT PRIMARY KEY, a)").unwrap();
     raw(&mut host, "SELECT crdt_table('t', '')");
-    let change = |id: &str| format!("INSERT INTO mergeql_changes SELECT 't', '{id}', 'a', crdt_lww_state_with('{{\"respect_nulls\":true}}', 1, 1, 'peer'), 1, 1, 'peer'");
+    let change = |id: &str| {
+        format!(
+            "INSERT INTO mergeql_changes SELECT 't', '{id}', 'a', crdt_lww_state_with('{{\"respect_nulls\":true}}', 1, 1, 'peer'), 1, 1, 'peer'"
+        )
+    };
     // One by one: a script would commit first.
     host.raw("BEGIN").unwrap();
     host.raw(&change("x")).unwrap();

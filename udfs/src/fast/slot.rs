@@ -35,6 +35,12 @@ pub trait Held: Default {
     /// R2 between two values that are not NaN.
     fn compare(a: Self::Seen<'_>, b: Self::Seen<'_>) -> Ordering;
 
+    /// What sorts as the values do, as far as it goes: of two that have it equal, `compare` tells.
+    #[inline]
+    fn prefix(_: Self::Seen<'_>) -> u64 {
+        0
+    }
+
     /// The canonical form (R9).
     fn canonical<'a>(seen: Self::Seen<'a>) -> Self::Seen<'a> {
         seen
@@ -157,6 +163,14 @@ impl Held for SmallBytes {
     #[inline]
     fn compare(a: &[u8], b: &[u8]) -> Ordering {
         a.cmp(b)
+    }
+
+    #[inline]
+    fn prefix(seen: &[u8]) -> u64 {
+        match seen.first_chunk::<8>() {
+            Some(first) => u64::from_be_bytes(*first),
+            None => seen.iter().rev().enumerate().fold(0, |all, (i, b)| all | u64::from(*b) << (8 * (i + 8 - seen.len()))),
+        }
     }
 }
 
@@ -446,13 +460,21 @@ impl Collected {
     }
 }
 
+/// Values that do not fit inside a set go where so many do.
+const FIRST: usize = 8;
+
+#[inline]
+fn compare<V: Held>(a: V::Seen<'_>, b: V::Seen<'_>) -> Ordering {
+    V::prefix(a).cmp(&V::prefix(b)).then_with(|| V::compare(a, b))
+}
+
 /// Every distinct value of one kind: as they come, until there is room no more.
 ///
 /// ```
 /// use mergeql_udfs::slot::Several;
 /// let mut set = Several::<i64>::default();
 /// [3, 1, 3].into_iter().for_each(|v| set.offer(v));
-/// assert_eq!(set.sorted(), [1, 3]);
+/// assert_eq!(set.sorted()[..], [1, 3]);
 /// ```
 #[derive(Debug, Clone)]
 pub struct Several<V>(SmallVec<[V; 2]>);
@@ -478,22 +500,30 @@ impl<V: Held> Several<V> {
     /// Drops what is there twice; if that was not much, there will be room for as many again.
     #[cold]
     fn make_room(&mut self) {
-        self.0.sort_unstable_by(|a, b| V::compare(a.seen(), b.seen()));
+        self.0.sort_unstable_by(|a, b| compare::<V>(a.seen(), b.seen()));
         self.0.dedup_by(|a, b| V::compare(a.seen(), b.seen()) == Ordering::Equal);
         if self.0.len() > self.0.capacity() / 2 {
-            self.0.reserve_exact(self.0.len());
+            // What does not fit inside goes where a few more do.
+            self.0.reserve_exact(self.0.len().max(FIRST - self.0.len().min(FIRST)));
         }
     }
 
     /// Joins another state.
-    pub fn join(&mut self, other: &Self) {
-        other.0.iter().for_each(|v| self.offer(v.seen()));
+    pub fn join(&mut self, other: &Self)
+    where
+        V: Clone,
+    {
+        if self.0.is_empty() {
+            self.0.extend(other.0.iter().cloned());
+        } else {
+            other.0.iter().for_each(|v| self.offer(v.seen()));
+        }
     }
 
     /// The values in order.
-    pub fn sorted(&self) -> Vec<V::Seen<'_>> {
-        let mut values: Vec<V::Seen<'_>> = self.0.iter().map(V::seen).collect();
-        values.sort_unstable_by(|a, b| V::compare(*a, *b));
+    pub fn sorted(&self) -> SmallVec<[V::Seen<'_>; 16]> {
+        let mut values: SmallVec<[V::Seen<'_>; 16]> = self.0.iter().map(V::seen).collect();
+        values.sort_unstable_by(|a, b| compare::<V>(*a, *b));
         values.dedup_by(|a, b| V::compare(*a, *b) == Ordering::Equal);
         values
     }

@@ -120,7 +120,9 @@ pub fn write(sealed: &Sealed, out: &Path, extras: &Extras, report: impl FnMut(Pr
         };
         let names = names.iter().map(String::as_str).chain(["README.md", "mergeql.jsonld"]);
         if let Some(path) = names.map(|name| out.join(name)).find(|path| path.exists()) {
-            return Err(failed(&path, "this file exists").with_help("choose another place, or replace it with WITH (overwrite = true)"));
+            return Err(
+                failed(&path, "this file exists").with_help("choose another place, or replace it with WITH (overwrite = true)")
+            );
         }
     }
     let beside = |tensors: &[Written]| {

@@ -1,0 +1,280 @@
+//! Files in and out: every format, patterns, bad input, and nothing half-written.
+
+use super::{STATEMENT, failure, run, sources, stdout};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+#[test]
+fn every_format_reads_back_equal() {
+    let folder = sources();
+    let expected = "id,v,t\n1,5,x\n2,,\"\"\n3,9,z\n";
+    for ending in ["csv", "tsv", "json", "ndjson", "parquet", "arrow"] {
+        let file = format!("out.{ending}");
+        stdout(&run(folder.path(), &["-c", &format!("{STATEMENT} INTO '{file}'")]));
+        let back = stdout(&run(folder.path(), &["-c", &format!("SELECT id, v, t FROM '{file}' ORDER BY id"), "--format", "csv"]));
+        // Arrow's CSV writer does not quote empty text, so it is compared by what it says of NULL.
+        assert_eq!(back.replace("\"\"", ""), expected.replace("\"\"", ""), "{ending}");
+        let empty =
+            stdout(&run(folder.path(), &["-c", &format!("SELECT t IS NULL AS n FROM '{file}' WHERE id = 2"), "--format", "csv"]));
+        if !matches!(ending, "csv" | "tsv") {
+            assert_eq!(empty, "n\nfalse\n", "{ending}");
+        }
+    }
+}
+
+fn count_of(folder: &Path, source: &str) -> String {
+    std::fs::write(folder.join("late/1.csv"), "id,v\n1,7\n").unwrap();
+    std::fs::write(folder.join("late/2.csv"), "id,v\n1,5\n4,1.5\n").unwrap();
+    let counted = run(folder, &["-c", &format!("MERGE {source} ON id STRATEGY v = counter ORDER BY id"), "--format", "csv"]);
+    let rows = stdout(&counted);
+    assert_eq!(rows, "id,v\n1,12.0\n4,1.5\n");
+    rows
+}
+
+#[test]
+fn folders_patterns_standard_input_and_names_are_sources() {
+    let folder = sources();
+    std::fs::create_dir(folder.path().join("late")).unwrap();
+    std::fs::write(folder.path().join("late/1.csv"), "id,v\n1,7\n").unwrap();
+    std::fs::write(folder.path().join("late/2.csv"), "id,v\n4,1.5\n").unwrap();
+    let count = |source: &str| {
+        stdout(&run(folder.path(), &["-c", &format!("SELECT sum(v) AS s FROM (MERGE {source} ON id) AS m"), "--format", "csv"]))
+    };
+    assert_eq!(count("'late'"), "s\n8.5\n");
+    assert_eq!(count("'late/*.csv'"), "s\n8.5\n");
+    assert_eq!(count("'late/1.csv', 'late/1.csv'"), "s\n7\n");
+    // Each file is an origin of its own, however the files are named.
+    let counted = |source: &str| count_of(folder.path(), source);
+    assert_eq!(counted("'late/*.csv'"), counted("'late/1.csv', 'late/2.csv'"));
+    let named = run(folder.path(), &["--source", "l=late/2.csv", "-c", "MERGE l ON id ORDER BY id", "--format", "csv"]);
+    assert_eq!(stdout(&named), "id,v\n1,5.0\n4,1.5\n");
+    let mut child = Command::new(env!("CARGO_BIN_EXE_mergeql"))
+        .args(["-c", "MERGE '-' ON id WITH (format = 'csv')", "--format", "ndjson"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    std::io::Write::write_all(&mut child.stdin.take().unwrap(), b"id,v\n1,2\n1,3\n").unwrap();
+    assert_eq!(stdout(&child.wait_with_output().unwrap()), "{\"id\":1,\"v\":3}\n");
+}
+
+#[test]
+fn what_is_written_reads_back_as_it_was() {
+    let folder = sources();
+    let made =
+        "SELECT 1 AS id, '' AS v, CAST(NULL AS TEXT) AS w UNION ALL SELECT 2, 'a,\"b\"\n', ' c ' UNION ALL SELECT 3, 'NULL', '\\x'";
+    for ending in ["csv", "tsv", "json", "ndjson", "parquet", "arrow"] {
+        let file = format!("out.{ending}");
+        stdout(&run(folder.path(), &["-c", &format!("MERGE ({made}) AS s ON id INTO '{file}'")]));
+        let read = format!("SELECT count(*) AS n FROM (SELECT * FROM '{file}' INTERSECT ({made})) AS same");
+        assert_eq!(stdout(&run(folder.path(), &["-c", &read, "--format", "csv"])), "n\n3\n", "{ending}");
+    }
+    // An ending that tells no format is no guess.
+    assert_eq!(failure(&run(folder.path(), &["-c", STATEMENT, "-o", "out.xyz"])).0, 2);
+}
+
+#[test]
+fn columns_of_text_files_pair_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("d")).unwrap();
+    std::fs::write(folder.path().join("d/1.csv"), "id,v,w\n1,5,x\n").unwrap();
+    std::fs::write(folder.path().join("d/2.csv"), "w,id\ny,2\n").unwrap();
+    std::fs::write(folder.path().join("d/3.csv"), "v,id,z\n7,1,true\n").unwrap();
+    let merged = stdout(&run(folder.path(), &["-c", "MERGE 'd/*.csv' ON id STRATEGY * = max ORDER BY id", "--format", "csv"]));
+    assert_eq!(merged, "id,v,w,z\n1,7,x,true\n2,,y,\n");
+    std::fs::write(folder.path().join("d/.4.csv"), "id\n4\n").unwrap();
+    std::fs::write(folder.path().join("d/5.csv.gz"), "").unwrap();
+    assert!(failure(&run(folder.path(), &["-c", "SELECT * FROM (MERGE 'd/5.csv.gz' ON id) AS m"])).1.contains("compressed"));
+    for (sql, expected) in [
+        ("SELECT count(*) AS n FROM 'd/*.csv'", "n\n3\n"),
+        ("SELECT count(z) AS n FROM 'd/*.csv'", "n\n1\n"),
+        ("SELECT z, v FROM 'd/*.csv' WHERE id = 2", "z,v\n,\n"),
+    ] {
+        assert_eq!(stdout(&run(folder.path(), &["-c", sql, "--format", "csv"])), expected, "{sql}");
+    }
+}
+
+#[test]
+fn a_pipe_is_no_file() {
+    let folder = tempfile::tempdir().unwrap();
+    for (pipe, sql) in [
+        ("p.csv", "MERGE 'p.csv' ON id"),
+        ("p.safetensors", "MERGE MODELS 'p.safetensors', 'p.safetensors' AS b STRATEGY * = linear"),
+    ] {
+        assert!(Command::new("mkfifo").arg(folder.path().join(pipe)).status().unwrap().success());
+        let (_, error) = failure(&run(folder.path(), &["-c", sql]));
+        assert!(error.contains("pipe or a device") || error.contains("no regular file"), "{error}");
+    }
+}
+
+#[test]
+fn bad_files_are_clear_errors() {
+    let folder = sources();
+    let path = |name: &str| folder.path().join(name);
+    stdout(&run(folder.path(), &["-c", &format!("{STATEMENT} INTO 'good.parquet'")]));
+    let good = std::fs::read(path("good.parquet")).unwrap();
+    std::fs::write(path("truncated.parquet"), &good[..good.len() / 2]).unwrap();
+    std::fs::write(path("empty.parquet"), b"").unwrap();
+    std::fs::write(path("text.parquet"), b"this is no parquet file at all").unwrap();
+    std::fs::write(path("empty.csv"), b"").unwrap();
+    std::fs::write(path("ragged.csv"), b"id,v\n1,2\n3\n").unwrap();
+    std::fs::write(path("latin1.csv"), b"id,v\n1,caf\xe9\n").unwrap();
+    std::fs::write(path("twice.csv"), b"id,v,v\n1,2,3\n").unwrap();
+    std::fs::write(path("broken.ndjson"), b"{\"id\":1}\n{\"id\":\n").unwrap();
+    std::fs::write(path("number.ndjson"), b"1\n").unwrap();
+    std::fs::write(path("clash.ndjson"), b"{\"id\":1}\n{\"id\":true}\n").unwrap();
+    std::fs::write(path("broken.json"), b"[{\"id\":1},").unwrap();
+    std::fs::write(path("cut.arrow"), b"ARROW1\0\0").unwrap();
+    std::fs::create_dir(path("nothing")).unwrap();
+    let cases = [
+        ("truncated.parquet", "io"),
+        ("empty.parquet", "io"),
+        ("text.parquet", "io"),
+        ("empty.csv", "io"),
+        ("ragged.csv", "io"),
+        ("latin1.csv", "io"),
+        ("twice.csv", "duplicate_column"),
+        ("broken.ndjson", "io"),
+        ("number.ndjson", "io"),
+        ("clash.ndjson", "type_mismatch"),
+        ("broken.json", "io"),
+        ("cut.arrow", "io"),
+        ("nothing", "io"),
+        ("gone/*.csv", "io"),
+    ];
+    for (file, code) in cases {
+        let (_, error) = failure(&run(folder.path(), &["-c", &format!("MERGE '{file}' ON id")]));
+        assert!(error.starts_with(&format!("error[{code}]")), "{file}: {error}");
+        let name = file.split('/').next().unwrap();
+        assert!(error.contains(name), "{file} is not named: {error}");
+    }
+    // NULs in text are text.
+    std::fs::write(path("nul.csv"), b"id,v\n1,a\0b\n").unwrap();
+    assert_eq!(
+        stdout(&run(folder.path(), &["-c", "SELECT length(v) AS n FROM (MERGE 'nul.csv' ON id) AS m", "--format", "csv"])),
+        "n\n3\n"
+    );
+    // A source without rows and columns contributes nothing.
+    std::fs::write(path("none.ndjson"), b"").unwrap();
+    assert_eq!(
+        stdout(&run(folder.path(), &["-c", "MERGE 'none.ndjson', 'a.csv' ON id ORDER BY id LIMIT 1", "--format", "csv"])),
+        "id,v,t\n1,5,x\n"
+    );
+}
+
+#[test]
+fn a_target_is_written_whole_or_not_at_all() {
+    let folder = sources();
+    let listing = || {
+        let mut names: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        names.sort();
+        names
+    };
+    let before = listing();
+    // A fault in the middle of writing leaves nothing behind.
+    let statement = "MERGE (SELECT 1 AS id, CAST(column1 AS INT) AS v FROM (VALUES ('1'), ('x'))) AS s ON id INTO 'out.parquet'";
+    failure(&run(folder.path(), &["-c", statement]));
+    assert_eq!(listing(), before);
+    let (_, error) = failure(&run(folder.path(), &["-c", &format!("{STATEMENT} INTO 'no/such/folder/out.csv'")]));
+    assert!(error.starts_with("error[io]"), "{error}");
+    // An existing file stays unless it is to be replaced.
+    std::fs::write(folder.path().join("kept.csv"), "precious").unwrap();
+    let (_, error) = failure(&run(folder.path(), &["-c", &format!("{STATEMENT} INTO 'kept.csv'")]));
+    assert!(error.contains("OR REPLACE"), "{error}");
+    assert_eq!(std::fs::read_to_string(folder.path().join("kept.csv")).unwrap(), "precious");
+    stdout(&run(folder.path(), &["-c", &format!("{STATEMENT} INTO OR REPLACE 'kept.csv'")]));
+    assert!(std::fs::read_to_string(folder.path().join("kept.csv")).unwrap().starts_with("id,v,t"));
+}
+
+/// A device that is always full stands for a full disk.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_full_disk_is_a_clear_error() {
+    let folder = sources();
+    let output = Command::new(env!("CARGO_BIN_EXE_mergeql"))
+        .args(["-c", STATEMENT, "--format", "csv"])
+        .current_dir(folder.path())
+        .stdout(std::fs::File::options().write(true).open("/dev/full").unwrap())
+        .stderr(Stdio::piped())
+        .output()
+        .unwrap();
+    let (code, error) = failure(&output);
+    assert_eq!(code, 1, "{error}");
+}
+
+#[test]
+#[cfg(unix)]
+fn ctrl_c_in_the_middle_of_into_leaves_nothing() {
+    let folder = sources();
+    let statement = "MERGE (SELECT value AS id, value AS v FROM generate_series(1, 30000000)) AS s ON id INTO 'big.parquet'";
+    let mut child = Command::new(env!("CARGO_BIN_EXE_mergeql"))
+        .args(["-c", statement])
+        .current_dir(folder.path())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(1500));
+    Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    let status = child.wait().unwrap();
+    assert_eq!(status.code(), Some(130));
+    let names: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    assert!(names.iter().all(|n| n == "a.csv" || n == "b.ndjson"), "{names:?}");
+}
+
+#[test]
+fn a_pattern_counts_per_file_whatever_the_strategy_is_called() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("late")).unwrap();
+    std::fs::write(folder.path().join("late/1.csv"), "id,n\n1,7\n").unwrap();
+    std::fs::write(folder.path().join("late/2.csv"), "id,n\n1,5\n").unwrap();
+    for script in [
+        "MERGE 'late/*.csv' ON id STRATEGY n = counter",
+        "CREATE STRATEGY hits AS counter; MERGE 'late/*.csv' ON id STRATEGY n = hits",
+        "CREATE STRATEGY hits AS counter; CREATE STRATEGY visits AS hits; MERGE 'late/*.csv' ON id STRATEGY n = Visits",
+    ] {
+        let out = stdout(&run(folder.path(), &["-c", script, "--format", "csv"]));
+        assert!(out.ends_with("id,n\n1,12\n"), "{script}: {out}");
+    }
+    let script = "CREATE STRATEGY my_own AS max; DROP STRATEGY MY_OWN; SHOW STRATEGIES";
+    assert!(!stdout(&run(folder.path(), &["-c", script])).contains("my_own"));
+}
+
+#[test]
+fn types_do_not_depend_on_which_source_comes_first() {
+    let folder = tempfile::tempdir().unwrap();
+    let sources = [
+        "(SELECT 1 AS id, CAST(2 AS BIGINT) AS v) AS a",
+        "(SELECT 2 AS id, CAST(3 AS BIGINT UNSIGNED) AS v) AS b",
+        "(SELECT 3 AS id, 0.5 AS v) AS c",
+    ];
+    let mut answers = Vec::new();
+    for order in [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {
+        let sql = format!("MERGE {} ON id ORDER BY id", order.map(|i| sources[i]).join(", "));
+        answers.push(stdout(&run(folder.path(), &["-c", &sql, "--format", "csv"])));
+    }
+    assert!(answers.iter().all(|a| *a == "id,v\n1,2.0\n2,3.0\n3,0.5\n"), "{answers:?}");
+}
+
+#[test]
+fn files_of_one_source_are_one_source() {
+    let folder = tempfile::tempdir().unwrap();
+    let query = |sql: &str| stdout(&run(folder.path(), &["-c", sql, "--format", "csv"]));
+    std::fs::create_dir(folder.path().join("late")).unwrap();
+    // Types are those of all files together, and conflicts call them by their one name.
+    std::fs::write(folder.path().join("late/1.csv"), "id,n,tag\n1,7,007\n").unwrap();
+    std::fs::write(folder.path().join("late/2.csv"), "id,n,tag\n1,5,x\n").unwrap();
+    assert_eq!(query("MERGE 'late/*.csv' AS late ON id STRATEGY n = counter, tag = max"), "id,n,tag\n1,12,x\n");
+    let conflicts = "SELECT column_name, winner_sources FROM (MERGE 'late/*.csv' AS late ON id STRATEGY n = counter, tag = max RETURNING CONFLICTS)";
+    assert_eq!(query(&format!("{conflicts} AS c ORDER BY 1")), "column_name,winner_sources\nn,[late]\ntag,[late]\n");
+    let conflicts = conflicts.replace("n = counter", "n = max");
+    assert_eq!(query(&format!("{conflicts} AS c ORDER BY 1")), "column_name,winner_sources\nn,[late]\ntag,[late]\n");
+    // Parquet files with other types are widened, in any order, and refused where there is no common type.
+    for (file, value) in [("a", "CAST(7 AS INT)"), ("b", "0.5"), ("c", "CAST(9 AS BIGINT)")] {
+        query(&format!("COPY (SELECT 1 AS id, {value} AS v) TO 'late/{file}.parquet'"));
+    }
+    assert_eq!(query("MERGE 'late/*.parquet' ON id STRATEGY v = max"), "id,v\n1,9.0\n");
+    assert_eq!(query("MERGE 'late/*.parquet' ON id STRATEGY v = min"), "id,v\n1,0.5\n");
+    query("COPY (SELECT 1 AS id, 'x' AS v) TO 'late/d.parquet'");
+    let (code, error) = failure(&run(folder.path(), &["-c", "MERGE 'late/*.parquet' ON id STRATEGY v = max"]));
+    assert!(code == 2 && error.starts_with("error[type_mismatch]") && error.contains("line 1, column 7"), "{error}");
+}

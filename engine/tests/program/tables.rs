@@ -1,0 +1,156 @@
+//! Tables and views that are kept in a folder.
+
+use super::{failure, run, sources, stdout};
+
+#[test]
+fn views_stay_in_a_folder_of_tables() {
+    let folder = sources();
+    let db = |sql: &str| run(folder.path(), &["--db", "shop", "-c", sql, "--format", "csv"]);
+    stdout(&db(
+        "CREATE TABLE a AS SELECT 1 AS id, 2 AS v; CREATE VIEW m AS MERGE a, (SELECT 1 AS id, 3 AS v) AS b ON id STRATEGY v = max",
+    ));
+    stdout(&db("CREATE VIEW over AS SELECT v + 1 AS v FROM m"));
+    assert_eq!(stdout(&db("SELECT v FROM over")), "v\n4\n");
+    stdout(&db("DROP VIEW over"));
+    assert!(failure(&db("SELECT v FROM over")).1.contains("unknown_source"));
+}
+
+#[test]
+fn views_are_over_tables_as_they_are() {
+    let folder = sources();
+    let script = "CREATE TABLE a AS SELECT 1 AS id, 2 AS v; CREATE VIEW m AS MERGE a ON id; CREATE VIEW b AS SELECT count(*) AS n FROM m; \
+                  INSERT INTO a VALUES (2, 3); SELECT n FROM b; \
+                  MERGE INTO a USING (SELECT 3 AS id, 4 AS v) AS s ON id STRATEGY v = max; SELECT n FROM b; \
+                  CREATE OR REPLACE TABLE a AS SELECT 9 AS id; SELECT n FROM b; SELECT * FROM m";
+    for db in [&[][..], &["--db", "shop"]] {
+        let out = stdout(&run(folder.path(), &[db, &["-c", script, "--format", "csv"]].concat()));
+        let lines: Vec<&str> = out.lines().collect();
+        let counts: Vec<&str> = lines.windows(2).filter(|pair| pair[0] == "n").map(|pair| pair[1]).collect();
+        assert!(counts == ["2", "3", "1"] && lines.last() == Some(&"9"), "{db:?}: {out}");
+    }
+    // A view has no rows to write, nor does its name stand for a table.
+    let db = |sql: &str| run(folder.path(), &["--db", "shop", "-c", sql, "--format", "csv"]);
+    for wrong in [
+        "MERGE (SELECT 3 AS id) AS z ON id INTO OR REPLACE m",
+        "MERGE INTO m USING (SELECT 3 AS id) AS z ON id",
+        "CREATE OR REPLACE TABLE m AS SELECT 1 AS id",
+        "DROP TABLE m",
+    ] {
+        let (code, error) = failure(&db(wrong));
+        assert!(code == 2 && error.contains("`m` is a view"), "{wrong}: {error}");
+    }
+    stdout(&db("DROP TABLE a"));
+    assert!(failure(&db("SELECT * FROM b")).1.contains("unknown_source"));
+    stdout(&db("DROP VIEW m; DROP VIEW b"));
+}
+
+#[test]
+fn files_of_a_folder_of_tables() {
+    let folder = sources();
+    let db = |sql: &str| run(folder.path(), &["--db", "shop", "-c", sql, "--format", "csv"]);
+    let file = folder.path().join("shop/t-1.parquet");
+    stdout(&db("CREATE TABLE t AS SELECT 1 AS id"));
+    let rows = std::fs::read(&file).unwrap();
+    // A table that cannot be read is one all the same.
+    for broken in [None, Some(&rows[..rows.len() / 2])] {
+        std::fs::remove_file(&file).ok();
+        broken.iter().for_each(|bytes| std::fs::write(&file, bytes).unwrap());
+        for sql in ["SELECT * FROM t", "CREATE TABLE IF NOT EXISTS t AS SELECT 2 AS id", "MERGE t ON id"] {
+            let output = db(sql);
+            if output.status.success() {
+                assert_eq!(stdout(&output), "rows\n0\n", "{sql}");
+                continue;
+            }
+            let (code, error) = failure(&output);
+            assert!(code == 1 && error.contains("`t` cannot be read"), "{sql}: {error}");
+        }
+    }
+    std::fs::write(&file, &rows).unwrap();
+    assert_eq!(stdout(&db("SELECT id FROM t")), "id\n1\n");
+    // Files that are there are nobody's to write over, and a folder without a manifest is not one of tables.
+    std::fs::write(folder.path().join("shop/u-2.parquet"), b"of somebody").unwrap();
+    std::fs::write(folder.path().join("shop/u-90.parquet"), b"of somebody").unwrap();
+    stdout(&db("CREATE TABLE u AS SELECT 1 AS id"));
+    assert_eq!(std::fs::read(folder.path().join("shop/u-90.parquet")).unwrap(), b"of somebody");
+    std::fs::remove_file(folder.path().join("shop/manifest.json")).unwrap();
+    let (code, error) = failure(&db("CREATE TABLE t AS SELECT 2 AS id"));
+    assert!(code == 1 && error.contains("no manifest"), "{error}");
+    assert_eq!(std::fs::read(&file).unwrap(), rows);
+}
+
+#[test]
+fn sets_that_were_edited_by_hand_are_taken_in() {
+    let folder = sources();
+    let script = "MERGE (SELECT 1 AS id, 'x' AS v) AS a ON id STRATEGY v = gset INTO t WITH (state = 'keep'); SELECT mergeql_adopt('t'); \
+                  INSERT INTO t (id, v) VALUES (2, ['q', 'r']); SELECT mergeql_adopt('t'); \
+                  MERGE INTO t USING (SELECT 2 AS id, 'z' AS v) AS s ON id; SELECT v FROM t WHERE id = 2";
+    let out = stdout(&run(folder.path(), &["-c", script, "--format", "json"]));
+    assert!(out.contains(r#"["q","r","z"]"#), "{out}");
+}
+
+#[test]
+fn not_null_stays_on_disk() {
+    let folder = tempfile::tempdir().unwrap();
+    let db = |sql: &str| run(folder.path(), &["--db", "shop", "-c", sql, "--format", "csv"]);
+    stdout(&db("CREATE TABLE t (id INT NOT NULL, v INT); INSERT INTO t VALUES (1, 2)"));
+    let (code, error) = failure(&db("INSERT INTO t VALUES (NULL, 3)"));
+    assert!(code == 1 && error.contains("of `t` that is NOT NULL"), "{error}");
+    assert!(failure(&db("INSERT INTO t (v) VALUES (3)")).1.contains("NOT NULL"));
+    // Also in a table that a merge wrote anew, which takes `lww` for columns without NULL.
+    stdout(&db(
+        "CREATE TABLE s (id INT NOT NULL, v INT); INSERT INTO s VALUES (1, 9), (2, 4); MERGE INTO t USING s ON id STRATEGY v = max",
+    ));
+    assert!(failure(&db("INSERT INTO t SELECT CAST(NULL AS INT), 3")).1.contains("NOT NULL"));
+    assert_eq!(stdout(&db("SELECT * FROM t ORDER BY id")), "id,v\n1,9\n2,4\n");
+    // A table that takes its place has its own columns.
+    stdout(&db("CREATE OR REPLACE TABLE t AS SELECT CAST(NULL AS INT) AS id"));
+    let (_, error) = failure(&db("CREATE TABLE u (id INT, v INT DEFAULT 3)"));
+    assert!(error.contains("error[unsupported]") && error.contains("DEFAULT"), "{error}");
+}
+
+#[test]
+fn rows_are_deleted_and_changed() {
+    let folder = tempfile::tempdir().unwrap();
+    for db in [&[][..], &["--db", "shop"]] {
+        let run = |sql: &str| run(folder.path(), &[db, &["-c", sql, "--format", "csv"]].concat());
+        let script = "CREATE TABLE t AS SELECT * FROM (VALUES (1, 5), (2, NULL), (3, 7), (4, 9)) AS v(id, v);
+            CREATE TABLE s AS SELECT 4 AS id;
+            DELETE FROM t WHERE v = 5; UPDATE t SET v = v + id WHERE v = 7; UPDATE t SET v = 1 WHERE id IN (SELECT id FROM s);
+            SELECT * FROM t ORDER BY id";
+        let out = stdout(&run(script));
+        assert!(out.ends_with("id,v\n2,\n3,10\n4,1\n"), "{db:?}: {out}");
+        let out = stdout(&run(
+            "CREATE OR REPLACE TABLE t AS SELECT 1 AS id, 2 AS v; UPDATE t SET v = id; SELECT * FROM t; DELETE FROM t; SELECT count(*) AS n FROM t",
+        ));
+        assert!(out.contains("id,v\n1,1\n") && out.ends_with("n\n0\n"), "{db:?}: {out}");
+        let states = "CREATE TABLE k AS SELECT 1 AS id, 2 AS v; MERGE k ON id STRATEGY v = max INTO kept WITH (state = 'keep'); ";
+        for edit in ["DELETE FROM kept", "UPDATE kept SET v = 1 WHERE id = 1"] {
+            let (_, error) = failure(&run(&format!("{states}{edit}")));
+            assert!(error.contains("error[needs_state]"), "{db:?}: {error}");
+            stdout(&run("DROP TABLE IF EXISTS k; DROP TABLE IF EXISTS kept"));
+        }
+        let (_, error) = failure(&run("CREATE VIEW w AS SELECT 1 AS id; DELETE FROM w"));
+        assert!(error.contains("is a view"), "{db:?}: {error}");
+    }
+}
+
+#[test]
+fn a_table_that_keeps_states_knows_its_listed_sources() {
+    let folder = tempfile::tempdir().unwrap();
+    for (file, v) in [("nyc", 1), ("london", 2)] {
+        std::fs::write(folder.path().join(format!("{file}.csv")), format!("id,v\n1,{v}\n")).unwrap();
+    }
+    let all = "MERGE 'nyc.csv', 'london.csv' ON id STRATEGY v = source(nyc, london)";
+    for first in ["nyc", "london"] {
+        let other = if first == "nyc" { "london" } else { "nyc" };
+        let script = format!(
+            "MERGE '{first}.csv', (SELECT 2 AS id, 0 AS v WHERE false) AS \"{other}.csv\" ON id STRATEGY v = source(nyc, london) \
+             INTO t WITH (state = 'keep'); \
+             MERGE INTO t USING '{other}.csv' ON id; MERGE INTO t USING '{other}.csv' ON id STRATEGY v = source(nyc, london); \
+             SELECT * FROM t"
+        );
+        let rows = stdout(&run(folder.path(), &["-c", &script, "--format", "csv"]));
+        let expected = stdout(&run(folder.path(), &["-c", all, "--format", "csv"]));
+        assert!(rows.ends_with(&expected), "{rows} is not {expected}");
+    }
+}
