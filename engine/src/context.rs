@@ -3,7 +3,6 @@
 use crate::checked::CheckedArithmetic;
 use crate::cluster::{Client, Cluster, ranges};
 use crate::error::{MergeError, Result};
-use crate::into::with_sources;
 use crate::names::{Names, Passing};
 use crate::objects::{Object, Stores};
 use crate::sorted::SortedMerges;
@@ -26,7 +25,7 @@ use futures::TryStreamExt;
 use mergeql_lang::ast::{Explain, Into as Target, Merge, Name, Piece, Relation as Written, Returning, Statement};
 use mergeql_lang::lower::{DataFusion, Lowering, quote};
 use mergeql_lang::plan::{Fold, Plan};
-use mergeql_lang::{Diagnostic, UserStrategies, bind, find_column, parse, source_called};
+use mergeql_lang::{Diagnostic, Kept, UserStrategies, bind, hide_known, parse};
 use mergeql_udfs::{Code, Value};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -396,18 +395,9 @@ impl MergeContext {
         match first {
             First::None | First::Hidden => {}
             First::Rows(target) => relations.insert(0, self.adopt(target)),
-            First::States(mut target) => {
-                // Its columns hold values, not what the strategies read: the sources' own types count where they have the column.
-                let in_sources = |column: &str| {
-                    relations.iter().any(|r| {
-                        r.columns.iter().any(|c| match merge.map.iter().find(|(old, _)| old.means(&c.name)) {
-                            Some((_, new)) => new.means(column),
-                            None => c.name == column,
-                        })
-                    })
-                };
-                target.relation.columns.retain(|c| merge.key.iter().any(|k| k.means(&c.name)) || !in_sources(&c.name));
+            First::States(target) => {
                 relations.insert(0, self.adopt(target));
+                hide_known(&mut relations, merge);
             }
         }
         Ok(bind(merge, relations, into, strategies, explain)?)
@@ -517,7 +507,7 @@ impl MergeContext {
                 .help("write INTO OR REPLACE to replace it, or MERGE INTO to merge into it")
                 .into());
         }
-        let resolution = plan.keeps_state().then(|| self.resolution(&final_names(merge, plan)));
+        let resolution = plan.keeps_state().then(|| Kept::resolution(merge, plan, &self.user_strategies(), &self.strategy_texts()));
         let count = self.put_table(name, rows, None, resolution).await?;
         self.count("rows", count)
     }
@@ -640,32 +630,6 @@ fn table_only(parts: &[Name]) -> Result<String> {
         [name] => Ok(if name.quoted { name.value.clone() } else { name.value.to_ascii_lowercase() }),
         _ => Err(Diagnostic::at(Code::Unsupported, parts[0].span, "tables are made in the default schema only").into()),
     }
-}
-
-/// The merge with the names that its columns have after MAP, as later statements will call them.
-fn final_names(merge: &Merge, plan: &Plan) -> Merge {
-    let mut named = merge.clone();
-    let rename = |name: &mut Name| {
-        if let Ok(column) = find_column(name, plan.columns.iter().map(|c| c.name.as_str()), &merge.map) {
-            name.value.clone_from(&plan.columns[column].name);
-        }
-    };
-    named.key.iter_mut().for_each(rename);
-    named.delete.iter_mut().for_each(rename);
-    named.version.iter_mut().flat_map(|v| &mut v.columns).for_each(|(n, _)| rename(n));
-    for (target, call) in &mut named.strategies {
-        if let mergeql_lang::ast::Target::Column(name) = target {
-            rename(name);
-        }
-        call.by.iter_mut().flat_map(|v| &mut v.columns).for_each(|(n, _)| rename(n));
-        *call = with_sources(call, |name| source_called(name, plan.sources.iter().map(|s| s.name.as_str())));
-        for (_, argument) in &mut call.args {
-            if let mergeql_lang::ast::Argument::Name(name) = argument {
-                rename(name);
-            }
-        }
-    }
-    named
 }
 
 /// Collects a stream.

@@ -8,127 +8,18 @@ use crate::layers::Target;
 use crate::sources::{ReadOptions, Resolved};
 use datafusion::datasource::MemTable;
 use datafusion::prelude::{DataFrame, SessionContext};
-use mergeql_lang::ast::{
-    Argument, Explain, Merge, Name, Piece, Relation as Written, Returning, Statement, StrategyBody, StrategyCall, Target as Of,
-};
+use mergeql_lang::ast::{Explain, Merge, Name, Piece, Relation as Written, Returning};
 use mergeql_lang::lower::{DELETED, DataFusion, Lowering, STATE, quote};
 use mergeql_lang::plan::Plan;
-use mergeql_lang::{Diagnostic, Span, UserStrategies, parse};
+use mergeql_lang::{Diagnostic, Kept, Span};
 use mergeql_udfs::{Code, Value};
 use std::sync::Arc;
-
-/// How a table keeps states: the clauses, and the definitions of the user-defined strategies in them. A table owns them: what becomes
-/// of a strategy of that name later does not change what its states mean.
-struct Kept {
-    merge: Merge,
-    strategies: UserStrategies,
-}
-
-impl Kept {
-    fn read(table: &str, resolution: &str) -> Result<Kept> {
-        let broken = || MergeError::new(Code::CorruptState, format!("how `{table}` keeps states cannot be read: {resolution}"));
-        let (mut merge, mut strategies) = (None, UserStrategies::new());
-        for statement in mergeql_lang::split(resolution)? {
-            match parse(statement)? {
-                Statement::Merge { merge: kept, .. } => merge = Some(*kept),
-                Statement::CreateStrategy { name, body, .. } => drop(strategies.insert(name.value, body)),
-                _ => return Err(broken()),
-            }
-        }
-        Ok(Kept { merge: merge.ok_or_else(broken)?, strategies })
-    }
-}
 
 fn cells_only() -> MergeError {
     MergeError::new(Code::Unsupported, "MERGE INTO returns the number of rows, or RETURNING CONFLICTS or PROVENANCE")
 }
 
-/// A text where a source stands among the arguments of a strategy.
-fn source_argument(argument: &Argument) -> Option<&str> {
-    match argument {
-        Argument::Literal(Value::Text(text), _) => Some(text),
-        Argument::Literal(..) => None,
-        Argument::Name(name) => Some(&name.value),
-    }
-}
-
-/// A call of `source`, with its sources called as `full` says; other calls as they are.
-pub(crate) fn with_sources<'a>(call: &StrategyCall, full: impl Fn(&Name) -> Option<&'a str>) -> StrategyCall {
-    let mut call = call.clone();
-    if mergeql_udfs::catalog::find(&call.name.value).is_none_or(|entry| entry.spec().name != "source") {
-        return call;
-    }
-    for (_, argument) in &mut call.args {
-        let (name, span) = match &*argument {
-            Argument::Name(name) => (name.clone(), name.span),
-            Argument::Literal(Value::Text(text), span) => (Name { value: text.to_string(), quoted: true, span: *span }, *span),
-            Argument::Literal(..) => continue,
-        };
-        if let Some(full) = full(&name) {
-            *argument = Argument::Literal(Value::text(full), span);
-        }
-    }
-    call
-}
-
-/// Whether what a statement says of strategies, versions and deletions is something else than what a table keeps. What it leaves out is
-/// taken from the table, and a strategy has several names.
-fn differs(given: &Merge, kept: &Merge) -> bool {
-    let plain = |name: &str| Name { value: name.to_owned(), quoted: false, span: Span::default() };
-    let shown = |call: Option<&StrategyCall>| {
-        let usual = || StrategyCall { name: plain("lww"), args: Vec::new(), respect_nulls: false, by: None };
-        let mut call = call.cloned().unwrap_or_else(usual);
-        if let Some(known) = mergeql_udfs::catalog::find(&call.name.value) {
-            call.name = plain(known.spec().name);
-        }
-        let alone = Merge { strategies: vec![(Of::Default(Span::default()), call)], ..Merge::default() };
-        mergeql_lang::resolution(&alone)
-    };
-    let of = |column: Option<&str>| {
-        let named = kept.strategies.iter().find(|(of, _)| matches!(of, Of::Column(name) if Some(name.value.as_str()) == column));
-        let default = || kept.strategies.iter().find(|(of, _)| matches!(of, Of::Default(_)));
-        named.or_else(default).map(|(_, call)| call)
-    };
-    let other_strategy = given.strategies.iter().any(|(target, call)| {
-        let kept = of(match target {
-            Of::Default(_) => None,
-            Of::Column(name) => Some(&name.value),
-        });
-        let known: Vec<&str> = kept.iter().flat_map(|kept| kept.args.iter().filter_map(|(_, arg)| source_argument(arg))).collect();
-        let call = with_sources(call, |name| mergeql_lang::source_called(name, known.iter().copied()));
-        shown(kept) != shown(Some(&call))
-    });
-    let version = |merge: &Merge| mergeql_lang::resolution(&Merge { version: merge.version.clone(), ..Merge::default() });
-    let delete = |merge: &Merge| merge.delete.as_ref().map(|name| name.value.clone());
-    other_strategy
-        || given.version.is_some() && version(given) != version(kept)
-        || given.delete.is_some() && delete(given) != delete(kept)
-}
-
 impl MergeContext {
-    /// How a table made by this merge keeps states, as text that [`Kept`] reads.
-    pub(crate) fn resolution(&self, merge: &Merge) -> String {
-        self.definitions(merge).concat() + &mergeql_lang::resolution(merge)
-    }
-
-    /// The definitions of the user-defined strategies that a merge names, by name.
-    fn definitions(&self, merge: &Merge) -> Vec<String> {
-        let (user, texts) = (self.user_strategies(), self.strategy_texts());
-        let mut used: Vec<&str> = Vec::new();
-        let mut calls: Vec<&StrategyCall> = merge.strategies.iter().map(|(_, call)| call).collect();
-        while let Some(call) = calls.pop() {
-            let name = call.name.value.strip_prefix("custom:").unwrap_or(&call.name.value);
-            let Some((name, body)) = user.get_key_value(name).filter(|(n, _)| !used.contains(&n.as_str())) else { continue };
-            used.push(name);
-            if let StrategyBody::Alias(inner) = body {
-                calls.push(inner);
-            }
-        }
-        used.sort_unstable();
-        let define = |name: &&str| Some(format!("CREATE STRATEGY {} AS {}; ", quote(name), texts.get(*name)?));
-        used.iter().filter_map(define).collect()
-    }
-
     pub(crate) async fn merge_into(&self, explain: Explain, target: &Written, merge: Merge) -> Result<DataFrame> {
         let options = ReadOptions::of(&merge.options)?;
         let (parts, span): (&[Name], Span) = match target {
@@ -252,25 +143,8 @@ impl MergeContext {
         merge: Merge,
         adopted: Option<String>,
     ) -> Result<DataFrame> {
-        if merge.returning != Returning::Rows {
-            return Err(MergeError::new(
-                Code::Unsupported,
-                format!("`{name}` keeps states, which do not say which rows they are of"),
-            )
-            .help("ask before: MERGE the sources with RETURNING CONFLICTS, without INTO"));
-        }
-        let Kept { merge: kept, strategies } = Kept::read(name, resolution)?;
-        if differs(&merge, &kept) || !self.definitions(&merge).iter().all(|one| resolution.contains(one)) {
-            return Err(MergeError::new(Code::TypeMismatch, format!("`{name}` keeps states of other clauses than these"))
-                .help(format!("leave STRATEGY, VERSION BY and DELETE BY out, or repeat them: {resolution}")));
-        }
-        let same_key = merge.key.len() == kept.key.len() && merge.key.iter().zip(&kept.key).all(|(a, b)| a.value == b.value);
-        if !same_key {
-            return Err(MergeError::new(Code::InvalidArgument, format!("`{name}` keeps states under another key"))
-                .help(resolution.to_owned()));
-        }
-        let merge =
-            Merge { strategies: kept.strategies.clone(), version: kept.version.clone(), delete: kept.delete.clone(), ..merge };
+        let kept = Kept::read(name, resolution)?;
+        let merge = kept.applied(name, merge, &self.user_strategies(), &self.strategy_texts())?;
         let merge = Self::with_target(name, &merge);
         let storage = self.storage_name(name);
         let provider = self.session.table_provider(datafusion::common::TableReference::bare(storage.as_str())).await?;
@@ -280,7 +154,7 @@ impl MergeContext {
         let relation =
             mergeql_lang::plan::Relation { sql: quote(&storage), origin: Some(name.to_owned()), columns: visible, rows: None };
         let target = First::States(Resolved { relation, table: None });
-        let mut plan = self.bind_with(&merge, target, explain, &strategies).await?;
+        let mut plan = self.bind_with(&merge, target, explain, &kept.strategies).await?;
         plan.check_columns(&columns)?;
         // The target contributes states, not rows.
         plan.sources.remove(0);
@@ -349,7 +223,7 @@ impl MergeContext {
         let Some(resolution) = self.memory(|m| m.resolutions.get(name).cloned()) else {
             return Err(MergeError::new(Code::NotAState, format!("`{name}` keeps no states")));
         };
-        let Kept { merge: kept, strategies } = Kept::read(name, &resolution)?;
+        let Kept { merge: kept, strategies, .. } = Kept::read(name, &resolution)?;
         let alone = Self::with_target(name, &Merge { sources: Vec::new(), ..kept.clone() });
         let plan = self.bind_with(&alone, First::Rows(self.visible(name).await?), Explain::No, &strategies).await?;
         let lowering = Lowering { plan: &plan, dialect: &DataFusion };

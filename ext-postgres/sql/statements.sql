@@ -19,6 +19,9 @@ COMMENT ON FUNCTION mergeql_divide(bigint, bigint) IS 'integers divided as integ
 COMMENT ON FUNCTION mergeql_divide(numeric, numeric) IS 'numbers divided';
 COMMENT ON FUNCTION mergeql_divide(double precision, double precision) IS 'doubles divided; by zero that is infinite, or no number';
 
+CREATE FUNCTION mergeql_value_like(crdt, anyelement) RETURNS anyelement AS 'MODULE_PATHNAME', 'mergeql_scalar' LANGUAGE C IMMUTABLE PARALLEL SAFE;
+COMMENT ON FUNCTION mergeql_value_like(crdt, anyelement) IS 'the value of a state in the type of the second argument';
+
 CREATE OPERATOR || (LEFTARG = crdt, RIGHTARG = crdt, FUNCTION = crdt_join, COMMUTATOR = ||);
 
 -- Strategies that users define, kept with the database.
@@ -42,5 +45,7 @@ CREATE FUNCTION mergeql_json(statement text) RETURNS SETOF jsonb AS 'MODULE_PATH
 COMMENT ON FUNCTION mergeql_json(text) IS 'the rows of a statement as JSON';
 CREATE PROCEDURE mergeql_into(statement text) AS 'MODULE_PATHNAME', 'mergeql_statement_into' LANGUAGE C;
 COMMENT ON PROCEDURE mergeql_into(text) IS 'runs a statement that writes: MERGE INTO, MERGE ... INTO, CREATE and DROP STRATEGY';
+CREATE FUNCTION mergeql_adopt(name text) RETURNS bigint AS 'MODULE_PATHNAME', 'mergeql_statement_adopt' LANGUAGE C VOLATILE STRICT;
+COMMENT ON FUNCTION mergeql_adopt(text) IS 'takes rows of a table that keeps states, edited by hand, in as rows';
 CREATE PROCEDURE mergeql_create(kind text, name text, statement text) AS 'MODULE_PATHNAME', 'mergeql_statement_create' LANGUAGE C;
 COMMENT ON PROCEDURE mergeql_create(text, text, text) IS 'makes a view, a materialized view or a table of a merge';

@@ -11,7 +11,8 @@ use pgrx::pg_sys;
 type Run = fn(&[Value]) -> mergeql_udfs::Result<Value>;
 
 /// Functions of Postgres alone: `sql/mergeql.sql` declares them.
-const OWN: [(&str, Run); 4] = [
+const OWN: [(&str, Run); 5] = [
+    ("mergeql_value_like", value_like),
     ("mergeql_exact_double", exact_double),
     ("mergeql_record", functions::record),
     ("mergeql_canonical", canonical),
@@ -30,6 +31,11 @@ fn exact_double(arguments: &[Value]) -> mergeql_udfs::Result<Value> {
 /// A value is canonical as soon as it is one of ours.
 fn canonical(arguments: &[Value]) -> mergeql_udfs::Result<Value> {
     Ok(arguments[0].clone())
+}
+
+/// The value of a state; the type of the second argument is that of the result.
+fn value_like(arguments: &[Value]) -> mergeql_udfs::Result<Value> {
+    functions::value_of(&arguments[0])
 }
 
 /// Division of doubles as the language has it: never an error.

@@ -5,13 +5,16 @@
 use crate::datums::{Form, PgType, bytes};
 use crate::entry::{Call, Failure, Outcome};
 use crate::spi::{Column, Spi, type_name};
-use mergeql_lang::ast::{Explain, Merge, Name, Piece, Relation as Written, Returning, Statement, StrategyBody};
+use mergeql_lang::ast::{Explain, Merge, Name, Piece, Relation as Written, Returning, Source, Statement, StrategyBody};
 use mergeql_lang::diagnostic::nearest;
-use mergeql_lang::lower::{Dialect, Lowering, Postgres, postgres_type_name, quote, text as literal};
+use mergeql_lang::lower::{Dialect, Lowering, Postgres, STATE, postgres_type_name, quote, text as literal};
 use mergeql_lang::plan::{Plan, Relation, SourceColumn};
-use mergeql_lang::{Diagnostic, Span, UserStrategies, added_columns, bind, bind_into, check_unverified, find_strategy, parse};
+use mergeql_lang::{
+    Diagnostic, Kept, Span, UserStrategies, added_columns, bind, bind_into, check_fit, check_unverified, find_strategy, parse,
+};
 use mergeql_udfs::{Code, Type};
-use pgrx::pg_sys;
+use pgrx::pg_sys::{self, Datum};
+use std::collections::BTreeMap;
 use std::ffi::CStr;
 
 /// A connection, and where the extension lives.
@@ -26,20 +29,27 @@ struct Described {
     columns: Vec<Column>,
     /// The table, where it is one: its schema and name.
     table: Option<(String, String)>,
+    /// How it keeps states, if it does.
+    kept: Option<String>,
 }
 
 /// A statement in Postgres' SQL.
 enum Lowered {
     /// It gives rows.
     Query(String),
-    /// It is run.
-    Command(String),
+    /// Statements that are run, in order.
+    Commands(Vec<String>),
 }
 
 impl Lowered {
+    fn command(sql: String) -> Lowered {
+        Lowered::Commands(vec![sql])
+    }
+
     fn sql(self) -> String {
         match self {
-            Lowered::Query(sql) | Lowered::Command(sql) => sql,
+            Lowered::Query(sql) => sql,
+            Lowered::Commands(all) => all.join(";\n"),
         }
     }
 }
@@ -94,21 +104,27 @@ impl Session<'_> {
 
     /// Strategies that users defined in this database.
     fn strategies(&self) -> Result<UserStrategies, Failure> {
-        let mut user = UserStrategies::new();
+        Ok(self.defined()?.0)
+    }
+
+    /// Those strategies, and what is behind AS of each.
+    fn defined(&self) -> Result<(UserStrategies, BTreeMap<String, String>), Failure> {
+        let (mut user, mut texts) = (UserStrategies::new(), BTreeMap::new());
         for row in self.spi.texts(&format!("SELECT definition FROM {}", self.own("mergeql_user_strategies")), &[])? {
             let [Some(definition)] = row.as_slice() else { continue };
-            if let Statement::CreateStrategy { name, body, .. } = parse(definition)? {
+            if let Statement::CreateStrategy { name, body, text, .. } = parse(definition)? {
+                texts.insert(name.value.clone(), text);
                 user.insert(name.value, body);
             }
         }
-        Ok(user)
+        Ok((user, texts))
     }
 
     fn lower(&self, statement: &str) -> Result<Lowered, Failure> {
         Ok(match parse(statement)? {
-            Statement::Merge { explain: Explain::No, merge } if merge.into.is_some() => Lowered::Command(self.create(&merge)?),
+            Statement::Merge { explain: Explain::No, merge } if merge.into.is_some() => Lowered::Commands(self.create(&merge)?),
             Statement::Merge { explain, merge } => Lowered::Query(self.query(&merge, explain)?),
-            Statement::MergeInto { explain: Explain::No, target, merge } => Lowered::Command(self.merge_into(&target, &merge)?),
+            Statement::MergeInto { explain: Explain::No, target, merge } => Lowered::command(self.merge_into(&target, &merge)?),
             Statement::MergeInto { explain, target, merge } => {
                 let (plan, _) = self.bind_target(&target, &merge, explain)?;
                 Lowered::Query(self.explained(&plan, explain)?)
@@ -117,11 +133,11 @@ impl Session<'_> {
                 let first = statement.split_whitespace().next().unwrap_or_default().to_ascii_uppercase();
                 let sql = self.pieces(&pieces)?;
                 let reads = matches!(first.as_str(), "SELECT" | "WITH" | "VALUES" | "TABLE") || first.starts_with('(');
-                if reads { Lowered::Query(sql) } else { Lowered::Command(sql) }
+                if reads { Lowered::Query(sql) } else { Lowered::command(sql) }
             }
             Statement::ShowStrategies => Lowered::Query(format!("SELECT * FROM {}()", self.own("mergeql_strategies"))),
             Statement::CreateStrategy { or_replace, name, body, .. } => {
-                Lowered::Command(self.create_strategy(statement, or_replace, &name, &body)?)
+                Lowered::command(self.create_strategy(statement, or_replace, &name, &body)?)
             }
             Statement::DropStrategy { if_exists, name } => {
                 let name = match find_strategy(&self.strategies()?, &name) {
@@ -129,7 +145,7 @@ impl Session<'_> {
                     Err(_) => literal(&name.value),
                     Ok(own) => literal(own),
                 };
-                Lowered::Command(format!("DELETE FROM {} WHERE name = {name}", self.own("mergeql_user_strategies")))
+                Lowered::command(format!("DELETE FROM {} WHERE name = {name}", self.own("mergeql_user_strategies")))
             }
             Statement::MergeModels { .. } => {
                 return Err(Diagnostic::new(Code::Unsupported, "files of models are merged outside of the database")
@@ -213,7 +229,15 @@ impl Session<'_> {
             },
             Written::Query(pieces) => (format!("({})", self.pieces(pieces)?), None),
         };
-        let columns = self.spi.prepare(&format!("SELECT * FROM {sql} AS s"))?.columns();
+        let mut columns = self.spi.prepare(&format!("SELECT * FROM {sql} AS s"))?.columns();
+        // Of a table that keeps states, a merge reads the values.
+        let kept = match &found {
+            Some(table) if columns.iter().any(|c| c.name == STATE) => self.resolution(table)?,
+            _ => None,
+        };
+        if kept.is_some() {
+            columns.retain(|c| c.name != STATE);
+        }
         let not_null = match &found {
             Some((schema, name)) => {
                 let sql = "SELECT a.attname FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_class c ON c.oid = a.attrelid \
@@ -239,7 +263,7 @@ impl Session<'_> {
             columns: columns.iter().map(column).collect::<Result<_, Failure>>()?,
             rows: None,
         };
-        Ok(Described { relation, columns, table: found })
+        Ok(Described { relation, columns, table: found, kept })
     }
 
     // Queries.
@@ -252,11 +276,11 @@ impl Session<'_> {
             return self.explained(&plan, explain);
         }
         plan.check_states()?;
-        Ok(self.typed(&plan, &described, &Lowering { plan: &plan, dialect: &self.dialect }.query()))
+        Ok(self.typed(&plan, &described, &Lowering { plan: &plan, dialect: &self.dialect }.query(), false))
     }
 
     /// Columns that the merge took as text (`jsonb`, enums, `char(n)`) in the one type that all their sources have.
-    fn typed(&self, plan: &Plan, described: &[Described], query: &str) -> String {
+    fn typed(&self, plan: &Plan, described: &[Described], query: &str, states: bool) -> String {
         if plan.returning != Returning::Rows {
             return query.to_owned();
         }
@@ -286,7 +310,8 @@ impl Session<'_> {
             Some(ty) => format!("CAST({0} AS {ty}) AS {0}", quote(name)),
             None => quote(name),
         };
-        format!("SELECT {} FROM ({query}) AS m", columns.iter().map(column).collect::<Vec<_>>().join(", "))
+        let states = if states { format!(", {STATE}") } else { String::new() };
+        format!("SELECT {}{states} FROM ({query}) AS m", columns.iter().map(column).collect::<Vec<_>>().join(", "))
     }
 
     /// The plan as rows of (item, detail): what is merged how, then Postgres' own plan.
@@ -307,8 +332,8 @@ impl Session<'_> {
     // Writing.
 
     /// `MERGE ... INTO table`
-    fn create(&self, merge: &Merge) -> Result<String, Failure> {
-        let Some(into) = &merge.into else { return self.query(merge, Explain::No) };
+    fn create(&self, merge: &Merge) -> Result<Vec<String>, Failure> {
+        let Some(into) = &merge.into else { return Ok(Vec::new()) };
         let Written::Table(parts) = &into.target else {
             return Err(Diagnostic::at(Code::Unsupported, into.span, "Postgres writes no files here")
                 .help("COPY (SELECT * FROM mergeql('MERGE ...') AS t(...)) TO 'file'")
@@ -320,17 +345,61 @@ impl Session<'_> {
                 .into());
         }
         let exists = if into.if_not_exists { "IF NOT EXISTS " } else { "" };
-        Ok(format!("CREATE TABLE {exists}{} AS {}", table(parts), self.query(merge, Explain::No)?))
+        let create = |query: String| format!("CREATE TABLE {exists}{} AS {query}", table(parts));
+        let described = merge.sources.iter().map(|s| self.describe(&s.relation)).collect::<Result<Vec<_>, _>>()?;
+        let relations = described.iter().map(|d| d.relation.clone()).collect();
+        let (user, texts) = self.defined()?;
+        let plan = bind(merge, relations, false, &user, Explain::No)?;
+        let lowering = Lowering { plan: &plan, dialect: &self.dialect };
+        if !plan.keeps_state() {
+            return Ok(vec![create(self.typed(&plan, &described, &lowering.query(), false))]);
+        }
+        plan.check_deletions()?;
+        let mut script = vec![create(self.typed(&plan, &described, &lowering.rows_and_states(), true))];
+        // A comment stays with its table through renames, dumps and copies.
+        if !(into.if_not_exists && self.find(&table(parts))?.is_some()) {
+            let resolution = literal(&Kept::resolution(merge, &plan, &user, &texts));
+            script.push(format!("COMMENT ON COLUMN {}.{STATE} IS {resolution}", table(parts)));
+        }
+        Ok(script)
     }
 
+    /// How a table keeps states, if it does.
+    fn resolution(&self, (schema, name): &(String, String)) -> Result<Option<String>, Failure> {
+        let sql = format!(
+            "SELECT pg_catalog.col_description(a.attrelid, a.attnum) FROM pg_catalog.pg_attribute a \
+             JOIN pg_catalog.pg_class c ON c.oid = a.attrelid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+             WHERE n.nspname = $1 AND c.relname = $2 AND a.attname = '{STATE}' AND c.relkind IN ('r', 'p')"
+        );
+        let found = self.spi.texts(&sql, &[schema, name])?.into_iter().flatten().flatten().next();
+        Ok(found.filter(|text| text.starts_with("MERGE ") || text.starts_with("CREATE STRATEGY ")))
+    }
+
+    /// The plan of MERGE INTO, and its target and sources; where the target keeps states, it is no source of the plan.
     fn bind_target(&self, target: &Written, merge: &Merge, explain: Explain) -> Result<(Plan, Vec<Described>), Failure> {
         let into = self.describe(target)?;
         let Some((_, shown)) = into.table.clone() else {
             return Err(Diagnostic::new(Code::Unsupported, "MERGE INTO needs a table").into());
         };
+        let kept = into.kept.clone();
+        let names: Vec<String> = into.columns.iter().map(|c| c.name.clone()).collect();
+        Kept::check_known(&shown, &names, kept.as_deref())?;
         let mut described = vec![into];
         for source in &merge.sources {
             described.push(self.describe(&source.relation)?);
+        }
+        if let Some(kept) = kept {
+            let kept = Kept::read(&shown, &kept)?;
+            let (user, texts) = self.defined()?;
+            let merge = kept.applied(&shown, merge.clone(), &user, &texts)?;
+            let sources = described[1..].iter().map(|d| d.relation.clone()).collect();
+            let plan = kept.bind(&merge, described[0].relation.clone(), sources, explain)?;
+            for (column, merged) in plan.result_columns() {
+                if let Some(theirs) = described[0].relation.columns.iter().find(|c| c.name == column && c.ty != Type::Null) {
+                    check_fit(column, &theirs.ty, merged)?;
+                }
+            }
+            return Ok((plan, described));
         }
         let relations = described.iter().map(|d| d.relation.clone()).collect();
         let plan = bind_into(merge, target, &shown, relations, &self.strategies()?, explain)?;
@@ -361,7 +430,15 @@ impl Session<'_> {
         let columns: Vec<String> = into.relation.columns.iter().map(|c| c.name.clone()).collect();
         let described = merge.sources.iter().map(|s| self.describe(&s.relation)).collect::<Result<Vec<_>, _>>()?;
         let sources = described.into_iter().map(|d| d.relation).collect();
-        for (column, ty) in added_columns(merge, &columns, sources, &self.strategies()?)? {
+        let (user, texts) = self.defined()?;
+        let added = match &into.kept {
+            None => added_columns(merge, &columns, sources, &user)?,
+            Some(kept) => {
+                let kept = Kept::read(name, kept)?;
+                kept.added(&kept.applied(name, merge.clone(), &user, &texts)?, into.relation.clone(), sources)?
+            }
+        };
+        for (column, ty) in added {
             let ty = postgres_type_name(&ty).ok_or_else(|| {
                 Diagnostic::new(Code::Unsupported, format!("`{column}` has a type without a name")).help("add the column first")
             })?;
@@ -375,6 +452,7 @@ impl Session<'_> {
     fn merge_into(&self, target: &Written, merge: &Merge) -> Result<String, Failure> {
         let (mut plan, described) = self.bind_target(target, merge, Explain::No)?;
         let into = &described[0];
+        let kept = into.kept.is_some();
         let name = into.relation.sql.clone();
         let collations = self.collations(into)?;
         let collated = |column: &str, expr: String| match collations.iter().find(|(name, _)| name == column) {
@@ -393,7 +471,7 @@ impl Session<'_> {
         };
         let list = |names: &[String]| names.iter().map(|n| quote(n)).collect::<Vec<_>>().join(", ");
         let mut key_sets = Vec::new();
-        for source in &plan.sources[1..] {
+        for source in &plan.sources[usize::from(!kept)..] {
             let column = |(i, key): (usize, &String)| {
                 let at = source.columns[i].map(|at| quote(&source.relation.columns[at].name));
                 let expr = at.map_or("NULL".to_owned(), |c| format!("s.{c}"));
@@ -402,14 +480,22 @@ impl Session<'_> {
             let columns: Vec<String> = keys.iter().enumerate().map(column).collect();
             key_sets.push(format!("SELECT {} FROM {} AS s", columns.join(", "), source.relation.sql));
         }
-        // Where the target is its own only source there is nothing to restrict.
-        if !key_sets.is_empty() {
-            plan.sources[0].relation.sql =
-                format!("(SELECT t.* FROM {name} AS t JOIN ({}) AS k ON {})", key_sets.join(" UNION "), same("k"));
-        }
-        let query = self.typed(&plan, &described, &Lowering { plan: &plan, dialect: &self.dialect }.query());
+        let touched = format!("{name} AS t JOIN ({}) AS k ON {}", key_sets.join(" UNION "), same("k"));
+        let query = if kept {
+            let lowering = Lowering { plan: &plan, dialect: &self.dialect };
+            let inputs = [lowering.contributed(), self.kept_rows(&lowering, into, &touched)];
+            self.typed(&plan, &described, &lowering.merged_states(&inputs, |c| like(into, &c.name)), true)
+        } else {
+            // Where the target is its own only source there is nothing to restrict.
+            if !key_sets.is_empty() {
+                plan.sources[0].relation.sql = format!("(SELECT t.* FROM {touched})");
+            }
+            self.typed(&plan, &described, &Lowering { plan: &plan, dialect: &self.dialect }.query(), false)
+        };
         let columns: Vec<String> = plan.result_columns().map(|(name, _)| name.to_owned()).collect();
-        let others: Vec<&String> = columns.iter().filter(|c| !keys.contains(c)).collect();
+        let state = STATE.to_owned();
+        let written: Vec<String> = columns.iter().cloned().chain(kept.then(|| state.clone())).collect();
+        let others: Vec<&String> = written.iter().filter(|c| !keys.contains(c)).collect();
         let fits = |c: &String| {
             // A cast would cut a text that is too long without a word.
             let theirs = into.columns.iter().find(|theirs| theirs.name == *c && !(theirs.typmod >= 0 && is_texts(theirs)));
@@ -422,17 +508,17 @@ impl Session<'_> {
         };
         let null = null_in("m");
         let values = |names: &[String]| names.iter().map(fits).collect::<Vec<_>>().join(", ");
-        let all = list(&columns);
+        let all = list(&written);
         // Rows without a key match nothing: those that the table has already are left out, or each run would add them again.
         let texts = |names: &[String], of: &str| {
             names.iter().map(|n| as_text(&format!("{of}.{}", quote(n)))).collect::<Vec<_>>().join(", ")
         };
-        let unknown = format!("SELECT {} FROM m WHERE NOT EXISTS (SELECT FROM {name} AS t WHERE {})", values(&columns), same("m"));
+        let unknown = format!("SELECT {} FROM m WHERE NOT EXISTS (SELECT FROM {name} AS t WHERE {})", values(&written), same("m"));
         let insert = if plan.nullable_key() {
             format!(
                 "INSERT INTO {name} ({all}) {unknown} AND NOT ({null}) UNION ALL SELECT {} FROM m WHERE ({null}) AND NOT EXISTS \
                  (SELECT FROM {name} AS t WHERE ({}) AND ROW({}) IS NOT DISTINCT FROM ROW({})) RETURNING 1",
-                values(&columns),
+                values(&written),
                 null_in("t"),
                 texts(&columns, "t"),
                 texts(&columns, "m"),
@@ -465,6 +551,75 @@ impl Session<'_> {
         ))
     }
 
+    /// The states of rows `t` of a table that keeps them, whose values must be what their states say.
+    fn kept_rows(&self, lowering: &Lowering<'_>, into: &Described, from: &str) -> String {
+        lowering.unpacked(&self.keys(lowering, into), from, &edited(lowering, into))
+    }
+
+    /// The keys of rows `t` of a table as a merge has them.
+    fn keys(&self, lowering: &Lowering<'_>, into: &Described) -> Vec<String> {
+        let key = |c: &mergeql_lang::plan::Column| {
+            let name = format!("t.{}", quote(&c.name));
+            let theirs = into.relation.columns.iter().find(|theirs| theirs.name == c.name);
+            let cast = theirs.and_then(|theirs| self.dialect.cast(&name, &theirs.ty, &c.ty)).unwrap_or(name);
+            self.dialect.key(&cast, &c.ty).unwrap_or(cast)
+        };
+        lowering.plan.key_columns().iter().map(key).collect()
+    }
+
+    /// `mergeql_adopt(table)`: rows that were edited by hand are taken in as rows.
+    fn adopt(&self, name: &str) -> Result<u64, Failure> {
+        let missing = || Diagnostic::new(Code::NotAState, format!("`{name}` is no table that keeps states"));
+        let found = self.find(name)?.ok_or_else(missing)?;
+        let written = Written::Table(
+            [&found.0, &found.1].map(|part| Name { value: part.clone(), quoted: true, span: Span::default() }).to_vec(),
+        );
+        let into = self.describe(&written)?;
+        let table = into.relation.sql.clone();
+        let kept = Kept::read(name, &into.kept.clone().ok_or_else(missing)?)?;
+        self.spi.run(&format!("LOCK TABLE {table} IN SHARE ROW EXCLUSIVE MODE"))?;
+        let mut alone = kept.merge.clone();
+        let alias = Some(Name { value: "edited".to_owned(), quoted: true, span: Span::default() });
+        alone.sources = vec![Source { relation: Written::Query(Vec::new()), alias, span: Span::default(), part: false }];
+        // Bound to the table as it is, to know what its states say.
+        let mut rows = Relation { origin: None, ..into.relation.clone() };
+        let mut plan = kept.bind(&alone, into.relation.clone(), vec![rows.clone()], Explain::No)?;
+        let lowering = Lowering { plan: &plan, dialect: &self.dialect };
+        let condition = edited(&lowering, &into);
+        // A set of values is taken in value by value.
+        let is_set = |name: &str| plan.cells.iter().any(|c| c.name == name && c.ty == Type::List(Box::new(c.call.value_type())));
+        if let Some(set) = into.columns.iter().find(|c| is_set(&c.name)) {
+            let message = format!("`{}` is a set of values, which cannot be taken in from an edited row here", set.name);
+            return Err(Diagnostic::new(Code::Unsupported, message).help("merge the values as rows: MERGE INTO ... USING").into());
+        }
+        let columns = into.columns.iter().map(|c| format!("t.{}", quote(&c.name))).collect::<Vec<_>>().join(", ");
+        self.spi.run(&format!(
+            "CREATE TEMPORARY TABLE __mergeql_edited ON COMMIT DROP AS SELECT {columns} FROM {table} AS t WHERE {condition}"
+        ))?;
+        let edited_rows = "pg_temp.__mergeql_edited";
+        rows.sql = edited_rows.to_owned();
+        plan.sources[0].relation = rows;
+        let lowering = Lowering { plan: &plan, dialect: &self.dialect };
+        let keys: Vec<String> = plan.key_columns().iter().map(|c| quote(&c.name)).collect();
+        let same = |a: &str, b: &str| {
+            keys.iter().map(|k| format!("{a}.{k} IS NOT DISTINCT FROM {b}.{k}")).collect::<Vec<_>>().join(" AND ")
+        };
+        let others = format!(
+            "{table} AS t WHERE t.{STATE} IS NOT NULL AND EXISTS (SELECT FROM {edited_rows} AS e WHERE {})",
+            same("t", "e")
+        );
+        let known = lowering.unpacked(&self.keys(&lowering, &into), &others, "false");
+        let merged = lowering.merged_states(&[lowering.contributed(), known], |c| like(&into, &c.name));
+        let merged = self.typed(&plan, std::slice::from_ref(&into), &merged, true);
+        self.spi.run(&format!("CREATE TEMPORARY TABLE __mergeql_adopted ON COMMIT DROP AS {merged}"))?;
+        let count = self.spi.run(&format!("DELETE FROM {table} AS t USING {edited_rows} AS e WHERE {}", same("t", "e")))?;
+        let listed: Vec<String> = plan.result_columns().map(|(name, _)| quote(name)).chain([STATE.to_owned()]).collect();
+        let listed = listed.join(", ");
+        self.spi.run(&format!("INSERT INTO {table} ({listed}) SELECT {listed} FROM pg_temp.__mergeql_adopted"))?;
+        self.spi.run("DROP TABLE pg_temp.__mergeql_edited, pg_temp.__mergeql_adopted")?;
+        Ok(count)
+    }
+
     /// The collation that each text column of a table has, so that its indexes are used; byte order where collations would take
     /// different texts for equal.
     fn collations(&self, into: &Described) -> Result<Vec<(String, String)>, Failure> {
@@ -483,6 +638,21 @@ impl Session<'_> {
         };
         Ok(self.spi.texts(sql, &[schema, name])?.into_iter().filter_map(collation).collect())
     }
+}
+
+/// An expression of the type of a table's column.
+fn like(into: &Described, column: &str) -> String {
+    format!("(NULL::{}).{}", into.relation.sql, quote(column))
+}
+
+/// A condition on a row `t` of a table that keeps states: its values are not what its states say.
+fn edited(lowering: &Lowering<'_>, into: &Described) -> String {
+    let differ = |cell: &mergeql_lang::plan::Cell, a: &str, b: &str| {
+        let plain = into.columns.iter().any(|c| c.name == cell.name && is_comparable(c));
+        let side = |value: &str| if plain { value.to_owned() } else { as_text(value) };
+        format!("{} IS DISTINCT FROM {}", side(a), side(b))
+    };
+    lowering.edited_row(|c| like(into, &c.name), differ)
 }
 
 /// Whether two values of a column can be compared as they are: texts must not go by a collation, and JSON has no equality.
@@ -607,13 +777,20 @@ fn into(call: Call) -> Outcome {
             session.extend(&table(&parts), &into, &merge)?;
         }
         match session.lower(&statement)? {
-            Lowered::Command(sql) => session.spi.run(&sql).map(drop),
+            Lowered::Commands(all) => all.iter().try_for_each(|sql| session.spi.run(sql).map(drop)),
             Lowered::Query(_) => {
                 Err(Diagnostic::new(Code::Unsupported, "this statement writes nothing").help("SELECT * FROM mergeql('...')").into())
             }
         }
     })?;
     Ok(None)
+}
+
+/// `mergeql_adopt(table)`: how many rows were edited by hand and are taken in.
+fn adopt(call: Call) -> Outcome {
+    let name = call.text(0)?;
+    let count = with_session(call, &name, |session| session.adopt(&name))?;
+    Ok(Some(Datum::from(count as i64)))
 }
 
 /// `CALL mergeql_create(kind, name, statement)`
@@ -652,6 +829,8 @@ crate::functions! {
     mergeql_statement_json, pg_finfo_mergeql_statement_json => |call| rows(call, Shape::Json);
     /// `CALL mergeql_into(statement)`
     mergeql_statement_into, pg_finfo_mergeql_statement_into => into;
+    /// `mergeql_adopt(table)`
+    mergeql_statement_adopt, pg_finfo_mergeql_statement_adopt => adopt;
     /// `CALL mergeql_create(kind, name, statement)`
     mergeql_statement_create, pg_finfo_mergeql_statement_create => create;
 }

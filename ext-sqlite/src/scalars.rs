@@ -12,7 +12,8 @@ use std::panic::{AssertUnwindSafe, RefUnwindSafe};
 type Run = fn(&[Value]) -> mergeql_udfs::Result<Value>;
 
 /// Functions of SQLite alone: name, number of arguments, what they do.
-const OWN: [(&str, i32, Run); 5] = [
+const OWN: [(&str, i32, Run); 6] = [
+    ("mergeql_value_like", 2, |a| functions::value_of(&a[0])),
     ("mergeql_exact_double", 1, |a| a[0].clone().widen(&Type::Float64)),
     ("mergeql_divide", 2, divide),
     ("mergeql_json_key", 1, json_key),

@@ -2,18 +2,24 @@
 #![allow(unsafe_code)]
 
 use crate::values::{Answer, shown};
-use mergeql_lang::ast::{Explain, Merge, Name, Piece, Relation as Written, Returning, Statement, StrategyBody};
+use mergeql_lang::ast::{Explain, Into, Merge, Name, Piece, Relation as Written, Returning, Source, Statement, StrategyBody};
 use mergeql_lang::diagnostic::nearest;
-use mergeql_lang::lower::{Lowering, Sqlite, quote, text as literal};
+use mergeql_lang::lower::{Lowering, STATE, Sqlite, quote, sqlite_type_name, text as literal};
 use mergeql_lang::plan::{Plan, Relation, SourceColumn};
-use mergeql_lang::{Diagnostic, Span, UserStrategies, added_columns, bind, bind_into, check_unverified, find_strategy, parse};
+use mergeql_lang::{
+    Diagnostic, Kept, Span, UserStrategies, added_columns, bind, bind_into, check_unverified, find_strategy, parse,
+};
 use mergeql_udfs::{Code, Type, Value};
 use rusqlite::functions::{Context, FunctionFlags};
 use rusqlite::{Connection, OptionalExtension, ffi};
+use std::collections::BTreeMap;
 use std::ffi::{CStr, CString};
 
 /// What goes wrong: in our words, or in SQLite's.
 pub type Result<T> = rusqlite::Result<T>;
+
+/// Begins the comment in the text of a table that says how it keeps states.
+const COMMENT: &str = "/*mergeql ";
 
 /// The table that user-defined strategies are kept in.
 const STRATEGIES: &str = "_mergeql_strategies";
@@ -30,6 +36,13 @@ pub fn register(connection: &Connection) -> Result<()> {
         let connection = unsafe { context.get_connection()? };
         let sql = in_statement(&statement, Session::new(&connection).lower(&statement))?;
         Answer::of(Value::text(sql.into_sql()))
+    })?;
+    connection.create_scalar_function("mergeql_adopt", 1, direct, |context| {
+        let name = text(context)?;
+        // SAFETY: as above.
+        let connection = unsafe { context.get_connection()? };
+        let session = Session::new(&connection);
+        Answer::of(Value::Int(session.whole(|| session.adopt(&name))?.into()))
     })?;
     connection.create_scalar_function("mergeql_exec", 1, direct, |context| {
         let statement = text(context)?;
@@ -87,6 +100,8 @@ struct Described {
     relation: Relation,
     /// The table, where it is one: its database and name.
     table: Option<(String, String)>,
+    /// How it keeps states, if it does.
+    kept: Option<String>,
 }
 
 fn table(parts: &[Name]) -> String {
@@ -125,19 +140,25 @@ impl<'a> Session<'a> {
     }
 
     fn strategies(&self) -> Result<UserStrategies> {
-        let mut user = UserStrategies::new();
+        Ok(self.defined()?.0)
+    }
+
+    /// Strategies that users defined in this database, and what is behind AS of each.
+    fn defined(&self) -> Result<(UserStrategies, BTreeMap<String, String>)> {
+        let (mut user, mut texts) = (UserStrategies::new(), BTreeMap::new());
         let sql = format!("SELECT name FROM sqlite_schema WHERE name = '{STRATEGIES}'");
         if self.connection.query_row(&sql, [], |_| Ok(())).optional()?.is_none() {
-            return Ok(user);
+            return Ok((user, texts));
         }
         let mut statement = self.connection.prepare(&format!("SELECT definition FROM main.{STRATEGIES}"))?;
         let definitions = statement.query_map([], |row| row.get::<_, String>(0))?;
         for definition in definitions {
-            if let Statement::CreateStrategy { name, body, .. } = parse(&definition?).map_err(shown)? {
+            if let Statement::CreateStrategy { name, body, text, .. } = parse(&definition?).map_err(shown)? {
+                texts.insert(name.value.clone(), text);
                 user.insert(name.value, body);
             }
         }
-        Ok(user)
+        Ok((user, texts))
     }
 
     /// The SQL that a statement stands for.
@@ -191,8 +212,7 @@ impl<'a> Session<'a> {
     /// # Errors
     /// As [`Session::lower`]; then nothing was changed.
     pub fn execute(&self, statement: &str) -> Result<u64> {
-        self.connection.execute_batch("SAVEPOINT mergeql")?;
-        let run = || -> Result<u64> {
+        self.whole(|| {
             if let Statement::MergeInto { target, explain: Explain::No, merge } = parse(statement).map_err(shown)? {
                 self.extend(&target, &merge)?;
             }
@@ -205,7 +225,12 @@ impl<'a> Session<'a> {
             let before = self.connection.total_changes();
             statements.iter().try_for_each(|sql| self.connection.execute_batch(sql))?;
             Ok(self.connection.total_changes() - before)
-        };
+        })
+    }
+
+    /// Runs something that changes everything it should, or nothing.
+    fn whole(&self, run: impl FnOnce() -> Result<u64>) -> Result<u64> {
+        self.connection.execute_batch("SAVEPOINT mergeql")?;
         match run() {
             Ok(changed) => {
                 self.connection.execute_batch("RELEASE mergeql")?;
@@ -293,6 +318,14 @@ impl<'a> Session<'a> {
         let mut columns: Vec<(String, Option<Type>)> =
             statement.columns().iter().map(|c| (c.name().to_owned(), c.decl_type().and_then(declared))).collect();
         drop(statement);
+        // Of a table that keeps states, a merge reads the values.
+        let kept = match &found {
+            Some(table) if columns.iter().any(|(name, _)| name == STATE) => self.resolution(table)?,
+            _ => None,
+        };
+        if kept.is_some() {
+            columns.retain(|(name, _)| name != STATE);
+        }
         if let Some((name, _)) = columns.iter().find(|(name, _)| name.to_ascii_lowercase().starts_with("__mergeql_")) {
             return Err(shown(
                 Diagnostic::new(Code::Unsupported, format!("the column `{name}` has a name that is reserved"))
@@ -321,7 +354,7 @@ impl<'a> Session<'a> {
             .collect();
         let origin =
             found.as_ref().map(|(database, name)| if database == "main" { name.clone() } else { format!("{database}.{name}") });
-        Ok(Described { relation: Relation { sql, origin, columns, rows: None }, table: found })
+        Ok(Described { relation: Relation { sql, origin, columns, rows: None }, table: found, kept })
     }
 
     /// The types of columns whose declaration does not say: those of their values. Gives back which hold whole numbers beside reals.
@@ -424,11 +457,8 @@ impl<'a> Session<'a> {
     /// # Errors
     /// As [`Session::lower`].
     pub fn columns(&self, statement: &str) -> Result<(Vec<(String, String)>, usize)> {
-        let typed = |plan: &Plan| {
-            plan.result_columns()
-                .map(|(name, ty)| (name.to_owned(), mergeql_lang::lower::sqlite_type_name(ty).to_owned()))
-                .collect()
-        };
+        let typed =
+            |plan: &Plan| plan.result_columns().map(|(name, ty)| (name.to_owned(), sqlite_type_name(ty).to_owned())).collect();
         if let Statement::Merge { explain: Explain::No, merge } = parse(statement).map_err(shown)?
             && merge.into.is_none()
         {
@@ -482,7 +512,15 @@ impl<'a> Session<'a> {
             ));
         };
         let name = table(parts);
-        let query = self.query(merge, Explain::No)?;
+        let described = merge.sources.iter().map(|s| self.describe(&s.relation)).collect::<Result<Vec<_>>>()?;
+        let (user, texts) = self.defined()?;
+        let plan = bind(merge, described.into_iter().map(|d| d.relation).collect(), false, &user, Explain::No).map_err(shown)?;
+        let lowering = Lowering { plan: &plan, dialect: &Sqlite };
+        if plan.keeps_state() {
+            plan.check_deletions().map_err(shown)?;
+            return self.create_kept(&name, into, &lowering, &Kept::resolution(merge, &plan, &user, &texts));
+        }
+        let query = lowering.query();
         if !into.or_replace {
             let exists = if into.if_not_exists { "IF NOT EXISTS " } else { "" };
             return Ok(vec![format!("CREATE TABLE {exists}{name} AS {query}")]);
@@ -497,14 +535,53 @@ impl<'a> Session<'a> {
         ])
     }
 
+    /// A table whose rows have their states beside them. How they are resolved is a comment in the table's own text, which stays with it
+    /// when it is renamed, dumped or copied.
+    fn create_kept(&self, name: &str, into: &Into, lowering: &Lowering<'_>, resolution: &str) -> Result<Vec<String>> {
+        let columns = lowering.plan.result_columns();
+        let mut declared: Vec<String> = columns.map(|(name, ty)| format!("{} {}", quote(name), sqlite_type_name(ty))).collect();
+        declared.push(format!("{STATE} BLOB {COMMENT}{}*/", resolution.replace('\\', "\\\\").replace("*/", "*\\/")));
+        let fresh = quote("__mergeql_fresh");
+        let mut script = vec![format!("CREATE TEMP TABLE {fresh} AS {}", lowering.rows_and_states())];
+        if into.or_replace {
+            script.push(format!("DROP TABLE IF EXISTS {name}"));
+        }
+        let exists = if into.if_not_exists { "IF NOT EXISTS " } else { "" };
+        let there = self.connection.prepare(&format!("SELECT 1 FROM {name}")).is_ok();
+        script.push(format!("CREATE TABLE {exists}{name} ({})", declared.join(", ")));
+        if !(into.if_not_exists && there) {
+            script.push(format!("INSERT INTO {name} SELECT * FROM temp.{fresh}"));
+        }
+        script.push(format!("DROP TABLE temp.{fresh}"));
+        Ok(script)
+    }
+
+    /// How a table keeps states, if it does.
+    fn resolution(&self, (database, name): &(String, String)) -> Result<Option<String>> {
+        let sql = format!("SELECT sql FROM {}.sqlite_master WHERE type = 'table' AND name = ?1", quote(database));
+        let Some(sql) = self.connection.query_row(&sql, [name], |row| row.get::<_, String>(0)).optional()? else { return Ok(None) };
+        let kept = sql.split_once(COMMENT).and_then(|(_, rest)| rest.split_once("*/"));
+        Ok(kept.map(|(text, _)| text.replace("*\\/", "*/").replace("\\\\", "\\")))
+    }
+
+    /// The plan of MERGE INTO, and its target; where that keeps states, it is no source of the plan.
     fn bind_target(&self, target: &Written, merge: &Merge, explain: Explain) -> Result<(Plan, Described)> {
         let into = self.describe(target)?;
         let Some((_, name)) = into.table.clone() else {
             return Err(shown(Diagnostic::new(Code::Unsupported, "MERGE INTO needs a table")));
         };
+        let names: Vec<String> = into.relation.columns.iter().map(|c| c.name.clone()).collect();
+        Kept::check_known(&name, &names, into.kept.as_deref()).map_err(shown)?;
         let mut relations = vec![into.relation.clone()];
         for source in &merge.sources {
             relations.push(self.describe(&source.relation)?.relation);
+        }
+        if let Some(kept) = &into.kept {
+            let kept = Kept::read(&name, kept).map_err(shown)?;
+            let (user, texts) = self.defined()?;
+            let merge = kept.applied(&name, merge.clone(), &user, &texts).map_err(shown)?;
+            let plan = kept.bind(&merge, relations.remove(0), relations, explain).map_err(shown)?;
+            return Ok((plan, into));
         }
         let plan = bind_into(merge, target, &name, relations, &self.strategies()?, explain).map_err(shown)?;
         Ok((plan, into))
@@ -517,8 +594,14 @@ impl<'a> Session<'a> {
         let described = merge.sources.iter().map(|s| self.describe(&s.relation)).collect::<Result<Vec<_>>>()?;
         let sources = described.into_iter().map(|d| d.relation).collect();
         let Written::Table(parts) = target else { return Ok(()) };
-        for (column, ty) in added_columns(merge, &columns, sources, &self.strategies()?).map_err(shown)? {
-            let ty = mergeql_lang::lower::sqlite_type_name(&ty);
+        let (user, texts) = self.defined()?;
+        let added = match (&into.kept, &into.table) {
+            (Some(kept), Some((_, name))) => Kept::read(name, kept)
+                .and_then(|kept| kept.added(&kept.applied(name, merge.clone(), &user, &texts)?, into.relation.clone(), sources)),
+            _ => added_columns(merge, &columns, sources, &user),
+        };
+        for (column, ty) in added.map_err(shown)? {
+            let ty = sqlite_type_name(&ty);
             self.connection.execute_batch(&format!("ALTER TABLE {} ADD COLUMN {} {ty}", table(parts), quote(&column)))?;
         }
         Ok(())
@@ -528,14 +611,16 @@ impl<'a> Session<'a> {
     /// changed is updated, what is new inserted.
     fn merge_into(&self, target: &Written, merge: &Merge) -> Result<Vec<String>> {
         let (mut plan, into) = self.bind_target(target, merge, Explain::No)?;
+        let kept = into.kept.is_some();
         let name = match target {
             Written::Table(parts) => table(parts),
             _ => into.relation.sql.clone(),
         };
         let keys: Vec<String> = plan.key_columns().iter().map(|c| quote(&c.name)).collect();
         let same = |a: &str, b: &str| keys.iter().map(|k| format!("{a}.{k} = {b}.{k}")).collect::<Vec<_>>().join(" AND ");
+        let mut script = Vec::new();
         let mut key_sets = Vec::new();
-        for source in &plan.sources[1..] {
+        for source in &plan.sources[usize::from(!kept)..] {
             let column = |(i, key): (usize, &String)| {
                 let at = source.columns[i].map(|at| quote(&source.relation.columns[at].name));
                 format!("{} AS {key}", at.map_or("NULL".to_owned(), |c| format!("s.{c}")))
@@ -543,18 +628,29 @@ impl<'a> Session<'a> {
             let columns: Vec<String> = keys.iter().enumerate().map(column).collect();
             key_sets.push(format!("SELECT {} FROM {} AS s", columns.join(", "), source.relation.sql));
         }
-        if !key_sets.is_empty() {
-            let rows = &plan.sources[0].relation.sql;
-            plan.sources[0].relation.sql =
-                format!("(SELECT t.* FROM ({}) AS k CROSS JOIN {rows} AS t ON {})", key_sets.join(" UNION "), same("t", "k"));
-        }
-        let query = Lowering { plan: &plan, dialect: &Sqlite }.query();
+        let query = if kept {
+            let lowering = Lowering { plan: &plan, dialect: &Sqlite };
+            script.push(format!("CREATE TEMP TABLE \"__mergeql_contributed\" AS {}", lowering.contributed()));
+            let contributed = "temp.\"__mergeql_contributed\"";
+            let touched = format!("{contributed} AS k CROSS JOIN {name} AS t ON {}", same("t", "k"));
+            let theirs: Vec<String> = keys.iter().map(|k| format!("t.{k}")).collect();
+            let known = lowering.unpacked(&theirs, &touched, &edited(&lowering));
+            lowering.merged_states(&[format!("SELECT * FROM {contributed}"), known], |_| "NULL".to_owned())
+        } else {
+            if !key_sets.is_empty() {
+                let rows = &plan.sources[0].relation.sql;
+                plan.sources[0].relation.sql =
+                    format!("(SELECT t.* FROM ({}) AS k CROSS JOIN {rows} AS t ON {})", key_sets.join(" UNION "), same("t", "k"));
+            }
+            Lowering { plan: &plan, dialect: &Sqlite }.query()
+        };
         let columns: Vec<String> = plan.result_columns().map(|(name, _)| quote(name)).collect();
-        let others: Vec<&String> = columns.iter().filter(|c| !keys.contains(c)).collect();
+        let written: Vec<String> = columns.iter().cloned().chain(kept.then(|| quote(STATE))).collect();
+        let others: Vec<&String> = written.iter().filter(|c| !keys.contains(c)).collect();
         let fresh = "temp.\"__mergeql_merged\"";
         let null = keys.iter().map(|k| format!("m.{k} IS NULL")).collect::<Vec<_>>().join(" OR ");
-        let listed = columns.join(", ");
-        let mut script = vec![format!("CREATE TEMP TABLE \"__mergeql_merged\" AS {query}")];
+        let listed = written.join(", ");
+        script.push(format!("CREATE TEMP TABLE \"__mergeql_merged\" AS {query}"));
         if !others.is_empty() {
             let set: Vec<String> = others.iter().map(|c| format!("{c} = m.{c}")).collect();
             let changed: Vec<String> = others.iter().map(|c| format!("{name}.{c} IS NOT m.{c} COLLATE BINARY")).collect();
@@ -572,12 +668,61 @@ impl<'a> Session<'a> {
             same("t", "m")
         ));
         // Rows without a key match nothing: those that the table has already are left out, or each run would add them again.
+        let seen = columns.iter().map(|c| format!("t.{c} IS m.{c} COLLATE BINARY")).collect::<Vec<_>>().join(" AND ");
         script.push(format!(
-            "INSERT INTO {name} ({listed}) SELECT {listed} FROM {fresh} AS m WHERE {null} EXCEPT SELECT {listed} FROM {name}"
+            "INSERT INTO {name} ({listed}) SELECT DISTINCT {listed} FROM {fresh} AS m WHERE ({null}) AND NOT EXISTS (SELECT 1 FROM {name} AS t WHERE {seen})"
         ));
         script.push(format!("DROP TABLE {fresh}"));
+        if kept {
+            script.push("DROP TABLE temp.\"__mergeql_contributed\"".to_owned());
+        }
         Ok(script)
     }
+
+    /// `mergeql_adopt(table)`: rows that were edited by hand are taken in as rows; how many.
+    fn adopt(&self, name: &str) -> Result<u64> {
+        let missing = || shown(Diagnostic::new(Code::NotAState, format!("`{name}` is no table that keeps states")));
+        let found = self.find(std::slice::from_ref(&name.to_owned()))?.ok_or_else(missing)?;
+        let part = |value: &String| Name { value: value.clone(), quoted: true, span: Span::default() };
+        let into = self.describe(&Written::Table(vec![part(&found.0), part(&found.1)]))?;
+        let kept = Kept::read(name, &into.kept.clone().ok_or_else(missing)?).map_err(shown)?;
+        let table = format!("{}.{}", quote(&found.0), quote(&found.1));
+        let edited_rows = "temp.\"__mergeql_edited\"";
+        let mut alone = kept.merge.clone();
+        let relation = Written::Query(Vec::new());
+        alone.sources = vec![Source { relation, alias: Some(part(&"edited".to_owned())), span: Span::default(), part: false }];
+        let rows = Relation { sql: edited_rows.to_owned(), origin: None, ..into.relation.clone() };
+        let plan = kept.bind(&alone, into.relation.clone(), vec![rows], Explain::No).map_err(shown)?;
+        let lowering = Lowering { plan: &plan, dialect: &Sqlite };
+        if let Some(set) = plan.cells.iter().find(|c| c.ty == Type::List(Box::new(c.call.value_type()))) {
+            let message = format!("`{}` is a set of values, which cannot be taken in from an edited row here", set.name);
+            return Err(shown(Diagnostic::new(Code::Unsupported, message).help("merge the values as rows: MERGE INTO ... USING")));
+        }
+        let keys: Vec<String> = plan.key_columns().iter().map(|c| quote(&c.name)).collect();
+        let same = |a: &str, b: &str| keys.iter().map(|k| format!("{a}.{k} IS {b}.{k}")).collect::<Vec<_>>().join(" AND ");
+        let others = format!(
+            "{table} AS t WHERE t.{STATE} IS NOT NULL AND EXISTS (SELECT 1 FROM {edited_rows} AS e WHERE {})",
+            same("t", "e")
+        );
+        let theirs: Vec<String> = keys.iter().map(|k| format!("t.{k}")).collect();
+        let known = lowering.unpacked(&theirs, &others, "false");
+        let merged = lowering.merged_states(&[lowering.contributed(), known], |_| "NULL".to_owned());
+        let listed: Vec<String> = plan.result_columns().map(|(name, _)| quote(name)).chain([STATE.to_owned()]).collect();
+        let listed = listed.join(", ");
+        let run = |sql: String| self.connection.execute_batch(&sql);
+        run(format!("CREATE TEMP TABLE \"__mergeql_edited\" AS SELECT * FROM {table} AS t WHERE {}", edited(&lowering)))?;
+        let count = self.connection.query_row(&format!("SELECT count(*) FROM {edited_rows}"), [], |row| row.get::<_, i64>(0))?;
+        run(format!("CREATE TEMP TABLE \"__mergeql_adopted\" AS {merged}"))?;
+        run(format!("DELETE FROM {table} AS t WHERE EXISTS (SELECT 1 FROM {edited_rows} AS e WHERE {})", same("t", "e")))?;
+        run(format!("INSERT INTO {table} ({listed}) SELECT {listed} FROM temp.\"__mergeql_adopted\""))?;
+        run("DROP TABLE temp.\"__mergeql_edited\"; DROP TABLE temp.\"__mergeql_adopted\"".to_owned())?;
+        Ok(count.unsigned_abs())
+    }
+}
+
+/// A condition on a row `t` of a table that keeps states: its values are not what its states say.
+fn edited(lowering: &Lowering<'_>) -> String {
+    lowering.edited_row(|_| "NULL".to_owned(), |_, a, b| format!("{a} IS NOT {b} COLLATE BINARY"))
 }
 
 /// What a table knows of a column.

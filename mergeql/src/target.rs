@@ -99,6 +99,21 @@ impl Plan {
             .help("keep them in columns: crdt_x_state(v) in a table, crdt_merge(state) and crdt_value(state) when reading"))
     }
 
+    /// Refuses DELETE BY where a table cannot hide the rows that it remembers as deleted.
+    ///
+    /// # Errors
+    /// `unsupported`.
+    pub fn check_deletions(&self) -> Result<()> {
+        match &self.delete {
+            None => Ok(()),
+            Some(cell) => Err(Diagnostic::new(Code::Unsupported, "a table here cannot hide the deleted rows that it remembers")
+                .help(format!(
+                    "leave DELETE BY out, keep the column ({} = lww RESPECT NULLS), and read the table WHERE it says alive",
+                    cell.name
+                ))),
+        }
+    }
+
     /// Whether the statement lets its target grow.
     pub fn extends(&self) -> bool {
         matches!(self.option("schema"), Some(Value::Text(t)) if &**t == "extend")

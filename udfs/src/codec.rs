@@ -555,13 +555,13 @@ pub fn open_indexed(bytes: &[u8]) -> Result<Opened<'_>> {
 pub const ROW_OF_STATES: u8 = 255;
 
 /// The states of a row's columns as one. Columns are sorted by name; an empty state is left out.
-pub fn pack(mut columns: Vec<(&str, &[u8])>) -> Vec<u8> {
+pub fn pack(mut columns: Vec<(String, Vec<u8>)>) -> Vec<u8> {
     columns.sort_unstable();
     let mut w = Writer::default();
     w.length(columns.len());
     for (name, state) in columns {
         w.bytes(name.as_bytes());
-        w.bytes(state);
+        w.bytes(&state);
     }
     seal(ROW_OF_STATES, 0, w.as_bytes())
 }

@@ -241,19 +241,32 @@ fn of_every_state() -> Vec<Function> {
             Ok(groups.states(1)?.value(0))
         }),
         f("mergeql_cells", "who won and who lost, for each cell of a row", 1..=usize::MAX, cells_type(), cells),
-        f("mergeql_pack", "the states of a row as one value", 2..=usize::MAX, Type::Bytes, |a| {
+        f("mergeql_pack", "the states of a row as one value", 1..=usize::MAX, Type::Bytes, |a| {
             let mut columns = Vec::new();
-            for pair in a.chunks(2) {
-                if let [Value::Text(name), Value::Bytes(state)] = pair {
-                    columns.push((&**name, &**state));
-                }
+            let mut rest = a;
+            while let [first, others @ ..] = rest {
+                rest = match (first, others) {
+                    // What was packed already: functions of some hosts take a hundred arguments.
+                    (Value::Bytes(packed), _) => {
+                        columns.extend(codec::unpack(packed)?);
+                        others
+                    }
+                    (Value::Text(name), [Value::Bytes(state), ..]) => {
+                        columns.push((name.to_string(), state.to_vec()));
+                        &others[1..]
+                    }
+                    _ => others.get(1..).unwrap_or_default(),
+                };
             }
             Ok(bytes(codec::pack(columns)))
         }),
         f("mergeql_unpack", "the state of a column, out of those of its row", 2..=2, Type::Bytes, |a| {
             let (Value::Bytes(packed), Value::Text(column)) = (&a[0], &a[1]) else {
-                return Err(Error::new(Code::NeedsState, "a row of this table has no state")
-                    .with_help("rows written by hand are taken in with mergeql_adopt('table')"));
+                return Err(Error::new(
+                    Code::NeedsState,
+                    "a row of this table was edited or written by hand: no state says its values",
+                )
+                .with_help("such rows are taken in with mergeql_adopt('table')"));
             };
             let found = codec::unpack(packed)?.into_iter().find(|(name, _)| *name == **column);
             Ok(found.map_or(Value::Null, |(_, state)| bytes(state)))

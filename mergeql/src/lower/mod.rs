@@ -4,6 +4,7 @@
 mod datafusion;
 mod duckdb;
 mod forms;
+mod kept;
 mod postgres;
 mod sqlite;
 
@@ -119,6 +120,40 @@ pub trait Dialect: Sync {
     /// A field of a struct that `mergeql_cells` gives.
     fn cell_field(&self, cell: &str, field: &str) -> String {
         format!("{cell}['{field}']")
+    }
+
+    /// The value of a cell's state, in the type of an expression.
+    fn value_like(&self, cell: &Cell, state: &str, like: &str) -> String {
+        let function = self.function("mergeql_value_like");
+        match &cell.fold {
+            Some(fold) => self.folded(fold, &format!("{function}({state}, {})", self.list_like(like)), &cell.ty),
+            None => format!("{function}({state}, {like})"),
+        }
+    }
+
+    /// A list of what is like an expression.
+    fn list_like(&self, like: &str) -> String {
+        format!("ARRAY[{like}]")
+    }
+
+    /// The state of a column, of those of its row.
+    fn unpacked(&self, packed: &str, column: &str) -> String {
+        format!("{}({packed}, {})", self.function("mergeql_unpack"), text(column))
+    }
+
+    /// The greatest of bytes, as an aggregate.
+    fn greatest(&self, bytes: &str) -> String {
+        format!("max({bytes})")
+    }
+
+    /// No state.
+    fn no_state(&self) -> String {
+        "NULL".to_owned()
+    }
+
+    /// A text as the argument of a function that takes any.
+    fn argument(&self, value: &str) -> String {
+        text(value)
     }
 
     /// The distinct values, of this type, that a user-defined fold goes over, folded.
@@ -405,7 +440,7 @@ impl Lowering<'_> {
         let (seen, hidden) = names.split_at(names.len() - unseen);
         let confused =
             |i: usize| i.checked_sub(plan.key).and_then(|i| self.type_of(&items[i].1)).filter(|ty| self.dialect.confuses(ty));
-        let one = |n: &String| format!("max({n}) AS {n}");
+        let one = |n: &String| format!("{} AS {n}", self.dialect.greatest(n));
         let kept = seen.iter().enumerate().map(|(i, n)| if confused(i).is_some() { one(n) } else { n.clone() });
         let kept = list(kept.chain(hidden.iter().map(one)));
         let by_seen = list(seen.iter().enumerate().map(|(i, n)| match confused(i) {
@@ -437,97 +472,6 @@ impl Lowering<'_> {
             Type::Int { .. } => format!("({DELETED} IS NULL OR {DELETED} = 0)"),
             _ => format!("{DELETED} IS NULL"),
         })
-    }
-
-    /// For each key the value of every cell (its type is what matters) and its state, named `__mergeql_state_0` and on; the state of
-    /// the deletion is the last.
-    pub fn states(&self) -> String {
-        // What no source has stays as the table has it.
-        let absent = |c: &Cell| match c.inputs.first() {
-            Some(Input::Column(i)) => self.plan.sources.iter().all(|s| s.columns[*i].is_none()),
-            _ => false,
-        };
-        let value = |c: &Cell| if absent(c) { "NULL".to_owned() } else { self.aggregate(c, false) };
-        let mut items: Vec<(String, String)> = self.plan.cells.iter().map(|c| (value(c), c.name.clone())).collect();
-        let state = |c: &Cell| if absent(c) { "NULL".to_owned() } else { self.cell_state(c) };
-        let cells = self.plan.cells.iter().chain(&self.plan.delete);
-        items.extend(cells.enumerate().map(|(i, c)| (state(c), state_name(i))));
-        self.grouped(&items, 0)
-    }
-
-    /// The rows of a table that keeps states, as [`Lowering::states`] gives them.
-    pub fn kept_states(&self, table: &str) -> String {
-        let plan = self.plan;
-        let unpack = |name: &str, i: usize| format!("mergeql_unpack({STATE}, {}) AS {}", text(name), state_name(i));
-        let columns = plan.result_columns().map(|(name, _)| quote(name));
-        let states = plan.cells.iter().enumerate().map(|(i, c)| unpack(&c.name, i));
-        let deleted = plan.delete.iter().map(|_| unpack(DELETED, plan.cells.len()));
-        format!("SELECT {} FROM {table}", list(columns.chain(states).chain(deleted)))
-    }
-
-    /// A condition on rows of a table that keeps states: their values are not what their states say.
-    pub fn edited(&self) -> String {
-        let plan = self.plan;
-        let differs = plan.cells.iter().map(|c| {
-            let (column, state) = (quote(&c.name), format!("mergeql_unpack({STATE}, {})", text(&c.name)));
-            let value = match &c.fold {
-                Some(fold) => format!("{}(mergeql_value_like({state}, make_array({column})))", quote(&fold.function())),
-                None => format!("mergeql_value_like({state}, {column})"),
-            };
-            format!("({value} IS DISTINCT FROM {column})")
-        });
-        let differs: Vec<String> = differs.collect();
-        // CASE: a state that is not there must not be unpacked.
-        if differs.is_empty() {
-            return format!("{STATE} IS NULL");
-        }
-        format!("CASE WHEN {STATE} IS NULL THEN true ELSE ({}) END", differs.join(" OR "))
-    }
-
-    /// The rows of a table that keeps states: `inputs` are queries of keys, typed cells and states (as [`Lowering::states`] names
-    /// them), which are joined by key.
-    pub fn joined_states(&self, inputs: &[String]) -> String {
-        let plan = self.plan;
-        let keys: Vec<String> = plan.key_columns().iter().map(|c| quote(&c.name)).collect();
-        let cells: Vec<&Cell> = plan.cells.iter().chain(&plan.delete).collect();
-        let value = |i: usize, cell: &Cell| {
-            let column = quote(&cell.name);
-            match &cell.fold {
-                Some(fold) => {
-                    format!("{}(mergeql_merge_value({}, make_array({column})))", quote(&fold.function()), state_name(i))
-                }
-                None => format!("mergeql_merge_value({}, {column})", state_name(i)),
-            }
-        };
-        let value_name = |i: usize| if i < plan.cells.len() { format!("__mergeql_value_{i}") } else { DELETED.to_owned() };
-        let values = list(cells.iter().enumerate().map(|(i, c)| format!("{} AS {}", value(i, c), value_name(i))));
-        let states = list((0..cells.len()).map(|i| format!("crdt_merge({0}) AS {0}", state_name(i))));
-        let all = inputs.join(" UNION ALL ");
-        let not_null = keys.iter().map(|k| format!("{k} IS NOT NULL")).collect::<Vec<_>>().join(" AND ");
-        let null = keys.iter().map(|k| format!("{k} IS NULL")).collect::<Vec<_>>().join(" OR ");
-        let by_key = list(keys.iter().cloned());
-        let by_all = list(keys.iter().cloned().chain((0..cells.len()).map(state_name)));
-        let visible = list(keys.iter().cloned().chain((0..cells.len()).map(value_name)));
-        let hidden = list((0..cells.len()).map(|i| format!("max({0}) AS {0}", state_name(i))));
-        let packed = list(cells.iter().enumerate().map(|(i, c)| {
-            let name = if i < plan.cells.len() { c.name.as_str() } else { DELETED };
-            match &c.fold {
-                Some(fold) if fold.compact => format!("{}, mergeql_gset_of({})", text(name), value_name(i)),
-                _ => format!("{}, {}", text(name), state_name(i)),
-            }
-        }));
-        let outputs = list(
-            keys.iter()
-                .cloned()
-                .chain(plan.cells.iter().enumerate().map(|(i, c)| format!("{} AS {}", value_name(i), quote(&c.name)))),
-        );
-        let deleted = self.alive().map_or("false".to_owned(), |alive| format!("NOT ({alive})"));
-        format!(
-            "SELECT {outputs}, mergeql_pack({packed}) AS {STATE}, {deleted} AS {DELETED} FROM (\
-             SELECT {by_key}, {values}, {states} FROM ({all}) AS a WHERE {not_null} GROUP BY {by_key} UNION ALL \
-             SELECT {visible}, {hidden} FROM (SELECT {by_key}, {values}, {states} FROM ({all}) AS a WHERE {null} GROUP BY {by_all}) AS n \
-             GROUP BY {visible}) AS m"
-        )
     }
 
     fn filter(&self) -> String {

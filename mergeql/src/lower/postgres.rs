@@ -72,7 +72,7 @@ impl Dialect for Postgres {
     fn record(&self, fields: &[(&str, String)]) -> String {
         let function = self.function("mergeql_record");
         let record = |some: &[(&str, String)]| {
-            format!("{function}({})", list(some.iter().map(|(name, expr)| format!("CAST({} AS text), {expr}", text(name)))))
+            format!("{function}({})", list(some.iter().map(|(name, expr)| format!("{}, {expr}", self.argument(name)))))
         };
         match fields.len() {
             0 => format!("{function}()"),
@@ -148,6 +148,22 @@ impl Dialect for Postgres {
             "losers" => format!("{cell}->'{field}'"),
             _ => format!("({cell}->>'{field}') COLLATE \"C\""),
         }
+    }
+
+    fn unpacked(&self, packed: &str, column: &str) -> String {
+        format!("CAST({}({packed}, {}) AS {})", self.function("mergeql_unpack"), self.argument(column), self.function("crdt"))
+    }
+
+    fn greatest(&self, bytes: &str) -> String {
+        format!("(array_agg({bytes} ORDER BY {bytes} DESC))[1]")
+    }
+
+    fn no_state(&self) -> String {
+        format!("CAST(NULL AS {})", self.function("crdt"))
+    }
+
+    fn argument(&self, value: &str) -> String {
+        format!("CAST({} AS text)", text(value))
     }
 
     fn folded(&self, fold: &Fold, values: &str, ty: &Type) -> String {

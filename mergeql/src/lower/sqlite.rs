@@ -1,7 +1,7 @@
 //! SQLite's SQL. Values have their class, not their column: whole numbers, reals, text and blobs; lists and rows are JSON text.
 
 use super::{Dialect, divided, list, quote, text};
-use crate::plan::Fold;
+use crate::plan::{Cell, Fold};
 use mergeql_udfs::Type;
 use sqlparser::ast::{Expr, Ident, visit_expressions_mut};
 use std::ops::ControlFlow;
@@ -101,6 +101,13 @@ impl Dialect for Sqlite {
 
     fn cell_field(&self, cell: &str, field: &str) -> String {
         format!("json_extract({cell}, '$.{field}')")
+    }
+
+    fn value_like(&self, cell: &Cell, state: &str, _: &str) -> String {
+        match &cell.fold {
+            Some(fold) => self.folded(fold, state, &cell.ty),
+            None => format!("mergeql_value_like({state}, NULL)"),
+        }
     }
 
     fn folded(&self, fold: &Fold, values: &str, _: &Type) -> String {

@@ -1,0 +1,244 @@
+//! Tables that keep states: how their rows are resolved is kept with them, and a later `MERGE INTO` goes by it.
+
+use crate::ast::{
+    Argument, Explain, Merge, Name, Relation as Written, Returning, Source, Statement, StrategyBody, StrategyCall, Target,
+};
+use crate::bind::{UserStrategies, bind, find_column, source_called};
+use crate::diagnostic::{Diagnostic, Result, Span};
+use crate::lower::{STATE, quote};
+use crate::parser::{parse, split};
+use crate::plan::{Plan, Relation};
+use mergeql_udfs::{Code, Type, Value, catalog};
+use std::collections::BTreeMap;
+
+/// How a table keeps states: the clauses, and the definitions of the user-defined strategies in them. A table owns them: what becomes
+/// of a strategy of that name later does not change what its states mean.
+pub struct Kept {
+    /// The clauses, as a merge of the table alone.
+    pub merge: Merge,
+    /// The strategies that they name.
+    pub strategies: UserStrategies,
+    resolution: String,
+}
+
+impl Kept {
+    /// Refuses a table with a column of states where nothing says how it keeps them.
+    ///
+    /// # Errors
+    /// `not_a_state`.
+    pub fn check_known(table: &str, columns: &[String], resolution: Option<&str>) -> Result<()> {
+        if resolution.is_some() || !columns.iter().any(|c| c == STATE) {
+            return Ok(());
+        }
+        Err(Diagnostic::new(Code::NotAState, format!("`{table}` has a column `{STATE}`, and nothing says how it keeps states"))
+            .help("make it anew: MERGE ... INTO ... WITH (state = 'keep')"))
+    }
+
+    /// The text that [`Kept::read`] reads, of a table made by this merge; `texts` has what is behind AS of each user-defined strategy.
+    pub fn resolution(merge: &Merge, plan: &Plan, user: &UserStrategies, texts: &BTreeMap<String, String>) -> String {
+        let named = final_names(merge, plan);
+        definitions(&named, user, texts).concat() + &crate::resolution(&named)
+    }
+
+    /// Reads how a table keeps states.
+    ///
+    /// # Errors
+    /// `corrupt_state`.
+    pub fn read(table: &str, resolution: &str) -> Result<Kept> {
+        let broken = || Diagnostic::new(Code::CorruptState, format!("how `{table}` keeps states cannot be read: {resolution}"));
+        let (mut merge, mut strategies) = (None, UserStrategies::new());
+        for statement in split(resolution)? {
+            match parse(statement)? {
+                Statement::Merge { merge: kept, .. } => merge = Some(*kept),
+                Statement::CreateStrategy { name, body, .. } => drop(strategies.insert(name.value, body)),
+                _ => return Err(broken()),
+            }
+        }
+        Ok(Kept { merge: merge.ok_or_else(broken)?, strategies, resolution: resolution.to_owned() })
+    }
+
+    /// A statement that merges into the table, with the clauses that the table keeps.
+    ///
+    /// # Errors
+    /// `type_mismatch` for other clauses than those, `invalid_argument` for another key, `unsupported` for what states cannot say.
+    pub fn applied(&self, table: &str, given: Merge, user: &UserStrategies, texts: &BTreeMap<String, String>) -> Result<Merge> {
+        if given.returning != Returning::Rows {
+            let message = format!("`{table}` keeps states, which do not say which rows they are of");
+            return Err(Diagnostic::new(Code::Unsupported, message)
+                .within(given.place("RETURNING"))
+                .help("ask before: MERGE the sources with RETURNING CONFLICTS, without INTO"));
+        }
+        let same_strategies = definitions(&given, user, texts).iter().all(|one| self.resolution.contains(one));
+        if differs(&given, &self.merge) || !same_strategies {
+            return Err(Diagnostic::new(Code::TypeMismatch, format!("`{table}` keeps states of other clauses than these"))
+                .within(given.place("STRATEGY").or(given.place("VERSION BY")).or(given.place("DELETE BY")))
+                .help(format!("leave STRATEGY, VERSION BY and DELETE BY out, or repeat them: {}", self.resolution)));
+        }
+        let kept = &self.merge;
+        if given.key.len() != kept.key.len() || !given.key.iter().zip(&kept.key).all(|(a, b)| a.means(&b.value)) {
+            return Err(Diagnostic::new(Code::InvalidArgument, format!("`{table}` keeps states under another key"))
+                .within(given.key.first().map(|key| key.span))
+                .help(self.resolution.clone()));
+        }
+        Ok(Merge {
+            key: kept.key.clone(),
+            strategies: kept.strategies.clone(),
+            version: kept.version.clone(),
+            delete: kept.delete.clone(),
+            ..given
+        })
+    }
+
+    /// Binds a statement that merges into the table ([`Kept::applied`]): `target` is the table with its visible columns. The plan's
+    /// sources are those of the statement.
+    ///
+    /// # Errors
+    /// Those of [`bind`]; `unknown_column` for what the table does not have, unless the statement extends it.
+    pub fn bind(&self, merge: &Merge, target: Relation, sources: Vec<Relation>, explain: Explain) -> Result<Plan> {
+        let mut with = merge.clone();
+        let name = Name { value: target.origin.clone().unwrap_or_default(), quoted: true, span: Span::default() };
+        with.sources.insert(0, Source { relation: Written::Table(vec![name]), alias: None, span: Span::default(), part: false });
+        let columns: Vec<String> = target.columns.iter().map(|c| c.name.clone()).collect();
+        let mut relations = vec![target];
+        relations.extend(sources);
+        hide_known(&mut relations, &with);
+        let mut plan = bind(&with, relations, true, &self.strategies, explain)?;
+        plan.check_columns(&columns)?;
+        // The target contributes states, not rows.
+        plan.sources.remove(0);
+        Ok(plan)
+    }
+
+    /// The columns, with their types, that a statement ([`Kept::applied`]) adds to the table: those that only its sources have, where it
+    /// says `WITH (schema = 'extend')`.
+    ///
+    /// # Errors
+    /// Those of [`Kept::bind`].
+    pub fn added(&self, merge: &Merge, target: Relation, sources: Vec<Relation>) -> Result<Vec<(String, Type)>> {
+        let known: Vec<String> = target.columns.iter().map(|c| c.name.clone()).collect();
+        let plan = self.bind(merge, target, sources, Explain::No)?;
+        let new = plan.result_columns().filter(|(name, _)| !known.iter().any(|k| k == name));
+        Ok(new.map(|(name, ty)| (name.to_owned(), ty.clone())).collect())
+    }
+}
+
+/// Takes from a table that keeps states (the first of these relations) the columns that the sources have as well: they hold values
+/// there, not what the strategies read, and the sources' own types count.
+pub fn hide_known(relations: &mut [Relation], merge: &Merge) {
+    let Some((target, sources)) = relations.split_first_mut() else { return };
+    let in_sources = |column: &str| {
+        sources.iter().flat_map(|r| &r.columns).any(|c| match merge.map.iter().find(|(old, _)| old.means(&c.name)) {
+            Some((_, new)) => new.means(column),
+            None => c.name == column,
+        })
+    };
+    target.columns.retain(|c| c.name != STATE && (merge.key.iter().any(|k| k.means(&c.name)) || !in_sources(&c.name)));
+}
+
+/// The definitions of the user-defined strategies that a merge names, by name.
+fn definitions(merge: &Merge, user: &UserStrategies, texts: &BTreeMap<String, String>) -> Vec<String> {
+    let mut used: Vec<&str> = Vec::new();
+    let mut calls: Vec<&StrategyCall> = merge.strategies.iter().map(|(_, call)| call).collect();
+    while let Some(call) = calls.pop() {
+        let name = call.name.value.strip_prefix("custom:").unwrap_or(&call.name.value);
+        let Some((name, body)) = user.get_key_value(name).filter(|(n, _)| !used.contains(&n.as_str())) else { continue };
+        used.push(name);
+        if let StrategyBody::Alias(inner) = body {
+            calls.push(inner);
+        }
+    }
+    used.sort_unstable();
+    let define = |name: &&str| Some(format!("CREATE STRATEGY {} AS {}; ", quote(name), texts.get(*name)?));
+    used.iter().filter_map(define).collect()
+}
+
+/// A text where a source stands among the arguments of a strategy.
+fn source_argument(argument: &Argument) -> Option<&str> {
+    match argument {
+        Argument::Literal(Value::Text(text), _) => Some(text),
+        Argument::Literal(..) => None,
+        Argument::Name(name) => Some(&name.value),
+    }
+}
+
+/// A call of `source`, with its sources called as `full` says; other calls as they are.
+fn with_sources<'a>(call: &StrategyCall, full: impl Fn(&Name) -> Option<&'a str>) -> StrategyCall {
+    let mut call = call.clone();
+    if catalog::find(&call.name.value).is_none_or(|entry| entry.spec().name != "source") {
+        return call;
+    }
+    for (_, argument) in &mut call.args {
+        let (name, span) = match &*argument {
+            Argument::Name(name) => (name.clone(), name.span),
+            Argument::Literal(Value::Text(text), span) => (Name { value: text.to_string(), quoted: true, span: *span }, *span),
+            Argument::Literal(..) => continue,
+        };
+        if let Some(full) = full(&name) {
+            *argument = Argument::Literal(Value::text(full), span);
+        }
+    }
+    call
+}
+
+/// Whether what a statement says of strategies, versions and deletions is something else than what a table keeps. What it leaves out is
+/// taken from the table, and a strategy has several names.
+fn differs(given: &Merge, kept: &Merge) -> bool {
+    let plain = |name: &str| Name { value: name.to_owned(), quoted: false, span: Span::default() };
+    let shown = |call: Option<&StrategyCall>| {
+        let usual = || StrategyCall { name: plain("lww"), args: Vec::new(), respect_nulls: false, by: None };
+        let mut call = call.cloned().unwrap_or_else(usual);
+        if let Some(known) = catalog::find(&call.name.value) {
+            call.name = plain(known.spec().name);
+        }
+        let alone = Merge { strategies: vec![(Target::Default(Span::default()), call)], ..Merge::default() };
+        crate::resolution(&alone)
+    };
+    let of = |column: Option<&Name>| {
+        let named = kept
+            .strategies
+            .iter()
+            .find(|(of, _)| matches!((of, column), (Target::Column(name), Some(column)) if column.means(&name.value)));
+        let default = || kept.strategies.iter().find(|(of, _)| matches!(of, Target::Default(_)));
+        named.or_else(default).map(|(_, call)| call)
+    };
+    let other_strategy = given.strategies.iter().any(|(target, call)| {
+        let kept = of(match target {
+            Target::Default(_) => None,
+            Target::Column(name) => Some(name),
+        });
+        let known: Vec<&str> = kept.iter().flat_map(|kept| kept.args.iter().filter_map(|(_, arg)| source_argument(arg))).collect();
+        let call = with_sources(call, |name| source_called(name, known.iter().copied()));
+        shown(kept) != shown(Some(&call))
+    });
+    let version = |merge: &Merge| crate::resolution(&Merge { version: merge.version.clone(), ..Merge::default() });
+    let delete = |merge: &Merge| merge.delete.as_ref().map(|name| name.value.clone());
+    other_strategy
+        || given.version.is_some() && version(given) != version(kept)
+        || given.delete.is_some() && delete(given) != delete(kept)
+}
+
+/// The merge with the names that its columns have after MAP, as later statements will call them.
+fn final_names(merge: &Merge, plan: &Plan) -> Merge {
+    let mut named = merge.clone();
+    let rename = |name: &mut Name| {
+        if let Ok(column) = find_column(name, plan.columns.iter().map(|c| c.name.as_str()), &merge.map) {
+            name.value.clone_from(&plan.columns[column].name);
+        }
+    };
+    named.key.iter_mut().for_each(rename);
+    named.delete.iter_mut().for_each(rename);
+    named.version.iter_mut().flat_map(|v| &mut v.columns).for_each(|(n, _)| rename(n));
+    for (target, call) in &mut named.strategies {
+        if let Target::Column(name) = target {
+            rename(name);
+        }
+        call.by.iter_mut().flat_map(|v| &mut v.columns).for_each(|(n, _)| rename(n));
+        *call = with_sources(call, |name| source_called(name, plan.sources.iter().map(|s| s.name.as_str())));
+        for (_, argument) in &mut call.args {
+            if let Argument::Name(name) = argument {
+                rename(name);
+            }
+        }
+    }
+    named
+}
