@@ -11,11 +11,12 @@
 
 use crate::api::{Connection, Pointer, duckdb, text};
 use mergeql_lang::ast::{Explain, Merge, Name, Piece, Relation as Written, Source, Statement, StrategyBody};
-use mergeql_lang::lower::{DuckDb, Lowering, duckdb_columns, duckdb_type_name, quote, text as literal};
-use mergeql_lang::plan::{Relation, SourceColumn};
-use mergeql_lang::{Diagnostic, Span, UserStrategies, bind, bind_into, check_unverified, find_strategy, parse};
-use mergeql_udfs::{Code, Error, Value};
+use mergeql_lang::lower::{DuckDb, DuckDbColumn, Lowering, STATE, duckdb_columns, duckdb_type_name, quote, text as literal};
+use mergeql_lang::plan::{Cell, Plan, Relation, SourceColumn};
+use mergeql_lang::{Diagnostic, Kept, Span, UserStrategies, bind, bind_into, check_fit, check_unverified, find_strategy, parse};
+use mergeql_udfs::{Code, Error, Type, Value};
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::ffi::{CStr, c_char};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -105,26 +106,33 @@ pub fn sql(arguments: &[Value]) -> std::result::Result<Value, Error> {
     }
 }
 
-/// Strategies that users defined: those of this process, for DuckDB's C interface has no session to keep them in.
-static STRATEGIES: Mutex<UserStrategies> = Mutex::new(UserStrategies::new());
+/// The strategies that users defined, and what is behind AS of each.
+struct Defined {
+    user: UserStrategies,
+    texts: BTreeMap<String, String>,
+}
 
-fn strategies() -> MutexGuard<'static, UserStrategies> {
+/// Strategies that users defined: those of this process, for DuckDB's C interface has no session to keep them in.
+static STRATEGIES: Mutex<Defined> = Mutex::new(Defined { user: UserStrategies::new(), texts: BTreeMap::new() });
+
+fn strategies() -> MutexGuard<'static, Defined> {
     STRATEGIES.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn create_strategy(or_replace: bool, name: &Name, body: StrategyBody) -> Result<String> {
-    let mut user = strategies();
+fn create_strategy(or_replace: bool, name: &Name, body: StrategyBody, text: String) -> Result<String> {
+    let Defined { user, texts } = &mut *strategies();
     // DuckDB may evaluate a constant more than once.
     if user.get(&name.value) != Some(&body) {
-        check_unverified(&user, or_replace, name, &body, "DuckDB")?;
+        check_unverified(user, or_replace, name, &body, "DuckDB")?;
         user.insert(name.value.clone(), body);
+        texts.insert(name.value.clone(), text);
     }
     Ok("SELECT 1 AS strategies".to_owned())
 }
 
 fn drop_strategy(if_exists: bool, name: &Name) -> Result<String> {
-    let mut user = strategies();
-    let own = match find_strategy(&user, name) {
+    let Defined { user, .. } = &mut *strategies();
+    let own = match find_strategy(user, name) {
         Err(error) if error.code != Code::UnknownStrategy || !if_exists => return Err(error),
         Err(_) => name.value.clone(),
         Ok(own) => own.to_owned(),
@@ -208,7 +216,7 @@ fn statement_sql(statement: &str) -> Result<String> {
         Statement::MergeInto { explain, target, merge } => merge_into(statement, explain, target, &merge),
         Statement::Sql(pieces) => lowered(&pieces),
         Statement::ShowStrategies => Ok("FROM mergeql_strategies()".to_owned()),
-        Statement::CreateStrategy { or_replace, name, body, .. } => create_strategy(or_replace, &name, body),
+        Statement::CreateStrategy { or_replace, name, body, text } => create_strategy(or_replace, &name, body, text),
         Statement::DropStrategy { if_exists, name } => drop_strategy(if_exists, &name),
         Statement::MergeModels { .. } => {
             Err(Diagnostic::new(Code::Unsupported, "files of models are merged outside of the database")
@@ -384,7 +392,9 @@ fn with_target(target: &Written, merge: &Merge) -> Merge {
 
 /// What is known of a source, once its row type is.
 fn relation(source: &Written, merge: &Merge, row: &str, here: &[String], spellings: &mut Vec<String>) -> Result<Relation> {
-    let columns = duckdb_columns(row).map_err(Box::<Diagnostic>::from)?;
+    let mut columns = duckdb_columns(row).map_err(Box::<Diagnostic>::from)?;
+    // Of a table that keeps states, a merge reads the values.
+    columns.retain(|c| kept_in(c).is_none());
     if let Some(column) = columns.iter().find(|c| c.name.to_ascii_lowercase().starts_with("__mergeql_")) {
         return Err(Diagnostic::new(Code::Unsupported, format!("the column `{}` has a name that is reserved", column.name))
             .help("give it another name in a source query"));
@@ -417,6 +427,18 @@ fn relation(source: &Written, merge: &Merge, row: &str, here: &[String], spellin
         })
         .collect();
     Ok(Relation { sql, origin, columns, rows: None })
+}
+
+/// How a table keeps states, if this is its column of states: the name of the column's only field says it, so that it is known with the
+/// row's type.
+fn kept_in(column: &DuckDbColumn) -> Option<&str> {
+    match &column.ty {
+        Type::Struct(fields) if column.name == STATE => match &fields[..] {
+            [(text, Type::Bytes)] if text.starts_with("MERGE ") || text.starts_with("CREATE STRATEGY ") => Some(text),
+            _ => None,
+        },
+        _ => None,
+    }
 }
 
 /// What is known of these sources, once their row types are.
@@ -459,18 +481,41 @@ fn whole_path(path: &str) -> String {
 fn bound_sql(statement: &str, types: &[String]) -> Result<String> {
     let (plan, explain, key_rows) = match parse(statement)? {
         Statement::Merge { explain, merge } => {
-            let plan = bind(&merge, relations(&merge.sources, &merge, types)?, false, &strategies(), explain)?;
-            plan.check_states()?;
+            let Defined { user, texts } = &*strategies();
+            let plan = bind(&merge, relations(&merge.sources, &merge, types)?, false, user, explain)?;
+            if plan.keeps_state() && explain == Explain::No {
+                return rows_and_states(&plan, &Kept::resolution(&merge, &plan, user, texts));
+            }
             (plan, explain, None)
         }
         Statement::MergeInto { explain, target, merge } => {
             let Written::Table(parts) = &target else {
                 return Err(Diagnostic::new(Code::Unsupported, "MERGE INTO needs a table"));
             };
-            let name = table(parts);
+            let (name, shown) = (table(parts), parts.iter().map(|p| p.value.as_str()).collect::<Vec<_>>().join("."));
             let relations = relations(&with_target(&target, &merge).sources, &merge, types)?;
-            let plan = bind_into(&merge, &target, &name, relations, &strategies(), explain)?;
-            (plan, explain, Some(name))
+            let Defined { user, texts } = &*strategies();
+            let row = types.get(2).map(|row| duckdb_columns(row)).transpose().map_err(Box::<Diagnostic>::from)?.unwrap_or_default();
+            let kept = row.iter().find_map(kept_in);
+            Kept::check_known(&shown, &row.iter().map(|c| c.name.clone()).collect::<Vec<_>>(), kept)?;
+            if let Some(resolution) = kept {
+                let kept = Kept::read(&shown, resolution)?;
+                let merge = kept.applied(&shown, *merge, user, texts)?;
+                let sources = relations[1..].to_vec();
+                let plan = kept.bind(&merge, relations[0].clone(), sources, explain)?;
+                for (column, merged) in plan.result_columns() {
+                    if let Some(theirs) = relations[0].columns.iter().find(|c| c.name == column && c.ty != Type::Null) {
+                        check_fit(column, &theirs.ty, merged)?;
+                    }
+                }
+                plan.check_grown(&relations[0].columns.iter().map(|c| c.name.clone()).collect::<Vec<_>>())?;
+                if explain == Explain::No {
+                    return merged_states(&plan, &name, resolution);
+                }
+                (plan, explain, None)
+            } else {
+                (bind_into(&merge, &target, &name, relations, user, explain)?, explain, Some(name))
+            }
         }
         _ => return Err(Diagnostic::new(Code::Unsupported, "only MERGE stands for one query")),
     };
@@ -490,5 +535,59 @@ fn bound_sql(statement: &str, types: &[String]) -> Result<String> {
     Ok(format!(
         "SELECT * FROM ({query}) AS m WHERE NOT ({null}) UNION ALL \
          (SELECT {columns} FROM ({query}) AS m WHERE {null} EXCEPT SELECT {columns} FROM {target})"
+    ))
+}
+
+// Tables that keep states.
+
+/// One statement writes one table, and a table shows all its rows.
+fn check_deletions(plan: &Plan) -> Result<()> {
+    match &plan.delete {
+        None => Ok(()),
+        Some(cell) => {
+            let help = format!(
+                "leave DELETE BY out, keep the column ({} = lww RESPECT NULLS), and read the table WHERE it says alive",
+                cell.name
+            );
+            Err(Diagnostic::new(Code::Unsupported, "a table here cannot hide the deleted rows that it remembers").help(help))
+        }
+    }
+}
+
+/// A query of rows with their states, in a struct whose only field is called as `resolution` says.
+fn with_states(plan: &Plan, rows: &str, resolution: &str) -> String {
+    let columns = plan.result_columns().map(|(name, _)| quote(name)).collect::<Vec<_>>().join(", ");
+    format!("SELECT {columns}, struct_pack({} := {STATE}) AS {STATE} FROM ({rows}) AS m", quote(resolution))
+}
+
+fn rows_and_states(plan: &Plan, resolution: &str) -> Result<String> {
+    check_deletions(plan)?;
+    Ok(with_states(plan, &Lowering { plan, dialect: &DuckDb }.rows_and_states(), resolution))
+}
+
+/// The rows of a table `target` whose keys the sources have, joined with them; rows without a key that the table does not have.
+fn merged_states(plan: &Plan, target: &str, resolution: &str) -> Result<String> {
+    check_deletions(plan)?;
+    let lowering = Lowering { plan, dialect: &DuckDb };
+    let like = |c: &Cell| duckdb_type_name(&c.ty);
+    let differ = |c: &Cell, a: &str, b: &str| match c.ty {
+        Type::Text => format!("({a} COLLATE \"binary\" IS DISTINCT FROM {b} COLLATE \"binary\")"),
+        _ => format!("({a} IS DISTINCT FROM {b})"),
+    };
+    let keys: Vec<String> = plan.key_columns().iter().map(|c| quote(&c.name)).collect();
+    let theirs: Vec<String> = keys.iter().map(|k| format!("t.{k}")).collect();
+    let same = keys.iter().map(|k| format!("s.{k} = t.{k}")).collect::<Vec<_>>().join(" AND ");
+    let rows = format!("SELECT * REPLACE (struct_extract({STATE}, {}) AS {STATE}) FROM {target}", literal(resolution));
+    let touched = format!("({rows}) AS t WHERE EXISTS (SELECT 1 FROM __mergeql_contributed AS s WHERE {same})");
+    let known = lowering.unpacked(&theirs, &touched, &lowering.edited_row(like, differ));
+    let merged = lowering.merged_states(&["SELECT * FROM __mergeql_contributed".to_owned(), known], like);
+    let merged = with_states(plan, &merged, resolution);
+    let null = keys.iter().map(|k| format!("m.{k} IS NULL")).collect::<Vec<_>>().join(" OR ");
+    let shown = plan.result_columns().map(|(name, _)| format!("t.{0} IS NOT DISTINCT FROM m.{0}", quote(name)));
+    Ok(format!(
+        "WITH __mergeql_contributed AS MATERIALIZED ({}), m AS MATERIALIZED ({merged}) \
+         SELECT * FROM m WHERE NOT ({null}) OR NOT EXISTS (SELECT 1 FROM {target} AS t WHERE {})",
+        lowering.contributed(),
+        shown.collect::<Vec<_>>().join(" AND ")
     ))
 }

@@ -14,6 +14,7 @@
 //! | [`files`] | the table functions over files of tensors |
 //! | [`spi`] | statements that run in the caller's transaction |
 //! | [`statements`] | from a MergeQL statement to Postgres' SQL |
+//! | `kept` | tables that keep states |
 //!
 //! No panic crosses into Postgres: every function runs inside `pg_guard`.
 
@@ -21,7 +22,8 @@ pub mod aggregates;
 pub mod datums;
 pub mod entry;
 pub mod files;
-pub mod scalars;
+mod kept;
+mod scalars;
 pub mod slots;
 pub mod spi;
 pub mod statements;

@@ -4,33 +4,34 @@
 
 use crate::datums::{Form, PgType, bytes};
 use crate::entry::{Call, Failure, Outcome};
+use crate::kept::{like, more};
 use crate::spi::{Column, Spi, type_name};
-use mergeql_lang::ast::{Explain, Merge, Name, Piece, Relation as Written, Returning, Source, Statement, StrategyBody};
+use mergeql_lang::ast::{Explain, Merge, Name, Piece, Relation as Written, Returning, Statement, StrategyBody};
 use mergeql_lang::diagnostic::nearest;
-use mergeql_lang::lower::{Dialect, Lowering, Postgres, STATE, postgres_type_name, quote, text as literal};
+use mergeql_lang::lower::{DELETED, Dialect, Lowering, Postgres, STATE, postgres_type_name, quote, text as literal};
 use mergeql_lang::plan::{Plan, Relation, SourceColumn};
 use mergeql_lang::{
     Diagnostic, Kept, Span, UserStrategies, added_columns, bind, bind_into, check_fit, check_unverified, find_strategy, parse,
 };
 use mergeql_udfs::{Code, Type};
-use pgrx::pg_sys::{self, Datum};
+use pgrx::pg_sys;
 use std::collections::BTreeMap;
 use std::ffi::CStr;
 
 /// A connection, and where the extension lives.
-struct Session<'a> {
-    spi: &'a Spi,
-    dialect: Postgres,
+pub(crate) struct Session<'a> {
+    pub(crate) spi: &'a Spi,
+    pub(crate) dialect: Postgres,
 }
 
 /// A source, and what Postgres calls the types of its columns.
-struct Described {
-    relation: Relation,
-    columns: Vec<Column>,
+pub(crate) struct Described {
+    pub(crate) relation: Relation,
+    pub(crate) columns: Vec<Column>,
     /// The table, where it is one: its schema and name.
-    table: Option<(String, String)>,
+    pub(crate) table: Option<(String, String)>,
     /// How it keeps states, if it does.
-    kept: Option<String>,
+    pub(crate) kept: Option<String>,
 }
 
 /// A statement in Postgres' SQL.
@@ -64,7 +65,11 @@ fn schema(call: Call) -> String {
 }
 
 /// Runs with a session; errors know the statement.
-fn with_session<T>(call: Call, statement: &str, run: impl FnOnce(&Session<'_>) -> Result<T, Failure>) -> Result<T, Failure> {
+pub(crate) fn with_session<T>(
+    call: Call,
+    statement: &str,
+    run: impl FnOnce(&Session<'_>) -> Result<T, Failure>,
+) -> Result<T, Failure> {
     let dialect = Postgres { schema: schema(call) };
     Spi::connect(|spi| {
         let session = Session { spi, dialect };
@@ -75,11 +80,11 @@ fn with_session<T>(call: Call, statement: &str, run: impl FnOnce(&Session<'_>) -
 }
 
 /// A name as Postgres knows it: without quotes it is in small letters.
-fn plain(name: &Name) -> String {
+pub(crate) fn plain(name: &Name) -> String {
     if name.quoted { name.value.clone() } else { name.value.to_lowercase() }
 }
 
-fn table(parts: &[Name]) -> String {
+pub(crate) fn table(parts: &[Name]) -> String {
     parts.iter().map(|p| quote(&plain(p))).collect::<Vec<_>>().join(".")
 }
 
@@ -185,7 +190,7 @@ impl Session<'_> {
     // Sources.
 
     /// The schema and name of the table or view that a name means here.
-    fn find(&self, name: &str) -> Result<Option<(String, String)>, Failure> {
+    pub(crate) fn find(&self, name: &str) -> Result<Option<(String, String)>, Failure> {
         let sql = "SELECT n.nspname, c.relname FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
                    WHERE c.oid = pg_catalog.to_regclass($1)";
         let rows = self.spi.texts(sql, &[name])?;
@@ -207,7 +212,7 @@ impl Session<'_> {
         Ok(diagnostic.into())
     }
 
-    fn describe(&self, source: &Written) -> Result<Described, Failure> {
+    pub(crate) fn describe(&self, source: &Written) -> Result<Described, Failure> {
         let (sql, found) = match source {
             Written::Table(parts) => {
                 let name = table(parts);
@@ -276,11 +281,11 @@ impl Session<'_> {
             return self.explained(&plan, explain);
         }
         plan.check_states()?;
-        Ok(self.typed(&plan, &described, &Lowering { plan: &plan, dialect: &self.dialect }.query(), false))
+        Ok(self.typed(&plan, &described, &Lowering { plan: &plan, dialect: &self.dialect }.query(), &[]))
     }
 
     /// Columns that the merge took as text (`jsonb`, enums, `char(n)`) in the one type that all their sources have.
-    fn typed(&self, plan: &Plan, described: &[Described], query: &str, states: bool) -> String {
+    pub(crate) fn typed(&self, plan: &Plan, described: &[Described], query: &str, more: &[&str]) -> String {
         if plan.returning != Returning::Rows {
             return query.to_owned();
         }
@@ -310,8 +315,8 @@ impl Session<'_> {
             Some(ty) => format!("CAST({0} AS {ty}) AS {0}", quote(name)),
             None => quote(name),
         };
-        let states = if states { format!(", {STATE}") } else { String::new() };
-        format!("SELECT {}{states} FROM ({query}) AS m", columns.iter().map(column).collect::<Vec<_>>().join(", "))
+        let columns: Vec<String> = columns.iter().map(column).chain(more.iter().map(|c| (*c).to_owned())).collect();
+        format!("SELECT {} FROM ({query}) AS m", columns.join(", "))
     }
 
     /// The plan as rows of (item, detail): what is merged how, then Postgres' own plan.
@@ -352,27 +357,13 @@ impl Session<'_> {
         let plan = bind(merge, relations, false, &user, Explain::No)?;
         let lowering = Lowering { plan: &plan, dialect: &self.dialect };
         if !plan.keeps_state() {
-            return Ok(vec![create(self.typed(&plan, &described, &lowering.query(), false))]);
+            return Ok(vec![create(self.typed(&plan, &described, &lowering.query(), &[]))]);
         }
-        plan.check_deletions()?;
-        let mut script = vec![create(self.typed(&plan, &described, &lowering.rows_and_states(), true))];
-        // A comment stays with its table through renames, dumps and copies.
-        if !(into.if_not_exists && self.find(&table(parts))?.is_some()) {
-            let resolution = literal(&Kept::resolution(merge, &plan, &user, &texts));
-            script.push(format!("COMMENT ON COLUMN {}.{STATE} IS {resolution}", table(parts)));
+        let create = create(self.typed(&plan, &described, &lowering.rows_and_states(), more(&plan)));
+        if into.if_not_exists && self.find(&table(parts))?.is_some() {
+            return Ok(vec![create]);
         }
-        Ok(script)
-    }
-
-    /// How a table keeps states, if it does.
-    fn resolution(&self, (schema, name): &(String, String)) -> Result<Option<String>, Failure> {
-        let sql = format!(
-            "SELECT pg_catalog.col_description(a.attrelid, a.attnum) FROM pg_catalog.pg_attribute a \
-             JOIN pg_catalog.pg_class c ON c.oid = a.attrelid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
-             WHERE n.nspname = $1 AND c.relname = $2 AND a.attname = '{STATE}' AND c.relkind IN ('r', 'p')"
-        );
-        let found = self.spi.texts(&sql, &[schema, name])?.into_iter().flatten().flatten().next();
-        Ok(found.filter(|text| text.starts_with("MERGE ") || text.starts_with("CREATE STRATEGY ")))
+        self.create_kept(parts, create, &plan, &Kept::resolution(merge, &plan, &user, &texts))
     }
 
     /// The plan of MERGE INTO, and its target and sources; where the target keeps states, it is no source of the plan.
@@ -454,6 +445,10 @@ impl Session<'_> {
         let into = &described[0];
         let kept = into.kept.is_some();
         let name = into.relation.sql.clone();
+        let buries = kept && plan.delete.is_some();
+        let gone = if buries { self.graveyard_of(into)? } else { String::new() };
+        // Deleted rows are not seen.
+        let alive = if buries { format!(" AND NOT m.{DELETED}") } else { String::new() };
         let collations = self.collations(into)?;
         let collated = |column: &str, expr: String| match collations.iter().find(|(name, _)| name == column) {
             Some((_, collation)) => format!("{expr} COLLATE {collation}"),
@@ -480,17 +475,20 @@ impl Session<'_> {
             let columns: Vec<String> = keys.iter().enumerate().map(column).collect();
             key_sets.push(format!("SELECT {} FROM {} AS s", columns.join(", "), source.relation.sql));
         }
-        let touched = format!("{name} AS t JOIN ({}) AS k ON {}", key_sets.join(" UNION "), same("k"));
+        let touched = |table: &str| format!("{table} AS t JOIN ({}) AS k ON {}", key_sets.join(" UNION "), same("k"));
         let query = if kept {
             let lowering = Lowering { plan: &plan, dialect: &self.dialect };
-            let inputs = [lowering.contributed(), self.kept_rows(&lowering, into, &touched)];
-            self.typed(&plan, &described, &lowering.merged_states(&inputs, |c| like(into, &c.name)), true)
+            let mut inputs = vec![lowering.contributed(), self.kept_rows(&lowering, into, &touched(&name))];
+            if plan.delete.is_some() {
+                inputs.push(lowering.unpacked(&self.keys(&lowering, into), &touched(&gone), "false"));
+            }
+            self.typed(&plan, &described, &lowering.merged_states(&inputs, |c| like(into, &c.name)), more(&plan))
         } else {
             // Where the target is its own only source there is nothing to restrict.
             if !key_sets.is_empty() {
-                plan.sources[0].relation.sql = format!("(SELECT t.* FROM {touched})");
+                plan.sources[0].relation.sql = format!("(SELECT t.* FROM {})", touched(&name));
             }
-            self.typed(&plan, &described, &Lowering { plan: &plan, dialect: &self.dialect }.query(), false)
+            self.typed(&plan, &described, &Lowering { plan: &plan, dialect: &self.dialect }.query(), &[])
         };
         let columns: Vec<String> = plan.result_columns().map(|(name, _)| name.to_owned()).collect();
         let state = STATE.to_owned();
@@ -513,10 +511,11 @@ impl Session<'_> {
         let texts = |names: &[String], of: &str| {
             names.iter().map(|n| as_text(&format!("{of}.{}", quote(n)))).collect::<Vec<_>>().join(", ")
         };
-        let unknown = format!("SELECT {} FROM m WHERE NOT EXISTS (SELECT FROM {name} AS t WHERE {})", values(&written), same("m"));
+        let unknown =
+            format!("SELECT {} FROM m WHERE NOT EXISTS (SELECT FROM {name} AS t WHERE {}){alive}", values(&written), same("m"));
         let insert = if plan.nullable_key() {
             format!(
-                "INSERT INTO {name} ({all}) {unknown} AND NOT ({null}) UNION ALL SELECT {} FROM m WHERE ({null}) AND NOT EXISTS \
+                "INSERT INTO {name} ({all}) {unknown} AND NOT ({null}) UNION ALL SELECT {} FROM m WHERE ({null}){alive} AND NOT EXISTS \
                  (SELECT FROM {name} AS t WHERE ({}) AND ROW({}) IS NOT DISTINCT FROM ROW({})) RETURNING 1",
                 values(&written),
                 null_in("t"),
@@ -539,85 +538,36 @@ impl Session<'_> {
                 })
                 .collect();
             format!(
-                "UPDATE {name} AS t SET {} FROM m WHERE {} AND ({}) RETURNING 1",
+                "UPDATE {name} AS t SET {} FROM m WHERE {} AND ({}){alive} RETURNING 1",
                 set.join(", "),
                 same("m"),
                 changed.join(" OR ")
             )
         };
-        Ok(format!(
-            "WITH m AS MATERIALIZED ({query}), updated AS ({update}), inserted AS ({insert}) \
-             SELECT (SELECT count(*) FROM updated) + (SELECT count(*) FROM inserted) AS rows"
-        ))
-    }
-
-    /// The states of rows `t` of a table that keeps them, whose values must be what their states say.
-    fn kept_rows(&self, lowering: &Lowering<'_>, into: &Described, from: &str) -> String {
-        lowering.unpacked(&self.keys(lowering, into), from, &edited(lowering, into))
-    }
-
-    /// The keys of rows `t` of a table as a merge has them.
-    fn keys(&self, lowering: &Lowering<'_>, into: &Described) -> Vec<String> {
-        let key = |c: &mergeql_lang::plan::Column| {
-            let name = format!("t.{}", quote(&c.name));
-            let theirs = into.relation.columns.iter().find(|theirs| theirs.name == c.name);
-            let cast = theirs.and_then(|theirs| self.dialect.cast(&name, &theirs.ty, &c.ty)).unwrap_or(name);
-            self.dialect.key(&cast, &c.ty).unwrap_or(cast)
-        };
-        lowering.plan.key_columns().iter().map(key).collect()
-    }
-
-    /// `mergeql_adopt(table)`: rows that were edited by hand are taken in as rows.
-    fn adopt(&self, name: &str) -> Result<u64, Failure> {
-        let missing = || Diagnostic::new(Code::NotAState, format!("`{name}` is no table that keeps states"));
-        let found = self.find(name)?.ok_or_else(missing)?;
-        let written = Written::Table(
-            [&found.0, &found.1].map(|part| Name { value: part.clone(), quoted: true, span: Span::default() }).to_vec(),
-        );
-        let into = self.describe(&written)?;
-        let table = into.relation.sql.clone();
-        let kept = Kept::read(name, &into.kept.clone().ok_or_else(missing)?)?;
-        self.spi.run(&format!("LOCK TABLE {table} IN SHARE ROW EXCLUSIVE MODE"))?;
-        let mut alone = kept.merge.clone();
-        let alias = Some(Name { value: "edited".to_owned(), quoted: true, span: Span::default() });
-        alone.sources = vec![Source { relation: Written::Query(Vec::new()), alias, span: Span::default(), part: false }];
-        // Bound to the table as it is, to know what its states say.
-        let mut rows = Relation { origin: None, ..into.relation.clone() };
-        let mut plan = kept.bind(&alone, into.relation.clone(), vec![rows.clone()], Explain::No)?;
-        let lowering = Lowering { plan: &plan, dialect: &self.dialect };
-        let condition = edited(&lowering, &into);
-        // A set of values is taken in value by value.
-        let is_set = |name: &str| plan.cells.iter().any(|c| c.name == name && c.ty == Type::List(Box::new(c.call.value_type())));
-        if let Some(set) = into.columns.iter().find(|c| is_set(&c.name)) {
-            let message = format!("`{}` is a set of values, which cannot be taken in from an edited row here", set.name);
-            return Err(Diagnostic::new(Code::Unsupported, message).help("merge the values as rows: MERGE INTO ... USING").into());
+        let mut steps = vec![("updated", update), ("inserted", insert)];
+        if buries {
+            let same = same("m");
+            let buried = format!("{}, {STATE}", list(&keys));
+            steps.push(("removed", format!("DELETE FROM {name} AS t USING m WHERE {same} AND m.{DELETED} RETURNING 1")));
+            steps.push(("risen", format!("DELETE FROM {gone} AS t USING m WHERE {same} AND NOT m.{DELETED}")));
+            steps.push((
+                "deeper",
+                format!(
+                    "UPDATE {gone} AS t SET {STATE} = m.{STATE} FROM m WHERE {same} AND m.{DELETED} AND t.{STATE} <> m.{STATE}"
+                ),
+            ));
+            steps.push((
+                "buried",
+                format!(
+                    "INSERT INTO {gone} ({buried}) SELECT {buried} FROM m WHERE m.{DELETED} AND NOT ({null}) \
+                     AND NOT EXISTS (SELECT FROM {gone} AS t WHERE {same})"
+                ),
+            ));
         }
-        let columns = into.columns.iter().map(|c| format!("t.{}", quote(&c.name))).collect::<Vec<_>>().join(", ");
-        self.spi.run(&format!(
-            "CREATE TEMPORARY TABLE __mergeql_edited ON COMMIT DROP AS SELECT {columns} FROM {table} AS t WHERE {condition}"
-        ))?;
-        let edited_rows = "pg_temp.__mergeql_edited";
-        rows.sql = edited_rows.to_owned();
-        plan.sources[0].relation = rows;
-        let lowering = Lowering { plan: &plan, dialect: &self.dialect };
-        let keys: Vec<String> = plan.key_columns().iter().map(|c| quote(&c.name)).collect();
-        let same = |a: &str, b: &str| {
-            keys.iter().map(|k| format!("{a}.{k} IS NOT DISTINCT FROM {b}.{k}")).collect::<Vec<_>>().join(" AND ")
-        };
-        let others = format!(
-            "{table} AS t WHERE t.{STATE} IS NOT NULL AND EXISTS (SELECT FROM {edited_rows} AS e WHERE {})",
-            same("t", "e")
-        );
-        let known = lowering.unpacked(&self.keys(&lowering, &into), &others, "false");
-        let merged = lowering.merged_states(&[lowering.contributed(), known], |c| like(&into, &c.name));
-        let merged = self.typed(&plan, std::slice::from_ref(&into), &merged, true);
-        self.spi.run(&format!("CREATE TEMPORARY TABLE __mergeql_adopted ON COMMIT DROP AS {merged}"))?;
-        let count = self.spi.run(&format!("DELETE FROM {table} AS t USING {edited_rows} AS e WHERE {}", same("t", "e")))?;
-        let listed: Vec<String> = plan.result_columns().map(|(name, _)| quote(name)).chain([STATE.to_owned()]).collect();
-        let listed = listed.join(", ");
-        self.spi.run(&format!("INSERT INTO {table} ({listed}) SELECT {listed} FROM pg_temp.__mergeql_adopted"))?;
-        self.spi.run("DROP TABLE pg_temp.__mergeql_edited, pg_temp.__mergeql_adopted")?;
-        Ok(count)
+        let counted = ["updated", "inserted", "removed"].iter().filter(|step| steps.iter().any(|(name, _)| name == *step));
+        let count = counted.map(|step| format!("(SELECT count(*) FROM {step})")).collect::<Vec<_>>().join(" + ");
+        let steps: Vec<String> = steps.iter().map(|(name, sql)| format!("{name} AS ({sql})")).collect();
+        Ok(format!("WITH m AS MATERIALIZED ({query}), {} SELECT {count} AS rows", steps.join(", ")))
     }
 
     /// The collation that each text column of a table has, so that its indexes are used; byte order where collations would take
@@ -640,23 +590,8 @@ impl Session<'_> {
     }
 }
 
-/// An expression of the type of a table's column.
-fn like(into: &Described, column: &str) -> String {
-    format!("(NULL::{}).{}", into.relation.sql, quote(column))
-}
-
-/// A condition on a row `t` of a table that keeps states: its values are not what its states say.
-fn edited(lowering: &Lowering<'_>, into: &Described) -> String {
-    let differ = |cell: &mergeql_lang::plan::Cell, a: &str, b: &str| {
-        let plain = into.columns.iter().any(|c| c.name == cell.name && is_comparable(c));
-        let side = |value: &str| if plain { value.to_owned() } else { as_text(value) };
-        format!("{} IS DISTINCT FROM {}", side(a), side(b))
-    };
-    lowering.edited_row(|c| like(into, &c.name), differ)
-}
-
 /// Whether two values of a column can be compared as they are: texts must not go by a collation, and JSON has no equality.
-fn is_comparable(column: &Column) -> bool {
+pub(crate) fn is_comparable(column: &Column) -> bool {
     PgType::of(column.oid, column.typmod).is_ok_and(|ty| {
         !matches!(ty.form, Form::Text | Form::Padded | Form::Printed | Form::Interval | Form::Array(_) | Form::Row(..))
     })
@@ -681,7 +616,7 @@ fn is_texts(column: &Column) -> bool {
 }
 
 /// A value as it is printed, compared by bytes.
-fn as_text(value: &str) -> String {
+pub(crate) fn as_text(value: &str) -> String {
     format!("CAST({value} AS text) COLLATE \"C\"")
 }
 
@@ -786,13 +721,6 @@ fn into(call: Call) -> Outcome {
     Ok(None)
 }
 
-/// `mergeql_adopt(table)`: how many rows were edited by hand and are taken in.
-fn adopt(call: Call) -> Outcome {
-    let name = call.text(0)?;
-    let count = with_session(call, &name, |session| session.adopt(&name))?;
-    Ok(Some(Datum::from(count as i64)))
-}
-
 /// `CALL mergeql_create(kind, name, statement)`
 fn create(call: Call) -> Outcome {
     let (kind, name, statement) = (call.text(0)?, call.text(1)?, call.text(2)?);
@@ -829,8 +757,6 @@ crate::functions! {
     mergeql_statement_json, pg_finfo_mergeql_statement_json => |call| rows(call, Shape::Json);
     /// `CALL mergeql_into(statement)`
     mergeql_statement_into, pg_finfo_mergeql_statement_into => into;
-    /// `mergeql_adopt(table)`
-    mergeql_statement_adopt, pg_finfo_mergeql_statement_adopt => adopt;
     /// `CALL mergeql_create(kind, name, statement)`
     mergeql_statement_create, pg_finfo_mergeql_statement_create => create;
 }

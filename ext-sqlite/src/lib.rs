@@ -9,12 +9,14 @@
 //! | [`slots`] | states of fixed size |
 //! | [`scalars`] | the scalar functions |
 //! | [`statements`] | from a MergeQL statement to SQLite's SQL |
+//! | `kept` | tables that keep states |
 //! | [`table`] | `CREATE VIRTUAL TABLE ... USING mergeql(...)` |
 //! | [`replicas`] | `crdt_table`, and the feed of changes |
 //!
 //! No panic crosses into SQLite: `rusqlite` catches them at every callback.
 
 pub mod aggregates;
+mod kept;
 pub mod replicas;
 pub mod scalars;
 pub mod slots;

@@ -1,10 +1,11 @@
 //! From a MergeQL statement to SQLite's SQL, on the connection that asks, in its transaction.
 #![allow(unsafe_code)]
 
+use crate::kept::{columns_of, edited};
 use crate::values::{Answer, shown};
-use mergeql_lang::ast::{Explain, Into, Merge, Name, Piece, Relation as Written, Returning, Source, Statement, StrategyBody};
+use mergeql_lang::ast::{Explain, Merge, Name, Piece, Relation as Written, Returning, Statement, StrategyBody};
 use mergeql_lang::diagnostic::nearest;
-use mergeql_lang::lower::{Lowering, STATE, Sqlite, quote, sqlite_type_name, text as literal};
+use mergeql_lang::lower::{DELETED, Lowering, STATE, Sqlite, quote, sqlite_type_name, text as literal};
 use mergeql_lang::plan::{Plan, Relation, SourceColumn};
 use mergeql_lang::{
     Diagnostic, Kept, Span, UserStrategies, added_columns, bind, bind_into, check_unverified, find_strategy, parse,
@@ -17,9 +18,6 @@ use std::ffi::{CStr, CString};
 
 /// What goes wrong: in our words, or in SQLite's.
 pub type Result<T> = rusqlite::Result<T>;
-
-/// Begins the comment in the text of a table that says how it keeps states.
-const COMMENT: &str = "/*mergeql ";
 
 /// The table that user-defined strategies are kept in.
 const STRATEGIES: &str = "_mergeql_strategies";
@@ -90,21 +88,21 @@ impl Lowered {
 
 /// A connection that a statement is for.
 pub struct Session<'a> {
-    connection: &'a Connection,
+    pub(crate) connection: &'a Connection,
     /// Values that key columns are restricted to, as parameters: only rows of these keys are merged.
     pinned: Vec<(String, usize)>,
 }
 
 /// What is known of a source.
-struct Described {
-    relation: Relation,
+pub(crate) struct Described {
+    pub(crate) relation: Relation,
     /// The table, where it is one: its database and name.
-    table: Option<(String, String)>,
+    pub(crate) table: Option<(String, String)>,
     /// How it keeps states, if it does.
-    kept: Option<String>,
+    pub(crate) kept: Option<String>,
 }
 
-fn table(parts: &[Name]) -> String {
+pub(crate) fn table(parts: &[Name]) -> String {
     parts.iter().map(|p| quote(&p.value)).collect::<Vec<_>>().join(".")
 }
 
@@ -269,7 +267,7 @@ impl<'a> Session<'a> {
     // Sources.
 
     /// The database and name of the table or view that a name means here.
-    fn find(&self, parts: &[String]) -> Result<Option<(String, String)>> {
+    pub(crate) fn find(&self, parts: &[String]) -> Result<Option<(String, String)>> {
         let (database, name) = match parts {
             [name] => (None, name),
             [database, name] => (Some(database), name),
@@ -293,7 +291,7 @@ impl<'a> Session<'a> {
         Ok(shown(diagnostic))
     }
 
-    fn describe(&self, source: &Written) -> Result<Described> {
+    pub(crate) fn describe(&self, source: &Written) -> Result<Described> {
         let (mut sql, found) = match source {
             Written::Table(parts) => {
                 let names: Vec<String> = parts.iter().map(|p| p.value.clone()).collect();
@@ -517,8 +515,7 @@ impl<'a> Session<'a> {
         let plan = bind(merge, described.into_iter().map(|d| d.relation).collect(), false, &user, Explain::No).map_err(shown)?;
         let lowering = Lowering { plan: &plan, dialect: &Sqlite };
         if plan.keeps_state() {
-            plan.check_deletions().map_err(shown)?;
-            return self.create_kept(&name, into, &lowering, &Kept::resolution(merge, &plan, &user, &texts));
+            return self.create_kept(parts, into, &lowering, &Kept::resolution(merge, &plan, &user, &texts));
         }
         let query = lowering.query();
         if !into.or_replace {
@@ -533,35 +530,6 @@ impl<'a> Session<'a> {
             format!("CREATE TABLE {name} AS SELECT * FROM temp.{fresh}"),
             format!("DROP TABLE temp.{fresh}"),
         ])
-    }
-
-    /// A table whose rows have their states beside them. How they are resolved is a comment in the table's own text, which stays with it
-    /// when it is renamed, dumped or copied.
-    fn create_kept(&self, name: &str, into: &Into, lowering: &Lowering<'_>, resolution: &str) -> Result<Vec<String>> {
-        let columns = lowering.plan.result_columns();
-        let mut declared: Vec<String> = columns.map(|(name, ty)| format!("{} {}", quote(name), sqlite_type_name(ty))).collect();
-        declared.push(format!("{STATE} BLOB {COMMENT}{}*/", resolution.replace('\\', "\\\\").replace("*/", "*\\/")));
-        let fresh = quote("__mergeql_fresh");
-        let mut script = vec![format!("CREATE TEMP TABLE {fresh} AS {}", lowering.rows_and_states())];
-        if into.or_replace {
-            script.push(format!("DROP TABLE IF EXISTS {name}"));
-        }
-        let exists = if into.if_not_exists { "IF NOT EXISTS " } else { "" };
-        let there = self.connection.prepare(&format!("SELECT 1 FROM {name}")).is_ok();
-        script.push(format!("CREATE TABLE {exists}{name} ({})", declared.join(", ")));
-        if !(into.if_not_exists && there) {
-            script.push(format!("INSERT INTO {name} SELECT * FROM temp.{fresh}"));
-        }
-        script.push(format!("DROP TABLE temp.{fresh}"));
-        Ok(script)
-    }
-
-    /// How a table keeps states, if it does.
-    fn resolution(&self, (database, name): &(String, String)) -> Result<Option<String>> {
-        let sql = format!("SELECT sql FROM {}.sqlite_master WHERE type = 'table' AND name = ?1", quote(database));
-        let Some(sql) = self.connection.query_row(&sql, [name], |row| row.get::<_, String>(0)).optional()? else { return Ok(None) };
-        let kept = sql.split_once(COMMENT).and_then(|(_, rest)| rest.split_once("*/"));
-        Ok(kept.map(|(text, _)| text.replace("*\\/", "*/").replace("\\\\", "\\")))
     }
 
     /// The plan of MERGE INTO, and its target; where that keeps states, it is no source of the plan.
@@ -612,6 +580,10 @@ impl<'a> Session<'a> {
     fn merge_into(&self, target: &Written, merge: &Merge) -> Result<Vec<String>> {
         let (mut plan, into) = self.bind_target(target, merge, Explain::No)?;
         let kept = into.kept.is_some();
+        let buries = kept && plan.delete.is_some();
+        let gone = if buries { self.graveyard_of(&into)? } else { String::new() };
+        // Deleted rows are not seen.
+        let alive = if buries { format!(" AND NOT m.{DELETED}") } else { String::new() };
         let name = match target {
             Written::Table(parts) => table(parts),
             _ => into.relation.sql.clone(),
@@ -632,10 +604,14 @@ impl<'a> Session<'a> {
             let lowering = Lowering { plan: &plan, dialect: &Sqlite };
             script.push(format!("CREATE TEMP TABLE \"__mergeql_contributed\" AS {}", lowering.contributed()));
             let contributed = "temp.\"__mergeql_contributed\"";
-            let touched = format!("{contributed} AS k CROSS JOIN {name} AS t ON {}", same("t", "k"));
+            let touched = |table: &str| format!("{contributed} AS k CROSS JOIN {table} AS t ON {}", same("t", "k"));
             let theirs: Vec<String> = keys.iter().map(|k| format!("t.{k}")).collect();
-            let known = lowering.unpacked(&theirs, &touched, &edited(&lowering));
-            lowering.merged_states(&[format!("SELECT * FROM {contributed}"), known], |_| "NULL".to_owned())
+            let known = lowering.unpacked(&theirs, &touched(&name), &edited(&lowering));
+            let mut inputs = vec![format!("SELECT * FROM {contributed}"), known];
+            if buries {
+                inputs.push(lowering.unpacked(&theirs, &touched(&gone), "false"));
+            }
+            lowering.merged_states(&inputs, |_| "NULL".to_owned())
         } else {
             if !key_sets.is_empty() {
                 let rows = &plan.sources[0].relation.sql;
@@ -644,7 +620,7 @@ impl<'a> Session<'a> {
             }
             Lowering { plan: &plan, dialect: &Sqlite }.query()
         };
-        let columns: Vec<String> = plan.result_columns().map(|(name, _)| quote(name)).collect();
+        let columns = columns_of(&plan);
         let written: Vec<String> = columns.iter().cloned().chain(kept.then(|| quote(STATE))).collect();
         let others: Vec<&String> = written.iter().filter(|c| !keys.contains(c)).collect();
         let fresh = "temp.\"__mergeql_merged\"";
@@ -658,71 +634,35 @@ impl<'a> Session<'a> {
             let bare = quote(&into.table.as_ref().map(|(_, t)| t.clone()).unwrap_or_default());
             let changed = changed.join(" OR ").replace(&format!("{name}."), &format!("{bare}."));
             script.push(format!(
-                "UPDATE {name} SET {} FROM {fresh} AS m WHERE {} AND ({changed})",
+                "UPDATE {name} SET {} FROM {fresh} AS m WHERE {} AND ({changed}){alive}",
                 set.join(", "),
                 same("m", &bare)
             ));
         }
         script.push(format!(
-            "INSERT INTO {name} ({listed}) SELECT {listed} FROM {fresh} AS m WHERE NOT ({null}) AND NOT EXISTS (SELECT 1 FROM {name} AS t WHERE {})",
+            "INSERT INTO {name} ({listed}) SELECT {listed} FROM {fresh} AS m WHERE NOT ({null}){alive} AND NOT EXISTS (SELECT 1 FROM {name} AS t WHERE {})",
             same("t", "m")
         ));
         // Rows without a key match nothing: those that the table has already are left out, or each run would add them again.
         let seen = columns.iter().map(|c| format!("t.{c} IS m.{c} COLLATE BINARY")).collect::<Vec<_>>().join(" AND ");
         script.push(format!(
-            "INSERT INTO {name} ({listed}) SELECT DISTINCT {listed} FROM {fresh} AS m WHERE ({null}) AND NOT EXISTS (SELECT 1 FROM {name} AS t WHERE {seen})"
+            "INSERT INTO {name} ({listed}) SELECT DISTINCT {listed} FROM {fresh} AS m WHERE ({null}){alive} AND NOT EXISTS (SELECT 1 FROM {name} AS t WHERE {seen})"
         ));
+        if buries {
+            let matched = |deleted: &str| format!("EXISTS (SELECT 1 FROM {fresh} AS m WHERE {} AND {deleted})", same("t", "m"));
+            script.push(format!("DELETE FROM {name} AS t WHERE {}", matched(&format!("m.{DELETED}"))));
+            script.push(format!("DELETE FROM {gone} AS t WHERE {}", matched("true")));
+            let buried = format!("{}, {STATE}", keys.join(", "));
+            script.push(format!(
+                "INSERT INTO {gone} ({buried}) SELECT {buried} FROM {fresh} AS m WHERE m.{DELETED} AND NOT ({null})"
+            ));
+        }
         script.push(format!("DROP TABLE {fresh}"));
         if kept {
             script.push("DROP TABLE temp.\"__mergeql_contributed\"".to_owned());
         }
         Ok(script)
     }
-
-    /// `mergeql_adopt(table)`: rows that were edited by hand are taken in as rows; how many.
-    fn adopt(&self, name: &str) -> Result<u64> {
-        let missing = || shown(Diagnostic::new(Code::NotAState, format!("`{name}` is no table that keeps states")));
-        let found = self.find(std::slice::from_ref(&name.to_owned()))?.ok_or_else(missing)?;
-        let part = |value: &String| Name { value: value.clone(), quoted: true, span: Span::default() };
-        let into = self.describe(&Written::Table(vec![part(&found.0), part(&found.1)]))?;
-        let kept = Kept::read(name, &into.kept.clone().ok_or_else(missing)?).map_err(shown)?;
-        let table = format!("{}.{}", quote(&found.0), quote(&found.1));
-        let edited_rows = "temp.\"__mergeql_edited\"";
-        let mut alone = kept.merge.clone();
-        let relation = Written::Query(Vec::new());
-        alone.sources = vec![Source { relation, alias: Some(part(&"edited".to_owned())), span: Span::default(), part: false }];
-        let rows = Relation { sql: edited_rows.to_owned(), origin: None, ..into.relation.clone() };
-        let plan = kept.bind(&alone, into.relation.clone(), vec![rows], Explain::No).map_err(shown)?;
-        let lowering = Lowering { plan: &plan, dialect: &Sqlite };
-        if let Some(set) = plan.cells.iter().find(|c| c.ty == Type::List(Box::new(c.call.value_type()))) {
-            let message = format!("`{}` is a set of values, which cannot be taken in from an edited row here", set.name);
-            return Err(shown(Diagnostic::new(Code::Unsupported, message).help("merge the values as rows: MERGE INTO ... USING")));
-        }
-        let keys: Vec<String> = plan.key_columns().iter().map(|c| quote(&c.name)).collect();
-        let same = |a: &str, b: &str| keys.iter().map(|k| format!("{a}.{k} IS {b}.{k}")).collect::<Vec<_>>().join(" AND ");
-        let others = format!(
-            "{table} AS t WHERE t.{STATE} IS NOT NULL AND EXISTS (SELECT 1 FROM {edited_rows} AS e WHERE {})",
-            same("t", "e")
-        );
-        let theirs: Vec<String> = keys.iter().map(|k| format!("t.{k}")).collect();
-        let known = lowering.unpacked(&theirs, &others, "false");
-        let merged = lowering.merged_states(&[lowering.contributed(), known], |_| "NULL".to_owned());
-        let listed: Vec<String> = plan.result_columns().map(|(name, _)| quote(name)).chain([STATE.to_owned()]).collect();
-        let listed = listed.join(", ");
-        let run = |sql: String| self.connection.execute_batch(&sql);
-        run(format!("CREATE TEMP TABLE \"__mergeql_edited\" AS SELECT * FROM {table} AS t WHERE {}", edited(&lowering)))?;
-        let count = self.connection.query_row(&format!("SELECT count(*) FROM {edited_rows}"), [], |row| row.get::<_, i64>(0))?;
-        run(format!("CREATE TEMP TABLE \"__mergeql_adopted\" AS {merged}"))?;
-        run(format!("DELETE FROM {table} AS t WHERE EXISTS (SELECT 1 FROM {edited_rows} AS e WHERE {})", same("t", "e")))?;
-        run(format!("INSERT INTO {table} ({listed}) SELECT {listed} FROM temp.\"__mergeql_adopted\""))?;
-        run("DROP TABLE temp.\"__mergeql_edited\"; DROP TABLE temp.\"__mergeql_adopted\"".to_owned())?;
-        Ok(count.unsigned_abs())
-    }
-}
-
-/// A condition on a row `t` of a table that keeps states: its values are not what its states say.
-fn edited(lowering: &Lowering<'_>) -> String {
-    lowering.edited_row(|_| "NULL".to_owned(), |_, a, b| format!("{a} IS NOT {b} COLLATE BINARY"))
 }
 
 /// What a table knows of a column.

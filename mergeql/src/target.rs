@@ -42,10 +42,7 @@ pub fn bind_into(
             check_fit(column, theirs, merged)?;
         }
     }
-    if plan.extends() && plan.columns.iter().any(|c| !columns.contains(&c.name)) {
-        return Err(Diagnostic::new(Code::Unsupported, "MERGE INTO adds no columns here")
-            .help("add them first: ALTER TABLE ... ADD COLUMN"));
-    }
+    plan.check_grown(&columns)?;
     plan.check_states()?;
     Ok(plan)
 }
@@ -99,24 +96,21 @@ impl Plan {
             .help("keep them in columns: crdt_x_state(v) in a table, crdt_merge(state) and crdt_value(state) when reading"))
     }
 
-    /// Refuses DELETE BY where a table cannot hide the rows that it remembers as deleted.
-    ///
-    /// # Errors
-    /// `unsupported`.
-    pub fn check_deletions(&self) -> Result<()> {
-        match &self.delete {
-            None => Ok(()),
-            Some(cell) => Err(Diagnostic::new(Code::Unsupported, "a table here cannot hide the deleted rows that it remembers")
-                .help(format!(
-                    "leave DELETE BY out, keep the column ({} = lww RESPECT NULLS), and read the table WHERE it says alive",
-                    cell.name
-                ))),
-        }
-    }
-
     /// Whether the statement lets its target grow.
     pub fn extends(&self) -> bool {
         matches!(self.option("schema"), Some(Value::Text(t)) if &**t == "extend")
+    }
+
+    /// Refuses a statement that lets its target grow where the table had to grow before.
+    ///
+    /// # Errors
+    /// `unsupported`.
+    pub fn check_grown(&self, target: &[String]) -> Result<()> {
+        if !self.extends() || self.columns.iter().all(|c| target.contains(&c.name)) {
+            return Ok(());
+        }
+        Err(Diagnostic::new(Code::Unsupported, "MERGE INTO adds no columns here")
+            .help("add them first: ALTER TABLE ... ADD COLUMN"))
     }
 
     /// Columns that only the sources have are errors, unless the statement extends the table.

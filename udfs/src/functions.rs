@@ -266,7 +266,7 @@ fn of_every_state() -> Vec<Function> {
                     Code::NeedsState,
                     "a row of this table was edited or written by hand: no state says its values",
                 )
-                .with_help("such rows are taken in with mergeql_adopt('table')"));
+                .with_help("take such rows in with mergeql_adopt('table'); in DuckDB, delete them and merge them as a source"));
             };
             let found = codec::unpack(packed)?.into_iter().find(|(name, _)| *name == **column);
             Ok(found.map_or(Value::Null, |(_, state)| bytes(state)))

@@ -94,7 +94,7 @@ impl Binder<'_> {
             return Err(Diagnostic::at(Code::TypeMismatch, name.span, message)
                 .help("DELETE BY takes a flag (boolean, or 0 and not 0) or a deletion time"));
         }
-        self.cell(&name.value, Some(column), &call, versions, Why::Deletion).map(Some)
+        self.cell(&self.columns[column].name, Some(column), &call, versions, Why::Deletion).map(Some)
     }
 
     pub(super) fn unknown_strategy(&self, name: &Name) -> Box<Diagnostic> {

@@ -2,7 +2,7 @@
 //! by one, and every other type goes through the state and comes back by a cast.
 
 use super::{Dialect, divided, has_interval, list, quote, step, text};
-use crate::plan::Fold;
+use crate::plan::{Cell, Fold};
 use mergeql_udfs::{Code, Error, Order, Type, Unit};
 use sqlparser::ast::Expr;
 use std::sync::Arc;
@@ -255,6 +255,28 @@ impl<'a> TypeName<'a> {
     }
 }
 
+/// The value of a state in a type, by way of text: our functions cannot give the type of any argument.
+fn value_as(state: &str, ty: &Type) -> String {
+    let name = duckdb_type_name(ty);
+    match ty {
+        Type::List(_) | Type::Struct(_) | Type::Map(..) => {
+            // A JSON text becomes a BLOB as it is, escapes and all; a VARCHAR's escapes are read.
+            let text = with_text_for_bytes(ty);
+            let value = format!("CAST(CAST(mergeql_json({state}) AS JSON) AS {})", duckdb_type_name(&text));
+            if text == *ty { value } else { format!("CAST({value} AS {name})") }
+        }
+        Type::Interval => {
+            let part = |unit: &str| format!("CAST(regexp_extract(crdt_value_text({state}), '(-?[0-9]+) {unit}', 1) AS BIGINT)");
+            let (months, days, nanos) = (part("months"), part("days"), part("ns"));
+            format!(
+                "CASE WHEN crdt_value_text({state}) IS NOT NULL THEN to_months(CAST({months} AS INTEGER)) + to_days(CAST({days} AS INTEGER)) + to_microseconds({nanos} // 1000) END"
+            )
+        }
+        Type::Bytes => format!("unhex(substr(crdt_value_text({state}), 3))"),
+        _ => format!("CAST(crdt_value_text({state}) AS {name})"),
+    }
+}
+
 /// A key with canonical floats, at any depth: our functions cannot give the type of any argument.
 fn canonical(expr: &str, ty: &Type, depth: usize) -> String {
     let element = format!("x{depth}");
@@ -318,20 +340,18 @@ impl Dialect for DuckDb {
         format!("{{{}}}", list(fields.iter().map(|(name, expr)| format!("{}: {expr}", text(name)))))
     }
 
+    fn value_like(&self, cell: &Cell, state: &str, _: &str) -> String {
+        match &cell.fold {
+            Some(fold) => self.folded(fold, &value_as(state, &Type::List(Box::new(cell.ty.clone()))), &cell.ty),
+            None => value_as(state, &cell.ty),
+        }
+    }
+
     fn typed(&self, state: &str, input: &Type, result: &Type) -> Option<String> {
         if DuckDb::is_native(input) && DuckDb::is_native(result) {
             return None;
         }
-        let name = duckdb_type_name(result);
-        Some(match result {
-            Type::List(_) | Type::Struct(_) | Type::Map(..) => {
-                // A JSON text becomes a BLOB as it is, escapes and all; a VARCHAR's escapes are read.
-                let text = with_text_for_bytes(result);
-                let value = format!("CAST(CAST(mergeql_json({state}) AS JSON) AS {})", duckdb_type_name(&text));
-                if text == *result { value } else { format!("CAST({value} AS {name})") }
-            }
-            _ => format!("CAST(crdt_value_text({state}) AS {name})"),
-        })
+        Some(value_as(state, result))
     }
 
     fn strongest(&self, order: Order, ty: &Type, value: &str, versions: &[String]) -> Option<String> {

@@ -90,19 +90,35 @@ impl Lowering<'_> {
         )
     }
 
-    /// A query of rows with their values and, as [`STATE`], the states of their cells.
+    /// The cells whose states a row has: those that it shows, under their names, and that of its deletion as [`DELETED`].
+    fn stated(&self) -> Vec<(&str, &Cell)> {
+        let shown = self.plan.cells.iter().map(|c| (c.name.as_str(), c));
+        shown.chain(self.plan.delete.iter().map(|d| (DELETED, d))).collect()
+    }
+
+    /// Rows with the value of their deletion as rows with a flag, where there are deletions.
+    fn with_flag(&self, rows: String) -> String {
+        let Some(alive) = self.alive() else { return rows };
+        let columns = list(self.plan.result_columns().map(|(name, _)| quote(name)));
+        format!("SELECT {columns}, {STATE}, NOT ({alive}) AS {DELETED} FROM ({rows}) AS m")
+    }
+
+    /// A query of rows with their values and, as [`STATE`], the states of their cells; where there are deletions, [`DELETED`] says
+    /// whether a row is one.
     pub fn rows_and_states(&self) -> String {
-        let mut items: Vec<(String, String)> = self.plan.cells.iter().map(|c| (self.aggregate(c, false), c.name.clone())).collect();
-        let states: Vec<(&Cell, String)> = self.plan.cells.iter().map(|c| (c, self.cell_state(c))).collect();
+        let cells = self.stated();
+        let mut items: Vec<(String, String)> =
+            cells.iter().map(|(name, c)| (self.aggregate(c, false), (*name).to_owned())).collect();
+        let states: Vec<(&str, String)> = cells.iter().map(|(name, c)| (*name, self.cell_state(c))).collect();
         items.push((self.packed(&states), STATE.to_owned()));
-        self.grouped(&items, 1)
+        self.with_flag(self.grouped(&items, 1))
     }
 
     /// For each key the states of its cells over the rows of the sources, as [`state_name`] names them.
     pub fn contributed(&self) -> String {
         let state = |c: &Cell| if self.is_absent(c) { self.dialect.no_state() } else { self.aggregate(c, true) };
-        let items: Vec<(String, String)> = self.plan.cells.iter().enumerate().map(|(i, c)| (state(c), state_name(i))).collect();
-        self.grouped(&items, 0)
+        let cells = self.stated().into_iter().enumerate();
+        self.grouped(&cells.map(|(i, (_, c))| (state(c), state_name(i))).collect::<Vec<_>>(), 0)
     }
 
     /// The states of the rows of a FROM clause, whose keys are `keys`: the same columns as those of [`Lowering::contributed`].
@@ -110,8 +126,8 @@ impl Lowering<'_> {
     pub fn unpacked(&self, keys: &[String], from: &str, edited: &str) -> String {
         let keys = keys.iter().zip(self.plan.key_columns()).map(|(expr, c)| format!("{expr} AS {}", quote(&c.name)));
         let packed = format!("CASE WHEN {edited} THEN NULL ELSE t.{STATE} END");
-        let cells = self.plan.cells.iter().enumerate();
-        let states = cells.map(|(i, c)| format!("{} AS {}", self.dialect.unpacked(&packed, &c.name), state_name(i)));
+        let cells = self.stated().into_iter().enumerate();
+        let states = cells.map(|(i, (name, _))| format!("{} AS {}", self.dialect.unpacked(&packed, name), state_name(i)));
         format!("SELECT {} FROM {from}", list(keys.chain(states)))
     }
 
@@ -130,25 +146,23 @@ impl Lowering<'_> {
     }
 
     /// The rows of a table that keeps states: `inputs` are queries as [`Lowering::contributed`], which are joined by key. Rows without a
-    /// key stay as they are, those that look the same once.
+    /// key stay as they are, those that look the same once. Columns are those of [`Lowering::rows_and_states`].
     pub fn merged_states(&self, inputs: &[String], like: impl Fn(&Cell) -> String) -> String {
         let plan = self.plan;
         let keys: Vec<String> = plan.key_columns().iter().map(|c| quote(&c.name)).collect();
-        let cells: Vec<(usize, &Cell)> = plan.cells.iter().enumerate().collect();
-        let value = |(i, c): &(usize, &Cell)| self.dialect.value_like(c, &state_name(*i), &like(c));
-        let values = || cells.iter().map(|cell| format!("{} AS {}", value(cell), quote(&cell.1.name)));
-        let states: Vec<(&Cell, String)> = cells
-            .iter()
-            .map(|(i, c)| match &c.fold {
-                Some(fold) if fold.compact => (*c, format!("{}({})", self.dialect.function("mergeql_gset_of"), value(&(*i, c)))),
-                _ => (*c, state_name(*i)),
-            })
-            .collect();
+        let cells = self.stated();
+        let value = |i: usize, c: &Cell| self.dialect.value_like(c, &state_name(i), &like(c));
+        let values = || cells.iter().enumerate().map(|(i, (name, c))| format!("{} AS {}", value(i, c), quote(name)));
+        let state = |(i, (name, c)): (usize, &(_, &Cell))| match &c.fold {
+            Some(fold) if fold.compact => (*name, format!("{}({})", self.dialect.function("mergeql_gset_of"), value(i, c))),
+            _ => (*name, state_name(i)),
+        };
+        let states: Vec<(&str, String)> = cells.iter().enumerate().map(state).collect();
         let packed = self.packed(&states);
         let outputs =
             |from: &str| format!("SELECT {}, {packed} AS {STATE} FROM {from}", list(keys.iter().cloned().chain(values())));
         let merge = self.dialect.function("crdt_merge");
-        let joined = list(cells.iter().map(|(i, _)| format!("{merge}({0}) AS {0}", state_name(*i))));
+        let joined = list((0..cells.len()).map(|i| format!("{merge}({0}) AS {0}", state_name(i))));
         let all = inputs.join(" UNION ALL ");
         let test = |which: usize, by: &str| {
             let tests = plan.key_columns().iter().zip(&keys);
@@ -157,22 +171,22 @@ impl Lowering<'_> {
         let by_key = list(keys.iter().cloned());
         let with_key = format!("(SELECT {by_key}, {joined} FROM ({all}) AS a WHERE {} GROUP BY {by_key}) AS m", test(1, " AND "));
         if !plan.nullable_key() {
-            return outputs(&with_key);
+            return self.with_flag(outputs(&with_key));
         }
-        let seen = list(keys.iter().cloned().chain(cells.iter().map(|(_, c)| quote(&c.name))));
+        let seen = list(keys.iter().cloned().chain(cells.iter().map(|(name, _)| quote(name))));
         let without = outputs(&format!("({all}) AS a WHERE {}", test(0, " OR ")));
-        format!(
-            "{} UNION ALL SELECT {seen}, {} AS {STATE} FROM ({without}) AS n GROUP BY {seen}",
-            outputs(&with_key),
-            self.dialect.greatest(STATE)
-        )
+        let greatest = self.dialect.greatest(STATE);
+        self.with_flag(format!(
+            "{} UNION ALL SELECT {seen}, {greatest} AS {STATE} FROM ({without}) AS n GROUP BY {seen}",
+            outputs(&with_key)
+        ))
     }
 
     /// States of cells as one value.
-    fn packed(&self, states: &[(&Cell, String)]) -> String {
+    fn packed(&self, states: &[(&str, String)]) -> String {
         let function = self.dialect.function("mergeql_pack");
-        let pack = |some: &[(&Cell, String)]| {
-            format!("{function}({})", list(some.iter().map(|(c, state)| format!("{}, {state}", self.dialect.argument(&c.name)))))
+        let pack = |some: &[(&str, String)]| {
+            format!("{function}({})", list(some.iter().map(|(name, state)| format!("{}, {state}", self.dialect.argument(name)))))
         };
         let most = self.dialect.most_arguments() / 2;
         match states.len() <= most {

@@ -155,16 +155,14 @@ where
     outcomes
 }
 
-/// Runs every `.slt` file, past failures; in DuckDB, which keeps no states in tables by itself (COMPAT.md), `kept_states` is left out.
+/// Runs every `.slt` file, past failures.
 ///
 /// # Panics
 /// With all failures, if there are any.
 pub async fn run_slt_files(connect: impl Fn() -> Host) {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../slt");
     let files = std::fs::read_dir(folder).unwrap_or_else(|e| panic!("{folder}: {e}"));
-    let keeps = connect().name != "duckdb";
-    let mut files: Vec<_> =
-        files.filter_map(|entry| Some(entry.ok()?.path())).filter(|f| keeps || !f.ends_with("kept_states.slt")).collect();
+    let mut files: Vec<_> = files.filter_map(|entry| Some(entry.ok()?.path())).collect();
     files.sort();
     let mut failures = Vec::new();
     for file in &files {
