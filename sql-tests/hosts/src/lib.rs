@@ -1,6 +1,7 @@
 //! Databases as processes that run one statement after another.
 
 pub mod cluster;
+pub mod kept;
 
 use mergeql_udfs::catalog::Entry;
 use mergeql_udfs::laws::{Machine, Store, rows_of};

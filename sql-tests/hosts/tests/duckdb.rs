@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use mergeql::{Config, MergeContext};
+use mergeql_host_tests::kept::tables_that_keep_states_converge;
 use mergeql_host_tests::{Host, Sample, one, run_slt_files, sample};
 use mergeql_lang::lower::duckdb_type_name;
 use mergeql_sql_tests::cases;
@@ -613,5 +614,12 @@ fn nothing_is_lost_or_changed_in_silence() {
         let output = std::process::Command::new(&python).args(["-c", &script]).output().unwrap();
         let told = String::from_utf8_lossy(&output.stdout).into_owned();
         assert_eq!(told, "[(1,)]\nTrue\n[(0,)]\n", "{python}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+#[test]
+fn tables_that_keep_states_equal_one_merge() {
+    for python in pythons() {
+        tables_that_keep_states_converge(&mut start(&python, 2), ["INTEGER", "DOUBLE", "VARCHAR", "BOOLEAN"], false);
     }
 }

@@ -1,6 +1,7 @@
 //! The same statements, rows and states in real SQLite processes.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+use mergeql_host_tests::kept::tables_that_keep_states_converge;
 use mergeql_host_tests::{Host, Sample, one, run_slt_files, sample};
 use mergeql_lang::lower::sqlite_type_name;
 use mergeql_sql_tests::pages::{blocks, run_js};
@@ -592,4 +593,9 @@ fn merged_tables_show_what_is_there() {
     // Elements that are numbers, beside truth values that are numbers too.
     let twopset = "SELECT crdt_twopset(v, gone) FROM (SELECT 5 AS v, 0 AS gone UNION ALL SELECT 7, 0 UNION ALL SELECT 9, 0 UNION ALL SELECT 9, 1)";
     assert_eq!(raw(&mut host, twopset), "[5,7]");
+}
+
+#[test]
+fn tables_that_keep_states_equal_one_merge() {
+    tables_that_keep_states_converge(&mut start(None), ["INTEGER", "REAL", "TEXT", "BOOLEAN"], true);
 }

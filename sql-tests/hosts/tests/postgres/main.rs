@@ -6,6 +6,7 @@ mod life;
 use mergeql::columns::{logical, value_at};
 use mergeql::datafusion::arrow::array::RecordBatch;
 use mergeql_host_tests::cluster::Cluster;
+use mergeql_host_tests::kept::tables_that_keep_states_converge;
 use mergeql_host_tests::{Host, HostError, Sample, one, run_slt_files, sample};
 use mergeql_lang::lower::postgres_type_name;
 use mergeql_sql_tests::cases;
@@ -722,4 +723,9 @@ fn who_is_no_superuser_can_install_it_and_make_strategies() {
     assert!(refused.0.contains("permission denied"), "{refused}");
     let refused = host.raw("SELECT * FROM mergeql_json('SELECT 1 AS x')").unwrap_err();
     assert!(refused.0.contains("no statement of MergeQL"), "{refused}");
+}
+
+#[test]
+fn tables_that_keep_states_equal_one_merge() {
+    tables_that_keep_states_converge(&mut cluster().host(), ["int", "double precision", "text", "boolean"], true);
 }
