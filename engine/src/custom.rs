@@ -3,6 +3,7 @@
 use crate::columns::{external, from_values, value_at};
 use crate::context::MergeContext;
 use crate::error::{MergeError, Result};
+use crate::sources::ReadOptions;
 use arrow::array::{Array, ArrayRef, AsArray, Int64Array, RecordBatch, StringArray, UInt32Array};
 use arrow::compute::{CastOptions, cast_with_options, interleave, take};
 use arrow::datatypes::{DataType, Field, Schema};
@@ -14,9 +15,9 @@ use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_expr::expressions::BinaryExpr;
 use datafusion::prelude::{DataFrame, SessionContext};
 use mergeql_lang::Diagnostic;
-use mergeql_lang::ast::{Argument, Name, StrategyBody, StrategyCall};
+use mergeql_lang::ast::{Argument, Name, Relation as Written, StrategyBody, StrategyCall};
 use mergeql_lang::lower::quote;
-use mergeql_lang::plan::Fold;
+use mergeql_lang::plan::{Fold, Relation};
 use mergeql_udfs::catalog::{self, ArgKind, Entry};
 use mergeql_udfs::laws::{self, Outcome, Random};
 use mergeql_udfs::{Call, Code, Error, Value};
@@ -127,8 +128,10 @@ impl Folding {
 
     /// The types that the step can be planned for.
     fn types(&self) -> Vec<DataType> {
+        let lists = [DataType::Int64, DataType::Utf8].map(|ty| DataType::new_list(ty, true));
         [DataType::Int64, DataType::Float64, DataType::Utf8, DataType::Boolean]
             .into_iter()
+            .chain(lists)
             .filter(|ty| self.expression(ty).is_ok())
             .collect()
     }
@@ -261,8 +264,11 @@ pub async fn verify(context: &MergeContext, name: &Name, on: Option<(Vec<Name>, 
         None => None,
         Some((table, column)) => Some(column_values(context, table, column).await?),
     };
-    let own = name.value.strip_prefix("custom:").unwrap_or(&name.value);
     let user = context.user_strategies();
+    let own = match name.value.strip_prefix("custom:").unwrap_or(&name.value) {
+        wanted if user.contains_key(wanted) || catalog::find(wanted).is_some() || name.quoted => wanted,
+        wanted => user.keys().find(|known| known.eq_ignore_ascii_case(wanted)).map_or(wanted, String::as_str),
+    };
     let outcomes = match user.get(own) {
         Some(body @ StrategyBody::Fold { .. }) => {
             let fold = Folding(Fold::of(own, body).expect("invariant: it is a fold"));
@@ -304,8 +310,14 @@ pub async fn verify(context: &MergeContext, name: &Name, on: Option<(Vec<Name>, 
 
 /// Some of the values of a column, and its type.
 async fn column_values(context: &MergeContext, table: &[Name], column: &Name) -> Result<(DataType, Vec<Value>)> {
-    let table = table.iter().map(|n| quote(&n.value)).collect::<Vec<_>>().join(".");
-    let column = quote(&column.value);
+    let Relation { sql: table, columns, .. } =
+        Box::pin(context.resolve(&Written::Table(table.to_vec()), &ReadOptions::default())).await?.relation;
+    let exact = columns.iter().find(|c| c.name == column.value);
+    let Some(found) = exact.or_else(|| columns.iter().find(|c| column.means(&c.name))) else {
+        let error = Diagnostic::at(Code::UnknownColumn, column.span, format!("there is no column `{}`", column.value));
+        return Err(error.suggest(&column.value, columns.iter().map(|c| c.name.as_str())).into());
+    };
+    let column = quote(&found.name);
     let frame = context.session().sql(&format!("SELECT DISTINCT {column} FROM {table} ORDER BY {column} LIMIT 100")).await?;
     let ty = frame.schema().field(0).data_type().clone();
     let batches = frame.collect().await?;
