@@ -37,9 +37,9 @@ pub async fn merge(
     for source in &plan.sources {
         let count = session.sql(&format!("SELECT count(*) FROM {} AS s", source.relation.sql)).await?.collect().await?;
         let count = count.first().map(|b| array_value_to_string(b.column(0), 0)).transpose()?.unwrap_or_default();
-        counts.insert(&source.name, count);
+        counts.insert(&source.relation.sql, count);
     }
-    let mut rows = plan.describe(|source| counts.get(source.name.as_str()).cloned());
+    let mut rows = plan.describe(|source| counts.get(source.relation.sql.as_str()).cloned());
     let mut add = |item: &str, detail: String| rows.push((item.to_owned(), detail));
     let verb = if explain == Explain::Analyze { "EXPLAIN ANALYZE" } else { "EXPLAIN" };
     let started = Instant::now();

@@ -521,9 +521,17 @@ fn bound_sql(statement: &str, types: &[String]) -> Result<String> {
     };
     let query = Lowering { plan: &plan, dialect: &DuckDb }.query();
     if explain != Explain::No {
-        let mut lines = plan.describe(|_| None);
+        // Rows are counted where the result is read: nothing runs here.
+        let counted = |n: usize| format!("\u{1}{n}\u{1}");
+        let at = |source: &mergeql_lang::plan::Source| plan.sources.iter().position(|s| s.relation.sql == source.relation.sql);
+        let mut lines = plan.describe(|source| at(source).map(counted));
         lines.push(("sql".to_owned(), query));
-        let rows: Vec<String> = lines.iter().map(|(item, detail)| format!("({}, {})", literal(item), literal(detail))).collect();
+        let shown = |detail: &str| {
+            plan.sources.iter().enumerate().fold(literal(detail), |text, (n, source)| {
+                text.replace(&counted(n), &format!("' || (SELECT count(*) FROM {}) || '", source.relation.sql))
+            })
+        };
+        let rows: Vec<String> = lines.iter().map(|(item, detail)| format!("({}, {})", literal(item), shown(detail))).collect();
         return Ok(format!("SELECT * FROM (VALUES {}) AS t(item, detail)", rows.join(", ")));
     }
     let Some(target) = key_rows else { return Ok(query) };

@@ -319,10 +319,29 @@ impl Session<'_> {
         format!("SELECT {} FROM ({query}) AS m", columns.join(", "))
     }
 
+    /// How many rows a source has; of a large table, about how many.
+    fn count(&self, sql: &str) -> Result<String, Failure> {
+        const LARGE: &str = "100000";
+        let found = match sql.starts_with('(') {
+            true => None,
+            false => {
+                let known = "SELECT reltuples::bigint FROM pg_catalog.pg_class WHERE oid = pg_catalog.to_regclass($1) AND reltuples >= $2::real";
+                self.spi.texts(known, &[sql, LARGE])?.into_iter().flatten().flatten().next()
+            }
+        };
+        if let Some(about) = found {
+            return Ok(format!("about {about}"));
+        }
+        let exact = self.spi.texts(&format!("SELECT pg_catalog.count(*) FROM {sql} AS s"), &[])?;
+        Ok(exact.into_iter().flatten().flatten().next().unwrap_or_default())
+    }
+
     /// The plan as rows of (item, detail): what is merged how, then Postgres' own plan.
     fn explained(&self, plan: &Plan, explain: Explain) -> Result<String, Failure> {
         let query = Lowering { plan, dialect: &self.dialect }.query();
-        let mut lines = plan.describe(|_| None);
+        let counts = plan.sources.iter().map(|s| Ok((s.relation.sql.clone(), self.count(&s.relation.sql)?)));
+        let counts = counts.collect::<Result<BTreeMap<_, _>, Failure>>()?;
+        let mut lines = plan.describe(|source| counts.get(&source.relation.sql).cloned());
         lines.push(("sql".to_owned(), query.clone()));
         let analyze = if explain == Explain::Analyze { "(ANALYZE) " } else { "" };
         // One statement, and nothing behind it.

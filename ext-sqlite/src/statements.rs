@@ -487,7 +487,11 @@ impl<'a> Session<'a> {
     /// The plan as rows of (item, detail), then SQLite's own plan.
     fn explained(&self, plan: &Plan) -> Result<String> {
         let query = Lowering { plan, dialect: &Sqlite }.query();
-        let mut lines = plan.describe(|_| None);
+        let count =
+            |sql: &str| self.connection.query_row(&format!("SELECT count(*) FROM {sql} AS s"), [], |row| row.get::<_, i64>(0));
+        let counts = plan.sources.iter().map(|s| Ok((s.relation.sql.as_str(), count(&s.relation.sql)?)));
+        let counts = counts.collect::<Result<BTreeMap<_, _>>>()?;
+        let mut lines = plan.describe(|source| counts.get(source.relation.sql.as_str()).map(i64::to_string));
         lines.push(("sql".to_owned(), query.clone()));
         let mut statement = self.connection.prepare(&format!("EXPLAIN QUERY PLAN {query}"))?;
         let details = statement.query_map([], |row| row.get::<_, String>(3))?;
