@@ -4,6 +4,7 @@
 //! without and with a version; then a value without and with a version. So one slot beats another exactly if
 //! (class, key, value) is greater.
 
+use super::fetch_ahead;
 use crate::aggregate::Groups;
 use crate::batch::{Bits, Column, Data, OwnedColumn, OwnedData, Strings};
 use crate::error::Result;
@@ -374,6 +375,14 @@ impl<V: Fixed> FixedBest<V> {
         }
     }
 
+    #[inline(always)]
+    fn fetch_ahead<const VERSIONED: bool>(&self, groups: &[usize], row: usize) {
+        fetch_ahead(&self.values, groups, row);
+        if VERSIONED {
+            fetch_ahead(&self.slots.keys, groups, row);
+        }
+    }
+
     fn run<const LEAST: bool, const VERSIONED: bool>(
         &mut self,
         column: &Column<'_>,
@@ -384,6 +393,7 @@ impl<V: Fixed> FixedBest<V> {
         let version = |i: usize| if VERSIONED { (versions.keys[i], versions.present[i]) } else { (0, false) };
         if let (Some(values), None, None) = (V::slice(&column.data), column.validity, filter) {
             for (i, (&group, &value)) in groups.iter().zip(values).enumerate() {
+                self.fetch_ahead::<VERSIONED>(groups, i);
                 let (key, present) = version(i);
                 self.step::<LEAST, VERSIONED>(group, value, key, present);
             }
@@ -393,6 +403,7 @@ impl<V: Fixed> FixedBest<V> {
         let ty = self.slots.ty.clone();
         let bits = if let Data::Boolean(bits) = &column.data { Some(*bits) } else { None };
         for (i, &group) in groups.iter().enumerate() {
+            self.fetch_ahead::<VERSIONED>(groups, i);
             if keep(i) {
                 let value = match (V::slice(&column.data), bits) {
                     (Some(values), _) => values[i],
@@ -472,6 +483,8 @@ impl TextBest {
     fn run<'b>(&mut self, text: impl Fn(usize) -> Option<RowBytes<'b>>, versions: &VersionKeys, groups: &[usize]) {
         let (versioned, least) = (self.slots.version.is_some(), self.slots.order.least);
         for (i, &group) in groups.iter().enumerate() {
+            fetch_ahead(&self.spans, groups, i);
+            fetch_ahead(&self.slots.keys, groups, i);
             let Some(value) = text(i) else { continue };
             let bytes = value.get();
             let present = versioned && versions.present[i];

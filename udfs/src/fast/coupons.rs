@@ -1,5 +1,6 @@
 //! HyperLogLog over many groups: the few coupons of most groups lie in a slot of the store, without an object a group.
 
+use super::fetch_ahead;
 use crate::aggregate::{Groups, State, decode, encode};
 use crate::batch::{Bits, Column, Data, OwnedColumn, OwnedData};
 use crate::codec::{self, Writer};
@@ -141,6 +142,7 @@ impl Groups for Coupons {
     fn update(&mut self, columns: &[Column<'_>], groups: &[usize], filter: Option<Bits<'_>>, total: usize) -> Result<()> {
         self.grow(total);
         each_item(&columns[0], groups.len(), |i, item| {
+            fetch_ahead(&self.slots, groups, i);
             if filter.is_none_or(|f| f.get(i)) {
                 self.offer(groups[i], coupon_of(item));
             }
@@ -152,6 +154,7 @@ impl Groups for Coupons {
         self.grow(total);
         let mut image = Vec::new();
         for (i, &group) in groups.iter().enumerate() {
+            fetch_ahead(&self.slots, groups, i);
             let Some(bytes) = states.bytes(i) else { continue };
             if let Some(coupons) = few_coupons(bytes, self.lg_k, &mut image) {
                 coupons.iter().take_while(|coupon| **coupon != 0).for_each(|coupon| self.offer(group, *coupon));

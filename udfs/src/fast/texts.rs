@@ -1,6 +1,7 @@
 //! Set union of delimited text: the raw texts of a group are kept in an arena as a linked list and split only when the value is asked
 //! for. Most groups of a merge hold one or two texts, often equal ones.
 
+use super::fetch_ahead;
 use crate::aggregate::Groups;
 use crate::batch::{Bits, Column, Data, OwnedColumn, OwnedData};
 use crate::error::Result;
@@ -160,6 +161,7 @@ impl Groups for Texts {
         }
         let column = &columns[0];
         for (i, &group) in groups.iter().enumerate() {
+            fetch_ahead(&self.groups, groups, i);
             if !column.is_valid(i) || filter.is_some_and(|f| !f.get(i)) {
                 continue;
             }
