@@ -25,7 +25,7 @@ use futures::TryStreamExt;
 use mergeql_lang::ast::{Explain, Into as Target, Merge, Name, Piece, Relation as Written, Returning, Statement};
 use mergeql_lang::lower::{DataFusion, Lowering, quote};
 use mergeql_lang::plan::{Fold, Plan};
-use mergeql_lang::{Diagnostic, Kept, UserStrategies, bind, hide_known, parse};
+use mergeql_lang::{Diagnostic, Kept, UserStrategies, bind, parse};
 use mergeql_udfs::{Code, Value};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -93,7 +93,7 @@ pub(crate) struct Shared {
 }
 
 /// What stands before the sources of a merge.
-pub(crate) enum First {
+pub(crate) enum First<'a> {
     /// Nothing: it is no MERGE INTO.
     None,
     /// The target of MERGE INTO is there, but plays no part.
@@ -101,7 +101,7 @@ pub(crate) enum First {
     /// The target, whose rows take part.
     Rows(Resolved),
     /// The target, whose states take part.
-    States(Resolved),
+    States(Resolved, &'a Kept),
 }
 
 /// What a session knows beside DataFusion's own tables.
@@ -359,7 +359,7 @@ impl MergeContext {
     // Plans.
 
     /// Binds a merge; `first` is the target of MERGE INTO as its first source.
-    pub(crate) async fn bind(&self, merge: &Merge, first: First, explain: Explain) -> Result<Plan> {
+    pub(crate) async fn bind(&self, merge: &Merge, first: First<'_>, explain: Explain) -> Result<Plan> {
         self.bind_with(merge, first, explain, &self.user_strategies()).await
     }
 
@@ -367,7 +367,7 @@ impl MergeContext {
     pub(crate) async fn bind_with(
         &self,
         merge: &Merge,
-        first: First,
+        first: First<'_>,
         explain: Explain,
         strategies: &UserStrategies,
     ) -> Result<Plan> {
@@ -383,7 +383,7 @@ impl MergeContext {
         // are named.
         let each = merge.strategies.iter().any(|(_, call)| per_origin(call));
         let mut expanded = merge.clone();
-        let written = expanded.sources.split_off(usize::from(matches!(first, First::Rows(_) | First::States(_))));
+        let written = expanded.sources.split_off(usize::from(matches!(first, First::Rows(_) | First::States(..))));
         let mut relations = Vec::new();
         for source in written {
             for (source, resolved) in Box::pin(self.resolve_source(source, &options, each)).await? {
@@ -395,9 +395,9 @@ impl MergeContext {
         match first {
             First::None | First::Hidden => {}
             First::Rows(target) => relations.insert(0, self.adopt(target)),
-            First::States(target) => {
+            First::States(target, kept) => {
                 relations.insert(0, self.adopt(target));
-                hide_known(&mut relations, merge);
+                kept.hide_known(&mut relations, merge);
             }
         }
         Ok(bind(merge, relations, into, strategies, explain)?)

@@ -153,9 +153,10 @@ impl MergeContext {
         let visible = all.into_iter().filter(|c| c.name != STATE && c.name != DELETED).collect();
         let relation =
             mergeql_lang::plan::Relation { sql: quote(&storage), origin: Some(name.to_owned()), columns: visible, rows: None };
-        let target = First::States(Resolved { relation, table: None });
+        let target = First::States(Resolved { relation, table: None }, &kept);
         let mut plan = self.bind_with(&merge, target, explain, &kept.strategies).await?;
         plan.check_columns(&columns)?;
+        kept.check(&plan)?;
         // The target contributes states, not rows.
         plan.sources.remove(0);
         let session = self.session_for(&plan)?;

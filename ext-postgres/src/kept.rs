@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use crate::entry::{Call, Failure, Outcome};
-use crate::statements::{Described, Session, as_text, is_comparable, plain, table, with_session};
+use crate::statements::{Described, Session, as_text, is_comparable, with_session};
 use mergeql_lang::ast::{Explain, Name, Relation as Written, Source};
 use mergeql_lang::lower::{DELETED, Dialect, Lowering, STATE, quote, text as literal};
 use mergeql_lang::plan::{Plan, Relation};
@@ -45,25 +45,21 @@ fn edited(lowering: &Lowering<'_>, into: &Described) -> String {
 
 impl Session<'_> {
     /// A table that keeps states, made by the statement `create`; behind each row stands whether it is deleted.
-    pub(crate) fn create_kept(
-        &self,
-        parts: &[Name],
-        create: String,
-        plan: &Plan,
-        resolution: &str,
-    ) -> Result<Vec<String>, Failure> {
-        let name = table(parts);
+    pub(crate) fn create_kept(&self, name: &str, create: String, plan: &Plan, resolution: &str) -> Result<Vec<String>, Failure> {
         // A comment stays with its table through renames, dumps and copies.
         let mut script = vec![create, format!("COMMENT ON COLUMN {name}.{STATE} IS {}", literal(resolution))];
         if plan.delete.is_some() {
-            let (last, schema) = parts.split_last().ok_or_else(|| Diagnostic::new(Code::Syntax, "a table has a name"))?;
-            let gone = schema.iter().map(plain).chain([graveyard(&plain(last))?]).map(|p| quote(&p)).collect::<Vec<_>>().join(".");
-            let left = self.find(&gone)?;
-            if let Some((schema, name)) = left
-                && self.is_graveyard(&schema, &name)?
-            {
-                // The table that it belonged to is there no more.
-                script.insert(0, format!("DROP TABLE {gone}"));
+            let parts = self.spi.texts("SELECT pg_catalog.unnest(pg_catalog.parse_ident($1))", &[name])?;
+            let mut parts: Vec<String> = parts.into_iter().flatten().flatten().collect();
+            if let Some(last) = parts.last_mut() {
+                *last = graveyard(last)?;
+            }
+            let gone = parts.iter().map(|p| quote(p)).collect::<Vec<_>>().join(".");
+            if self.find(&gone)?.is_some() {
+                let message = format!("the table {gone} is there: it remembers deleted rows of a table that was called {name}");
+                return Err(Diagnostic::new(Code::InvalidArgument, message)
+                    .help("drop it if that table is gone, or rename it as that table was renamed")
+                    .into());
             }
             let keys = plan.key_columns().iter().map(|c| quote(&c.name)).collect::<Vec<_>>();
             let not_null = keys.iter().map(|k| format!("{k} IS NOT NULL")).collect::<Vec<_>>().join(" AND ");
@@ -132,7 +128,7 @@ impl Session<'_> {
         );
         let into = self.describe(&written)?;
         let table = into.relation.sql.clone();
-        let kept = Kept::read(name, &into.kept.clone().ok_or_else(missing)?)?;
+        let kept = Kept::read(name, &into.kept.clone().ok_or_else(missing)?)?.of_shown();
         self.spi.run(&format!("LOCK TABLE {table} IN SHARE ROW EXCLUSIVE MODE"))?;
         let mut alone = kept.merge.clone();
         let alias = Some(Name { value: "edited".to_owned(), quoted: true, span: Span::default() });
@@ -171,9 +167,13 @@ impl Session<'_> {
             inputs.push(lowering.unpacked(&self.keys(&lowering, &into), &buried, "false"));
         }
         let merged = lowering.merged_states(&inputs, |c| like(&into, &c.name));
-        let merged = self.typed(&plan, std::slice::from_ref(&into), &merged, more(&plan));
+        let edited =
+            Described { relation: plan.sources[0].relation.clone(), columns: into.columns.clone(), table: None, kept: None };
+        let merged = self.typed(&plan, std::slice::from_ref(&edited), &merged, more(&plan));
         self.spi.run(&format!("CREATE TEMPORARY TABLE __mergeql_adopted ON COMMIT DROP AS {merged}"))?;
-        let count = self.spi.run(&format!("DELETE FROM {table} AS t USING {edited_rows} AS e WHERE {}", same("t", "e")))?;
+        let count = self.spi.texts(&format!("SELECT pg_catalog.count(*) FROM {edited_rows}"), &[])?;
+        let count = count.into_iter().flatten().flatten().next().unwrap_or_default();
+        self.spi.run(&format!("DELETE FROM {table} AS t USING {edited_rows} AS e WHERE {}", same("t", "e")))?;
         let listed: Vec<String> = plan.result_columns().map(|(name, _)| quote(name)).chain([STATE.to_owned()]).collect();
         let listed = listed.join(", ");
         let alive = if gone.is_some() { format!(" WHERE NOT {DELETED}") } else { String::new() };
@@ -187,7 +187,7 @@ impl Session<'_> {
             ))?;
         }
         self.spi.run("DROP TABLE pg_temp.__mergeql_edited, pg_temp.__mergeql_adopted")?;
-        Ok(count)
+        Ok(count.parse().unwrap_or(0))
     }
 }
 

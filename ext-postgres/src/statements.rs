@@ -11,7 +11,7 @@ use mergeql_lang::diagnostic::nearest;
 use mergeql_lang::lower::{DELETED, Dialect, Lowering, Postgres, STATE, postgres_type_name, quote, text as literal};
 use mergeql_lang::plan::{Plan, Relation, SourceColumn};
 use mergeql_lang::{
-    Diagnostic, Kept, Span, UserStrategies, added_columns, bind, bind_into, check_fit, check_unverified, find_strategy, parse,
+    Diagnostic, Kept, Span, UserStrategies, added_columns, bind, bind_into, check_unverified, find_strategy, parse,
 };
 use mergeql_udfs::{Code, Type};
 use pgrx::pg_sys;
@@ -369,7 +369,13 @@ impl Session<'_> {
                 .into());
         }
         let exists = if into.if_not_exists { "IF NOT EXISTS " } else { "" };
-        let create = |query: String| format!("CREATE TABLE {exists}{} AS {query}", table(parts));
+        // Where the table will be, whatever else of that name is on the search path.
+        let place = match &parts[..] {
+            [_] => self.spi.texts("SELECT current_schema()", &[])?.into_iter().flatten().flatten().next(),
+            _ => None,
+        };
+        let name = place.map(|schema| quote(&schema) + ".").unwrap_or_default() + &table(parts);
+        let create = |query: String| format!("CREATE TABLE {exists}{name} AS {query}");
         let described = merge.sources.iter().map(|s| self.describe(&s.relation)).collect::<Result<Vec<_>, _>>()?;
         let relations = described.iter().map(|d| d.relation.clone()).collect();
         let (user, texts) = self.defined()?;
@@ -379,10 +385,10 @@ impl Session<'_> {
             return Ok(vec![create(self.typed(&plan, &described, &lowering.query(), &[]))]);
         }
         let create = create(self.typed(&plan, &described, &lowering.rows_and_states(), more(&plan)));
-        if into.if_not_exists && self.find(&table(parts))?.is_some() {
+        if into.if_not_exists && self.find(&name)?.is_some() {
             return Ok(vec![create]);
         }
-        self.create_kept(parts, create, &plan, &Kept::resolution(merge, &plan, &user, &texts))
+        self.create_kept(&name, create, &plan, &Kept::resolution(merge, &plan, &user, &texts))
     }
 
     /// The plan of MERGE INTO, and its target and sources; where the target keeps states, it is no source of the plan.
@@ -404,11 +410,6 @@ impl Session<'_> {
             let merge = kept.applied(&shown, merge.clone(), &user, &texts)?;
             let sources = described[1..].iter().map(|d| d.relation.clone()).collect();
             let plan = kept.bind(&merge, described[0].relation.clone(), sources, explain)?;
-            for (column, merged) in plan.result_columns() {
-                if let Some(theirs) = described[0].relation.columns.iter().find(|c| c.name == column && c.ty != Type::Null) {
-                    check_fit(column, &theirs.ty, merged)?;
-                }
-            }
             return Ok((plan, described));
         }
         let relations = described.iter().map(|d| d.relation.clone()).collect();
@@ -428,6 +429,17 @@ impl Session<'_> {
              SELECT FROM pg_catalog.pg_attribute a WHERE a.attrelid = c.oid AND a.attnum = ANY(i.indkey) AND a.attname NOT IN ({})))",
             keys.join(", ")
         );
+        let deletes = match &into.kept {
+            Some(kept) => Kept::read(name, kept)?.merge.delete.is_some(),
+            None => false,
+        };
+        // A row that another session deletes meanwhile is in no table that this one writes.
+        let repeatable = "SELECT 1 WHERE current_setting('transaction_isolation') = 'repeatable read'";
+        if deletes && !self.spi.texts(repeatable, &[])?.is_empty() {
+            let message =
+                "under REPEATABLE READ a table that remembers deletions can get back rows that other sessions delete meanwhile";
+            return Err(Diagnostic::new(Code::Unsupported, message).help("use READ COMMITTED or SERIALIZABLE").into());
+        }
         if self.spi.texts(&sql, &[schema, name])?.is_empty() {
             return Ok(());
         }

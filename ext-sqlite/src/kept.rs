@@ -1,7 +1,7 @@
 //! Tables that keep states: how their rows are resolved is a comment in the table's own text, which stays with it when it is renamed,
 //! dumped or copied; deleted rows lie in a table beside.
 
-use crate::statements::{Described, Result, Session, table};
+use crate::statements::{Described, Result, Session};
 use crate::values::shown;
 use mergeql_lang::ast::{Explain, Into, Name, Relation as Written, Source};
 use mergeql_lang::lower::{DELETED, Lowering, STATE, Sqlite, quote, sqlite_type_name};
@@ -35,48 +35,53 @@ impl Session<'_> {
     /// A table whose rows have their states beside them.
     pub(crate) fn create_kept(
         &self,
-        parts: &[Name],
+        place: &(String, String),
         into: &Into,
         lowering: &Lowering<'_>,
         resolution: &str,
     ) -> Result<Vec<String>> {
-        let name = table(parts);
+        let name = format!("{}.{}", quote(&place.0), quote(&place.1));
         let columns = lowering.plan.result_columns();
         let mut declared: Vec<String> = columns.map(|(name, ty)| format!("{} {}", quote(name), sqlite_type_name(ty))).collect();
         declared.push(format!("{STATE} BLOB {COMMENT}{}*/", resolution.replace('\\', "\\\\").replace("*/", "*\\/")));
+        let there = self.find(&[place.0.clone(), place.1.clone()])?.is_some();
+        let exists = if into.if_not_exists { "IF NOT EXISTS " } else { "" };
+        let create = format!("CREATE TABLE {exists}{name} ({})", declared.join(", "));
+        if into.if_not_exists && there {
+            return Ok(vec![create]);
+        }
         let fresh = quote("__mergeql_fresh");
         let mut script = vec![format!("CREATE TEMP TABLE {fresh} AS {}", lowering.rows_and_states())];
         if into.or_replace {
             script.push(format!("DROP TABLE IF EXISTS {name}"));
         }
-        let exists = if into.if_not_exists { "IF NOT EXISTS " } else { "" };
-        let there = self.connection.prepare(&format!("SELECT 1 FROM {name}")).is_ok();
-        script.push(format!("CREATE TABLE {exists}{name} ({})", declared.join(", ")));
-        if !(into.if_not_exists && there) {
-            let shown = columns_of(lowering.plan).join(", ");
-            let alive = if lowering.plan.delete.is_some() { format!(" WHERE NOT {DELETED}") } else { String::new() };
-            script.push(format!("INSERT INTO {name} SELECT {shown}, {STATE} FROM temp.{fresh}{alive}"));
-            if lowering.plan.delete.is_some() {
-                script.extend(self.create_graveyard(parts, lowering.plan, &format!("temp.{fresh}"))?);
-            }
+        script.push(create);
+        let shown = columns_of(lowering.plan).join(", ");
+        let alive = if lowering.plan.delete.is_some() { format!(" WHERE NOT {DELETED}") } else { String::new() };
+        script.push(format!("INSERT INTO {name} SELECT {shown}, {STATE} FROM temp.{fresh}{alive}"));
+        if lowering.plan.delete.is_some() {
+            script.extend(self.create_graveyard(place, into.or_replace && there, lowering.plan, &format!("temp.{fresh}"))?);
         }
         script.push(format!("DROP TABLE temp.{fresh}"));
         Ok(script)
     }
 
-    /// The table that remembers the deleted rows of a table, made anew.
-    fn create_graveyard(&self, parts: &[Name], plan: &Plan, rows: &str) -> Result<Vec<String>> {
-        let mut names: Vec<String> = parts.iter().map(|p| p.value.clone()).collect();
-        if let Some(last) = names.last_mut() {
-            *last = graveyard(last);
-        }
-        let gone = names.iter().map(|n| quote(n)).collect::<Vec<_>>().join(".");
+    /// The table that remembers the deleted rows of a table that is made, or `replaced`.
+    fn create_graveyard(&self, place: &(String, String), replaced: bool, plan: &Plan, rows: &str) -> Result<Vec<String>> {
+        let found = (place.0.clone(), graveyard(&place.1));
+        let gone = format!("{}.{}", quote(&found.0), quote(&found.1));
         let mut script = Vec::new();
-        // That of a table of this name that is there no more.
-        if let Some(found) = self.find(&names)?
-            && self.is_graveyard(&found)?
-        {
-            script.push(format!("DROP TABLE {gone}"));
+        match self.find(&[found.0.clone(), found.1.clone()])?.is_some() {
+            true if replaced && self.is_graveyard(&found)? => script.push(format!("DROP TABLE {gone}")),
+            true => {
+                let message =
+                    format!("the table {gone} is there: it remembers deleted rows of a table that was called `{}`", place.1);
+                return Err(shown(
+                    Diagnostic::new(Code::InvalidArgument, message)
+                        .help("drop it if that table is gone, or rename it as that table was renamed"),
+                ));
+            }
+            false => {}
         }
         let keys = plan.key_columns().iter();
         let declared: Vec<String> = keys.map(|c| format!("{} {}", quote(&c.name), sqlite_type_name(&c.ty))).collect();
@@ -116,10 +121,15 @@ impl Session<'_> {
     /// `mergeql_adopt(table)`: rows that were edited by hand are taken in as rows; how many.
     pub(crate) fn adopt(&self, name: &str) -> Result<u64> {
         let missing = || shown(Diagnostic::new(Code::NotAState, format!("`{name}` is no table that keeps states")));
-        let found = self.find(std::slice::from_ref(&name.to_owned()))?.ok_or_else(missing)?;
+        let qualified = || name.split_once('.').map(|(database, table)| [database.to_owned(), table.to_owned()]);
+        let found = match self.find(std::slice::from_ref(&name.to_owned()))? {
+            Some(found) => Some(found),
+            None => qualified().map_or(Ok(None), |parts| self.find(&parts))?,
+        };
+        let found = found.ok_or_else(missing)?;
         let part = |value: &String| Name { value: value.clone(), quoted: true, span: Span::default() };
         let into = self.describe(&Written::Table(vec![part(&found.0), part(&found.1)]))?;
-        let kept = Kept::read(name, &into.kept.clone().ok_or_else(missing)?).map_err(shown)?;
+        let kept = Kept::read(name, &into.kept.clone().ok_or_else(missing)?).map_err(shown)?.of_shown();
         let table = format!("{}.{}", quote(&found.0), quote(&found.1));
         let edited_rows = "temp.\"__mergeql_edited\"";
         let mut alone = kept.merge.clone();

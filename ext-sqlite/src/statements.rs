@@ -504,6 +504,16 @@ impl<'a> Session<'a> {
 
     // Writing.
 
+    /// The database and name of a table that is to be made: where it is already, if it is to be replaced.
+    fn place(&self, parts: &[Name], replaces: bool) -> Result<(String, String)> {
+        let names: Vec<String> = parts.iter().map(|p| p.value.clone()).collect();
+        let found = if replaces { self.find(&names)? } else { None };
+        Ok(found.unwrap_or_else(|| match &names[..] {
+            [database, name] => (database.clone(), name.clone()),
+            _ => ("main".to_owned(), names.last().cloned().unwrap_or_default()),
+        }))
+    }
+
     /// `MERGE ... INTO table`
     fn create(&self, merge: &Merge) -> Result<Vec<String>> {
         let Some(into) = &merge.into else { return Ok(Vec::new()) };
@@ -513,13 +523,14 @@ impl<'a> Session<'a> {
                     .help("write into a table, and .output that"),
             ));
         };
-        let name = table(parts);
+        let place = self.place(parts, into.or_replace)?;
+        let name = format!("{}.{}", quote(&place.0), quote(&place.1));
         let described = merge.sources.iter().map(|s| self.describe(&s.relation)).collect::<Result<Vec<_>>>()?;
         let (user, texts) = self.defined()?;
         let plan = bind(merge, described.into_iter().map(|d| d.relation).collect(), false, &user, Explain::No).map_err(shown)?;
         let lowering = Lowering { plan: &plan, dialect: &Sqlite };
         if plan.keeps_state() {
-            return self.create_kept(parts, into, &lowering, &Kept::resolution(merge, &plan, &user, &texts));
+            return self.create_kept(&place, into, &lowering, &Kept::resolution(merge, &plan, &user, &texts));
         }
         let query = lowering.query();
         if !into.or_replace {

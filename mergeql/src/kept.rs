@@ -5,9 +5,10 @@ use crate::ast::{
 };
 use crate::bind::{UserStrategies, bind, find_column, source_called};
 use crate::diagnostic::{Diagnostic, Result, Span};
-use crate::lower::{STATE, quote};
+use crate::lower::{STATE, duckdb_columns, duckdb_type, duckdb_type_name, quote, text};
 use crate::parser::{parse, split};
 use crate::plan::{Plan, Relation};
+use crate::strategies::entry_of;
 use mergeql_udfs::{Code, Type, Value, catalog};
 use std::collections::BTreeMap;
 
@@ -18,8 +19,14 @@ pub struct Kept {
     pub merge: Merge,
     /// The strategies that they name.
     pub strategies: UserStrategies,
+    /// What the strategies read: the types of the columns when the table was made. States hold values of these.
+    types: BTreeMap<String, Type>,
+    /// As users may write it again.
     resolution: String,
 }
+
+/// The option in which a table keeps the types of its columns.
+const TYPES: &str = "types";
 
 impl Kept {
     /// Refuses a table with a column of states where nothing says how it keeps them.
@@ -37,7 +44,17 @@ impl Kept {
     /// The text that [`Kept::read`] reads, of a table made by this merge; `texts` has what is behind AS of each user-defined strategy.
     pub fn resolution(merge: &Merge, plan: &Plan, user: &UserStrategies, texts: &BTreeMap<String, String>) -> String {
         let named = final_names(merge, plan);
-        definitions(&named, user, texts).concat() + &crate::resolution(&named)
+        // Those whose names say all of them.
+        let told = |ty: &Type| duckdb_type(&duckdb_type_name(ty)).is_ok_and(|read| read == *ty);
+        let columns = plan.columns[plan.key..].iter().filter(|c| told(&c.ty));
+        let columns: Vec<String> = columns.map(|c| format!("{} {}", quote(&c.name), duckdb_type_name(&c.ty))).collect();
+        let types = format!(" WITH ({TYPES} = {})", text(&format!("STRUCT({})", columns.join(", "))));
+        definitions(&named, user, texts).concat() + &crate::resolution(&named) + &types
+    }
+
+    /// The same for values that are no values of its columns' types: those that rows show.
+    pub fn of_shown(self) -> Kept {
+        Kept { types: BTreeMap::new(), ..self }
     }
 
     /// Reads how a table keeps states.
@@ -46,15 +63,25 @@ impl Kept {
     /// `corrupt_state`.
     pub fn read(table: &str, resolution: &str) -> Result<Kept> {
         let broken = || Diagnostic::new(Code::CorruptState, format!("how `{table}` keeps states cannot be read: {resolution}"));
-        let (mut merge, mut strategies) = (None, UserStrategies::new());
+        let (mut merge, mut strategies, mut shown) = (None, UserStrategies::new(), String::new());
         for statement in split(resolution)? {
             match parse(statement)? {
                 Statement::Merge { merge: kept, .. } => merge = Some(*kept),
-                Statement::CreateStrategy { name, body, .. } => drop(strategies.insert(name.value, body)),
+                Statement::CreateStrategy { name, body, .. } => {
+                    strategies.insert(name.value, body);
+                    shown.push_str(&format!("{statement}; "));
+                }
                 _ => return Err(broken()),
             }
         }
-        Ok(Kept { merge: merge.ok_or_else(broken)?, strategies, resolution: resolution.to_owned() })
+        let mut merge: Merge = merge.ok_or_else(broken)?;
+        let types = match merge.options.iter().find(|(name, _)| name.value == TYPES) {
+            Some((_, Value::Text(types))) => duckdb_columns(types).map_err(|_| broken())?,
+            _ => Vec::new(),
+        };
+        merge.options.clear();
+        let resolution = shown + &crate::resolution(&merge);
+        Ok(Kept { merge, strategies, types: types.into_iter().map(|c| (c.name, c.ty)).collect(), resolution })
     }
 
     /// A statement that merges into the table, with the clauses that the table keeps.
@@ -101,9 +128,10 @@ impl Kept {
         let columns: Vec<String> = target.columns.iter().map(|c| c.name.clone()).collect();
         let mut relations = vec![target];
         relations.extend(sources);
-        hide_known(&mut relations, &with);
+        self.hide_known(&mut relations, &with);
         let mut plan = bind(&with, relations, true, &self.strategies, explain)?;
         plan.check_columns(&columns)?;
+        self.check(&plan)?;
         // The target contributes states, not rows.
         plan.sources.remove(0);
         Ok(plan)
@@ -120,19 +148,58 @@ impl Kept {
         let new = plan.result_columns().filter(|(name, _)| !known.iter().any(|k| k == name));
         Ok(new.map(|(name, ty)| (name.to_owned(), ty.clone())).collect())
     }
-}
 
-/// Takes from a table that keeps states (the first of these relations) the columns that the sources have as well: they hold values
-/// there, not what the strategies read, and the sources' own types count.
-pub fn hide_known(relations: &mut [Relation], merge: &Merge) {
-    let Some((target, sources)) = relations.split_first_mut() else { return };
-    let in_sources = |column: &str| {
-        sources.iter().flat_map(|r| &r.columns).any(|c| match merge.map.iter().find(|(old, _)| old.means(&c.name)) {
-            Some((_, new)) => new.means(column),
-            None => c.name == column,
-        })
-    };
-    target.columns.retain(|c| c.name != STATE && (merge.key.iter().any(|k| k.means(&c.name)) || !in_sources(&c.name)));
+    /// Gives the columns of the table (the first of these relations) the types that its strategies read, where they are known; columns
+    /// whose values may be of another kind, and that the sources have as well, are left to those.
+    pub fn hide_known(&self, relations: &mut [Relation], merge: &Merge) {
+        let Some((target, sources)) = relations.split_first_mut() else { return };
+        let in_sources = |column: &str| {
+            sources.iter().flat_map(|r| &r.columns).any(|c| match merge.map.iter().find(|(old, _)| old.means(&c.name)) {
+                Some((_, new)) => new.means(column),
+                None => c.name == column,
+            })
+        };
+        // A column that the table got later has the strategy of all.
+        let star = self.merge.strategies.iter().find(|(of, _)| matches!(of, Target::Default(_)));
+        let selects = star.is_none_or(|(_, call)| entry_of(&self.strategies, &call.name).is_some_and(|e| e.spec().selects));
+        target.columns.retain_mut(|c| {
+            if merge.key.iter().any(|k| k.means(&c.name)) {
+                return true;
+            }
+            match self.types.get(&c.name) {
+                Some(ty) => {
+                    (c.ty, c.nullable) = (ty.clone(), true);
+                    true
+                }
+                None => c.name != STATE && (selects && !self.types.is_empty() || !in_sources(&c.name)),
+            }
+        });
+    }
+
+    /// Refuses what states that are there already would be compared with wrongly: values of other types, rows with other columns.
+    ///
+    /// # Errors
+    /// `type_mismatch`, `unsupported`.
+    pub fn check(&self, plan: &Plan) -> Result<()> {
+        for column in &plan.columns[plan.key..] {
+            match self.types.get(&column.name) {
+                // Integers are the same values in any width; those too great are refused where they are written.
+                Some(Type::Int { .. }) if matches!(column.ty, Type::Int { .. }) => {}
+                Some(ty) if *ty != column.ty => {
+                    let message = format!("`{}` is {ty} in the table, and {} with what the sources bring", column.name, column.ty);
+                    return Err(Diagnostic::new(Code::TypeMismatch, message)
+                        .help("cast the source's column in a query, or make the table anew with the wider type"));
+                }
+                None if plan.versions.row && !self.types.is_empty() => {
+                    let message =
+                        format!("the table was made without `{}`, and rows of one version are compared whole (ROW)", column.name);
+                    return Err(Diagnostic::new(Code::Unsupported, message).help("make the table anew, from a MERGE of everything"));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
 }
 
 /// The definitions of the user-defined strategies that a merge names, by name.

@@ -18,7 +18,7 @@ mod target;
 pub use bind::{UserStrategies, bind};
 pub use diagnostic::{Diagnostic, Result, Span};
 pub use format::{format, merge_text, models_text, resolution};
-pub use kept::{Kept, hide_known};
+pub use kept::Kept;
 pub use parser::{is_incomplete, parse, split};
 pub use strategies::{check_strategy, check_unverified, entry_of, find_strategy};
 pub use target::{added_columns, bind_into, check_fit};

@@ -3,7 +3,7 @@
 
 use super::{Dialect, divided, has_interval, list, quote, step, text};
 use crate::plan::{Cell, Fold};
-use mergeql_udfs::{Code, Error, Order, Type, Unit};
+use mergeql_udfs::{Code, Error, Order, Type, Unit, Value};
 use sqlparser::ast::Expr;
 use std::sync::Arc;
 
@@ -273,6 +273,21 @@ fn value_as(state: &str, ty: &Type) -> String {
             )
         }
         Type::Bytes => format!("unhex(substr(crdt_value_text({state}), 3))"),
+        Type::Date | Type::Timestamp { .. } => {
+            // What is infinite there is the end of the numbers here.
+            let end = |sign: i64| match ty {
+                Type::Timestamp { unit, zone } => {
+                    let nanos = i128::from(sign * i64::MAX) * i128::from(unit.nanos());
+                    Value::Timestamp { nanos, zoned: zone.is_some() }
+                }
+                _ => Value::Date(sign as i32 * i32::MAX),
+            };
+            let [last, first] = [1, -1].map(|sign| text(&end(sign).to_string()));
+            format!(
+                "CAST(CASE crdt_value_text({state}) WHEN {last} THEN 'infinity' WHEN {first} THEN '-infinity' \
+                 ELSE crdt_value_text({state}) END AS {name})"
+            )
+        }
         _ => format!("CAST(crdt_value_text({state}) AS {name})"),
     }
 }

@@ -1,6 +1,6 @@
 //! Tables that keep states: where they come from, how they are joined, and what rows show of them.
 
-use super::{DELETED, Lowering, STATE, list, quote, state_name, text};
+use super::{DELETED, Lowering, ROW, STATE, list, quote, state_name, text};
 use crate::plan::{Cell, Input};
 
 impl Lowering<'_> {
@@ -173,11 +173,14 @@ impl Lowering<'_> {
         if !plan.nullable_key() {
             return self.with_flag(outputs(&with_key));
         }
-        let seen = list(keys.iter().cloned().chain(cells.iter().map(|(name, _)| quote(name))));
+        let seen: Vec<String> = keys.iter().cloned().chain(cells.iter().map(|(name, _)| quote(name))).collect();
         let without = outputs(&format!("({all}) AS a WHERE {}", test(0, " OR ")));
-        let greatest = self.dialect.greatest(STATE);
+        // By what orders values, for not all types have an equality of their own.
+        let same = list(seen.iter().map(|c| self.dialect.order_key(c, None).unwrap_or_else(|| c.clone())));
+        let seen = list(seen);
         self.with_flag(format!(
-            "{} UNION ALL SELECT {seen}, {greatest} AS {STATE} FROM ({without}) AS n GROUP BY {seen}",
+            "{} UNION ALL SELECT {seen}, {STATE} FROM (SELECT *, row_number() OVER (PARTITION BY {same} ORDER BY {STATE} DESC) AS {ROW} \
+             FROM ({without}) AS n) AS n WHERE {ROW} = 1",
             outputs(&with_key)
         ))
     }

@@ -599,3 +599,33 @@ fn merged_tables_show_what_is_there() {
 fn tables_that_keep_states_equal_one_merge() {
     tables_that_keep_states_converge(&mut start(None), ["INTEGER", "REAL", "TEXT", "BOOLEAN"], true);
 }
+
+/// Tables that keep states: deleted rows stay with their table, whatever is attached or renamed.
+#[test]
+fn tables_that_keep_states_keep_to_themselves() {
+    let mut host = start(None);
+    let into = |host: &mut Host, sql: &str| host.query(sql).map(drop).map_err(|e| e.0);
+    let gone = "(SELECT 1 AS id, 2 AS v, true AS gone, 5 AS ts) AS s";
+    let back = "(SELECT 1 AS id, 3 AS v, false AS gone, 2 AS ts) AS s";
+    let make = |table: &str| format!("MERGE {gone} ON id VERSION BY ts DELETE BY gone INTO {table} WITH (state = 'keep')");
+    host.raw("ATTACH ':memory:' AS other").unwrap();
+    into(&mut host, &make("other.t")).unwrap();
+    into(&mut host, &make("t")).unwrap();
+    for table in ["other.t", "main.t"] {
+        into(&mut host, &format!("MERGE INTO {table} USING {back} ON id")).unwrap();
+        assert_eq!(one(&mut host, &format!("SELECT count(*) FROM {table}")), "0", "{table}");
+    }
+    host.raw("ALTER TABLE main.t RENAME TO t2").unwrap();
+    assert!(into(&mut host, &make("t")).unwrap_err().contains("t_mergeql_deleted"));
+    host.raw("ALTER TABLE main.t_mergeql_deleted RENAME TO t2_mergeql_deleted").unwrap();
+    into(&mut host, &format!("MERGE INTO t2 USING {back} ON id")).unwrap();
+    assert_eq!(one(&mut host, "SELECT count(*) FROM t2"), "0");
+    // What is replaced is what is there.
+    into(&mut host, &make("OR REPLACE t")).unwrap();
+    assert_eq!(one(&mut host, "SELECT count(*) FROM pragma_table_list WHERE name = 't'"), "1");
+    host.raw("INSERT INTO other.t (id, v, gone, ts) VALUES (7, 1, 0, 1)").unwrap();
+    assert_eq!(one(&mut host, "SELECT mergeql_adopt('other.t')"), "1");
+    // Values of another class than the column's are no edits that nobody made.
+    into(&mut host, "MERGE (SELECT 1 AS id, 'nine' AS v) AS s ON id INTO texts WITH (state = 'keep')").unwrap();
+    assert!(into(&mut host, "MERGE INTO texts USING (SELECT 1 AS id, 9 AS v) AS s ON id").unwrap_err().contains("type_mismatch"));
+}

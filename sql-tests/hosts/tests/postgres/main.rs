@@ -729,3 +729,44 @@ fn who_is_no_superuser_can_install_it_and_make_strategies() {
 fn tables_that_keep_states_equal_one_merge() {
     tables_that_keep_states_converge(&mut cluster().host(), ["int", "double precision", "text", "boolean"], true);
 }
+
+/// Tables that keep states: deleted rows stay with their table, and values of any type go in and come back.
+#[test]
+fn tables_that_keep_states_keep_to_themselves() {
+    let mut host = cluster().host();
+    let into = |host: &mut Host, sql: &str| host.query(sql).map(drop).map_err(|e| e.0);
+    // Another schema, and a table that was renamed.
+    let gone = "(SELECT 1 AS id, 2 AS v, true AS gone, 5 AS ts) AS s";
+    let back = "(SELECT 1 AS id, 3 AS v, false AS gone, 2 AS ts) AS s";
+    let make = format!("MERGE {gone} ON id VERSION BY ts DELETE BY gone INTO t WITH (state = 'keep')");
+    into(&mut host, &make).unwrap();
+    host.raw("CREATE SCHEMA s1; SET search_path TO s1, public").unwrap();
+    into(&mut host, &make).unwrap();
+    host.raw("RESET search_path").unwrap();
+    for table in ["t", "s1.t"] {
+        into(&mut host, &format!("MERGE INTO {table} USING {back} ON id")).unwrap();
+        assert_eq!(one(&mut host, &format!("SELECT count(*) FROM {table}")), "0", "{table}");
+    }
+    host.raw("ALTER TABLE t RENAME TO t2").unwrap();
+    assert!(into(&mut host, &make).unwrap_err().contains("t_mergeql_deleted"));
+    host.raw("ALTER TABLE t_mergeql_deleted RENAME TO t2_mergeql_deleted").unwrap();
+    into(&mut host, &format!("MERGE INTO t2 USING {back} ON id")).unwrap();
+    assert_eq!(one(&mut host, "SELECT count(*) FROM t2"), "0");
+    host.raw("CREATE UNIQUE INDEX ON t2 (id); BEGIN ISOLATION LEVEL REPEATABLE READ").unwrap();
+    assert!(into(&mut host, &format!("MERGE INTO t2 USING {back} ON id")).unwrap_err().contains("REPEATABLE READ"));
+    host.raw("ROLLBACK").unwrap();
+    // Types with no equality, or none of their own.
+    host.raw(
+        "CREATE TYPE mood AS ENUM ('sad', 'glad'); CREATE TABLE all_types AS SELECT 'glad'::mood AS id, '{\"b\": 1}'::json AS j, \
+         '{\"a\": 1}'::jsonb AS jb, 1.50::numeric(10, 2) AS n, 'ab'::char(4) AS c, 'abc'::varchar(5) AS vc, now() AS ts, \
+         interval '1 month' AS iv, ARRAY[1, 2] AS l, gen_random_uuid() AS u, '\\x00ff'::bytea AS b",
+    )
+    .unwrap();
+    into(&mut host, "MERGE all_types ON id VERSION BY ts INTO typed WITH (state = 'keep')").unwrap();
+    into(&mut host, "MERGE INTO typed USING all_types ON id").unwrap();
+    host.raw("UPDATE typed SET jb = '2', ts = ts + interval '1 day'").unwrap();
+    assert!(into(&mut host, "MERGE INTO typed USING all_types ON id").unwrap_err().contains("needs_state"));
+    assert_eq!(one(&mut host, "SELECT mergeql_adopt('typed')"), "1");
+    into(&mut host, "MERGE INTO typed USING all_types ON id").unwrap();
+    assert_eq!(one(&mut host, "SELECT id || ' ' || jb || ' ' || n || ' ' || c || '|' || vc FROM typed"), "glad 2 1.50 ab|abc");
+}
