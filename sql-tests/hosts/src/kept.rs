@@ -62,7 +62,9 @@ fn converges(host: &mut Host, clauses: &str, made: bool, seed: u64) -> Result<()
     let mut order: Vec<usize> = (0..4).collect();
     order.push(random.below(4));
     random.shuffle(&mut order);
-    host.raw("DROP TABLE IF EXISTS kept").map_err(|e| e.0)?;
+    for table in ["kept", "kept_mergeql_deleted"] {
+        host.raw(&format!("DROP TABLE IF EXISTS {table}")).map_err(|e| e.0)?;
+    }
     let run = |host: &mut Host, sql: &str| host.query(sql).map(drop).map_err(|e| format!("{sql}: {e}"));
     run(host, &format!("MERGE b{} ON id {clauses} INTO kept WITH (state = 'keep')", order[0]))?;
     for i in &order[1..] {
