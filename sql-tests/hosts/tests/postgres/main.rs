@@ -752,7 +752,8 @@ fn tables_that_keep_states_keep_to_themselves() {
     host.raw("ALTER TABLE t_mergeql_deleted RENAME TO t2_mergeql_deleted").unwrap();
     into(&mut host, &format!("MERGE INTO t2 USING {back} ON id")).unwrap();
     assert_eq!(one(&mut host, "SELECT count(*) FROM t2"), "0");
-    host.raw("CREATE UNIQUE INDEX ON t2 (id); BEGIN ISOLATION LEVEL REPEATABLE READ").unwrap();
+    host.raw("CREATE UNIQUE INDEX ON t2 (id)").unwrap();
+    host.raw("BEGIN ISOLATION LEVEL REPEATABLE READ").unwrap();
     assert!(into(&mut host, &format!("MERGE INTO t2 USING {back} ON id")).unwrap_err().contains("REPEATABLE READ"));
     host.raw("ROLLBACK").unwrap();
     // Types with no equality, or none of their own.
