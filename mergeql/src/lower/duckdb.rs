@@ -340,7 +340,12 @@ impl Dialect for DuckDb {
     }
 
     fn resolved(&self, value: String, ty: &Type) -> String {
-        if *ty == Type::Text { format!("({value}) COLLATE \"binary\"") } else { value }
+        match ty {
+            Type::Text => format!("({value}) COLLATE \"binary\""),
+            // As DuckDB has a column of which nothing is known.
+            Type::Null => format!("CAST({value} AS {})", duckdb_type_name(ty)),
+            _ => value,
+        }
     }
 
     fn key(&self, expr: &str, ty: &Type) -> Option<String> {
