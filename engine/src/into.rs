@@ -154,7 +154,8 @@ impl MergeContext {
         let relation =
             mergeql_lang::plan::Relation { sql: quote(&storage), origin: Some(name.to_owned()), columns: visible, rows: None };
         let target = First::States(Resolved { relation, table: None }, &kept);
-        let mut plan = self.bind_with(&merge, target, explain, &kept.strategies).await?;
+        let bound = self.bind_with(&merge, target, explain, &kept.strategies).await;
+        let mut plan = bound.map_err(|e| e.map(|diagnostic| kept.told(diagnostic)))?;
         plan.check_columns(&columns)?;
         kept.check(&plan)?;
         // The target contributes states, not rows.

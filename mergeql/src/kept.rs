@@ -25,6 +25,24 @@ pub struct Kept {
     resolution: String,
 }
 
+/// Where the names stand that a table keeps.
+const ELSEWHERE: Span = Span { line: u64::MAX, column: 0, end: 0 };
+
+/// The names in the clauses that a table keeps.
+fn names_of(merge: &mut Merge) -> Vec<&mut Name> {
+    let mut names: Vec<&mut Name> = merge.key.iter_mut().chain(&mut merge.delete).collect();
+    names.extend(merge.version.iter_mut().flat_map(|v| &mut v.columns).map(|(name, _)| name));
+    for (target, call) in &mut merge.strategies {
+        if let Target::Column(name) = target {
+            names.push(name);
+        }
+        names.push(&mut call.name);
+        names.extend(call.by.iter_mut().flat_map(|v| &mut v.columns).map(|(name, _)| name));
+        names.extend(call.args.iter_mut().filter_map(|(_, arg)| if let Argument::Name(name) = arg { Some(name) } else { None }));
+    }
+    names
+}
+
 /// The option in which a table keeps the types of its columns.
 const TYPES: &str = "types";
 
@@ -80,6 +98,7 @@ impl Kept {
             _ => Vec::new(),
         };
         merge.options.clear();
+        names_of(&mut merge).into_iter().for_each(|name| name.span = ELSEWHERE);
         let resolution = shown + &crate::resolution(&merge);
         Ok(Kept { merge, strategies, types: types.into_iter().map(|c| (c.name, c.ty)).collect(), resolution })
     }
@@ -129,12 +148,21 @@ impl Kept {
         let mut relations = vec![target];
         relations.extend(sources);
         self.hide_known(&mut relations, &with);
-        let mut plan = bind(&with, relations, true, &self.strategies, explain)?;
+        let mut plan = bind(&with, relations, true, &self.strategies, explain).map_err(|e| self.told(e))?;
         plan.check_columns(&columns)?;
         self.check(&plan)?;
         // The target contributes states, not rows.
         plan.sources.remove(0);
         Ok(plan)
+    }
+
+    /// An error about what the table keeps, which is in no text that its user wrote.
+    pub fn told(&self, mut error: Box<Diagnostic>) -> Box<Diagnostic> {
+        if error.span == Some(ELSEWHERE) {
+            (error.span, error.label) = (None, None);
+            error.help = Some(format!("the table keeps states by these clauses: {}", self.resolution));
+        }
+        error
     }
 
     /// The columns, with their types, that a statement ([`Kept::applied`]) adds to the table: those that only its sources have, where it
