@@ -57,6 +57,11 @@ pub trait Dialect: Sync {
         false
     }
 
+    /// Whether the host can tell values of this type from one another, as strategies give them.
+    fn has_equality(&self, _ty: &Type) -> bool {
+        true
+    }
+
     /// An expression that sorts in R2 order; `None` where the host's own order is that.
     fn order_key(&self, expr: &str, ty: Option<&Type>) -> Option<String> {
         match ty {
@@ -440,6 +445,23 @@ impl Lowering<'_> {
         let (seen, hidden) = names.split_at(names.len() - unseen);
         let confused =
             |i: usize| i.checked_sub(plan.key).and_then(|i| self.type_of(&items[i].1)).filter(|ty| self.dialect.confuses(ty));
+        let inner = format!("SELECT {outputs} FROM ({rows}) AS r WHERE {null} GROUP BY {}", list(all));
+        let rows_with_key = format!("SELECT {outputs} FROM ({sorted}) AS r WHERE {not_null} GROUP BY {by_key}");
+        let equal = |i: usize| {
+            i.checked_sub(plan.key).and_then(|i| self.type_of(&items[i].1)).is_none_or(|ty| self.dialect.has_equality(ty))
+        };
+        if !(0..seen.len()).all(equal) {
+            // By what orders values.
+            let key = |n: &String| self.dialect.order_key(n, None).unwrap_or_else(|| n.clone());
+            let by = list(seen.iter().map(key));
+            let order = list(hidden.iter().map(|n| format!("{n} DESC")));
+            let order = if order.is_empty() { String::new() } else { format!(" ORDER BY {order}") };
+            return format!(
+                "{rows_with_key} UNION ALL SELECT {} FROM \
+                 (SELECT *, row_number() OVER (PARTITION BY {by}{order}) AS {ROW} FROM ({inner}) AS n) AS n WHERE {ROW} = 1",
+                list(names.clone())
+            );
+        }
         let one = |n: &String| format!("{} AS {n}", self.dialect.greatest(n));
         let kept = seen.iter().enumerate().map(|(i, n)| if confused(i).is_some() { one(n) } else { n.clone() });
         let kept = list(kept.chain(hidden.iter().map(one)));
@@ -447,12 +469,7 @@ impl Lowering<'_> {
             Some(ty) => told_apart(n.clone(), ty),
             None => n.clone(),
         }));
-        format!(
-            "SELECT {outputs} FROM ({sorted}) AS r WHERE {not_null} GROUP BY {by_key} \
-             UNION ALL SELECT {kept} FROM (SELECT {outputs} FROM ({rows}) AS r WHERE {null} GROUP BY {}) AS n GROUP BY {}",
-            list(all),
-            by_seen
-        )
+        format!("{rows_with_key} UNION ALL SELECT {kept} FROM ({inner}) AS n GROUP BY {by_seen}")
     }
 
     /// Merged rows, with the mark of deleted ones.

@@ -99,6 +99,11 @@ impl Dialect for Postgres {
         has_interval(ty) && !matches!(ty, Type::Struct(_))
     }
 
+    fn has_equality(&self, ty: &Type) -> bool {
+        // Maps are JSON here, and some lists.
+        !matches!(ty, Type::List(_) | Type::Map(..))
+    }
+
     fn null_tests(&self, ty: &Type) -> [&'static str; 2] {
         // A row of NULLs is NULL to IS NULL, and a row with one of them neither that nor the opposite.
         match ty {
