@@ -280,7 +280,6 @@ impl Session<'_> {
         if explain != Explain::No {
             return self.explained(&plan, explain);
         }
-        plan.check_states()?;
         Ok(self.typed(&plan, &described, &Lowering { plan: &plan, dialect: &self.dialect }.query(), &[]))
     }
 

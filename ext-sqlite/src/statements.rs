@@ -433,7 +433,6 @@ impl<'a> Session<'a> {
         let described = merge.sources.iter().map(|s| self.describe(&s.relation)).collect::<Result<Vec<_>>>()?;
         let relations = described.into_iter().map(|d| d.relation).collect();
         let mut plan = bind(merge, relations, false, &self.strategies()?, explain).map_err(shown)?;
-        plan.check_states().map_err(shown)?;
         for source in &mut plan.sources {
             let condition = |(name, parameter): &(String, usize)| {
                 let at = plan.columns[..plan.key].iter().position(|c| c.name == *name)?;

@@ -6,7 +6,7 @@ use crate::diagnostic::{Diagnostic, Result, Span};
 use crate::plan::{Cell, Plan, Relation};
 use mergeql_udfs::{Code, Type, Value};
 
-/// Binds `MERGE INTO` in a database that keeps no states in its tables: `relations` are the table (called `name` in messages) and the
+/// Binds `MERGE INTO` an ordinary table of a database: `relations` are the table (called `name` in messages) and the
 /// sources; its rows take part like any others, and merged values must fit into its columns.
 ///
 /// # Errors
@@ -43,7 +43,6 @@ pub fn bind_into(
         }
     }
     plan.check_grown(&columns)?;
-    plan.check_states()?;
     Ok(plan)
 }
 
@@ -68,34 +67,17 @@ pub fn added_columns(
     Ok(plan.columns.into_iter().filter(|c| !table.contains(&c.name)).map(|c| (c.name, c.ty)).collect())
 }
 
-/// The way out where tables keep no states.
+/// The way out where the database itself adds columns.
 fn way_out(mut error: Box<Diagnostic>) -> Box<Diagnostic> {
-    error.help = Some(match error.code {
-        Code::NeedsState => {
-            "keep states in columns: crdt_x_state(v) in a table, crdt_merge(state) when reading; or make the table anew from a MERGE of \
-             everything"
-                .to_owned()
-        }
-        _ => "add the column first (ALTER TABLE ... ADD COLUMN), leave it out in a source query, or let the table grow where MergeQL writes: \
-              WITH (schema = 'extend')"
-            .to_owned(),
-    });
+    if error.code == Code::UnknownColumn {
+        let help = "add the column first (ALTER TABLE ... ADD COLUMN), leave it out in a source query, or let the table grow where MergeQL \
+                    writes: WITH (schema = 'extend')";
+        error.help = Some(help.to_owned());
+    }
     error
 }
 
 impl Plan {
-    /// Refuses `state = 'keep'` in a database that keeps no states in its tables.
-    ///
-    /// # Errors
-    /// `unsupported`.
-    pub fn check_states(&self) -> Result<()> {
-        if !self.keeps_state() {
-            return Ok(());
-        }
-        Err(Diagnostic::new(Code::Unsupported, "tables here keep no states by themselves")
-            .help("keep them in columns: crdt_x_state(v) in a table, crdt_merge(state) and crdt_value(state) when reading"))
-    }
-
     /// Whether the statement lets its target grow.
     pub fn extends(&self) -> bool {
         matches!(self.option("schema"), Some(Value::Text(t)) if &**t == "extend")
@@ -174,5 +156,5 @@ pub fn check_fit(column: &str, table: &Type, merged: &Type) -> Result<()> {
 
 fn needs_state(table: &str, cell: &Cell, why: &str) -> Box<Diagnostic> {
     Diagnostic::new(Code::NeedsState, format!("`{}` cannot be merged into again: {why}", cell.name))
-        .help(format!("let the table keep states: MERGE {table} ON ... INTO OR REPLACE {table} WITH (state = 'keep')"))
+        .help(format!("merge into a table that keeps states: MERGE {table} ON ... INTO new_table WITH (state = 'keep') makes one"))
 }
