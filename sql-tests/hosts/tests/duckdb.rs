@@ -485,7 +485,10 @@ fn a_signed_repository_is_trusted() {
 import duckdb, gzip, shutil, sys
 repository, folder = sys.argv[1:]
 def connect(name):
-    return duckdb.connect(config={"extension_directory": f"{folder}/{name}", "extension_repository_directory": f"{folder}/{name}-trusted"})
+    con = duckdb.connect(config={"extension_directory": f"{folder}/{name}", "extension_repository_directory": f"{folder}/{name}-trusted"})
+    # What takes long shows a bar.
+    con.execute("SET enable_progress_bar = false")
+    return con
 def install(con, prefix):
     con.execute("SET allow_extension_repositories = 'allowed'")
     con.execute(f"CREATE EXTENSION REPOSITORY mergeql_repository WITH PREFIX '{prefix}'")
