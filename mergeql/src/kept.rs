@@ -8,7 +8,7 @@ use crate::diagnostic::{Diagnostic, Result, Span};
 use crate::lower::{STATE, duckdb_columns, duckdb_type, duckdb_type_name, quote, text};
 use crate::parser::{parse, split};
 use crate::plan::{Plan, Relation};
-use crate::strategies::entry_of;
+use crate::strategies::{entry_of, find_strategy};
 use mergeql_udfs::{Code, Type, Value, catalog};
 use std::collections::BTreeMap;
 
@@ -106,13 +106,19 @@ impl Kept {
     /// A statement that merges into the table, with the clauses that the table keeps.
     ///
     /// # Errors
-    /// `type_mismatch` for other clauses than those, `invalid_argument` for another key, `unsupported` for what states cannot say.
+    /// `unknown_strategy`, `type_mismatch` for other clauses than those, `invalid_argument` for another key, `unsupported` for what states cannot say.
     pub fn applied(&self, table: &str, given: Merge, user: &UserStrategies, texts: &BTreeMap<String, String>) -> Result<Merge> {
         if given.returning != Returning::Rows {
             let message = format!("`{table}` keeps states, which do not say which rows they are of");
             return Err(Diagnostic::new(Code::Unsupported, message)
                 .within(given.place("RETURNING"))
                 .help("ask before: MERGE the sources with RETURNING CONFLICTS, without INTO"));
+        }
+        for (_, call) in &given.strategies {
+            let own = |user: &UserStrategies| find_strategy(user, &call.name).is_ok();
+            if catalog::find(&call.name.value).is_none() && !own(user) && !own(&self.strategies) {
+                find_strategy(user, &call.name).map_err(|e| e.suggest(&call.name.value, catalog::names()))?;
+            }
         }
         let same_strategies = definitions(&given, user, texts).iter().all(|one| self.resolution.contains(one));
         if differs(&given, &self.merge) || !same_strategies {
