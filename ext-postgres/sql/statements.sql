@@ -10,9 +10,9 @@ CREATE FUNCTION mergeql_record() RETURNS mergeql_value AS 'MODULE_PATHNAME', 'me
 COMMENT ON FUNCTION mergeql_record() IS 'a value without fields';
 CREATE FUNCTION mergeql_canonical(anyelement) RETURNS anyelement AS 'MODULE_PATHNAME', 'mergeql_scalar' LANGUAGE C IMMUTABLE PARALLEL SAFE;
 COMMENT ON FUNCTION mergeql_canonical(anyelement) IS 'a value with canonical zeros and NaNs';
-CREATE FUNCTION mergeql_divide(integer, integer) RETURNS integer LANGUAGE sql IMMUTABLE PARALLEL SAFE AS 'SELECT $1 / $2';
-CREATE FUNCTION mergeql_divide(bigint, bigint) RETURNS bigint LANGUAGE sql IMMUTABLE PARALLEL SAFE AS 'SELECT $1 / $2';
-CREATE FUNCTION mergeql_divide(numeric, numeric) RETURNS numeric LANGUAGE sql IMMUTABLE PARALLEL SAFE AS 'SELECT $1 / $2';
+CREATE FUNCTION mergeql_divide(integer, integer) RETURNS integer LANGUAGE sql IMMUTABLE PARALLEL SAFE AS 'SELECT $1 OPERATOR(pg_catalog./) $2';
+CREATE FUNCTION mergeql_divide(bigint, bigint) RETURNS bigint LANGUAGE sql IMMUTABLE PARALLEL SAFE AS 'SELECT $1 OPERATOR(pg_catalog./) $2';
+CREATE FUNCTION mergeql_divide(numeric, numeric) RETURNS numeric LANGUAGE sql IMMUTABLE PARALLEL SAFE AS 'SELECT $1 OPERATOR(pg_catalog./) $2';
 CREATE FUNCTION mergeql_divide(double precision, double precision) RETURNS double precision AS 'MODULE_PATHNAME', 'mergeql_scalar' LANGUAGE C IMMUTABLE PARALLEL SAFE;
 COMMENT ON FUNCTION mergeql_divide(integer, integer) IS 'integers divided as integers, towards zero';
 COMMENT ON FUNCTION mergeql_divide(bigint, bigint) IS 'integers divided as integers, towards zero';

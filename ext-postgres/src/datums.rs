@@ -81,10 +81,15 @@ pub struct PgType {
     align: i8,
 }
 
-/// The OID of a type of this extension, looked up by its name in the extension's schema.
+/// How values of a type of this extension are held. Whoever may create a schema can call a type of any kind by our names.
 fn own_type(oid: Oid) -> Option<Form> {
-    // SAFETY: both texts are Postgres' own; the type exists.
+    // SAFETY: all texts are Postgres' own; the type exists.
     unsafe {
+        let extension = pg_sys::get_extension_oid(c"mergeql".as_ptr(), true);
+        let ours = extension != pg_sys::InvalidOid && pg_sys::getExtensionOfObject(pg_sys::TypeRelationId, oid) == extension;
+        if !ours || pg_sys::get_typtype(oid) as u8 != b'b' {
+            return None;
+        }
         let name = pg_sys::format_type_extended(oid, -1, 0);
         let name = CStr::from_ptr(name).to_string_lossy();
         match name.rsplit('.').next().unwrap_or_default() {

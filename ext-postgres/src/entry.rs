@@ -158,13 +158,32 @@ impl Call {
     }
 }
 
-/// Runs a function: its errors become Postgres' own.
+/// What a guarded call came to.
+pub enum Answer {
+    /// A value.
+    Given(pg_sys::Datum),
+    /// An error that Postgres is told of when nothing of ours is left to be dropped.
+    Refused(*const Refusal),
+}
+
+/// An error in texts of Postgres' memory; those that are null are not there.
+pub struct Refusal {
+    code: c_int,
+    message: *const c_char,
+    detail: *const c_char,
+    hint: *const c_char,
+    /// The statement that it is about, and the place in it, in characters from one.
+    statement: *const c_char,
+    place: c_int,
+}
+
+/// Runs a function.
 #[inline]
-pub fn answer(call: pg_sys::FunctionCallInfo, run: impl FnOnce(Call) -> Outcome) -> pg_sys::Datum {
+pub fn answer(call: pg_sys::FunctionCallInfo, run: impl FnOnce(Call) -> Outcome) -> Answer {
     let call = Call(call);
     match run(call) {
-        Ok(datum) => call.answer(datum),
-        Err(failure) => raise(failure),
+        Ok(datum) => Answer::Given(call.answer(datum)),
+        Err(failure) => Answer::Refused(refusal(failure)),
     }
 }
 
@@ -184,9 +203,14 @@ macro_rules! functions {
         /// # Safety
         /// Postgres calls it.
         #[unsafe(no_mangle)]
-        #[pgrx::pg_guard]
         pub unsafe extern "C-unwind" fn $name(call: pgrx::pg_sys::FunctionCallInfo) -> pgrx::pg_sys::Datum {
-            $crate::entry::answer(call, $run)
+            let run = || $crate::entry::answer(call, $run);
+            // SAFETY: nothing here has a destructor.
+            match unsafe { pgrx::pg_sys::submodules::panic::pgrx_extern_c_guard(run) } {
+                $crate::entry::Answer::Given(datum) => datum,
+                // SAFETY: nothing here has a destructor.
+                $crate::entry::Answer::Refused(refusal) => unsafe { $crate::entry::raise(refusal) },
+            }
         }
     )*};
 }
@@ -226,50 +250,67 @@ fn packed(state: &str) -> c_int {
     state.bytes().enumerate().fold(0, |packed, (i, c)| packed | (c_int::from(c - b'0') & 0x3f) << (6 * i))
 }
 
-fn c_text(text: &str) -> CString {
-    CString::new(text.replace('\0', "\u{fffd}")).unwrap_or_default()
+/// A text in Postgres' memory.
+fn kept_text(text: &str) -> *const c_char {
+    let text = CString::new(text.replace('\0', "\u{fffd}")).unwrap_or_default();
+    // SAFETY: Postgres copies the text.
+    unsafe { pg_sys::pstrdup(text.as_ptr()) }
 }
 
-/// Tells Postgres of an error: SQLSTATE, message with our code, where in the statement, a hint.
-pub fn raise(failure: impl Into<Failure>) -> ! {
+/// An error in Postgres' memory: SQLSTATE, message with our code, where in the statement, a hint.
+pub fn refusal(failure: impl Into<Failure>) -> *const Refusal {
     let Failure { diagnostic, statement } = failure.into();
-    let message = c_text(&format!("error[{}]: {}", diagnostic.code, diagnostic.message));
-    let detail = diagnostic.detail().map(|d| c_text(&d));
-    let hint = diagnostic.help.as_ref().or(diagnostic.label.as_ref()).map(|h| c_text(h));
-    let position = statement.and_then(|text| Some((c_text(&text), diagnostic.position(&text)?)));
-    report(packed(diagnostic.code.sqlstate()), &message, detail.as_ref(), hint.as_ref(), position)
+    let maybe = |text: Option<&str>| text.map_or(std::ptr::null(), kept_text);
+    let place = statement.as_deref().and_then(|text| Some((text, diagnostic.position(text)?)));
+    let refusal = Refusal {
+        code: packed(diagnostic.code.sqlstate()),
+        message: kept_text(&format!("error[{}]: {}", diagnostic.code, diagnostic.message)),
+        detail: maybe(diagnostic.detail().as_deref()),
+        hint: maybe(diagnostic.help.as_deref().or(diagnostic.label.as_deref())),
+        statement: maybe(place.map(|(text, _)| text)),
+        place: place.map_or(0, |(_, at)| at as c_int),
+    };
+    // SAFETY: the memory is fresh and large enough, and Postgres aligns it.
+    unsafe {
+        let owned: *mut Refusal = pg_sys::palloc(size_of::<Refusal>()).cast();
+        owned.write(refusal);
+        owned
+    }
 }
 
-fn report(code: c_int, message: &CString, detail: Option<&CString>, hint: Option<&CString>, place: Option<(CString, usize)>) -> ! {
+/// Tells Postgres of an error. It jumps out of here: by functions of its own, for the bindings' would make a panic of the jump and lose
+/// the place.
+///
+/// # Safety
+/// The refusal is one of [`refusal`], and no frame between here and Postgres has a destructor.
+pub unsafe fn raise(refusal: *const Refusal) -> ! {
     unsafe extern "C-unwind" {
         fn errstart(level: c_int, domain: *const c_char) -> bool;
         fn errcode(code: c_int) -> c_int;
         fn errmsg_internal(format: *const c_char, ...) -> c_int;
         fn errdetail_internal(format: *const c_char, ...) -> c_int;
         fn errhint(format: *const c_char, ...) -> c_int;
+        fn internalerrposition(place: c_int) -> c_int;
+        fn internalerrquery(statement: *const c_char) -> c_int;
         fn errfinish(file: *const c_char, line: c_int, function: *const c_char);
     }
-    let raise = || {
-        // SAFETY: Postgres copies every text; it jumps out of `errfinish`, which the guard around this turns into a panic. Nothing in
-        // here has a destructor.
-        unsafe {
-            errstart(pg_sys::elog::PgLogLevel::ERROR as c_int, std::ptr::null());
-            errcode(code);
-            errmsg_internal(c"%s".as_ptr(), message.as_ptr());
-            if let Some(detail) = detail {
-                errdetail_internal(c"%s".as_ptr(), detail.as_ptr());
-            }
-            if let Some(hint) = hint {
-                errhint(c"%s".as_ptr(), hint.as_ptr());
-            }
-            if let Some((text, at)) = &place {
-                pg_sys::internalerrposition(*at as c_int);
-                pg_sys::internalerrquery(text.as_ptr());
-            }
-            errfinish(c"mergeql".as_ptr(), 0, std::ptr::null());
+    // SAFETY: Postgres copies every text.
+    unsafe {
+        let Refusal { code, message, detail, hint, statement, place } = *refusal;
+        errstart(pg_sys::elog::PgLogLevel::ERROR as c_int, std::ptr::null());
+        errcode(code);
+        errmsg_internal(c"%s".as_ptr(), message);
+        if !detail.is_null() {
+            errdetail_internal(c"%s".as_ptr(), detail);
         }
-    };
-    // SAFETY: see above.
-    unsafe { pg_sys::ffi::pg_guard_ffi_boundary(raise) };
+        if !hint.is_null() {
+            errhint(c"%s".as_ptr(), hint);
+        }
+        if !statement.is_null() {
+            internalerrposition(place);
+            internalerrquery(statement);
+        }
+        errfinish(c"mergeql".as_ptr(), 0, std::ptr::null());
+    }
     unreachable!("an error was raised")
 }

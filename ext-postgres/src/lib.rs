@@ -16,7 +16,7 @@
 //! | [`statements`] | from a MergeQL statement to Postgres' SQL |
 //! | `kept` | tables that keep states |
 //!
-//! No panic crosses into Postgres: every function runs inside `pg_guard`.
+//! No panic crosses into Postgres: every function runs inside the guard of its bindings, and errors are raised outside of it.
 
 pub mod aggregates;
 pub mod datums;
@@ -33,14 +33,21 @@ pgrx::pg_module_magic!(name, version);
 
 /// Postgres loads the library: only a database in UTF-8 has the texts that the states have.
 #[allow(non_snake_case, unsafe_code)]
-#[pgrx::pg_guard]
+#[unsafe(no_mangle)]
 pub extern "C-unwind" fn _PG_init() {
-    // SAFETY: asked of the backend that loads us.
-    let (connected, encoding) = unsafe { (pgrx::pg_sys::MyDatabaseId, pgrx::pg_sys::GetDatabaseEncoding()) };
-    if connected != pgrx::pg_sys::InvalidOid && encoding != pgrx::pg_sys::pg_enc::PG_UTF8 as i32 {
-        entry::raise(
-            mergeql_lang::Diagnostic::new(mergeql_udfs::Code::Unsupported, "MergeQL needs a database whose encoding is UTF8")
-                .help("CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0"),
-        );
+    let check = || {
+        // SAFETY: asked of the backend that loads us.
+        let (connected, encoding) = unsafe { (pgrx::pg_sys::MyDatabaseId, pgrx::pg_sys::GetDatabaseEncoding()) };
+        (connected != pgrx::pg_sys::InvalidOid && encoding != pgrx::pg_sys::pg_enc::PG_UTF8 as i32).then(|| {
+            let refused =
+                mergeql_lang::Diagnostic::new(mergeql_udfs::Code::Unsupported, "MergeQL needs a database whose encoding is UTF8");
+            entry::refusal(refused.help("CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0"))
+        })
+    };
+    // SAFETY: nothing here has a destructor.
+    unsafe {
+        if let Some(refusal) = pgrx::pg_sys::submodules::panic::pgrx_extern_c_guard(check) {
+            entry::raise(refusal);
+        }
     }
 }

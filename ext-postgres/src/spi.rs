@@ -111,7 +111,8 @@ impl Spi {
         let sql = c_text(sql)?;
         // SAFETY: Postgres copies the text.
         unsafe {
-            let plan = pg_sys::SPI_prepare(sql.as_ptr(), 0, std::ptr::null_mut());
+            let parallel = pg_sys::CURSOR_OPT_PARALLEL_OK as c_int;
+            let plan = pg_sys::SPI_prepare_cursor(sql.as_ptr(), 0, std::ptr::null_mut(), parallel);
             if plan.is_null() {
                 return Err(failed("the statement cannot be prepared", pg_sys::SPI_result));
             }
@@ -144,23 +145,60 @@ impl Query {
         unsafe { columns(self.description) }
     }
 
-    /// Passes each row on.
+    /// Puts all rows into a store that spills.
     ///
     /// # Errors
-    /// What Postgres says, as its own error.
-    pub fn each(&self, mut row: impl FnMut(pg_sys::HeapTuple)) -> Result<(), Failure> {
-        /// Rows that are held at a time.
-        const BATCH: i64 = 1000;
-        // SAFETY: the plan takes no arguments; rows are passed on while they live.
-        unsafe {
-            if !pg_sys::SPI_is_cursor_plan(self.plan) {
-                return Err(Diagnostic::new(Code::Unsupported, "the statement is no query").into());
+    /// What Postgres says, as its own error; `unsupported` for what is no query.
+    ///
+    /// # Safety
+    /// The store is live, and rows of these columns belong into it.
+    pub unsafe fn store(&self, store: *mut pg_sys::Tuplestorestate) -> Result<(), Failure> {
+        // SAFETY: the plan takes no arguments.
+        if !unsafe { pg_sys::SPI_is_cursor_plan(self.plan) } {
+            return Err(Diagnostic::new(Code::Unsupported, "the statement is no query").into());
+        }
+        // SAFETY: as the caller promises.
+        unsafe { self.fill(store) }
+    }
+
+    /// All at once: a plan that is fetched from by parts is never a parallel one.
+    #[cfg(not(feature = "pg13"))]
+    unsafe fn fill(&self, store: *mut pg_sys::Tuplestorestate) -> Result<(), Failure> {
+        unsafe extern "C-unwind" {
+            // Sets fields, and no more; the bindings leave it out.
+            fn SetTuplestoreDestReceiverParams(
+                receiver: *mut pg_sys::DestReceiver,
+                store: *mut pg_sys::Tuplestorestate,
+                context: pg_sys::MemoryContext,
+                detoast: bool,
+                target: pg_sys::TupleDesc,
+                refusal: *const std::ffi::c_char,
+            );
+        }
+        // SAFETY: the plan takes no arguments; what receives the rows lives until they are there.
+        let code = unsafe {
+            let receiver = pg_sys::CreateDestReceiver(pg_sys::CommandDest::DestTuplestore);
+            let none = std::ptr::null_mut();
+            SetTuplestoreDestReceiverParams(receiver, store, pg_sys::CurrentMemoryContext, false, none, std::ptr::null());
+            let options = pg_sys::SPIExecuteOptions { dest: receiver, ..std::mem::zeroed() };
+            let code = pg_sys::SPI_execute_plan_extended(self.plan, &options);
+            if let Some(destroy) = (*receiver).rDestroy {
+                destroy(receiver);
             }
+            code
+        };
+        if code < 0 { Err(failed("the query did not run", code)) } else { Ok(()) }
+    }
+
+    #[cfg(feature = "pg13")]
+    unsafe fn fill(&self, store: *mut pg_sys::Tuplestorestate) -> Result<(), Failure> {
+        // SAFETY: the plan takes no arguments; rows are put away while they live.
+        unsafe {
             let portal = pg_sys::SPI_cursor_open(std::ptr::null(), self.plan, std::ptr::null_mut(), std::ptr::null(), false);
             loop {
-                pg_sys::SPI_cursor_fetch(portal, true, BATCH as _);
+                pg_sys::SPI_cursor_fetch(portal, true, 1000);
                 let (table, n) = (pg_sys::SPI_tuptable, pg_sys::SPI_processed as usize);
-                (0..n).for_each(|i| row(*(*table).vals.add(i)));
+                (0..n).for_each(|i| pg_sys::tuplestore_puttuple(store, *(*table).vals.add(i)));
                 pg_sys::SPI_freetuptable(table);
                 if n == 0 {
                     break;

@@ -321,18 +321,33 @@ impl Session<'_> {
     /// How many rows a source has; of a large table, about how many.
     fn count(&self, sql: &str) -> Result<String, Failure> {
         const LARGE: &str = "100000";
-        let found = match sql.starts_with('(') {
+        let table = match sql.starts_with('(') {
             true => None,
             false => {
-                let known = "SELECT reltuples::bigint FROM pg_catalog.pg_class WHERE oid = pg_catalog.to_regclass($1) AND reltuples >= $2::real";
-                self.spi.texts(known, &[sql, LARGE])?.into_iter().flatten().flatten().next()
+                let known = "SELECT (reltuples >= $2::real)::text, reltuples::bigint::text FROM pg_catalog.pg_class \
+                             WHERE oid = pg_catalog.to_regclass($1) AND relkind IN ('r', 'p', 'm')";
+                self.spi.texts(known, &[sql, LARGE])?.into_iter().next()
             }
         };
-        if let Some(about) = found {
+        let about = match table.as_deref() {
+            // A query may do more than read: EXPLAIN runs none.
+            None => self.guessed(sql)?,
+            Some([Some(large), about]) if large == "true" => about.clone(),
+            Some(_) => None,
+        };
+        if let Some(about) = about {
             return Ok(format!("about {about}"));
         }
         let exact = self.spi.texts(&format!("SELECT pg_catalog.count(*) FROM {sql} AS s"), &[])?;
         Ok(exact.into_iter().flatten().flatten().next().unwrap_or_default())
+    }
+
+    /// How many rows Postgres' planner expects of a query.
+    fn guessed(&self, sql: &str) -> Result<Option<String>, Failure> {
+        let plan = self.spi.texts(&format!("EXPLAIN (FORMAT JSON) SELECT * FROM {sql} AS s"), &[])?;
+        let plan: String = plan.into_iter().flatten().flatten().collect();
+        let plan: Option<serde_json::Value> = serde_json::from_str(&plan).ok();
+        Ok(plan.map(|plan| plan[0]["Plan"]["Plan Rows"].to_string()))
     }
 
     /// The plan as rows of (item, detail): what is merged how, then Postgres' own plan.
@@ -700,8 +715,8 @@ fn rows(call: Call, shape: Shape) -> Outcome {
                     format!("SELECT {} FROM ({sql}) AS m", cast(&found, &expected, shape)?)
                 }
             };
-            // SAFETY: the store is the one of this call, and the tuples are of its columns.
-            session.spi.prepare(&sql)?.each(|tuple| unsafe { pg_sys::tuplestore_puttuple(store, tuple) })
+            // SAFETY: the store is the one of this call, and the columns are its.
+            unsafe { session.spi.prepare(&sql)?.store(store) }
         })
     })
 }
@@ -720,12 +735,46 @@ fn cast(found: &[Column], expected: &[Option<Column>], shape: Shape) -> Result<S
     }
     let one = |(i, e): (usize, &Option<Column>)| {
         // A row keeps the place of a column that was dropped.
-        let Some(e) = e else { return format!("NULL AS __mergeql_dropped_{i}") };
+        let Some(e) = e else { return Ok(format!("NULL AS __mergeql_dropped_{i}")) };
         let from = if shape == Shape::Listed { found.get(i) } else { found.iter().find(|c| c.name == e.name) };
-        let expr = from.map_or("NULL".to_owned(), |c| format!("m.{}", quote(&c.name)));
-        format!("CAST({expr} AS {}) AS {}", type_name(e.oid, e.typmod), quote(&e.name))
+        let Some(from) = from else { return Ok(format!("CAST(NULL AS {}) AS {}", type_name(e.oid, e.typmod), quote(&e.name))) };
+        let value = format!("m.{}", quote(&from.name));
+        Ok(format!(
+            "{} AS {}",
+            assigned(&value, from, e).ok_or_else(|| {
+                let (is, asked) = (type_name(from.oid, from.typmod), type_name(e.oid, e.typmod));
+                Diagnostic::new(Code::TypeMismatch, format!("`{}` is {is}, which no {asked} holds", from.name)).help(help.clone())
+            })?,
+            quote(&e.name)
+        ))
     };
-    Ok(expected.iter().enumerate().map(one).collect::<Vec<_>>().join(", "))
+    let columns = expected.iter().enumerate().map(one).collect::<Result<Vec<_>, Box<Diagnostic>>>()?;
+    Ok(columns.join(", "))
+}
+
+/// A column's value in another type, as INSERT would put it there: a text that is too long is an error, not cut. `None` where INSERT would
+/// refuse the type; a text may be read as any, for strategies give JSON and lists as text.
+fn assigned(value: &str, from: &Column, to: &Column) -> Option<String> {
+    let mut typmod = to.typmod;
+    // SAFETY: Postgres looks the types up; OIDs come from it.
+    let (source, target, casts) = unsafe {
+        let (source, target) = (pg_sys::getBaseType(from.oid), pg_sys::getBaseTypeAndTypmod(to.oid, &mut typmod));
+        let mut function = pg_sys::InvalidOid;
+        let assignment = pg_sys::CoercionContext::COERCION_ASSIGNMENT;
+        let path = pg_sys::find_coercion_pathway(target, source, assignment, &mut function);
+        (source, target, path != pg_sys::CoercionPathType::COERCION_PATH_NONE)
+    };
+    let ty = type_name(to.oid, to.typmod);
+    match target {
+        pg_sys::VARCHAROID if typmod >= 0 => {
+            Some(format!("CAST(pg_catalog.varchar(CAST({value} AS varchar), {typmod}, false) AS {ty})"))
+        }
+        pg_sys::BPCHAROID if typmod >= 0 => {
+            Some(format!("CAST(pg_catalog.bpchar(CAST({value} AS bpchar), {typmod}, false) AS {ty})"))
+        }
+        _ if casts || source == pg_sys::TEXTOID || source == target => Some(format!("CAST({value} AS {ty})")),
+        _ => None,
+    }
 }
 
 /// `CALL mergeql_into(statement)`: runs a statement that writes. Sessions that merge into one table wait for each other, and then see
@@ -735,11 +784,17 @@ fn into(call: Call) -> Outcome {
     with_session(call, &statement, |session| {
         check_ours(&statement)?;
         if let Statement::MergeInto { target: Written::Table(parts), explain: Explain::No, merge } = parse(&statement)? {
+            let name = table(&parts);
+            if session.find(&name)?.is_some() {
+                // Nothing of the table is locked before, not even to read its columns: two sessions that both want more than they
+                // have would wait for each other for ever.
+                let mode = if mergeql_lang::grows(&merge) { "ACCESS EXCLUSIVE" } else { "SHARE ROW EXCLUSIVE" };
+                session.spi.run(&format!("LOCK TABLE {name} IN {mode} MODE"))?;
+            }
             // An unknown table is told in our words.
             let into = session.describe(&Written::Table(parts.clone()))?;
-            session.spi.run(&format!("LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE", table(&parts)))?;
             session.check_snapshot(&into, &merge)?;
-            session.extend(&table(&parts), &into, &merge)?;
+            session.extend(&name, &into, &merge)?;
         }
         match session.lower(&statement)? {
             Lowered::Commands(all) => all.iter().try_for_each(|sql| session.spi.run(sql).map(drop)),

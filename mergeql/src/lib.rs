@@ -21,4 +21,4 @@ pub use format::{format, merge_text, models_text, resolution};
 pub use kept::Kept;
 pub use parser::{is_incomplete, parse, split};
 pub use strategies::{check_strategy, check_unverified, entry_of, find_strategy};
-pub use target::{added_columns, bind_into, check_fit};
+pub use target::{added_columns, bind_into, check_fit, grows};

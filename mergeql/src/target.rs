@@ -46,6 +46,14 @@ pub fn bind_into(
     Ok(plan)
 }
 
+/// Whether a statement lets its target grow by the columns that only its sources have.
+pub fn grows(merge: &Merge) -> bool {
+    let extend = |(name, value): &(crate::ast::Name, Value)| {
+        name.value.eq_ignore_ascii_case("schema") && matches!(value, Value::Text(t) if &**t == "extend")
+    };
+    merge.options.iter().any(extend)
+}
+
 /// The columns, with their types, that `MERGE INTO ... WITH (schema = 'extend')` adds to a table with these columns: those that only the
 /// sources have.
 ///
@@ -57,10 +65,7 @@ pub fn added_columns(
     sources: Vec<Relation>,
     user: &UserStrategies,
 ) -> Result<Vec<(String, Type)>> {
-    let extend = |(name, value): &(crate::ast::Name, Value)| {
-        name.value.eq_ignore_ascii_case("schema") && matches!(value, Value::Text(t) if &**t == "extend")
-    };
-    if !merge.options.iter().any(extend) {
+    if !grows(merge) {
         return Ok(Vec::new());
     }
     let plan = bind(merge, sources, true, user, Explain::No)?;

@@ -35,6 +35,10 @@ for line in sys.stdin:
         answer = {"rows": run(json.loads(line))}
     except psycopg.Error as error:
         diagnostic = error.diag
-        parts = [diagnostic.message_primary or str(error), diagnostic.message_detail, diagnostic.message_hint]
+        parts = [diagnostic.message_primary or str(error), diagnostic.message_detail]
+        if diagnostic.message_hint:
+            parts.append(f"HINT: {diagnostic.message_hint}")
+        if diagnostic.internal_position:
+            parts.append(f"AT: {diagnostic.internal_position} of {diagnostic.internal_query}")
         answer = {"error": "\n".join(part for part in parts if part), "sqlstate": diagnostic.sqlstate}
     print(json.dumps(answer), flush=True)

@@ -19,6 +19,8 @@ def read(kind, image, values):
         return ds.tdigest_double.deserialize(image).get_quantile(0.5)
     if kind == "topk":
         return ds.frequent_strings_sketch.deserialize(image).get_estimate(str(values[0]))
+    if kind == "countmin":
+        return ds.count_min_sketch.deserialize(image).get_estimate(values[0])
     raise ValueError(kind)
 
 
@@ -35,10 +37,12 @@ def write(kind, values):
         sketch = ds.tdigest_double(100)
     elif kind == "topk":
         sketch = ds.frequent_strings_sketch(8)
+    elif kind == "countmin":
+        sketch = ds.count_min_sketch(5, 2048)
     else:
         return None
     for value in values:
-        sketch.update(value if kind in ("hll", "theta", "cpc") else str(value) if kind == "topk" else float(value))
+        sketch.update(value if kind in ("hll", "theta", "cpc", "countmin") else str(value) if kind == "topk" else float(value))
     if kind == "hll":
         return sketch.serialize_compact()
     if kind == "theta":

@@ -234,6 +234,10 @@ fn of_every_state() -> Vec<Function> {
             let parts: Vec<String> = a.iter().map(Value::to_string).collect();
             Ok(if a.iter().all(Value::is_null) { Value::Null } else { Value::text(parts.join(", ")) })
         }),
+        f("mergeql_content", "the canonical text of what of some values is not NULL", 1..=usize::MAX, Type::Text, |a| {
+            let parts: Vec<String> = a.iter().filter(|v| !v.is_null()).map(Value::to_string).collect();
+            Ok(if parts.is_empty() { Value::Null } else { Value::text(parts.join(", ")) })
+        }),
         f("mergeql_gset_of", "the state of a set of one value", 1..=1, Type::Bytes, |a| {
             let gset = catalog::find("gset").expect("invariant: gset is built in").bind(&Call::new(vec![Type::Null]))?;
             let mut groups = gset.plain_groups();

@@ -9,6 +9,7 @@ mod docs;
 mod duckdb;
 mod new_strategy;
 mod node;
+mod pgxn;
 mod postgres;
 mod signing;
 mod sqlite;
@@ -24,6 +25,7 @@ const USAGE: &str = "cargo xtask COMMAND
   test-duckdb   the tests in DuckDB alone
   duckdb-syntax            build the extension that takes bare MERGE statements in DuckDB 2.0.0 (40 CPU minutes the first time), and try it
   postgres      build the Postgres extension and say how to install it (with --install: do so)
+  pgxn          the archive for the PostgreSQL Extension Network
   test-postgres the tests in Postgres alone
   sqlite        build the SQLite extension and say how to load it (with --wheel: the Python package; with --npm: the one for Node.js)
   test-sqlite   the tests in SQLite alone
@@ -49,7 +51,6 @@ fn target() -> Result<PathBuf, String> {
     program.ancestors().nth(2).map(Path::to_path_buf).ok_or_else(|| "this program lies in no target folder".to_owned())
 }
 
-/// Runs a command in the root; its output is seen.
 /// A program in the folder of the project, without what cargo told this one: build scripts that look at that would run again, and
 /// half of the project with them.
 fn command(program: &str) -> Command {
@@ -63,6 +64,7 @@ fn command(program: &str) -> Command {
     command
 }
 
+/// Runs a command in the root; its output is seen.
 fn run(program: &str, arguments: &[&str]) -> Outcome {
     let started = Instant::now();
     eprintln!("$ {program} {}", arguments.join(" "));
@@ -82,7 +84,7 @@ type Environment = Vec<(&'static str, String)>;
 
 /// Runs tests in other databases.
 fn hosts(tests: &[&str], environment: &Environment) -> Outcome {
-    let mut arguments = vec!["test", "-p", "mergeql-host-tests"];
+    let mut arguments = vec!["test"];
     tests.iter().for_each(|test| arguments.extend(["--test", test]));
     let environment: Vec<(&str, &str)> = environment.iter().map(|(name, value)| (*name, value.as_str())).collect();
     duckdb::run_with("cargo", &arguments, &environment)
@@ -110,7 +112,7 @@ fn test_dbt() -> Outcome {
 
 /// Where the program and its clients are.
 fn servers_environment() -> Result<Environment, String> {
-    run("cargo", &["build", "-p", "mergeql"])?;
+    run("cargo", &["build", "--bin", "mergeql"])?;
     let packages = ["psycopg[binary]==3.2.3", "adbc-driver-flightsql==1.13.0", "pyarrow==26.0.1", "moto[s3,server]==5.2.5"];
     let program = target()?.join("debug/mergeql").display().to_string();
     let mut environment = postgres::test_environment()?;
@@ -153,6 +155,7 @@ fn main() -> ExitCode {
         ["test-duckdb"] => duckdb::test().map(drop),
         ["postgres"] => postgres::build(false),
         ["postgres", "--install"] => postgres::build(true),
+        ["pgxn"] => pgxn::archive(),
         ["test-postgres"] => postgres::test().map(drop),
         ["sqlite"] => sqlite::build(),
         ["sqlite", "--wheel"] => sqlite::build_wheel(),

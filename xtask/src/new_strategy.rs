@@ -113,11 +113,11 @@ pub fn check(root: &Path) -> Outcome {
     };
     output(&copy, &target, &["test", "-p", "mergeql-udfs", "--test", "laws"])?;
     let sql = "SELECT crdt_backwards(v) AS v FROM (VALUES ('az'), ('zb')) AS t(v)";
-    let rows = output(&copy, &target, &["run", "-q", "-p", "mergeql", "--", "-c", sql, "--format", "csv"])?;
+    let rows = output(&copy, &target, &["run", "-q", "--bin", "mergeql", "--", "-c", sql, "--format", "csv"])?;
     contains("SQL", &rows, "az")?;
     let merge = "MERGE (VALUES (1, 'az'), (1, 'zb')) AS t ON column1 STRATEGY column2 = backwards";
-    contains("MERGE", &output(&copy, &target, &["run", "-q", "-p", "mergeql", "--", "-c", merge, "--format", "csv"])?, "1,az")?;
-    let show = output(&copy, &target, &["run", "-q", "-p", "mergeql", "--", "-c", "SHOW STRATEGIES", "--format", "csv"])?;
+    contains("MERGE", &output(&copy, &target, &["run", "-q", "--bin", "mergeql", "--", "-c", merge, "--format", "csv"])?, "1,az")?;
+    let show = output(&copy, &target, &["run", "-q", "--bin", "mergeql", "--", "-c", "SHOW STRATEGIES", "--format", "csv"])?;
     contains("SHOW STRATEGIES", &show, "backwards")?;
     output(&copy, &target, &["run", "-q", "-p", "xtask", "--", "docs"])?;
     let manual = std::fs::read_to_string(copy.join("docs/strategies.md")).map_err(fail)?;

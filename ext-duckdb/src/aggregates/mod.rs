@@ -204,6 +204,11 @@ fn bind_some(entry: &Entry, ty: &Type, inputs: usize) -> Option<Arc<dyn Aggregat
     if let Ok(bound) = entry.bind(&call) {
         return Some(bound);
     }
+    // Some sets end in a flag that says whether the element is removed.
+    let flagged = (0..inputs).map(|i| if i > 0 && i + 1 == inputs { Type::Boolean } else { input(i) });
+    if let Ok(bound) = entry.bind(&Call::new(flagged.collect())) {
+        return Some(bound);
+    }
     let arg = spec.args.iter().find(|a| matches!(a.kind, ArgKind::Literals | ArgKind::Sources))?;
     let sample = match ty {
         _ if arg.kind == ArgKind::Sources => Value::text("a"),

@@ -93,7 +93,8 @@ impl Lowering<'_> {
         let (digest, written) = (function("row_digest"), function("mergeql_text"));
         let id = format!("{written}({digest}({}))", list(keys.iter().cloned()));
         let one_text = matches!(self.plan.key_columns(), [only] if only.ty == Type::Text);
-        let content = if one_text { keys[0].clone() } else { format!("{written}({})", list(keys.iter().cloned())) };
+        let content =
+            if one_text { keys[0].clone() } else { format!("{}({})", function("mergeql_content"), list(keys.iter().cloned())) };
         let settings = text(&format!("{{\"threshold\":{threshold}}}"));
         let index = format!("{}({settings}, {content}, {id})", function("crdt_similar_state_with"));
         let indexed = format!("(SELECT 1 AS one, {index} AS __mergeql_index FROM ({rows}) AS r) AS m");

@@ -286,6 +286,7 @@ impl Lowering<'_> {
             let mut items = Vec::new();
             for (i, (column, at)) in plan.columns.iter().zip(&bound.columns).enumerate() {
                 let mut expr = match at {
+                    None if self.says_gone(i) => "false".to_owned(),
                     None => self.dialect.null(&column.ty),
                     Some(at) => {
                         let theirs = &bound.relation.columns[*at];
@@ -311,6 +312,12 @@ impl Lowering<'_> {
             return format!("SELECT {} WHERE false", list(items));
         }
         branches.join(" UNION ALL ")
+    }
+
+    /// Whether a column says which rows of a delta are gone, as part of their version: a table without it has none that are.
+    fn says_gone(&self, column: usize) -> bool {
+        let found = &self.plan.columns[column];
+        found.name == GONE && found.ty == Type::Boolean && self.plan.versions.columns.iter().any(|(c, _)| *c == column)
     }
 
     /// The sources that have a cell's column, where only they may contribute (R1).

@@ -49,8 +49,10 @@ impl Cluster {
             .unwrap();
         let cluster = Cluster { folder, keeper };
         let shown = cluster.folder.display();
-        // The server reads nothing else in there.
-        shell(&format!("chmod 777 {shown}; {} -D {shown}/data -A trust -U postgres -E UTF8 > /dev/null", unprivileged("initdb")));
+        // The server reads nothing else in there. Where it was built with ICU, texts go by the rules of a language unless told otherwise.
+        let make = format!("{} -D {shown}/data -A trust -U postgres -E UTF8", unprivileged("initdb"));
+        let language = "--locale-provider=icu --icu-locale=en-US";
+        shell(&format!("chmod 777 {shown}; {make} {language} > /dev/null 2>&1 || {{ rm -rf {shown}/data; {make} > /dev/null; }}"));
         cluster.up();
         cluster.host_of("template1").raw("CREATE EXTENSION mergeql").unwrap();
         cluster

@@ -9,6 +9,7 @@ use crate::strategies::dvv;
 use crate::strategies::frame_sketches::{Bloom, CountMin, Hll, Joined, OfFrames, Sketch};
 use crate::types::Type;
 use crate::value::Value;
+use std::collections::{HashMap, HashSet};
 use std::io::Read;
 
 /// A value of a payload.
@@ -70,9 +71,16 @@ impl<'a> Payload<'a> {
                 self.depth += 1;
                 let n = self.count(if tag == 0x08 { 2 } else { 1 })?;
                 let items = if tag == 0x08 {
-                    let mut pairs = Vec::new();
+                    let mut pairs: Vec<(Item, Item)> = Vec::new();
+                    let mut keys = HashSet::new();
                     for _ in 0..n {
-                        pairs.push((self.item()?, self.item()?));
+                        let before = self.rest;
+                        let key = self.item()?;
+                        // Which of two values of a key was meant, nothing says.
+                        if !keys.insert(&before[..before.len() - self.rest.len()]) {
+                            return Err(corrupt(format!("a key stands twice in a map: {key:?}")));
+                        }
+                        pairs.push((key, self.item()?));
                     }
                     Item::Map(pairs)
                 } else {
@@ -326,7 +334,7 @@ fn clocks(json: &serde_json::Value) -> Result<Vec<(&str, i64)>> {
     clocks.iter().map(|(node, n)| Ok((node.as_str(), row((node, n))?))).collect()
 }
 
-/// The changes of rows between two tables, as a map: the rows that are there now by the text of their key, and deletions.
+/// The changes of rows between two tables, as a map: the rows that are there now by their key, and deletions.
 fn delta(item: &Item, key: Option<&str>) -> Result<Vec<u8>> {
     let key = key.ok_or_else(|| {
         Error::invalid_argument("the frame is a delta of rows, and does not say which column is their key")
@@ -336,13 +344,13 @@ fn delta(item: &Item, key: Option<&str>) -> Result<Vec<u8>> {
     let mut rows = Vec::new();
     for row in item.field("added")?.items()?.iter().chain(item.field("modified")?.items()?) {
         let id = row.field(key)?.plain()?;
-        rows.push(vec![row.value()?, Value::text(id.to_string()), time.clone(), node.clone()]);
+        rows.push(vec![row.value()?, id.clone(), time.clone(), node.clone()]);
     }
     for id in item.field("removed")?.items()? {
-        rows.push(vec![Value::Null, Value::text(id.plain()?.to_string()), time.clone(), node.clone()]);
+        rows.push(vec![Value::Null, id.plain()?.clone(), time.clone(), node.clone()]);
     }
-    let ty = rows.first().map_or(Type::Null, |row| type_of(&row[0]));
-    state_of("lwwmap", vec![ty, Type::Text, Type::Float64, Type::Text], rows)
+    let (ty, key) = rows.first().map_or((Type::Null, Type::Text), |row| (type_of(&row[0]), type_of(&row[1])));
+    state_of("lwwmap", vec![ty, key, Type::Float64, Type::Text], rows)
 }
 
 /// The frames of a batch: a count, then the length of each and the frame.
@@ -425,9 +433,12 @@ pub fn from_frame(frame: &[u8], key: Option<&str>) -> Result<Vec<u8>> {
         OR_SET => {
             let item = item.of_type("or_set")?;
             let types = item.field("element_types").ok().map(Item::pairs).transpose()?.unwrap_or_default();
+            let types: HashMap<&str, &Item> = types.into_iter().collect();
             let mut rows = Vec::new();
-            for (text, tags) in item.field("elements")?.pairs()? {
-                let ty = types.iter().find(|(key, _)| *key == text).map(|(_, ty)| ty.plain()).transpose()?;
+            // Which element each tag stands for, by its place.
+            let mut elements: HashMap<String, usize> = HashMap::new();
+            for (place, (text, tags)) in item.field("elements")?.pairs()?.into_iter().enumerate() {
+                let ty = types.get(text).map(|ty| ty.plain()).transpose()?;
                 let element = match ty {
                     None => Some(Value::text(text)),
                     Some(Value::Text(ty)) => match &**ty {
@@ -440,15 +451,13 @@ pub fn from_frame(frame: &[u8], key: Option<&str>) -> Result<Vec<u8>> {
                 };
                 let element = element.ok_or_else(|| corrupt(format!("the element `{text}` is not of its type")))?;
                 let Item::List(tags) = tags else { return Err(corrupt("the tags of an element are no list")) };
-                if let Some(twice) = tags
-                    .iter()
-                    .find(|tag| rows.iter().any(|row: &Vec<Value>| tag.plain().is_ok_and(|t| row[1] == *t && row[0] != element)))
-                {
-                    return Err(corrupt(format!("the tag {twice:?} stands for two elements")));
-                }
                 // Each tag is an event of its own; an element without tags was removed, and which tags it had is not in the frame.
                 for tag in tags {
-                    rows.push(vec![element.clone(), tag.plain()?.clone(), Value::Int(1)]);
+                    let tag = tag.plain()?;
+                    if *elements.entry(tag.to_string()).or_insert(place) != place {
+                        return Err(corrupt(format!("the tag {tag} stands for two elements")));
+                    }
+                    rows.push(vec![element.clone(), tag.clone(), Value::Int(1)]);
                 }
             }
             let ty = rows.first().map_or(Type::Text, |row| type_of(&row[0]));
@@ -459,6 +468,12 @@ pub fn from_frame(frame: &[u8], key: Option<&str>) -> Result<Vec<u8>> {
             let mut rows = Vec::new();
             for (key, entry) in item.field("registers")?.pairs()? {
                 let [value, time, node] = register(entry)?;
+                if value.is_null() {
+                    return Err(Error::new(
+                        Code::Unsupported,
+                        format!("under `{key}` the map holds NULL, which is a deletion here"),
+                    ));
+                }
                 rows.push(vec![value, Value::text(key), time, node]);
             }
             for (key, time) in item.field("tombstones")?.pairs()? {

@@ -6,6 +6,7 @@ use crate::catalog;
 use crate::error::{Code, Error, Result};
 use crate::strategies::frame_sketches::{Bloom, CountMin, Hll, OfFrames, Sketch};
 use crate::value::Value;
+use std::collections::HashSet;
 
 fn put_text(out: &mut Vec<u8>, text: &str) {
     out.push(0x05);
@@ -219,6 +220,7 @@ pub fn to_frame(state: &[u8]) -> Result<Vec<u8>> {
             let Value::List(held) = part(&content, "held") else { return Err(Error::corrupt_state("the set holds no list")) };
             let mut types = Vec::new();
             let mut elements: Vec<(String, Vec<String>)> = Vec::new();
+            let mut texts = HashSet::new();
             for one in held {
                 let (element, dots) = (part(one, "value"), part(one, "dots"));
                 let (text, ty) = match element {
@@ -228,7 +230,7 @@ pub fn to_frame(state: &[u8]) -> Result<Vec<u8>> {
                     Value::Bool(v) => (if *v { "True" } else { "False" }.to_owned(), Some("bool")),
                     other => return Err(Error::new(Code::Unsupported, format!("an OR-set in a frame holds no {}", other.kind()))),
                 };
-                if elements.iter().any(|(other, _)| *other == text) {
+                if !texts.insert(text.clone()) {
                     let message =
                         format!("a frame holds an OR-set by the text of its elements, and two of this one's are `{text}`");
                     return Err(Error::new(Code::Unsupported, message));

@@ -6,7 +6,7 @@
 //! the dot is over then, which is their least upper bound.
 
 use crate::codec::{Reader, Writer};
-use crate::error::{Error, Result};
+use crate::error::{Code, Error, Result};
 use crate::lattice::origins::Origins;
 use crate::value::Value;
 
@@ -32,11 +32,22 @@ pub struct DotStore {
 pub fn dot_of(row: &[Value]) -> Result<Option<(&Value, u64)>> {
     let (origin, n) = match (&row[1], &row[2]) {
         (Value::Null, Value::Null) if row[0].is_null() => return Ok(None),
-        (origin, Value::Int(n)) => (crate::lattice::origins::origin(origin)?, u64::try_from(*n).ok().filter(|n| *n > 0)),
+        (origin, Value::Int(n)) => {
+            (crate::lattice::origins::origin(origin)?, u64::try_from(*n).ok().filter(|n| (1..=LAST).contains(n)))
+        }
         (_, other) => return Err(Error::invalid_argument(format!("the counter of a dot is an integer, not {other}"))),
     };
-    let n = n.ok_or_else(|| Error::invalid_argument(format!("the counter of a dot is above zero, not {}", row[2])))?;
+    let n = n.ok_or_else(|| Error::invalid_argument(format!("the counter of a dot is from 1 to {LAST}, not {}", row[2])))?;
     Ok(Some((origin, n)))
+}
+
+/// The greatest counter of an origin: what every host's integers hold.
+const LAST: u64 = i64::MAX as u64;
+
+/// That an origin can say nothing more.
+pub(crate) fn counted(origin: &Value) -> Error {
+    Error::new(Code::LimitExceeded, format!("`{origin}` has counted as far as counters go"))
+        .with_help("go on with an origin of another name")
 }
 
 fn contains(runs: &Runs, n: u64) -> bool {
@@ -135,11 +146,24 @@ impl DotStore {
         self.see(origin, first, last);
     }
 
+    /// The counter of an origin's next dot.
+    ///
+    /// # Errors
+    /// `limit_exceeded`.
+    pub fn next(&self, origin: &Value) -> Result<u64> {
+        let next = self.last(origin) + 1;
+        if next <= LAST { Ok(next) } else { Err(counted(origin)) }
+    }
+
     /// A new dot of an origin holds a value, in place of those that were seen to.
-    pub fn add(&mut self, value: &Value, origin: &Value) {
+    ///
+    /// # Errors
+    /// `limit_exceeded`.
+    pub fn add(&mut self, value: &Value, origin: &Value) -> Result<()> {
+        let n = self.next(origin)?;
         self.remove(value);
-        let n = self.last(origin) + 1;
         self.learn(Some(value), origin, n);
+        Ok(())
     }
 
     /// The dots that hold a value are over; they stay seen.
@@ -261,7 +285,7 @@ impl DotStore {
                 // Runs that touch are one run, and counters begin at one.
                 let least = if runs.is_empty() { 1 } else { 2 };
                 let first = before.checked_add(gap).filter(|_| gap >= least).ok_or_else(|| corrupt("are out of order"))?;
-                let last = first.checked_add(length).ok_or_else(|| corrupt("are too great"))?;
+                let last = first.checked_add(length).filter(|last| *last <= LAST).ok_or_else(|| corrupt("are too great"))?;
                 runs.push((first, last));
                 before = last;
             }
@@ -348,14 +372,14 @@ mod tests {
     fn an_element_that_was_removed_stays_removed_until_it_is_added_anew() {
         let (elem, a, b) = (Value::text("x"), Value::text("a"), Value::text("b"));
         let mut left = DotStore::default();
-        left.add(&elem, &a);
+        left.add(&elem, &a).unwrap();
         let mut right = left.clone();
         right.remove(&elem);
         left.join(&right);
         assert_eq!(left.values().len(), 0);
         // Added on one side while it is removed on the other: it stays.
         let mut other = right.clone();
-        other.add(&elem, &b);
+        other.add(&elem, &b).unwrap();
         other.join(&left);
         assert_eq!(other.values().len(), 1);
     }

@@ -8,7 +8,7 @@ use std::cmp::Ordering;
 use std::sync::Arc;
 
 /// The order of versions: part by part; a NULL or NaN part is the weakest, in either direction.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct VersionOrder {
     /// The oldest version wins rather than the newest.
     pub oldest: bool,

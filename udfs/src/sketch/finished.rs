@@ -31,8 +31,8 @@ pub(crate) trait Family: Debug + Clone + PartialEq + Send + Sync + 'static {
     /// Reads an image; [`read`] guards it.
     fn read(image: &[u8]) -> Result<Self::Image>;
 
-    /// Sketches of all origins as one; at least one.
-    fn combine(images: Vec<Self::Image>) -> Result<Self::Image>;
+    /// Sketches of all origins as one; `None` of none. They come one by one, so that those that are small by themselves don't fill the memory.
+    fn combine(images: &mut dyn Iterator<Item = Result<Self::Image>>) -> Result<Option<Self::Image>>;
 
     /// What a sketch says in short.
     fn value(image: &mut Self::Image) -> Result<Value>;
@@ -92,12 +92,11 @@ impl<F: Family> Latest<F> {
 
     /// All origins as one sketch.
     pub(crate) fn combined(&self) -> Result<Option<F::Image>> {
-        let mut images = Vec::new();
-        for (image, _) in self.origins.values() {
-            let Value::Bytes(bytes) = image else { return Err(corrupt("it is not bytes")) };
-            images.push(read::<F>(bytes)?);
-        }
-        if images.is_empty() { Ok(None) } else { guarded(|| F::combine(images)).map(Some) }
+        let mut images = self.origins.values().map(|(image, _)| match image {
+            Value::Bytes(bytes) => read::<F>(bytes),
+            _ => Err(corrupt("it is not bytes")),
+        });
+        guarded(|| F::combine(&mut images))
     }
 }
 

@@ -3,6 +3,7 @@
 //! A sketch of the *set* of values ([`Sketch`]) joins as it is. A sketch of the *multiset* ([`finished`]) does not: it is made once over the rows
 //! of an origin, and what joins is the newest finished one of each origin.
 
+pub(crate) mod countmin;
 pub mod finished;
 
 use crate::aggregate::{Call, Groups, State, Strategy, argument, bytes_of, encode};

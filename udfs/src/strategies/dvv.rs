@@ -133,7 +133,7 @@ fn functions() -> Vec<Function> {
     vec![
         Function::state("dvv_event", "the version vector after one more event of an origin", 2, |a| {
             let (mut seen, who) = (seen(&a[0])?, origin(&a[1])?);
-            let next = seen.0.last(who) + 1;
+            let next = seen.0.next(who)?;
             seen.0.learn(None, who, next);
             Ok(Value::Bytes(encode::<Dotted>(&seen).into()))
         }),

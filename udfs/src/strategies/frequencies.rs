@@ -4,13 +4,12 @@ use crate::aggregate::Call;
 use crate::catalog::{Arg, ArgKind, Entry, Spec};
 use crate::error::{Code, Error, Result};
 use crate::functions::Function;
+use crate::sketch::countmin::CountMinSketch;
 use crate::sketch::finished::{Building, Combined, Family, JOINED, MADE, combined};
 use crate::sketch::{corrupt, number, with_item};
 use crate::types::Type;
 use crate::value::Value;
-use datasketches::countmin::CountMinSketch;
 use datasketches::frequencies::{ErrorType, FrequentItemsSketch};
-use datasketches::hash::value::raw_bytes;
 use std::collections::BTreeMap;
 
 pub(crate) fn register(entries: &mut Vec<Entry>) {
@@ -24,9 +23,6 @@ pub(crate) fn register(entries: &mut Vec<Entry>) {
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct CountMin;
 
-/// The most counters that a sketch may have: 8 MiB.
-const MOST_COUNTERS: u64 = 1 << 20;
-
 impl Family for CountMin {
     const SPEC: Spec = Spec {
         name: "countmin",
@@ -35,13 +31,13 @@ impl Family for CountMin {
         title: "how often any value was there, over the sketches of all origins",
         doc: "Each origin brings a finished count-min sketch, made by `sketch_countmin(value)`, with a version; the newest of each counts. \
               `countmin_estimate(state, value)` is never too small, and too great by a share of all rows that `buckets` bounds (`2.72 / buckets`). Its value is \
-              the number of rows. Sketches of two sizes don't add up: that is an error. Its image counts in 64-bit integers; DataSketches in C++ places items in \
-              other buckets, so ask it only here.",
+              the number of rows. Sketches of two sizes don't add up: that is an error. Sketches of DataSketches' Python package (`count_min_sketch`, \
+              with its usual seed and whole weights) are read, and it reads ours.",
         example: (
             "SELECT countmin_estimate(state, 'x') AS n FROM (SELECT crdt_countmin_state(s, shop, 1) AS state FROM (SELECT shop, sketch_countmin(v) AS s FROM (VALUES ('a', 'x'), ('a', 'x'), ('b', 'x'), ('b', 'y')) AS t(shop, v) GROUP BY shop) AS made) AS kept",
             "3",
         ),
-        source: "Cormode, Muthukrishnan 2005, An improved data stream summary: the count-min sketch; Apache DataSketches (count-min of i64)",
+        source: "Cormode, Muthukrishnan 2005, An improved data stream summary: the count-min sketch; Apache DataSketches (count-min of C++, in doubles)",
         samples: || vec![Call::new(vec![Type::Bytes, Type::Text, Type::INT64])],
         ..JOINED
     };
@@ -57,35 +53,26 @@ impl Family for CountMin {
         samples: || vec![Call::new(vec![Type::Text]), Call::new(vec![Type::INT64]).with_arg("buckets", Value::Int(4))],
         ..MADE
     };
-    type Image = CountMinSketch<i64>;
+    type Image = CountMinSketch;
 
     fn read(image: &[u8]) -> Result<Self::Image> {
-        let buckets = image.get(8..12).and_then(|b| b.first_chunk()).map_or(0, |b| u64::from(u32::from_le_bytes(*b)));
-        let counters = buckets * image.get(12).copied().map_or(0, u64::from);
-        if counters > MOST_COUNTERS {
-            return Err(Error::new(Code::LimitExceeded, format!("a count-min sketch of {counters} counters; at most {MOST_COUNTERS} are taken")));
-        }
-        CountMinSketch::deserialize(image).map_err(corrupt)
+        CountMinSketch::read(image)
     }
 
-    fn combine(images: Vec<Self::Image>) -> Result<Self::Image> {
-        let mut images = images.into_iter();
-        let mut all = images.next().ok_or_else(|| corrupt("there is none"))?;
+    fn combine(images: &mut dyn Iterator<Item = Result<Self::Image>>) -> Result<Option<Self::Image>> {
+        let Some(mut all) = images.next().transpose()? else { return Ok(None) };
         for image in images {
-            all.merge(&image).map_err(|e| {
-                Error::type_mismatch(format!("the count-min sketches of two origins don't add up: {e}"))
-                    .with_help("make all with the same hashes and buckets")
-            })?;
+            all.merge(&image?)?;
         }
-        Ok(all)
+        Ok(Some(all))
     }
 
     fn value(image: &mut Self::Image) -> Result<Value> {
-        Ok(Value::Int(image.total_weight().into()))
+        Ok(Value::Int(image.total().into()))
     }
 
     fn image(image: &mut Self::Image) -> Vec<u8> {
-        image.serialize()
+        image.image()
     }
 
     fn result_type() -> Type {
@@ -98,9 +85,9 @@ impl Family for CountMin {
 
     fn build(call: &Call, counts: &BTreeMap<Value, u64>) -> Result<Self::Image> {
         let (hashes, buckets) = (number(call, "hashes", 5, 1..=16)? as u8, number(call, "buckets", 2048, 3..=65536)? as u32);
-        let mut sketch = CountMinSketch::new(hashes, buckets).map_err(corrupt)?;
+        let mut sketch = CountMinSketch::new(hashes, buckets);
         for (value, n) in counts {
-            with_item(value, |item| sketch.update_with_weight(raw_bytes::from_slice(item), *n as i64));
+            with_item(value, |item| sketch.add(item, *n)).transpose()?;
         }
         Ok(sketch)
     }
@@ -141,14 +128,21 @@ impl Family for TopK {
         if image.get(3..5).is_some_and(|lg| lg.iter().any(|lg| *lg > 20)) {
             return Err(Error::new(Code::LimitExceeded, "a sketch of frequent items with room for more than a million"));
         }
-        FrequentItemsSketch::deserialize(image).map_err(corrupt)
+        // A table that was full once may be large and hold little. It is read into one that fits, and grows again where it must.
+        let mut image = image.to_vec();
+        let held = image.get(8..12).and_then(|n| n.first_chunk()).map_or(0, |n| u32::from_le_bytes(*n));
+        if let Some(size) = image.get_mut(4) {
+            *size = (*size).min((u64::from(held) * 2).max(8).next_power_of_two().ilog2() as u8);
+        }
+        FrequentItemsSketch::deserialize(&image).map_err(corrupt)
     }
 
-    fn combine(images: Vec<Self::Image>) -> Result<Self::Image> {
-        let mut images = images.into_iter();
-        let mut all = images.next().ok_or_else(|| corrupt("there is none"))?;
-        images.for_each(|image| all.merge(&image));
-        Ok(all)
+    fn combine(images: &mut dyn Iterator<Item = Result<Self::Image>>) -> Result<Option<Self::Image>> {
+        let Some(mut all) = images.next().transpose()? else { return Ok(None) };
+        for image in images {
+            all.merge(&image?);
+        }
+        Ok(Some(all))
     }
 
     fn value(image: &mut Self::Image) -> Result<Value> {
@@ -196,7 +190,7 @@ fn functions() -> Vec<Function> {
     vec![
         f("countmin_estimate", "how often a value was there, at most a little less often", 2, Type::INT64, |a| {
             let sketch = combined::<CountMin>(&a[0])?;
-            let ask = |sketch: CountMinSketch<i64>| with_item(&a[1], |item| sketch.estimate(raw_bytes::from_slice(item)));
+            let ask = |sketch: CountMinSketch| with_item(&a[1], |item| sketch.estimate(item));
             Ok(sketch.and_then(ask).map_or(Value::Null, |n| Value::Int(n.into())))
         }),
         f("topk_items", "the most frequent values of a `topk`, and how frequent they are", 1, Type::List(Box::new(Type::Struct(row.into()))), |a| {

@@ -1,16 +1,17 @@
 //! `lwwmap`: a map whose entries are last-writer-wins registers, deletions included.
 
-use crate::aggregate::{Call, State, Strategy};
+use crate::aggregate::{Call, State, Strategy, argument, encode};
 use crate::catalog::{Entry, Input, Spec};
 use crate::codec::{Reader, Writer};
 use crate::error::{Error, Result};
+use crate::functions::Function;
 use crate::lattice::origins::{self, Origins};
 use crate::lattice::version::VersionOrder;
 use crate::types::Type;
 use crate::value::Value;
 
 pub(crate) fn register(entries: &mut Vec<Entry>) {
-    entries.push(Entry::of::<LwwMap>());
+    entries.push(Entry::of::<LwwMap>().with_functions(functions));
 }
 
 #[derive(Debug)]
@@ -52,7 +53,7 @@ impl Strategy for LwwMap {
         title: "a map whose entries are last-writer-wins registers",
         doc: "A row is (value, key, version...): under each key the value of the newest version counts. NULL deletes the key at that version: a \
               value written before it stays away whenever it is heard of, one written after it is there again. Equal versions go to the greater \
-              value, and any value beats a deletion.",
+              value, and any value beats a deletion. `map_set(state, key, value, version...)` and `map_remove(state, key, version...)` change a state.",
         inputs: &[Input::Value, Input::Origin, Input::Versions],
         args: &[super::r#counter::ORIGIN],
         takes: "any type, with its key",
@@ -146,4 +147,29 @@ impl State for Registers {
         };
         Value::map(self.entries.iter().map(|(key, e)| (key.clone(), entry(e))).collect())
     }
+}
+
+/// The map with a value, or with NULL for a deletion, under a key since a version.
+fn changed(state: &Value, key: &Value, value: &Value, version: &[Value]) -> Result<Value> {
+    if key.is_null() || version.iter().all(Value::is_null) {
+        let what = if key.is_null() { "the key of an entry" } else { "the version of a change" };
+        return Err(Error::invalid_argument(format!("{what} is NULL")));
+    }
+    let fresh = || Registers { versions: VersionOrder::default(), entries: Origins::default() };
+    let mut map = argument::<LwwMap>(state)?.unwrap_or_else(fresh);
+    map.offer(key, value, &VersionOrder::parts(version));
+    Ok(Value::Bytes(encode::<LwwMap>(&map).into()))
+}
+
+fn functions() -> Vec<Function> {
+    let state = |name, title, least, run| Function { gives_state: true, ..Function::of(name, title, least..=usize::MAX, Type::Bytes, run) };
+    vec![
+        state("map_set", "the map with a value under a key, since a version", 4, |a| {
+            if a[2].is_null() {
+                return Err(Error::invalid_argument("NULL under a key is a deletion").with_help("map_remove(state, key, version...)"));
+            }
+            changed(&a[0], &a[1], &a[2], &a[3..])
+        }),
+        state("map_remove", "the map without a key, since a version", 3, |a| changed(&a[0], &a[1], &Value::Null, &a[2..])),
+    ]
 }

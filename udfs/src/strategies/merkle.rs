@@ -80,7 +80,7 @@ impl Tree {
     /// `limit_exceeded`.
     fn offer(&mut self, position: u128, key: &[u8], digest: &Hash) -> Result<()> {
         // Rows that come again and again must not pile up.
-        if self.positions.len() >= 4 * self.settled.max(1 << 16) {
+        if self.positions.len() >= 4 * self.settled.max(1 << 18) {
             self.settle_now();
         }
         if self.keys.len() + key.len() > u32::MAX as usize || self.positions.len() >= u32::MAX as usize {

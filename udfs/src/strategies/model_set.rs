@@ -313,7 +313,7 @@ fn functions() -> Vec<Function> {
             if !matches!(a[1], Value::Text(_)) {
                 return Err(Error::invalid_argument("a contribution is a text").with_help("what model_contribution('file') gives"));
             }
-            set.models.add(&a[1], origin(&a[2])?);
+            set.models.add(&a[1], origin(&a[2])?)?;
             closed(&set)
         }),
         Function::state("model_set_remove", "the set without the contributions of a name or a hash, as far as they were seen", 2, |a| {

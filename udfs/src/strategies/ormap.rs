@@ -34,6 +34,9 @@ impl Entries {
     }
 
     /// The state of a key.
+    ///
+    /// # Errors
+    /// `type_mismatch` where states of several kinds were put under it.
     fn get(&self, key: &Value) -> Result<Option<Vec<u8>>> {
         let mut joined: Option<Vec<u8>> = None;
         for (_, state) in self.held().filter(|(known, _)| *known == key) {
@@ -43,6 +46,27 @@ impl Entries {
             });
         }
         Ok(joined)
+    }
+
+    /// The states of a key: one, or where replicas put states under it that don't join, each kind of them, in the order of their bytes.
+    fn siblings(&self, key: &Value) -> Vec<Vec<u8>> {
+        let mut kinds: Vec<Vec<u8>> = Vec::new();
+        for (_, state) in self.held().filter(|(known, _)| *known == key) {
+            let joined = kinds.iter_mut().find_map(|known| catalog::join(known, state).ok().map(|joined| *known = joined));
+            if joined.is_none() {
+                kinds.push(state.to_vec());
+            }
+        }
+        kinds
+    }
+
+    /// A key's states as `show` shows them: one by itself, several as a list.
+    fn shown(&self, key: &Value, show: impl Fn(&[u8]) -> Result<Value>) -> Result<Value> {
+        let mut shown = self.siblings(key).iter().map(|state| show(state)).collect::<Result<Vec<_>>>()?;
+        Ok(match shown.len() {
+            1 => shown.remove(0),
+            _ => Value::List(shown),
+        })
     }
 
     fn keys(&self) -> Vec<Value> {
@@ -100,7 +124,7 @@ impl Strategy for ObservedMap {
               key that it has seen; a removal ends them too. So an entry that is changed here while it is removed there stays, with what the change had \
               seen; changes at the same time are joined. A row is (state, origin, counter, key): that dot holds the state under the key; a NULL state says \
               that the dot is over. `ormap_put(state, key, entry, origin)`, `ormap_remove(state, key)` and `ormap_get(state, key)` work on a state; the \
-              value is the map of the entries' values. An entry that is put anew after it was removed counts its changes from the beginning: where \
+              value is the map of the entries' values; where replicas put states of several types under one key, that key's value is the list of theirs. An entry that is put anew after it was removed counts its changes from the beginning: where \
               another replica may still hold the old one, put it under a new key or with a new origin, or changes of both count as the same.",
         inputs: &[Input::Value, Input::Origin, Input::Versions],
         args: &[super::r#counter::ORIGIN],
@@ -158,13 +182,11 @@ impl State for Entries {
         if self.0.is_empty() {
             return Ok(Value::Null);
         }
-        let mut entries = Vec::new();
-        for key in self.keys() {
-            if let Some(state) = self.get(&key)? {
-                entries.push((key, catalog::open(&state)?.value()?));
-            }
-        }
-        Ok(Value::map(entries))
+        let value = |key: Value| {
+            let value = self.shown(&key, |state| catalog::open(state)?.value())?;
+            Ok((key, value))
+        };
+        Ok(Value::map(self.keys().into_iter().map(value).collect::<Result<_>>()?))
     }
 
     fn bottom(&self) -> Self {
@@ -202,10 +224,11 @@ impl State for Entries {
 
     fn info(&self) -> Value {
         let entry = |key: Value| {
-            let state = self.get(&key).ok().flatten().and_then(|state| catalog::open(&state).ok());
-            let shown = state.map_or(Value::Null, |state| {
-                Value::record(vec![("type".into(), Value::text(state.spec().name)), ("state".into(), state.info())])
-            });
+            let state = |state: &[u8]| {
+                let state = catalog::open(state)?;
+                Ok(Value::record(vec![("type".into(), Value::text(state.spec().name)), ("state".into(), state.info())]))
+            };
+            let shown = self.shown(&key, state).unwrap_or(Value::Null);
             (key, shown)
         };
         Value::map(self.keys().into_iter().map(entry).collect())
@@ -229,7 +252,7 @@ fn functions() -> Vec<Function> {
                 entry = placed(&a[1], &Value::Bytes(catalog::join(&before, state)?.into()))?;
             }
             entries.forget(&a[1]);
-            entries.0.add(&entry, who);
+            entries.0.add(&entry, who)?;
             Ok(bytes(&entries))
         }),
         Function::state("ormap_remove", "the map without a key, as far as its changes were seen", 2, |a| {

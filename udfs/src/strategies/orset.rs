@@ -6,6 +6,7 @@ use crate::codec::{Reader, Writer};
 use crate::error::{Error, Result};
 use crate::functions::Function;
 use crate::lattice::dots::{DotStore, dot_of};
+use crate::strategies::vclock;
 use crate::types::Type;
 use crate::value::Value;
 
@@ -86,9 +87,10 @@ const MVR: Spec = Spec {
     type_id: 27,
     title: "a register that keeps values written at the same time",
     doc: "A write is a dot that holds the value, and ends the dots that it has seen: the value is the sorted list of what was written \
-          concurrently, usually one. A row is (value, origin, counter); a NULL value says that the dot is over. `register_set(state, value, \
-          origin)` changes a state.",
-    takes: "any type, with the origin and its counter",
+          concurrently, usually one. A row is (value, origin, counter); a NULL value says that the dot is over. Or it is (value, origin, clock), the \
+          clock a state of `vclock`: the version vector of the write, which counts the write itself, and ends all that it has seen. \
+          `register_set(state, value, origin)` changes a state. An origin writes one value in an event: of two under one dot neither is kept.",
+    takes: "any type, with the origin and its counter or version vector",
     example: (
         "SELECT crdt_mvr(v, o, n) AS v FROM (VALUES ('old', 'a', 1), (NULL, 'a', 1), ('red', 'a', 2), ('blue', 'b', 1)) AS t(v, o, n)",
         "[\"blue\",\"red\"]",
@@ -116,7 +118,8 @@ impl<const READ: u8> Strategy for Dotted<READ> {
 
     fn configure(call: &Call) -> Result<Self> {
         let name = Self::SPEC.name;
-        if call.inputs.len() != 3 || !matches!(call.inputs[2], Type::Int { .. } | Type::Null) || call.flagged("descending") {
+        let counted = |ty: &Type| matches!(ty, Type::Int { .. } | Type::Null) || READ == REGISTER && *ty == Type::Bytes;
+        if call.inputs.len() != 3 || !counted(&call.inputs[2]) || call.flagged("descending") {
             return Err(Error::invalid_argument(format!("`{name}` takes a value, its origin, and the origin's counter, an integer")));
         }
         let ty = call.value_type();
@@ -138,6 +141,9 @@ impl<const READ: u8> Strategy for Dotted<READ> {
     }
 
     fn update(&self, state: &mut Known<READ>, row: &[Value]) -> Result<()> {
+        if let (REGISTER, Value::Bytes(_)) = (READ, &row[2]) {
+            return written(&mut state.0, row);
+        }
         let Some((origin, n)) = dot_of(row)? else { return Ok(()) };
         let held = match (READ, &row[0]) {
             (_, Value::Null) => None,
@@ -192,6 +198,29 @@ impl<const READ: u8> State for Known<READ> {
     }
 }
 
+/// A write with its version vector, which has seen what is over.
+fn written(dots: &mut DotStore, row: &[Value]) -> Result<()> {
+    let origin = crate::lattice::origins::origin(&row[1])?;
+    let clock = vclock::clock(&row[2])?;
+    let mut write = DotStore::default();
+    let mut own = None;
+    for (who, n) in &clock {
+        // The last event of the origin is the write itself.
+        let before = if who == origin { *own.insert(*n) - 1 } else { *n };
+        if before > 0 {
+            write.learn_run(who, 1, before);
+        }
+    }
+    let Some(n) = own else {
+        return Err(Error::invalid_argument(format!("the version vector of a write by `{origin}` does not count `{origin}`"))
+            .with_help("vclock_inc(clock, origin) counts the write before it is made"));
+    };
+    let held = if row[0].is_null() { None } else { Some(&row[0]) };
+    write.learn(held, origin, n);
+    dots.join(&write);
+    Ok(())
+}
+
 /// A state that a function changes; no state is the empty one.
 fn changed<const READ: u8>(state: &Value, change: impl FnOnce(&mut DotStore) -> Result<()>) -> Result<Value> {
     let mut known = argument::<Dotted<READ>>(state)?.unwrap_or_default();
@@ -204,10 +233,7 @@ fn add<const READ: u8>(state: &Value, value: &Value, origin: &Value) -> Result<V
         return Err(Error::invalid_argument("NULL is no element"));
     }
     let origin = crate::lattice::origins::origin(origin)?;
-    changed::<READ>(state, |dots| {
-        dots.add(value, origin);
-        Ok(())
-    })
+    changed::<READ>(state, |dots| dots.add(value, origin))
 }
 
 fn set_functions() -> Vec<Function> {

@@ -147,9 +147,10 @@ impl Family for Kll {
         Ok(Weighted { k, n, least, most, items })
     }
 
-    fn combine(images: Vec<Weighted>) -> Result<Weighted> {
-        let mut all = Weighted { k: u16::MAX, n: 0, least: f64::NAN, most: f64::NAN, items: Vec::new() };
+    fn combine(images: &mut dyn Iterator<Item = Result<Weighted>>) -> Result<Option<Weighted>> {
+        let Some(mut all) = images.next().transpose()? else { return Ok(None) };
         for image in images {
+            let image = image?;
             all.k = all.k.min(image.k);
             all.n = all.n.checked_add(image.n).ok_or_else(|| corrupt("they are too heavy together"))?;
             all.least = all.least.min(image.least);
@@ -157,7 +158,7 @@ impl Family for Kll {
             all.items.extend(image.items);
         }
         all.items.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
-        Ok(all)
+        Ok(Some(all))
     }
 
     fn value(image: &mut Weighted) -> Result<Value> {
@@ -264,11 +265,12 @@ impl Family for TDigest {
         TDigestMut::deserialize(image).map_err(corrupt)
     }
 
-    fn combine(images: Vec<TDigestMut>) -> Result<TDigestMut> {
-        let mut images = images.into_iter();
-        let mut all = images.next().ok_or_else(|| corrupt("there is none"))?;
-        images.for_each(|image| all.merge(&image));
-        Ok(all)
+    fn combine(images: &mut dyn Iterator<Item = Result<TDigestMut>>) -> Result<Option<TDigestMut>> {
+        let Some(mut all) = images.next().transpose()? else { return Ok(None) };
+        for image in images {
+            all.merge(&image?);
+        }
+        Ok(Some(all))
     }
 
     fn value(image: &mut TDigestMut) -> Result<Value> {

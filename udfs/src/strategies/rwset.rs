@@ -149,7 +149,7 @@ fn change(state: &Value, element: &Value, origin: &Value, removes: bool) -> Resu
     // What this one has seen of both kinds is over.
     claims.0.remove(&claim(element, true));
     claims.0.remove(&claim(element, false));
-    claims.0.add(&claim(element, removes), origin);
+    claims.0.add(&claim(element, removes), origin)?;
     Ok(Value::Bytes(encode::<RemoveWins>(&claims).into()))
 }
 

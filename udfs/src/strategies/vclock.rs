@@ -3,8 +3,9 @@
 use crate::aggregate::{Call, State, Strategy, argument, encode};
 use crate::catalog::{Entry, Input, Spec};
 use crate::codec::{Reader, Writer};
-use crate::error::{Code, Error, Result};
+use crate::error::{Error, Result};
 use crate::functions::Function;
+use crate::lattice::dots::counted;
 use crate::lattice::origins::{self, Origins, origin};
 use crate::types::Type;
 use crate::value::Value;
@@ -120,12 +121,23 @@ impl State for Clocks {
     }
 }
 
+/// How far each origin had counted, by a state that stands as an argument.
+///
+/// # Errors
+/// `not_a_state`, `corrupt_state`, `type_mismatch` for another state.
+pub(crate) fn clock(state: &Value) -> Result<Vec<(Value, u64)>> {
+    let clocks = argument::<VersionVector>(state)?.unwrap_or_default();
+    Ok(clocks.0.iter().map(|(who, n)| (who.clone(), *n)).collect())
+}
+
 fn functions() -> Vec<Function> {
     vec![Function::state("vclock_inc", "the version vector after one more event of an origin", 2, |a| {
         let mut clocks = argument::<VersionVector>(&a[0])?.unwrap_or_default();
         let who = origin(&a[1])?;
-        let next = clocks.0.get(who).copied().unwrap_or(0).checked_add(1);
-        let next = next.ok_or_else(|| Error::new(Code::LimitExceeded, format!("`{who}` has counted as far as counters go")))?;
+        let next = clocks.0.get(who).copied().unwrap_or(0) + 1;
+        if i64::try_from(next).is_err() {
+            return Err(counted(who));
+        }
         clocks.reach(who, next);
         Ok(Value::Bytes(encode::<VersionVector>(&clocks).into()))
     })]

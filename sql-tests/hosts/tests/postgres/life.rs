@@ -56,6 +56,29 @@ fn concurrent_merges_end_in_the_join_of_all() {
     assert!(refused.0.contains("could not serialize access"), "{refused}");
 }
 
+/// Sessions whose sources bring columns that the target has not: each waits for the others, and none for ever.
+#[test]
+fn concurrent_merges_let_a_table_grow() {
+    let database = cluster().database();
+    let mut host = cluster().host_of(&database);
+    host.raw("CREATE TABLE target (id int PRIMARY KEY, v int)").unwrap();
+    std::thread::scope(|scope| {
+        for session in 0..4 {
+            let database = &database;
+            scope.spawn(move || {
+                let mut host = cluster().host_of(database);
+                for n in 0..8 {
+                    let source = format!("(SELECT {n} AS id, {session} AS v, {n} AS c{session}_{n}) AS s");
+                    let into = format!("MERGE INTO target USING {source} ON id STRATEGY * = max WITH (schema = 'extend')");
+                    host.query(&into).unwrap_or_else(|e| panic!("{e}"));
+                }
+            });
+        }
+    });
+    assert_eq!(one(&mut host, "SELECT count(*) || '/' || sum(v) FROM target"), "8/24");
+    assert_eq!(one(&mut host, "SELECT count(*) FROM pg_attribute WHERE attrelid = 'target'::regclass AND attnum > 0"), "34");
+}
+
 /// A backend that is killed, and a server that is: the table is the old one or the new one.
 #[test]
 fn a_crash_leaves_the_old_state_or_the_new() {
@@ -117,6 +140,18 @@ fn memory_is_given_back() {
     };
     let (few, many) = (after(2_000), after(334_000));
     assert!(many - few < 8 << 20, "{few} bytes after a few, {many} after a million aggregates");
+    // Nor is anything left of errors.
+    host.raw(
+        "CREATE FUNCTION refused(n int) RETURNS int LANGUAGE plpgsql AS $$ DECLARE caught int := 0; BEGIN FOR i IN 1..n LOOP BEGIN \
+         PERFORM crdt_value('\\x0011'::bytea); EXCEPTION WHEN data_exception THEN caught := caught + 1; END; END LOOP; RETURN caught; END $$",
+    )
+    .unwrap();
+    let mut after = |n: u32| -> i64 {
+        assert_eq!(one(&mut host, &format!("SELECT refused({n})")), n.to_string());
+        one(&mut host, "SELECT resident()").parse().unwrap()
+    };
+    let (few, many) = (after(2_000), after(200_000));
+    assert!(many - few < 2 << 20, "{few} bytes after a few, {many} after 200,000 errors");
 }
 
 /// A statement that is cancelled ends in an error, and the session goes on.

@@ -1,7 +1,9 @@
 //! The same statements, rows and states in a real Postgres cluster, which the tests make and start themselves.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod errors;
 mod life;
+mod types;
 
 use mergeql::columns::{logical, value_at};
 use mergeql::datafusion::arrow::array::RecordBatch;
@@ -227,106 +229,6 @@ fn explain(host: &mut Host, sql: &str) -> String {
     rows.into_iter().filter_map(|mut row| row.remove(0)).collect::<Vec<_>>().join("\n")
 }
 
-/// A merge of one source without repeats is the source, and collected values are the values, of whatever type.
-#[test]
-fn values_of_every_type_come_through_unchanged() {
-    let mut host = cluster().host();
-    host.raw(
-        "CREATE TYPE mood AS ENUM ('sad', 'ok'); CREATE DOMAIN age AS int CHECK (VALUE > 0); CREATE TYPE pair AS (a int, b text)",
-    )
-    .unwrap();
-    for value in [
-        "true",
-        "(-32768)::smallint",
-        "9223372036854775807::bigint",
-        "'-Infinity'::float8",
-        "1.5::real",
-        "12345678901234567.890::numeric",
-        "99999999999999999999999999999.999999999::numeric(38, 9)",
-        "0.00001::numeric(10, 5)",
-        "''::text",
-        "'it''s \"quoted\" \\ and back'::text",
-        "'abc'::varchar(5)",
-        "'ab'::char(4)",
-        "'name'::name",
-        "'\\x00ff'::bytea",
-        "DATE '2024-02-29'",
-        "DATE 'infinity'",
-        "DATE '-infinity'",
-        "DATE '4713-01-01 BC'",
-        "TIME '23:59:59.999999'",
-        "TIMESTAMP '-infinity'",
-        "TIMESTAMP '1999-12-31 23:59:59.999999'",
-        "TIMESTAMPTZ '2024-01-01 00:00:00+05'",
-        "TIMESTAMPTZ 'infinity'",
-        "INTERVAL '14 months 3 days 4.5 seconds'",
-        "'ffeeddcc-bbaa-9988-7766-554433221100'::uuid",
-        "'{\"b\": [1, 2.50], \"a\": null}'::jsonb",
-        "'ok'::mood",
-        "7::age",
-        "ARRAY[1, NULL, 3]",
-        "ARRAY[]::text[]",
-        "ARRAY['a,b', NULL, '\"q\"']",
-        "ARRAY['\\x00'::bytea]",
-        "ARRAY['ok'::mood]",
-        "ARRAY[1.50, 2]::numeric[]",
-        "ROW(1, 'x')::pair",
-        "ARRAY[ROW(1, NULL)::pair]",
-    ] {
-        host.raw(&format!(
-            "DROP TABLE IF EXISTS t; CREATE TABLE t AS SELECT 1 AS id, {value} AS v, 5 AS ts UNION ALL SELECT 2, NULL, 6"
-        ))
-        .unwrap();
-        for clauses in [
-            "ON id",
-            "ON id VERSION BY ts",
-            "ON id STRATEGY v = fww VERSION BY ts, id",
-            "ON id STRATEGY v = lww RESPECT NULLS BY ts",
-        ] {
-            let sql = format!(
-                "SELECT count(*) FROM mergeql(NULL::t, 'MERGE t {clauses}') AS m JOIN t USING (id) WHERE m.v::text IS NOT DISTINCT FROM t.v::text"
-            );
-            assert_eq!(one(&mut host, &sql), "2", "{value} {clauses}");
-        }
-        let element = if value.starts_with("ARRAY[") { "crdt_max" } else { "crdt_gset" };
-        let first = if value.starts_with("ARRAY[") { "" } else { "[1]" };
-        let sql = format!("SELECT ({element}(v)){first}::text = (SELECT v::text FROM t WHERE id = 1) FROM t");
-        assert_eq!(one(&mut host, &sql), "true", "{value} collected");
-    }
-}
-
-/// Every function that takes a state, given what is none: each answer or error is Postgres' to show.
-#[test]
-fn random_bytes_never_crash_the_backend() {
-    let mut host = cluster().host();
-    host.raw(
-        "CREATE TABLE blobs AS SELECT decode(substr(md5(i::text) || md5('x' || i), 1, 2 * (1 + i % 30)), 'hex') AS b FROM generate_series(1, 10000) AS i; \
-         INSERT INTO blobs SELECT '\\x4d5101'::bytea || b FROM blobs; \
-         CREATE TABLE good AS SELECT crdt_union_state(v) AS s FROM (VALUES ('a,b'), ('c')) AS t(v); \
-         CREATE FUNCTION tried(sql text, b bytea) RETURNS int LANGUAGE plpgsql AS $$ DECLARE r text; BEGIN EXECUTE sql INTO r USING b; RETURN 0; \
-         EXCEPTION WHEN data_exception OR datatype_mismatch OR program_limit_exceeded THEN RETURN 1; END $$",
-    )
-    .unwrap();
-    for sql in [
-        "crdt_value($1)",
-        "crdt_info($1)",
-        "crdt_type($1)",
-        "crdt_compress($1)",
-        "crdt_value_bigint($1)",
-        "crdt_value_list($1)",
-        "$1::crdt",
-        "crdt_join($1, (SELECT bytea(s) FROM good))",
-        "crdt_compare($1, s) FROM good",
-        "crdt_delta(s, $1) FROM good",
-        "crdt_merge($1)",
-        "mergeql_unpack($1, ''a'')",
-    ] {
-        let refused = one(&mut host, &format!("SELECT sum(tried('SELECT {sql}', b)) FROM blobs"));
-        assert!(refused.parse::<u32>().unwrap() >= 19_000, "{sql}: {refused}");
-    }
-    assert_eq!(one(&mut host, "SELECT crdt_value(s) FROM good"), "\"a,b,c\"");
-}
-
 const NYC: &str = "CREATE TABLE nyc (id int, salary int, tags text, updated_at timestamp); \
      INSERT INTO nyc VALUES (1, 90, 'x,y', '2024-01-01'), (2, 70, 'z', '2024-02-01')";
 
@@ -466,6 +368,20 @@ fn sessions_that_change_values_are_refused() {
     assert_eq!(one(&mut host, "SELECT v FROM plain"), "2");
 }
 
+/// The rows of a merge are read by several processes where Postgres would read them so by itself.
+#[test]
+fn merges_are_read_in_parallel() {
+    let mut host = cluster().host();
+    host.raw(
+        "SET parallel_setup_cost = 0; SET parallel_tuple_cost = 0; SET min_parallel_table_scan_size = 0; SET parallel_leader_participation = off; \
+         CREATE TABLE big AS SELECT i AS id, i % 7 AS v FROM generate_series(1, 200000) AS i; ANALYZE big; \
+         CREATE FUNCTION whose() RETURNS int LANGUAGE plpgsql PARALLEL SAFE AS 'BEGIN RETURN pg_backend_pid(); END'",
+    )
+    .unwrap();
+    let others = "SELECT count(DISTINCT pid) > 0 AND bool_and(pid <> pg_backend_pid()) FROM mergeql('MERGE (SELECT id, whose() AS pid FROM big) AS b ON id') AS t(id int, pid int)";
+    assert_eq!(one_raw(&mut host, "public", others), "t");
+}
+
 /// A target's rows are looked up by key where it has an index on it.
 #[test]
 fn merge_into_follows_the_batch() {
@@ -592,78 +508,6 @@ fn files_of_tensors_need_the_right_to_files() {
     assert!(cancelled.0.contains("statement timeout"), "{cancelled}");
     host.raw("RESET statement_timeout").unwrap();
     assert_eq!(one(&mut host, "SELECT 1"), "1");
-}
-
-/// Errors are Postgres' own: SQLSTATE, DETAIL with the place, HINT.
-#[test]
-fn errors_say_what_and_where() {
-    let mut host = cluster().host();
-    host.raw(NYC).unwrap();
-    for (statement, state, says) in [
-        ("MERGE nyc ON id STRATEGY salery = max", "42703", "line 1, column 26"),
-        ("MERGE nyk ON id", "42P01", "did you mean `nyc`?"),
-        ("MERGE nyc ON id STRATEGY salary = maxx", "42883", "did you mean `max`?"),
-        ("MERGE nyc, (SELECT 1 AS id, true AS salary) AS s ON id", "42804", "type_mismatch"),
-        ("MERGE nyc ON", "42601", "syntax"),
-        ("MERGE 'nyc.csv' ON id", "0A000", "COPY"),
-    ] {
-        let error = host.query(&format!("SELECT * FROM mergeql($${statement}$$) AS t(a int)")).unwrap_err();
-        assert!(error.0.contains(says), "{statement}: {error}");
-        host.raw(&format!(
-            "CREATE OR REPLACE FUNCTION state_of() RETURNS text LANGUAGE plpgsql AS $f$ \
-             BEGIN PERFORM mergeql_sql($${statement}$$); RETURN 'none'; EXCEPTION WHEN OTHERS THEN RETURN SQLSTATE; END $f$"
-        ))
-        .unwrap();
-        assert_eq!(one(&mut host, "SELECT state_of()"), state, "{statement}");
-    }
-    let error = host.query("SELECT * FROM mergeql('MERGE nyc ON id') AS t(id int, salary int)").unwrap_err();
-    assert!(error.0.contains("4 columns, and 2 are listed") && error.0.contains("\"tags\" text"), "{error}");
-    for (sql, says) in [
-        ("SELECT crdt_union(tags, tags) FROM nyc", "differ between rows"),
-        ("SELECT crdt_max(point(1, 2))", "cannot be merged"),
-        ("SELECT crdt_max(ARRAY[[1, 2], [3, 4]])", "more than one dimension"),
-        ("SELECT crdt_max(x) FROM (SELECT 1e50::numeric AS x) AS t", "more than 38 digits"),
-    ] {
-        let error = host.query(sql).unwrap_err();
-        assert!(error.0.contains(says), "{sql}: {error}");
-    }
-}
-
-/// Whatever the extension brings says what it is.
-#[test]
-fn every_function_has_a_comment() {
-    let mut host = cluster().host();
-    let members = "SELECT p.oid::regprocedure::text AS name FROM pg_depend AS d JOIN pg_proc AS p ON p.oid = d.objid \
-                   JOIN pg_extension AS e ON e.oid = d.refobjid WHERE d.classid = 'pg_proc'::regclass AND e.extname = 'mergeql' AND d.deptype = 'e'";
-    let silent = format!("SELECT count(*), min(p.name) FROM ({members} AND obj_description(p.oid, 'pg_proc') IS NULL) AS p");
-    assert_eq!(host.query(&silent).unwrap().unwrap(), [[Some("0".to_owned()), None]]);
-    let all: u32 = one(&mut host, &format!("SELECT count(*) FROM ({members}) AS p")).parse().unwrap();
-    assert!(all > 200, "{all}");
-}
-
-/// States as text, as bytes, in operators, as keys.
-#[test]
-fn states_are_values_of_postgres() {
-    let mut host = cluster().host();
-    let rows = "(VALUES (1, 1), (1, 2), (2, 2), (3, 1), (3, 2)) AS t(g, v)";
-    host.raw(&format!("CREATE TABLE s AS SELECT g, crdt_gset_state(v) AS s FROM {rows} GROUP BY g")).unwrap();
-    let both = "(SELECT crdt_max_state(g) AS x FROM s UNION ALL SELECT bytea(crdt_max_state(9))::crdt) AS q";
-    for (sql, answer) in [
-        ("SELECT crdt_value(a.s || b.s) FROM s AS a, s AS b WHERE a.g = 2 AND b.g = 3", "[1,2]"),
-        ("SELECT count(DISTINCT s::text) FROM s", "2"),
-        ("SELECT count(*) FROM (SELECT s FROM s GROUP BY s) AS d", "2"),
-        ("SELECT count(*) FROM s AS a JOIN s AS b USING (s)", "5"),
-        ("SELECT string_agg(a.g || ' in ' || b.g, ', ' ORDER BY a.g, b.g) FROM s AS a, s AS b WHERE a.s < b.s", "2 in 1, 2 in 3"),
-        ("SELECT bool_and(s::text::crdt = s AND s::bytea::crdt = s AND s::bytea::text::crdt = s) FROM s", "true"),
-        ("SELECT (s::text::json)->>'value' FROM s WHERE g = 2", "[2]"),
-        ("SELECT crdt_compress(s) = s FROM s WHERE g = 1", "true"),
-        (&format!("SELECT crdt_value_bigint(crdt_merge(x)) FROM {both}"), "9"),
-    ] {
-        assert_eq!(one(&mut host, sql), answer, "{sql}");
-    }
-    for text in ["x", "{}", "\\x00", "{\"state\": \"\\\\xzz\"}"] {
-        assert!(host.query(&format!("SELECT '{text}'::crdt")).is_err(), "{text}");
-    }
 }
 
 /// Every block of the Postgres page runs, and gives what the page says.
