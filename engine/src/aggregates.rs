@@ -257,7 +257,7 @@ impl GroupsAccumulator for CrdtGroups {
     fn state(&mut self, emit_to: EmitTo) -> Result<Vec<ArrayRef>> {
         let n = self.emit(emit_to);
         if !self.bound.rows {
-            return Ok(vec![build(self.inner.states(n).map_err(external)?, &DataType::Binary)?]);
+            return Ok(vec![build(self.inner.shipped(n).map_err(external)?, &DataType::Binary)?]);
         }
         let columns = self.inner.rows(n).map_err(external)?;
         columns.into_iter().zip(&self.bound.input_types).map(|(column, ty)| build(column, ty)).collect()

@@ -87,8 +87,9 @@ impl Session<'_> {
         let declared: Vec<String> = keys.map(|c| format!("{} {}", quote(&c.name), sqlite_type_name(&c.ty))).collect();
         let keys: Vec<String> = plan.key_columns().iter().map(|c| quote(&c.name)).collect();
         let not_null = keys.iter().map(|k| format!("{k} IS NOT NULL")).collect::<Vec<_>>().join(" AND ");
-        script.push(format!("CREATE TABLE {gone} ({}, {STATE} BLOB {GRAVEYARD})", declared.join(", ")));
         let keys = keys.join(", ");
+        // The constraint is an index that needs no name of its own.
+        script.push(format!("CREATE TABLE {gone} ({}, {STATE} BLOB {GRAVEYARD}, UNIQUE ({keys}))", declared.join(", ")));
         script.push(format!("INSERT INTO {gone} SELECT {keys}, {STATE} FROM {rows} WHERE {DELETED} AND {not_null}"));
         Ok(script)
     }

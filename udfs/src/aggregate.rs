@@ -294,6 +294,15 @@ pub trait Groups: Send + Sync {
     /// What the data makes impossible.
     fn states(&mut self, n: usize) -> Result<OwnedColumn>;
 
+    /// Takes the first `n` groups out for a [`Groups::merge`] of the same query: as states, or in bytes that say the same for less and
+    /// begin with none of a state's. Nothing keeps them.
+    ///
+    /// # Errors
+    /// What the data makes impossible.
+    fn shipped(&mut self, n: usize) -> Result<OwnedColumn> {
+        self.states(n)
+    }
+
     /// Takes the first `n` groups out as resolved values.
     ///
     /// # Errors

@@ -3,8 +3,9 @@
 
 use crate::Outcome;
 use mergeql_tensors::method::Base;
-use mergeql_udfs::catalog::{self, ArgKind, Spec};
-use mergeql_udfs::laws::{Machine, Store, rows_of};
+use mergeql_udfs::Value;
+use mergeql_udfs::catalog::{self, ArgKind, Entry};
+use mergeql_udfs::laws::{Machine, Row, Store, rows_of};
 use std::fmt::Write;
 use std::path::Path;
 
@@ -28,12 +29,13 @@ fn strategies() -> String {
         let _ = writeln!(out, "| [`{0}`](#{0}) | {aliases} | {1} | {2} |", s.name, s.title, s.takes);
     }
     for entry in catalog::all() {
-        page(&mut out, entry.spec());
+        page(&mut out, entry);
     }
     out
 }
 
-fn page(out: &mut String, s: &Spec) {
+fn page(out: &mut String, entry: &Entry) {
+    let s = entry.spec();
     let _ = write!(out, "\n## {}\n\n{}\n\n", s.name, s.doc);
     let _ = writeln!(out, "Written `{}`; since {}; takes {}.", s.usage(), s.since, s.takes);
     if !s.args.is_empty() {
@@ -47,7 +49,68 @@ fn page(out: &mut String, s: &Spec) {
         }
     }
     let (sql, result) = s.example;
-    let _ = write!(out, "\n```sql\n{sql}\n```\n```text\n{result}\n```\n\nSource: {}.\n", s.source);
+    let _ = write!(out, "\n```sql\n{sql}\n```\n```text\n{result}\n```\n{}\nSource: {}.\n", history(entry), s.source);
+}
+
+/// What two replicas hold that do not know of each other, and what both say when they do: out of a sample's rows, those whose join is
+/// news to both.
+fn history(entry: &Entry) -> String {
+    let mut samples = (entry.spec().samples)();
+    // With a version where there is one.
+    samples.sort_by_key(|call| std::cmp::Reverse(call.inputs.len()));
+    let mut best: Option<(usize, [String; 5])> = None;
+    for call in &samples {
+        let Ok(aggregate) = entry.bind(call) else { continue };
+        let store = Store::new(aggregate, false);
+        let plain = |row: &Row| !row.iter().any(|v| v.is_null() || v.is_nan());
+        let rows: Vec<Row> = rows_of(entry, call).into_iter().filter(plain).collect();
+        // Some from everywhere in the domain.
+        let rows: Vec<&Row> = rows.iter().step_by(rows.len().div_ceil(7).max(1)).collect();
+        let single = (0..rows.len()).map(|i| vec![i]);
+        let pairs = (0..rows.len()).flat_map(|i| (i + 1..rows.len()).map(move |j| vec![i, j]));
+        let said = |which: &[usize]| {
+            let rows: Vec<Row> = which.iter().map(|i| rows[*i].clone()).collect();
+            store.run(&rows, &[]).map_or(Value::Null, |(_, value)| value)
+        };
+        let sides: Vec<(Vec<usize>, Value)> = single.chain(pairs).map(|side| (said(&side), side)).map(|(v, s)| (s, v)).collect();
+        for ((a, one), (b, other)) in sides.iter().flat_map(|a| sides.iter().map(move |b| (a, b))) {
+            if best.as_ref().is_some_and(|(score, _)| *score == 3) {
+                break;
+            }
+            // An event of an origin, and a version, is of one row.
+            let whose = |i: &usize| &rows[*i][1..];
+            if rows[0].len() > 1 && a.iter().any(|i| b.iter().any(|j| whose(i) == whose(j))) {
+                continue;
+            }
+            let both = said(&[a.as_slice(), b].concat());
+            let score = usize::from(one != other) + usize::from(both != *one) + usize::from(both != *other);
+            if [one, other, &both].iter().any(|v| v.is_null()) || best.as_ref().is_some_and(|(known, _)| *known >= score) {
+                continue;
+            }
+            let rows = |which: &[usize]| which.iter().map(|i| shown(&Value::List(rows[*i].clone()))).collect::<Vec<_>>().join(", ");
+            best = Some((score, [rows(a), rows(b), shown(one), shown(other), shown(&both)]));
+        }
+    }
+    let Some((_, cells)) = best else { return String::new() };
+    let line = cells.iter().map(|cell| format!("`{cell}`")).collect::<Vec<_>>().join(" | ");
+    format!("\n| rows at a | rows at b | a says | b says | both say, joined |\n|---|---|---|---|---|\n| {line} |\n")
+}
+
+/// A value in a cell of a table.
+fn shown(value: &Value) -> String {
+    fn short(value: &Value) -> Value {
+        match value {
+            Value::Bytes(bytes) if bytes.len() > 16 => Value::text(format!("{} bytes", bytes.len())),
+            Value::List(items) => Value::List(items.iter().map(short).collect()),
+            other => other.clone(),
+        }
+    }
+    let text = short(value).to_string().replace('|', "\\|").replace('\0', "\\0").replace('`', "'");
+    match text.char_indices().nth(80) {
+        _ if text.is_empty() => "''".to_owned(),
+        Some((at, _)) => format!("{}...", &text[..at]),
+        None => text,
+    }
 }
 
 /// The state of a sample call's first rows, in hex.

@@ -286,7 +286,9 @@ impl Lowering<'_> {
             let mut items = Vec::new();
             for (i, (column, at)) in plan.columns.iter().zip(&bound.columns).enumerate() {
                 let mut expr = match at {
-                    None if self.says_gone(i) => "false".to_owned(),
+                    // SQLite's truth values are numbers.
+                    None if self.says_gone(i) && column.ty == Type::Boolean => "false".to_owned(),
+                    None if self.says_gone(i) && column.ty.is_number() => "0".to_owned(),
                     None => self.dialect.null(&column.ty),
                     Some(at) => {
                         let theirs = &bound.relation.columns[*at];
@@ -316,8 +318,7 @@ impl Lowering<'_> {
 
     /// Whether a column says which rows of a delta are gone, as part of their version: a table without it has none that are.
     fn says_gone(&self, column: usize) -> bool {
-        let found = &self.plan.columns[column];
-        found.name == GONE && found.ty == Type::Boolean && self.plan.versions.columns.iter().any(|(c, _)| *c == column)
+        self.plan.columns[column].name == GONE && self.plan.versions.columns.iter().any(|(c, _)| *c == column)
     }
 
     /// The sources that have a cell's column, where only they may contribute (R1).

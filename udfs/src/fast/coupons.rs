@@ -4,7 +4,7 @@ use super::fetch_ahead;
 use crate::aggregate::{Groups, State, decode, encode};
 use crate::batch::{Bits, Column, Data, OwnedColumn, OwnedData};
 use crate::codec::{self, Writer};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::sketch::{Sketch, Sketched, with_item};
 use crate::strategies::hll::{Hll, coupon_image, coupon_of};
 use crate::types::Type;
@@ -86,6 +86,21 @@ impl Coupons {
         std::mem::replace(&mut self.slots, rest)
     }
 
+    /// The first `n` groups as bytes: few coupons as `few` writes them, many as the state.
+    fn written(&mut self, n: usize, mut few: impl FnMut(&[u32], &mut Vec<u8>)) -> OwnedColumn {
+        let (mut offsets, mut bytes, mut validity) = (vec![0], Vec::new(), Vec::with_capacity(n));
+        for slot in self.take(n) {
+            match slot.count {
+                MANY => bytes.extend(encode::<Sketched<Hll>>(&self.taken(&slot))),
+                0 => {}
+                count => few(&slot.coupons[..count as usize], &mut bytes),
+            }
+            validity.push(slot.count > 0);
+            offsets.push(bytes.len());
+        }
+        OwnedColumn { ty: Type::Bytes, data: OwnedData::Strings { offsets, bytes }, validity: Some(validity) }
+    }
+
     fn taken(&mut self, slot: &Slot) -> Hll {
         let hll = &mut self.many[slot.coupons[0] as usize];
         self.heap -= hll.heap_size();
@@ -113,29 +128,18 @@ fn each_item(column: &Column<'_>, rows: usize, mut run: impl FnMut(usize, &[u8])
     }
 }
 
-/// The coupons of state bytes that are as this store writes them.
-fn few_coupons(state: &[u8], lg_k: u8, image: &mut Vec<u8>) -> Option<[u32; FEW]> {
-    let (id, body) = codec::open(state).ok()?;
-    let (length, written) = body.split_first()?;
-    let head = match written.get(7)? {
-        8 => 8,
-        9 => 12,
-        _ => return None,
-    };
-    let coupons = written.get(head..)?;
-    let count = coupons.len() / 4;
-    if id != Hll::SPEC.type_id || usize::from(*length) != written.len() || *length > 127 || count > FEW || count == 0 {
-        return None;
+/// Before the coupons of a group on their way to another step of the query; a state begins with another byte.
+const SHIPPED: u8 = 0;
+
+/// The coupons of a group that was shipped as such.
+fn shipped_coupons(bytes: &[u8]) -> Option<&[[u8; 4]]> {
+    match bytes.split_first()? {
+        (&SHIPPED, coupons) => match coupons.as_chunks() {
+            (coupons, []) => Some(coupons),
+            _ => None,
+        },
+        _ => None,
     }
-    let mut found = [0; FEW];
-    coupons
-        .chunks_exact(4)
-        .zip(&mut found)
-        .for_each(|(bytes, coupon)| *coupon = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]));
-    let in_order = found[..count].windows(2).all(|w| w[0] < w[1]) && found[0] >> 26 > 0;
-    image.clear();
-    coupon_image(lg_k, &found[..count], image);
-    (in_order && count <= Hll::most_coupons(lg_k) && image == written).then_some(found)
 }
 
 impl Groups for Coupons {
@@ -152,12 +156,17 @@ impl Groups for Coupons {
 
     fn merge(&mut self, states: &Column<'_>, groups: &[usize], total: usize) -> Result<()> {
         self.grow(total);
-        let mut image = Vec::new();
         for (i, &group) in groups.iter().enumerate() {
             fetch_ahead(&self.slots, groups, i);
             let Some(bytes) = states.bytes(i) else { continue };
-            if let Some(coupons) = few_coupons(bytes, self.lg_k, &mut image) {
-                coupons.iter().take_while(|coupon| **coupon != 0).for_each(|coupon| self.offer(group, *coupon));
+            if let Some(coupons) = shipped_coupons(bytes) {
+                for coupon in coupons.iter().map(|bytes| u32::from_le_bytes(*bytes)) {
+                    // A coupon has a value: anything else is none of ours.
+                    if coupon >> 26 == 0 {
+                        return Err(Error::corrupt_state("what came from another step of the query is no sketch"));
+                    }
+                    self.offer(group, coupon);
+                }
                 continue;
             }
             let other = decode::<Sketched<Hll>>(bytes)?;
@@ -171,28 +180,25 @@ impl Groups for Coupons {
     }
 
     fn rows(&mut self, _: usize) -> Result<Vec<OwnedColumn>> {
-        Err(crate::error::Error::new(crate::error::Code::Unsupported, "a sketch is no row"))
+        Err(Error::new(crate::error::Code::Unsupported, "a sketch is no row"))
     }
 
     fn states(&mut self, n: usize) -> Result<OwnedColumn> {
-        let (mut offsets, mut bytes, mut validity) = (vec![0], Vec::new(), Vec::with_capacity(n));
-        let (mut w, mut image) = (Writer::default(), Vec::new());
-        for slot in self.take(n) {
-            match slot.count {
-                MANY => bytes.extend(encode::<Sketched<Hll>>(&self.taken(&slot))),
-                0 => {}
-                count => {
-                    image.clear();
-                    coupon_image(self.lg_k, &slot.coupons[..count as usize], &mut image);
-                    w.clear();
-                    w.bytes(&image);
-                    codec::seal_onto(&mut bytes, Hll::SPEC.type_id, 0, w.as_bytes());
-                }
-            }
-            validity.push(slot.count > 0);
-            offsets.push(bytes.len());
-        }
-        Ok(OwnedColumn { ty: Type::Bytes, data: OwnedData::Strings { offsets, bytes }, validity: Some(validity) })
+        let (lg_k, mut w, mut image) = (self.lg_k, Writer::default(), Vec::new());
+        Ok(self.written(n, |coupons, bytes| {
+            image.clear();
+            coupon_image(lg_k, coupons, &mut image);
+            w.clear();
+            w.bytes(&image);
+            codec::seal_onto(bytes, Hll::SPEC.type_id, 0, w.as_bytes());
+        }))
+    }
+
+    fn shipped(&mut self, n: usize) -> Result<OwnedColumn> {
+        Ok(self.written(n, |coupons, bytes| {
+            bytes.push(SHIPPED);
+            coupons.iter().for_each(|coupon| bytes.extend_from_slice(&coupon.to_le_bytes()));
+        }))
     }
 
     fn finish(&mut self, n: usize) -> Result<OwnedColumn> {

@@ -56,6 +56,9 @@ impl CountMinSketch {
     /// # Errors
     /// `limit_exceeded`.
     pub fn add(&mut self, item: &[u8], n: u64) -> Result<()> {
+        if n == 0 {
+            return Ok(());
+        }
         self.grow(n)?;
         for at in self.places(item) {
             self.counts[at] += n;
@@ -69,7 +72,9 @@ impl CountMinSketch {
             .checked_add(n)
             .filter(|total| *total <= MOST)
             .ok_or_else(|| Error::new(Code::LimitExceeded, format!("a count-min sketch counts no further than {MOST}")))?;
-        self.counts.resize(usize::from(self.hashes) * self.buckets as usize, 0);
+        if n > 0 {
+            self.counts.resize(usize::from(self.hashes) * self.buckets as usize, 0);
+        }
         Ok(())
     }
 

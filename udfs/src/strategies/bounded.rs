@@ -85,7 +85,8 @@ impl Strategy for Bounded {
         doc: "Whoever adds to it gets the right to take as much away again, and can give rights to another origin; nobody takes more than their rights. So \
               the counter stays at its bound or above without any coordination: stock, seats, budgets. `bounded_add(state, origin, n)` adds, or takes away \
               where `n` is negative; beyond the rights that is an error. `bounded_give(state, from, to, n)` moves rights, `bounded_rights(state, origin)` \
-              says how many there are. A row is (added, used, origin): the running totals of an origin, of each the greatest counts.",
+              says how many there are. A row is (added, used, origin): the running totals of an origin, of each the greatest counts. Rows are \
+              taken at their word: whoever writes them has kept to the rights.",
         inputs: &[Input::Increments, Input::Decrements, Input::Origin],
         args: &[
             Arg { name: "increments", kind: ArgKind::Column(Input::Increments, true), doc: "each origin's total of what it added" },
