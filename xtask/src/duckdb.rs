@@ -133,7 +133,7 @@ pub fn environment() -> Result<Environment, String> {
 }
 
 /// As [`environment`], with the other clients that the page shows: the command line, and Node.js.
-fn clients() -> Result<Environment, String> {
+pub fn clients() -> Result<Environment, String> {
     let mut environment = environment()?;
     let program = python("duckdb-cli", &["duckdb-cli==1.5.6"])?.with_file_name("duckdb");
     let (node, modules) = node::node()?;

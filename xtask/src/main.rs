@@ -30,6 +30,7 @@ const USAGE: &str = "cargo xtask COMMAND
   sqlite        build the SQLite extension and say how to load it (with --wheel: the Python package; with --npm: the one for Node.js)
   test-sqlite   the tests in SQLite alone
   test-dbt      the tests of the dbt package alone
+  test-exchange the tests between the databases alone
   test-servers  the tests of `mergeql serve`, `mergeql worker` and `--cluster` alone
   bench merge [ROWS ...]   the merge beside DuckDB, Polars and DataFusion, default 1000000 10000000 rows
   bench duckdb [ROWS]      our aggregates in DuckDB beside its own, default 10000000 rows
@@ -110,6 +111,15 @@ fn test_dbt() -> Outcome {
     hosts(&["dbt"], &environment)
 }
 
+/// `cargo xtask test-exchange`
+fn test_exchange() -> Outcome {
+    let mut environment = duckdb::clients()?;
+    environment.extend(postgres::test_environment()?);
+    environment.extend(sqlite::test_environment()?);
+    environment.extend(sketches_environment()?);
+    hosts(&["exchange"], &environment)
+}
+
 /// Where the program and its clients are.
 fn servers_environment() -> Result<Environment, String> {
     run("cargo", &["build", "--bin", "mergeql"])?;
@@ -162,6 +172,7 @@ fn main() -> ExitCode {
         ["sqlite", "--npm"] => sqlite::build_npm(),
         ["test-sqlite"] => sqlite::test().map(drop),
         ["test-dbt"] => test_dbt(),
+        ["test-exchange"] => test_exchange(),
         ["test-servers"] => test_servers(),
         ["new-strategy"] => new_strategy::check(&root()),
         ["bench", "merge", rows @ ..] => bench::merge(&root(), rows),

@@ -78,8 +78,8 @@ fn python() -> Result<&'static str, String> {
         .ok_or_else(|| "no Python here loads extensions of SQLite".to_owned())
 }
 
-/// The tests in SQLite.
-pub fn test() -> Result<Environment, String> {
+/// Where the extension and what loads it are.
+pub fn test_environment() -> Result<Environment, String> {
     let file: &Path = &extension(false)?;
     let wheel = wheel(file)?.display().to_string();
     // The package as a user has it: installed from its wheel, into an environment of the Python that loads extensions.
@@ -89,12 +89,17 @@ pub fn test() -> Result<Environment, String> {
     run(&installed, &["-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-index", "--force-reinstall", &wheel])?;
     let (program, modules) = node::node()?;
     node::install(&modules, &node::sqlite_package(file)?)?;
-    let environment = vec![
+    Ok(vec![
         ("MERGEQL_SQLITE_EXTENSION", file.display().to_string()),
         ("MERGEQL_SQLITE_PYTHON", installed),
         ("MERGEQL_NODE", program.display().to_string()),
         ("MERGEQL_NODE_MODULES", modules.display().to_string()),
-    ];
+    ])
+}
+
+/// The tests in SQLite.
+pub fn test() -> Result<Environment, String> {
+    let environment = test_environment()?;
     hosts(&["sqlite"], &environment)?;
     Ok(environment)
 }

@@ -347,3 +347,24 @@ fn tables_are_synchronized_by_their_digests() {
     assert_eq!(duckdb.ask("SELECT count(*) FROM people"), "3001");
     assert_eq!(sqlite.ask("SELECT name FROM people WHERE id = 900"), "bob");
 }
+
+/// The example of states that one database makes of its days, and another joins into months.
+#[test]
+fn days_of_two_databases_join_into_months() {
+    let variable = |name: &str| std::env::var(name).expect("run `cargo xtask test`: it prepares every host");
+    let example = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/rollup");
+    let place = tempfile::tempdir().unwrap();
+    let run = |program: &str, arguments: &[&str], script: &str| {
+        let script = std::fs::File::open(format!("{example}/{script}")).unwrap();
+        let done = std::process::Command::new(program).args(arguments).current_dir(&place).stdin(script).output().unwrap();
+        assert!(done.status.success() && done.stderr.is_empty(), "{program}: {}", String::from_utf8_lossy(&done.stderr));
+        String::from_utf8(done.stdout).unwrap()
+    };
+    let load = format!("LOAD '{}'", variable("MERGEQL_DUCKDB_EXTENSION"));
+    run(&variable("MERGEQL_DUCKDB_CLI"), &["-unsigned", "-cmd", &load], "web.sql");
+    let load = format!(".load {}", variable("MERGEQL_SQLITE_EXTENSION"));
+    let months = run("sqlite3", &["-cmd", &load, ":memory:"], "till.sql");
+    let page = std::fs::read_to_string(format!("{example}/README.md")).unwrap();
+    let shown = page.split("```text\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+    assert_eq!(months, shown);
+}
