@@ -3,6 +3,7 @@
 use crate::checked::CheckedArithmetic;
 use crate::cluster::{Client, Cluster, ranges};
 use crate::error::{MergeError, Result};
+use crate::hashed::HashedMerges;
 use crate::names::{Names, Passing};
 use crate::objects::{Object, Stores};
 use crate::sorted::SortedMerges;
@@ -159,8 +160,8 @@ impl MergeContext {
         let state = SessionStateBuilder::new().with_config(session_config).with_runtime_env(runtime).with_default_features();
         let client = config.cluster.as_ref().map(Client::new).transpose()?;
         let state = match client.as_ref().zip(config.cluster.as_ref()) {
-            Some((client, cluster)) => client.distribute(state.with_physical_optimizer_rules(rules(false)), cluster)?,
-            None => state.with_physical_optimizer_rules(rules(true)),
+            Some((client, cluster)) => client.distribute(state.with_physical_optimizer_rules(rules(false, false)), cluster)?,
+            None => state.with_physical_optimizer_rules(rules(true, true)),
         };
         let session = SessionContext::new_with_state(state.build());
         // It takes sort keys for determined by a key that an unnest below has multiplied, and drops them.
@@ -525,7 +526,7 @@ impl MergeContext {
         let limit = match plan.option("memory_limit") {
             None if unsorted => {
                 let state = SessionStateBuilder::new_from_existing(self.session.state());
-                let state = state.with_physical_optimizer_rules(rules(false));
+                let state = state.with_physical_optimizer_rules(self.unsorted());
                 return Ok(SessionContext::new_with_state(state.build()));
             }
             None => return Ok(self.session.clone()),
@@ -541,8 +542,13 @@ impl MergeContext {
         // The tables are those of the session: no new default catalogue over them.
         let config = bounded(state.config().clone()).with_create_default_catalog_and_schema(false);
         let state = SessionStateBuilder::new_from_existing(state).with_config(config).with_runtime_env(limited_runtime(limit)?);
-        let state = if unsorted { state.with_physical_optimizer_rules(rules(false)) } else { state };
+        let state = if unsorted { state.with_physical_optimizer_rules(self.unsorted()) } else { state };
         Ok(SessionContext::new_with_state(state.build()))
+    }
+
+    /// The rules for a statement that does not trust the order of its sources.
+    fn unsorted(&self) -> Vec<Arc<dyn PhysicalOptimizerRule + Send + Sync>> {
+        rules(false, self.shared.cluster.is_none())
     }
 
     // What other modules keep here.
@@ -582,11 +588,12 @@ impl MergeContext {
     }
 }
 
-/// The rules that make plans, with the sorted plan or without.
-fn rules(sorted: bool) -> Vec<Arc<dyn PhysicalOptimizerRule + Send + Sync>> {
-    // Before the rules that would repartition sorted inputs.
-    let merges = sorted.then(|| Arc::new(SortedMerges) as Arc<dyn PhysicalOptimizerRule + Send + Sync>);
-    nan::around(merges.into_iter().chain(PhysicalOptimizer::new().rules).collect())
+/// The rules that make plans, with the sorted plan and the hashed one or without. Workers know neither.
+fn rules(sorted: bool, hashed: bool) -> Vec<Arc<dyn PhysicalOptimizerRule + Send + Sync>> {
+    // Before the rules that would repartition sorted inputs, and after those that make the steps of aggregations.
+    let first = sorted.then(|| Arc::new(SortedMerges) as Arc<dyn PhysicalOptimizerRule + Send + Sync>);
+    let last = hashed.then(|| Arc::new(HashedMerges) as Arc<dyn PhysicalOptimizerRule + Send + Sync>);
+    nan::around(first.into_iter().chain(PhysicalOptimizer::new().rules).chain(last).collect())
 }
 
 /// Every function of the catalogue.

@@ -11,6 +11,7 @@ mod context;
 mod custom;
 mod error;
 mod explain;
+mod hashed;
 mod into;
 mod layers;
 mod merges;

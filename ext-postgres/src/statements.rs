@@ -772,7 +772,9 @@ fn assigned(value: &str, from: &Column, to: &Column) -> Option<String> {
         pg_sys::BPCHAROID if typmod >= 0 => {
             Some(format!("CAST(pg_catalog.bpchar(CAST({value} AS bpchar), {typmod}, false) AS {ty})"))
         }
-        _ if casts || source == pg_sys::TEXTOID || source == target => Some(format!("CAST({value} AS {ty})")),
+        _ if casts || matches!(source, pg_sys::TEXTOID | pg_sys::TEXTARRAYOID) || source == target => {
+            Some(format!("CAST({value} AS {ty})"))
+        }
         _ => None,
     }
 }

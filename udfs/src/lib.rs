@@ -26,6 +26,7 @@ pub use aggregate::{Aggregate, AnyState, Call, Groups, State, Strategy};
 pub use batch::{Bits, Column, Data, OwnedColumn, OwnedData, Ranges, Strings};
 pub use error::{Code, Error, Result};
 pub use fast::best::{Order, VersionKeys};
+pub use fast::keys::KeyTable;
 pub use fast::slot;
 pub use partial::Partial;
 pub use size::parse_size;

@@ -107,8 +107,10 @@ pub fn tables_that_keep_states_converge(host: &mut Host, types: [&str; 4], delet
         failures.extend((3..9).filter_map(|seed| converges(host, clauses, false, seed).err()));
     }
     let explained = sorted(host, "EXPLAIN MERGE b0, (SELECT * FROM b1) AS q ON id VERSION BY ts").unwrap_or_else(|e| panic!("{e}"));
-    for line in ["source|b0: 4 rows, 8 columns", "source|q: 4 rows, 8 columns"] {
-        assert!(explained.iter().any(|shown| shown == line), "{line} is not in {explained:?}");
+    // Of a query some hosts only guess how many rows it has.
+    for (source, rows) in [("source|b0: ", "4 rows, 8 columns"), ("source|q: ", " rows, 8 columns")] {
+        let told = explained.iter().any(|shown| shown.strip_prefix(source).is_some_and(|told| told.ends_with(rows)));
+        assert!(told, "{source}{rows} is not in {explained:?}");
     }
     assert!(checked > 25, "only {checked} strategies were tried");
     assert!(failures.is_empty(), "{} failures\n{}", failures.len(), failures.join("\n\n"));

@@ -4,6 +4,7 @@
 
 pub mod best;
 pub(crate) mod coupons;
+pub mod keys;
 pub mod slot;
 pub mod texts;
 

@@ -379,7 +379,7 @@ fn merges_are_read_in_parallel() {
     )
     .unwrap();
     let others = "SELECT count(DISTINCT pid) > 0 AND bool_and(pid <> pg_backend_pid()) FROM mergeql('MERGE (SELECT id, whose() AS pid FROM big) AS b ON id') AS t(id int, pid int)";
-    assert_eq!(one_raw(&mut host, "public", others), "t");
+    assert_eq!(one_raw(&mut host, "public", others), "true");
 }
 
 /// A target's rows are looked up by key where it has an index on it.
