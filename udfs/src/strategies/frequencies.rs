@@ -134,6 +134,11 @@ impl Family for TopK {
         if let Some(size) = image.get_mut(4) {
             *size = (*size).min((u64::from(held) * 2).max(8).next_power_of_two().ilog2() as u8);
         }
+        // No count is wrong by more than there were items; sums of so many stay far from the end of integers.
+        let long = |at: usize| image.get(at..at + 8).and_then(|n| n.first_chunk()).map_or(0, |n| u64::from_le_bytes(*n));
+        if long(24) > long(16) || long(16) > 1 << 53 {
+            return Err(corrupt("it counted more than it can have"));
+        }
         FrequentItemsSketch::deserialize(&image).map_err(corrupt)
     }
 
