@@ -2,7 +2,8 @@
 #![allow(unsafe_code)]
 
 use crate::entry::{Call, Failure, Outcome};
-use crate::statements::{Described, Session, as_text, is_comparable, with_session};
+use crate::statements::{Described, Session, with_session};
+use crate::writing::{as_text, is_comparable};
 use mergeql_lang::ast::{Explain, Name, Relation as Written, Source};
 use mergeql_lang::lower::{DELETED, Dialect, Lowering, STATE, quote, text as literal};
 use mergeql_lang::plan::{Plan, Relation};

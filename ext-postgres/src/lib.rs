@@ -14,6 +14,7 @@
 //! | [`files`] | the table functions over files of tensors |
 //! | [`spi`] | statements that run in the caller's transaction |
 //! | [`statements`] | from a MergeQL statement to Postgres' SQL |
+//! | `writing` | statements that write |
 //! | `kept` | tables that keep states |
 //!
 //! No panic crosses into Postgres: every function runs inside the guard of its bindings, and errors are raised outside of it.
@@ -28,6 +29,7 @@ pub mod slots;
 pub mod spi;
 pub mod statements;
 pub mod states;
+mod writing;
 
 pgrx::pg_module_magic!(name, version);
 
