@@ -162,3 +162,74 @@ fn types_that_are_called_as_ours_are_not_ours() {
     }
     assert_eq!(one(&mut host, "SELECT 1"), "1");
 }
+
+/// States that are broken behind a sound checksum, given to every function of the core in every place: no answer is an internal error, and
+/// the backend lives.
+#[test]
+fn broken_states_never_crash_the_backend() {
+    let mut host = cluster().host();
+    let golden = include_str!("../../../../udfs/tests/golden/v0.1.0.tsv").lines();
+    let mut seed = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut random = |n: usize| {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        (seed % n.max(1) as u64) as usize
+    };
+    let mut blobs = Vec::new();
+    for line in golden {
+        let hex = line.split('\t').nth(1).unwrap();
+        let bytes: Vec<u8> = (0..hex.len()).step_by(2).map(|i| u8::from_str_radix(&hex[i..i + 2], 16).unwrap()).collect();
+        let Ok((id, body)) = mergeql_udfs::codec::open(&bytes) else { continue };
+        if body.len() > 1000 {
+            continue;
+        }
+        for _ in 0..3 {
+            let mut broken = body.to_vec();
+            let at = random(broken.len());
+            match random(3) {
+                0 => broken.truncate(at),
+                1 if at < broken.len() => broken[at] ^= 1 << random(8),
+                _ => drop(broken.splice(at..at, [0xff, 0xff, 0xff, 0xff, 0x7f])),
+            }
+            let sealed = mergeql_udfs::codec::seal(id, 0, &broken);
+            blobs.push(sealed.iter().map(|b| format!("{b:02x}")).collect::<String>());
+        }
+    }
+    let values = blobs.iter().map(|hex| format!("('{hex}')")).collect::<Vec<_>>().join(", ");
+    host.raw(&format!(
+        "CREATE TABLE broken AS SELECT decode(h, 'hex') AS b FROM (VALUES {values}) AS v(h); \
+         CREATE FUNCTION tried(sql text) RETURNS text LANGUAGE plpgsql AS $$ DECLARE r text; one record; BEGIN \
+         FOR one IN SELECT b FROM broken LOOP BEGIN EXECUTE sql INTO r USING one.b; EXCEPTION WHEN OTHERS THEN \
+         IF SQLSTATE LIKE 'XX%' THEN RETURN SQLSTATE || ' ' || SQLERRM || ' ' || one.b::text; END IF; END; END LOOP; RETURN 'none'; END $$"
+    ))
+    .unwrap();
+    let mut tried = 0;
+    for function in mergeql_udfs::functions::all() {
+        for arguments in [
+            "$1",
+            "$1, $1",
+            "$1, 'a'",
+            "$1, 1",
+            "'a', $1",
+            "$1, 'a', 1",
+            "$1, 1, 'a'",
+            "$1, 'a', 'b'",
+            "$1, $1, 'a'",
+            "$1, 'a', $1, 'b'",
+        ] {
+            let n = arguments.split(", ").count();
+            if !function.arguments.contains(&n) {
+                continue;
+            }
+            let name = function.name;
+            let outcome = one(&mut host, &format!("SELECT tried($q$SELECT {name}({arguments})::text$q$)"));
+            assert_eq!(outcome, "none", "{name}({arguments})");
+            tried += 1;
+        }
+    }
+    for aggregate in ["crdt_merge($1)", "crdt_state($1)", "$1::crdt", "$1::crdt::text"] {
+        assert_eq!(one(&mut host, &format!("SELECT tried($q$SELECT {aggregate}::text$q$)")), "none", "{aggregate}");
+    }
+    assert!(tried > 200 && blobs.len() > 150, "{tried} forms of {} states", blobs.len());
+}
