@@ -1,4 +1,4 @@
-//! The sorted plan against the general one: the same rows, for keys of every kind, and a clear error for sources that are not sorted.
+//! The sorted plan and the hashed one against the general one: the same rows, for keys of every kind, and a clear error for sources that are not sorted.
 
 use mergeql::{Config, MergeContext};
 use mergeql_udfs::laws::Random;
@@ -68,11 +68,13 @@ async fn source(context: &MergeContext, folder: &Path, name: &str, keys: &Keys, 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_sorted_plan_gives_the_same_rows() {
+async fn every_plan_gives_the_same_rows() {
     let folder = tempfile::tempdir().unwrap();
     let mut random = Random(11);
     let context = MergeContext::new(Config { threads: Some(3), ..Config::default() }).unwrap();
-    let mut walked = 0;
+    // In one partition there is the general plan alone.
+    let single = MergeContext::new(Config { threads: Some(1), ..Config::default() }).unwrap();
+    let (mut walked, mut hashed) = (0, 0);
     for keys in &KEYS {
         for round in 0..2 {
             for name in ["a", "b", "c"] {
@@ -93,20 +95,26 @@ async fn the_sorted_plan_gives_the_same_rows() {
                         )
                     };
                     let what = format!("{} {round} {ending} {clauses} {end}", keys.name);
-                    let mut general = rows(&context, &merge(false)).await.unwrap_or_else(|e| panic!("{what}: {e}"));
+                    let mut general = rows(&single, &merge(false)).await.unwrap_or_else(|e| panic!("{what}: {e}"));
+                    let mut unsorted = rows(&context, &merge(false)).await.unwrap_or_else(|e| panic!("{what}: {e}"));
                     let mut sorted = rows(&context, &merge(true)).await.unwrap_or_else(|e| panic!("{what}: {e}"));
                     let plan = rows(&context, &format!("EXPLAIN {}", merge(true))).await.unwrap().join("\n");
                     walked += usize::from(plan.contains("SortedMerge: "));
-                    assert!(
-                        !rows(&context, &format!("EXPLAIN {}", merge(false))).await.unwrap().join("\n").contains("SortedMerge")
-                    );
+                    let plan = rows(&context, &format!("EXPLAIN {}", merge(false))).await.unwrap().join("\n");
+                    assert!(!plan.contains("SortedMerge"));
+                    hashed += usize::from(plan.contains("HashedMerge: "));
+                    assert!(!rows(&single, &format!("EXPLAIN {}", merge(false))).await.unwrap().join("\n").contains("HashedMerge"));
                     general.sort();
+                    unsorted.sort();
+                    assert_eq!(general, unsorted, "{what}");
                     sorted.sort();
                     assert_eq!(general, sorted, "{what}");
                 }
             }
         }
     }
+    // Integers, dates and timestamps.
+    assert!(hashed > 40, "{hashed}");
     // Rows without a key are found by the general plan; all others were walked.
     assert!(walked >= KEYS.len() * 2 * 2 * 3 - 6, "{walked} merges took the sorted plan");
 }
