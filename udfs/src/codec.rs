@@ -470,6 +470,20 @@ pub fn seal_onto(out: &mut Vec<u8>, type_id: u8, flags: u8, body: &[u8]) {
     *out = w.out;
 }
 
+/// What [`Writer::value`] writes of an integer, and how much of it there is: for places that have no writer.
+pub(crate) fn integer(v: i64) -> ([u8; 11], usize) {
+    let (mut out, mut n) = ([0; 11], 1);
+    out[0] = tag::INT;
+    let mut rest = ((v << 1) ^ (v >> 63)) as u64;
+    while rest >= 0x80 {
+        out[n] = rest as u8 | 0x80;
+        rest >>= 7;
+        n += 1;
+    }
+    out[n] = rest as u8;
+    (out, n + 1)
+}
+
 /// Puts a body into its envelope where it is.
 pub fn seal_body(type_id: u8, body: Writer) -> Vec<u8> {
     let mut out = body.out;
@@ -587,6 +601,16 @@ pub fn unpack(bytes: &[u8]) -> Result<Vec<(String, Vec<u8>)>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn integers_are_written_alike_without_a_writer() {
+        for v in [0, 1, -1, 63, 64, -64, -65, 300, i64::MAX, i64::MIN] {
+            let mut w = Writer::default();
+            w.value(&Value::Int(v.into()));
+            let (bytes, n) = integer(v);
+            assert_eq!(w.as_bytes(), &bytes[..n], "{v}");
+        }
+    }
 
     #[test]
     fn values_read_back_equal() {

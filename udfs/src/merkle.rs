@@ -11,6 +11,8 @@ pub type Hash = [u8; 32];
 const START: [u32; 8] = [0x6a09_e667, 0xbb67_ae85, 0x3c6e_f372, 0xa54f_f53a, 0x510e_527f, 0x9b05_688c, 0x1f83_d9ab, 0x5be0_cd19];
 
 /// The hash of some parts after a mark that says what they are.
+// Inlined, so that the lengths of parts are known where they are fixed.
+#[inline(always)]
 pub fn marked(mark: u8, parts: &[&[u8]]) -> Hash {
     let length = 1 + parts.iter().map(|part| part.len()).sum::<usize>();
     // What with its padding fills two blocks at most needs no buffer that is kept between parts.

@@ -73,7 +73,9 @@ impl Tree {
         let digest = digest.try_into().map_err(|_| {
             Error::invalid_argument("a digest has 32 bytes").with_help("row_digest(...) makes one of a row's values")
         })?;
-        packed::with_bytes(&key.to_worth(), |key| self.offer(position(key), key, digest))
+        let mut offer = |key: &Value| packed::with_bytes(key, |key| self.offer(position(key), key, digest));
+        // A whole number is its own worth.
+        if let Value::Int(_) = key { offer(key) } else { offer(&key.to_worth()) }
     }
 
     /// # Errors

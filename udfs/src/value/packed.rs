@@ -118,6 +118,12 @@ pub fn with_text<T>(text: &str, run: impl FnOnce(&[u8]) -> T) -> T {
 
 /// The canonical bytes of a value, in a buffer that is used again.
 pub fn with_bytes<T>(value: &Value, run: impl FnOnce(&[u8]) -> T) -> T {
+    if let Value::Int(v) = value
+        && let Ok(v) = i64::try_from(*v)
+    {
+        let (bytes, n) = codec::integer(v);
+        return run(&bytes[..n]);
+    }
     BUFFER.with_borrow_mut(|w| {
         w.clear();
         w.value(value);
