@@ -187,11 +187,11 @@ fn the_extension_moves_and_goes() {
     assert_eq!(one_raw(&mut host, "merging", &sql), "160");
     let folder = cluster().folder.display();
     shell(&format!(
-        "{0} -h {folder} -U postgres -f {folder}/dump.sql {database}; {1} -h {folder} -U postgres -T template0 {database}_copy; \
-         {2} -h {folder} -U postgres -q -v ON_ERROR_STOP=1 -d {database}_copy -f {folder}/dump.sql > /dev/null",
+        "{0} -h {folder} -U postgres -Fc -f {folder}/dump {database}; {1} -h {folder} -U postgres -T template0 {database}_copy; \
+         {2} -h {folder} -U postgres --exit-on-error -d {database}_copy {folder}/dump",
         program("pg_dump"),
         program("createdb"),
-        program("psql"),
+        program("pg_restore"),
     ));
     let mut copy = cluster().host_of(&format!("{database}_copy"));
     for (sql, answer) in [
