@@ -113,8 +113,8 @@ async fn every_plan_gives_the_same_rows() {
             }
         }
     }
-    // Integers, dates and timestamps.
-    assert!(hashed > 40, "{hashed}");
+    // By integers, dates and timestamps, of files that are read in several partitions.
+    assert!(hashed >= 30, "{hashed} merges took the hashed plan");
     // Rows without a key are found by the general plan; all others were walked.
     assert!(walked >= KEYS.len() * 2 * 2 * 3 - 6, "{walked} merges took the sorted plan");
 }
