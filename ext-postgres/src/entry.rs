@@ -10,30 +10,39 @@ use std::ffi::{CString, c_char, c_int};
 /// What a call came to: a value, or `None` for NULL.
 pub type Outcome = Result<Option<pg_sys::Datum>, Failure>;
 
-/// An error, and the statement that it is about.
+/// An error.
 #[derive(Debug)]
-pub struct Failure {
-    diagnostic: Box<Diagnostic>,
-    statement: Option<String>,
+pub enum Failure {
+    /// Ours, and the statement that it is about.
+    Ours(Box<Diagnostic>, Option<String>),
+    /// Postgres' own, with all that it said of it.
+    Theirs(*mut pg_sys::ErrorData),
 }
 
 impl Failure {
     /// The same error, knowing the statement that it is in.
     pub fn known(self, statement: &str) -> Failure {
-        Failure { diagnostic: self.diagnostic.in_text(statement), statement: Some(statement.to_owned()) }
+        match self {
+            Failure::Ours(diagnostic, _) => Failure::Ours(diagnostic.in_text(statement), Some(statement.to_owned())),
+            theirs => theirs,
+        }
     }
 
     /// The same error, about a column.
-    pub fn about(mut self, column: &str) -> Failure {
-        self.diagnostic.message = format!("`{column}`: {}", self.diagnostic.message);
-        self.diagnostic = self.diagnostic.about(column);
-        self
+    pub fn about(self, column: &str) -> Failure {
+        match self {
+            Failure::Ours(mut diagnostic, statement) => {
+                diagnostic.message = format!("`{column}`: {}", diagnostic.message);
+                Failure::Ours(diagnostic.about(column), statement)
+            }
+            theirs => theirs,
+        }
     }
 }
 
 impl From<Box<Diagnostic>> for Failure {
     fn from(diagnostic: Box<Diagnostic>) -> Failure {
-        Failure { diagnostic, statement: None }
+        Failure::Ours(diagnostic, None)
     }
 }
 
@@ -166,8 +175,18 @@ pub enum Answer {
     Refused(*const Refusal),
 }
 
-/// An error in texts of Postgres' memory; those that are null are not there.
-pub struct Refusal {
+/// An error in Postgres' memory.
+#[derive(Clone, Copy)]
+pub enum Refusal {
+    /// Ours.
+    Ours(Said),
+    /// Postgres' own.
+    Theirs(*mut pg_sys::ErrorData),
+}
+
+/// What we say of an error; texts that are null are not there.
+#[derive(Clone, Copy)]
+pub struct Said {
     code: c_int,
     message: *const c_char,
     detail: *const c_char,
@@ -257,18 +276,25 @@ fn kept_text(text: &str) -> *const c_char {
     unsafe { pg_sys::pstrdup(text.as_ptr()) }
 }
 
-/// An error in Postgres' memory: SQLSTATE, message with our code, where in the statement, a hint.
-pub fn refusal(failure: impl Into<Failure>) -> *const Refusal {
-    let Failure { diagnostic, statement } = failure.into();
+/// SQLSTATE, message with our code, where in the statement, a hint.
+fn said(diagnostic: &Diagnostic, statement: Option<&str>) -> Said {
     let maybe = |text: Option<&str>| text.map_or(std::ptr::null(), kept_text);
-    let place = statement.as_deref().and_then(|text| Some((text, diagnostic.position(text)?)));
-    let refusal = Refusal {
+    let place = statement.and_then(|text| Some((text, diagnostic.position(text)?)));
+    Said {
         code: packed(diagnostic.code.sqlstate()),
         message: kept_text(&format!("error[{}]: {}", diagnostic.code, diagnostic.message)),
         detail: maybe(diagnostic.detail().as_deref()),
         hint: maybe(diagnostic.help.as_deref().or(diagnostic.label.as_deref())),
         statement: maybe(place.map(|(text, _)| text)),
         place: place.map_or(0, |(_, at)| at as c_int),
+    }
+}
+
+/// An error in Postgres' memory.
+pub fn refusal(failure: impl Into<Failure>) -> *const Refusal {
+    let refusal = match failure.into() {
+        Failure::Ours(diagnostic, statement) => Refusal::Ours(said(&diagnostic, statement.as_deref())),
+        Failure::Theirs(error) => Refusal::Theirs(error),
     };
     // SAFETY: the memory is fresh and large enough, and Postgres aligns it.
     unsafe {
@@ -293,10 +319,17 @@ pub unsafe fn raise(refusal: *const Refusal) -> ! {
         fn internalerrposition(place: c_int) -> c_int;
         fn internalerrquery(statement: *const c_char) -> c_int;
         fn errfinish(file: *const c_char, line: c_int, function: *const c_char);
+        fn ThrowErrorData(error: *mut pg_sys::ErrorData);
     }
     // SAFETY: Postgres copies every text.
     unsafe {
-        let Refusal { code, message, detail, hint, statement, place } = *refusal;
+        let Said { code, message, detail, hint, statement, place } = match *refusal {
+            Refusal::Ours(said) => said,
+            Refusal::Theirs(error) => {
+                ThrowErrorData(error);
+                unreachable!("an error was raised")
+            }
+        };
         errstart(pg_sys::elog::PgLogLevel::ERROR as c_int, std::ptr::null());
         errcode(code);
         errmsg_internal(c"%s".as_ptr(), message);

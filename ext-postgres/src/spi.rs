@@ -5,8 +5,9 @@ use crate::datums::{attribute, bytes};
 use crate::entry::Failure;
 use mergeql_lang::Diagnostic;
 use mergeql_udfs::Code;
+use pgrx::pg_sys::panic::CaughtError;
 use pgrx::pg_sys::{self, Datum, Oid};
-use std::ffi::{CStr, CString, c_int};
+use std::ffi::{CStr, CString, c_int, c_void};
 
 /// A connection to the executor. An error of Postgres' ends the statement, and Postgres takes the connection back itself.
 pub struct Spi(());
@@ -38,14 +39,61 @@ fn failed(what: &str, code: c_int) -> Failure {
     Diagnostic::new(Code::Unsupported, format!("{what}: {why}")).into()
 }
 
+/// Where a copy of an error is put, and the memory that it is made in.
+struct Heard {
+    memory: pg_sys::MemoryContext,
+    error: *mut pg_sys::ErrorData,
+}
+
+/// Postgres asks every layer what it has to say of an error, inner ones first: this one says nothing, and copies what is there.
+unsafe extern "C-unwind" fn hear(heard: *mut c_void) {
+    unsafe extern "C-unwind" {
+        // Those of the bindings would make a panic of an error in here, which must not cross Postgres' own frames.
+        fn CopyErrorData() -> *mut pg_sys::ErrorData;
+        fn FreeErrorData(error: *mut pg_sys::ErrorData);
+    }
+    // SAFETY: what is heard lives as long as its place in Postgres' stack of callbacks.
+    unsafe {
+        let heard: *mut Heard = heard.cast();
+        let before = pg_sys::MemoryContextSwitchTo((*heard).memory);
+        let error = CopyErrorData();
+        if (*error).elevel >= pg_sys::elog::PgLogLevel::ERROR as c_int {
+            (*heard).error = error;
+        } else {
+            FreeErrorData(error);
+        }
+        pg_sys::MemoryContextSwitchTo(before);
+    }
+}
+
+/// Runs; an error of Postgres' comes back with its constraint, table, context and all else, which the bindings drop.
+fn errors_whole<T>(run: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
+    // SAFETY: the callback is taken away before what it writes to is gone, whatever happens in between.
+    unsafe {
+        let mut heard = Heard { memory: pg_sys::CurrentMemoryContext, error: std::ptr::null_mut() };
+        let previous = pg_sys::error_context_stack;
+        let mut callback = pg_sys::ErrorContextCallback { previous, callback: Some(hear), arg: (&raw mut heard).cast() };
+        pg_sys::error_context_stack = &raw mut callback;
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run));
+        pg_sys::error_context_stack = previous;
+        match result {
+            Ok(result) => result,
+            Err(panic) => match panic.downcast_ref() {
+                Some(CaughtError::PostgresError(_)) if !heard.error.is_null() => Err(Failure::Theirs(heard.error)),
+                _ => std::panic::resume_unwind(panic),
+            },
+        }
+    }
+}
+
 impl Spi {
     /// Connects, runs, and disconnects.
     ///
     /// # Errors
-    /// Those of `run`.
+    /// Those of `run`; Postgres' own are [`Failure::Theirs`].
     pub fn connect<T>(run: impl FnOnce(&Spi) -> Result<T, Failure>) -> Result<T, Failure> {
         // SAFETY: connections nest, and each is finished.
-        unsafe {
+        let connected = || unsafe {
             match pg_sys::SPI_connect() {
                 code if code < 0 => Err(failed("no connection to the executor", code)),
                 _ => {
@@ -54,7 +102,8 @@ impl Spi {
                     result
                 }
             }
-        }
+        };
+        errors_whole(connected)
     }
 
     /// The rows of a query, each value as text.

@@ -81,7 +81,7 @@ impl Strategy for Backwards {
 "#;
 
 fn output(copy: &Path, target: &Path, arguments: &[&str]) -> Result<String, String> {
-    let run = Command::new("cargo").args(arguments).current_dir(copy).env("CARGO_TARGET_DIR", target).output();
+    let run = crate::command("cargo").args(arguments).current_dir(copy).env("CARGO_TARGET_DIR", target).output();
     let run = run.map_err(|e| format!("cargo: {e}"))?;
     let text = format!("{}{}", String::from_utf8_lossy(&run.stdout), String::from_utf8_lossy(&run.stderr));
     if run.status.success() { Ok(text) } else { Err(format!("cargo {} failed in the copy:\n{text}", arguments.join(" "))) }

@@ -49,6 +49,44 @@ fn errors_say_what_and_where() {
     }
 }
 
+/// What Postgres says of an error inside of a statement comes out whole.
+#[test]
+fn errors_of_postgres_keep_what_they_say() {
+    let mut host = cluster().host();
+    host.raw(
+        "CREATE TABLE parent (id int PRIMARY KEY); INSERT INTO parent VALUES (1), (2), (3), (4); CREATE DOMAIN even AS int CONSTRAINT is_even CHECK (VALUE % 2 = 0); \
+         CREATE TABLE target (id int PRIMARY KEY CONSTRAINT known REFERENCES parent, v int CONSTRAINT small CHECK (v < 10), w int NOT NULL DEFAULT 0, e even); \
+         CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN IF NEW.v = 7 THEN RAISE EXCEPTION 'no sevens' \
+         USING ERRCODE = 'P0007', DETAIL = 'a detail', HINT = 'a hint'; END IF; RETURN NEW; END $$; \
+         CREATE TRIGGER refuse BEFORE INSERT ON target FOR EACH ROW EXECUTE FUNCTION refuse(); \
+         CREATE FUNCTION said(statement text) RETURNS text LANGUAGE plpgsql AS $$ \
+         DECLARE code text; said text; detail text; hint text; s text; t text; c text; y text; k text; context text; BEGIN \
+         CALL mergeql_into(statement); RETURN 'nothing'; EXCEPTION WHEN OTHERS THEN GET STACKED DIAGNOSTICS code = RETURNED_SQLSTATE, \
+         said = MESSAGE_TEXT, detail = PG_EXCEPTION_DETAIL, hint = PG_EXCEPTION_HINT, s = SCHEMA_NAME, t = TABLE_NAME, c = COLUMN_NAME, \
+         y = PG_DATATYPE_NAME, k = CONSTRAINT_NAME, context = PG_EXCEPTION_CONTEXT; \
+         RETURN concat_ws('|', code, detail, hint, s, t, c, y, k, 'in ' || context); END $$",
+    )
+    .unwrap();
+    for (row, says) in [
+        ("1 AS id, 10 AS v", "23514|Failing row contains (1, 10, 0, null).|public|target||"),
+        ("1 AS id, 10 AS v", "|small|in SQL statement \"MERGE INTO"),
+        ("9 AS id, 1 AS v", "|public|target|||known|in SQL statement"),
+        ("1 AS id, NULL::int AS w", "|public|target|w|"),
+        ("1 AS id, 3 AS e", "|public|||even|is_even|in "),
+        ("1 AS id, 7 AS v", "P0007|a detail|a hint|"),
+        ("1 AS id, 7 AS v", "|in PL/pgSQL function refuse() line 1 at RAISE\nSQL statement \"MERGE INTO"),
+        ("1 AS id, 1 / (1 - 1) AS v", "22012"),
+    ] {
+        let said = one(&mut host, &format!("SELECT said($$MERGE INTO target USING (SELECT {row}) AS s ON id STRATEGY * = max$$)"));
+        assert!(said.contains(says), "{row}: {said}");
+        // Each layer is named once.
+        assert_eq!(said.matches("PL/pgSQL function said(text)").count(), 1, "{said}");
+        assert!(said.matches("SQL statement \"MERGE INTO").count() <= 1, "{said}");
+    }
+    // Where the generated statement is wrong, the place in it is shown.
+    assert_eq!(one(&mut host, "SELECT count(*) FROM target"), "0");
+}
+
 /// Whatever the extension brings says what it is.
 #[test]
 fn every_function_has_a_comment() {

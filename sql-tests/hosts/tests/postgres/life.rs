@@ -94,17 +94,22 @@ fn a_crash_leaves_the_old_state_or_the_new() {
         let into = format!("MERGE INTO target USING {source} ON id STRATEGY v = max");
         let mut writer = cluster.host_of(&database);
         writer.raw("SET application_name = 'writer'").unwrap();
+        // Without room that earlier rounds left.
+        host.raw("VACUUM FULL target").unwrap();
+        let size = "SELECT pg_relation_size('target')";
+        let before: u64 = one(&mut host, size).parse().unwrap();
         let busy = "SELECT pid FROM pg_stat_activity WHERE application_name = 'writer' AND state = 'active'";
         std::thread::scope(|scope| {
             let merge = scope.spawn(move || writer.query(&into).is_ok());
+            // It is disturbed when it has written some of its rows: new versions of rows make the table's file grow.
             let pid = loop {
                 let rows = host.query(busy).unwrap().unwrap();
-                if let Some(pid) = rows.first().and_then(|row| row[0].clone()) {
+                let size: u64 = one(&mut host, size).parse().unwrap();
+                if let (Some(pid), true) = (rows.first().and_then(|row| row[0].clone()), size > before + round * (256 << 10)) {
                     break pid;
                 }
                 assert!(!merge.is_finished(), "the merge was over before it could be disturbed");
             };
-            std::thread::sleep(std::time::Duration::from_millis(150 * round));
             match round % 2 {
                 0 => cluster.crash(),
                 _ => shell(&format!("kill -9 {pid}")),

@@ -3,6 +3,7 @@
 
 mod errors;
 mod life;
+mod queries;
 mod types;
 
 use mergeql::columns::{logical, value_at};
