@@ -8,17 +8,24 @@ use arrow::array::{Array, RecordBatch};
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow::util::display::{ArrayFormatter, FormatOptions};
+use datafusion::common::runtime::SpawnedTask;
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::physical_plan::common::spawn_buffered;
 use futures::StreamExt;
 use mergeql_udfs::Code;
 use parquet::arrow::ArrowWriter;
+use parquet::arrow::arrow_writer::{
+    ArrowColumnChunk, ArrowColumnWriter, ArrowLeafColumn, ArrowRowGroupWriterFactory, compute_leaves,
+};
 use parquet::basic::Compression;
+use parquet::errors::ParquetError;
 use parquet::file::metadata::SortingColumn;
-use parquet::file::properties::WriterProperties;
+use parquet::file::properties::{DEFAULT_MAX_ROW_GROUP_ROW_COUNT, WriterProperties};
+use parquet::file::writer::SerializedFileWriter;
 use std::io::{BufWriter, Write};
 use std::path::Path;
 use std::sync::Arc;
+use tokio::sync::mpsc::{Receiver, Sender, channel};
 
 /// How rows are sorted in what is written: the first columns, ascending, NULLs first.
 pub type SortedBy = Option<usize>;
@@ -76,11 +83,99 @@ impl<W: Write> Delimited<W> {
     }
 }
 
+/// A Parquet file whose columns are encoded side by side, each by a task of its own. Its bytes do not depend on who is faster.
+struct ParquetFile<W: Write + Send> {
+    file: SerializedFileWriter<W>,
+    columns: ArrowRowGroupWriterFactory,
+    schema: SchemaRef,
+    group: Option<RowGroup>,
+}
+
+/// A row group that is being encoded.
+struct RowGroup {
+    /// Its leaves: a column of lists or rows has several.
+    leaves: Vec<(Sender<ArrowLeafColumn>, SpawnedTask<Result<ArrowColumnChunk, ParquetError>>)>,
+    rows: usize,
+}
+
+impl RowGroup {
+    fn new(writers: Vec<ArrowColumnWriter>) -> RowGroup {
+        async fn encode(
+            mut writer: ArrowColumnWriter,
+            mut leaves: Receiver<ArrowLeafColumn>,
+        ) -> Result<ArrowColumnChunk, ParquetError> {
+            while let Some(leaf) = leaves.recv().await {
+                writer.write(&leaf)?;
+            }
+            writer.close()
+        }
+        let leaf = |writer| {
+            let (sender, leaves) = channel(4);
+            (sender, SpawnedTask::spawn(encode(writer, leaves)))
+        };
+        RowGroup { leaves: writers.into_iter().map(leaf).collect(), rows: 0 }
+    }
+}
+
+impl<W: Write + Send> ParquetFile<W> {
+    fn new(out: W, schema: &SchemaRef, properties: WriterProperties) -> Result<ParquetFile<W>> {
+        let writer = ArrowWriter::try_new(out, schema.clone(), Some(properties)).map_err(parquet_error)?;
+        let (file, columns) = writer.into_serialized_writer().map_err(parquet_error)?;
+        Ok(ParquetFile { file, columns, schema: schema.clone(), group: None })
+    }
+
+    async fn write(&mut self, batch: &RecordBatch) -> Result<()> {
+        let mut at = 0;
+        while at < batch.num_rows() {
+            if self.group.is_none() {
+                let group = self.file.flushed_row_groups().len();
+                self.group = Some(RowGroup::new(self.columns.create_column_writers(group).map_err(parquet_error)?));
+            }
+            let Some(group) = &mut self.group else { break };
+            let n = (DEFAULT_MAX_ROW_GROUP_ROW_COUNT - group.rows).min(batch.num_rows() - at);
+            let part = batch.slice(at, n);
+            let mut writers = group.leaves.iter();
+            for (field, column) in self.schema.fields().iter().zip(part.columns()) {
+                for leaf in compute_leaves(field, column).map_err(parquet_error)? {
+                    // A column that failed takes no more: its error is heard when the group ends.
+                    if let Some((sender, _)) = writers.next() {
+                        sender.send(leaf).await.ok();
+                    }
+                }
+            }
+            group.rows += n;
+            at += n;
+            if group.rows == DEFAULT_MAX_ROW_GROUP_ROW_COUNT {
+                self.end_group().await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn end_group(&mut self) -> Result<()> {
+        let Some(group) = self.group.take() else { return Ok(()) };
+        let (senders, tasks): (Vec<_>, Vec<_>) = group.leaves.into_iter().unzip();
+        drop(senders);
+        let mut row_group = self.file.next_row_group().map_err(parquet_error)?;
+        for task in tasks {
+            let chunk = task.join_unwind().await.map_err(|e| MergeError::new(Code::Io, e.to_string()))?;
+            chunk.and_then(|chunk| chunk.append_to_row_group(&mut row_group)).map_err(parquet_error)?;
+        }
+        row_group.close().map_err(parquet_error)?;
+        Ok(())
+    }
+
+    async fn finish(mut self) -> Result<W> {
+        self.end_group().await?;
+        self.file.into_inner().map_err(parquet_error)
+    }
+}
+
 enum Writer<W: Write + Send> {
     Csv(Delimited<W>),
     Ndjson(arrow::json::LineDelimitedWriter<W>),
     Json(arrow::json::ArrayWriter<W>),
-    Parquet(Box<ArrowWriter<W>>),
+    Parquet(Box<ParquetFile<W>>),
     Arrow(Box<arrow::ipc::writer::FileWriter<W>>),
 }
 
@@ -146,24 +241,24 @@ impl<W: Write + Send> Writer<W> {
                     .set_created_by(format!("mergeql {}", env!("CARGO_PKG_VERSION")))
                     .set_sorting_columns(sorting)
                     .build();
-                Writer::Parquet(Box::new(ArrowWriter::try_new(out, schema.clone(), Some(properties)).map_err(parquet_error)?))
+                Writer::Parquet(Box::new(ParquetFile::new(out, schema, properties)?))
             }
             Format::Arrow => Writer::Arrow(Box::new(arrow::ipc::writer::FileWriter::try_new(out, schema)?)),
         })
     }
 
-    fn write(&mut self, batch: &RecordBatch) -> Result<()> {
+    async fn write(&mut self, batch: &RecordBatch) -> Result<()> {
         match self {
             Writer::Csv(w) => w.write(batch)?,
             Writer::Ndjson(w) => w.write(batch)?,
             Writer::Json(w) => w.write(batch)?,
-            Writer::Parquet(w) => w.write(batch).map_err(parquet_error)?,
+            Writer::Parquet(w) => w.write(batch).await?,
             Writer::Arrow(w) => w.write(batch)?,
         }
         Ok(())
     }
 
-    fn finish(self) -> Result<W> {
+    async fn finish(self) -> Result<W> {
         Ok(match self {
             Writer::Csv(w) => w.out,
             Writer::Ndjson(mut w) => {
@@ -176,7 +271,7 @@ impl<W: Write + Send> Writer<W> {
                 out.write_all(b"\n")?;
                 out
             }
-            Writer::Parquet(w) => w.into_inner().map_err(parquet_error)?,
+            Writer::Parquet(w) => w.finish().await?,
             Writer::Arrow(mut w) => {
                 w.finish()?;
                 w.into_inner()?
@@ -185,7 +280,7 @@ impl<W: Write + Send> Writer<W> {
     }
 }
 
-fn parquet_error(error: parquet::errors::ParquetError) -> MergeError {
+fn parquet_error(error: ParquetError) -> MergeError {
     MergeError::new(Code::Io, error.to_string())
 }
 
@@ -201,13 +296,13 @@ pub async fn write_to(out: impl Write + Send, format: Format, mut rows: Sendable
     while let Some(batch) = rows.next().await {
         let batch = batch.map_err(MergeError::running)?;
         count += batch.num_rows();
-        writer.write(&fit(&batch, &schema)?)?;
+        writer.write(&fit(&batch, &schema)?).await?;
         first = false;
     }
     if first {
-        writer.write(&RecordBatch::new_empty(schema))?;
+        writer.write(&RecordBatch::new_empty(schema)).await?;
     }
-    writer.finish()?.flush()?;
+    writer.finish().await?.flush()?;
     Ok(count)
 }
 
@@ -249,12 +344,12 @@ pub async fn write_file_as(
         let batch = batch.map_err(MergeError::running)?;
         count += batch.num_rows();
         empty = false;
-        writer.write(&fit(&batch, &schema)?)?;
+        writer.write(&fit(&batch, &schema)?).await?;
     }
     if empty {
-        writer.write(&RecordBatch::new_empty(schema))?;
+        writer.write(&RecordBatch::new_empty(schema)).await?;
     }
-    let file = writer.finish()?.into_inner().map_err(|e| fail(e.into_error()))?;
+    let file = writer.finish().await?.into_inner().map_err(|e| fail(e.into_error()))?;
     file.as_file().sync_all().map_err(fail)?;
     #[cfg(unix)]
     {

@@ -11,7 +11,11 @@ class Case:
     key: str = "int"  # int, uuid, pair
     columns: str = "mixed"  # mixed, wide, lww, max
     sorted: bool = False
-    format: str = "parquet"
+    format: str = "parquet"  # parquet, csv, memory: Parquet that is read before the clock starts, a table as the result
+
+    @property
+    def ending(self):
+        return "csv" if self.format == "csv" else "parquet"
 
     @property
     def keys(self):
@@ -20,7 +24,7 @@ class Case:
     @property
     def data(self):
         """What the files depend on."""
-        return f"s{self.sources}-o{self.overlap}-{self.key}-{self.columns}-{'sorted' if self.sorted else 'shuffled'}-{self.format}"
+        return f"s{self.sources}-o{self.overlap}-{self.key}-{self.columns}-{'sorted' if self.sorted else 'shuffled'}-{self.ending}"
 
     @property
     def values(self):
@@ -38,7 +42,7 @@ class Case:
     def statement(self):
         strategies = ", ".join(f"{c} = {s}" for c, s in self.values if s != "lww" and c != "ts")
         strategies = f"STRATEGY {strategies}, ts = max" if strategies else "STRATEGY ts = max"
-        files = ", ".join(f"'{i}.{self.format}'" for i in range(self.sources))
+        files = ", ".join(f"t{i}" if self.format == "memory" else f"'{i}.{self.ending}'" for i in range(self.sources))
         return f"MERGE {files} ON ({', '.join(self.keys)}) {strategies} VERSION BY ts"
 
 
@@ -54,4 +58,5 @@ CASES = [
     Case("max alone", columns="max"),
     Case("sorted by key", sorted=True),
     Case("CSV", format="csv"),
+    Case("tables in memory", format="memory"),
 ]

@@ -45,7 +45,7 @@ for source in range(case.sources):
             columns[name] = rng.integers(0, 1_000_000, each, dtype=np.int64)
     columns["ts"] = rng.integers(0, 1_000_000, each).astype("datetime64[us]")
     table = pa.table(columns)
-    path = f"{folder}/{source}.{case.format}"
+    path = f"{folder}/{source}.{case.ending}"
     if case.format == "csv":
         pyarrow.csv.write_csv(table, path)
     else:

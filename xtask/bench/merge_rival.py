@@ -8,7 +8,8 @@ from merge_cases import CASES
 
 case, engine, folder = CASES[int(sys.argv[1])], sys.argv[2], sys.argv[3]
 target = f"{folder}/{engine}.parquet"
-files = [f"{folder}/{i}.{case.format}" for i in range(case.sources)]
+files = [f"{folder}/{i}.{case.ending}" for i in range(case.sources)]
+memory = case.format == "memory"
 values = [(c, s) for c, s in case.values if c != "ts"] + [("ts", "max")]
 keys = ", ".join(case.keys)
 
@@ -23,12 +24,17 @@ if engine == "duckdb":
         "union": lambda c: f"array_to_string(list_sort(list_distinct(list_transform(flatten(list(string_split({c}, ','))), "
         f"lambda x: trim(x)))), ',') AS {c}",
     }
-    union = " UNION ALL BY NAME ".join(f"SELECT * FROM '{f}'" for f in files)
-    select = ", ".join(how[s](c) for c, s in values)
+    union = " UNION ALL BY NAME ".join(f"SELECT * FROM t{i}" if memory else f"SELECT * FROM '{f}'" for i, f in enumerate(files))
+    query = f"SELECT {keys}, {', '.join(how[s](c) for c, s in values)} FROM ({union}) GROUP BY ALL"
     connection = duckdb.connect()
     connection.execute("SET threads = 2")
+    for i, f in enumerate(files if memory else []):
+        connection.execute(f"CREATE TABLE t{i} AS FROM '{f}'")
     started = time.perf_counter()
-    connection.execute(f"COPY (SELECT {keys}, {select} FROM ({union}) GROUP BY ALL) TO '{target}' (FORMAT parquet)")
+    connection.execute(f"CREATE TABLE merged AS {query}" if memory else f"COPY ({query}) TO '{target}' (FORMAT parquet)")
+    seconds = time.perf_counter() - started
+    if memory:
+        connection.execute(f"COPY merged TO '{target}' (FORMAT parquet)")
 elif engine == "polars":
     import polars as pl
 
@@ -38,10 +44,13 @@ elif engine == "polars":
         "min": lambda c: pl.col(c).min(),
         "union": lambda c: pl.col(c).str.split(",").explode().unique().sort().str.join(","),
     }
+    tables = [pl.read_parquet(f) for f in files] if memory else []
     started = time.perf_counter()
-    scan = pl.scan_parquet if case.format == "parquet" else lambda f: pl.scan_csv(f, try_parse_dates=True)
-    frame = pl.concat([scan(f) for f in files]).group_by(case.keys).agg(*[how[s](c) for c, s in values])
-    frame.collect(engine="streaming").write_parquet(target)
+    scan = (lambda f: pl.scan_csv(f, try_parse_dates=True)) if case.format == "csv" else pl.scan_parquet
+    sources = [t.lazy() for t in tables] if memory else [scan(f) for f in files]
+    merged = pl.concat(sources).group_by(case.keys).agg(*[how[s](c) for c, s in values]).collect(engine="streaming")
+    seconds = time.perf_counter() - started
+    merged.write_parquet(target)
 else:
     from datafusion import SessionConfig, SessionContext
 
@@ -52,12 +61,20 @@ else:
         "union": lambda c: f"array_to_string(array_sort(array_distinct(flatten(array_agg(string_to_array({c}, ','))))), ',') AS {c}",
     }
     context = SessionContext(SessionConfig().with_target_partitions(2))
+    for i, f in enumerate(files if memory else []):
+        context.register_parquet(f"p{i}", f)
+        context.sql(f"CREATE TABLE s{i} AS SELECT * FROM p{i}").collect()
     started = time.perf_counter()
-    for i, f in enumerate(files):
-        (context.register_parquet if case.format == "parquet" else context.register_csv)(f"s{i}", f)
+    for i, f in enumerate([] if memory else files):
+        (context.register_csv if case.format == "csv" else context.register_parquet)(f"s{i}", f)
     union = " UNION ALL ".join(f"SELECT * FROM s{i}" for i in range(case.sources))
     select = ", ".join(how[s](c) for c, s in values)
-    context.sql(f"SELECT {keys}, {select} FROM ({union}) GROUP BY {keys}").write_parquet(target)
+    merged = context.sql(f"SELECT {keys}, {select} FROM ({union}) GROUP BY {keys}")
+    if memory:
+        merged = merged.cache()
+        seconds = time.perf_counter() - started
+    merged.write_parquet(target)
 
-seconds = time.perf_counter() - started
+if not memory:
+    seconds = time.perf_counter() - started
 print(f"{seconds:.3f} {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f}")

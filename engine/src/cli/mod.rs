@@ -31,6 +31,9 @@ struct Arguments {
     /// Write the rows of the last statement to a file (whole or not at all)
     #[arg(short = 'o', long, value_name = "FILE")]
     output: Option<PathBuf>,
+    /// Tell the time of each statement
+    #[arg(long)]
+    timer: bool,
     /// Give a file, folder or pattern a name
     #[arg(long = "source", value_name = "NAME=PATH", global = true)]
     sources: Vec<String>,
@@ -220,7 +223,8 @@ async fn dispatch(arguments: Arguments) -> Result<ExitCode, MergeError> {
     for file in &arguments.file {
         scripts.push(read_script(Some(file))?);
     }
-    let output = Output::new(arguments.format, arguments.output.clone())?;
+    let mut output = Output::new(arguments.format, arguments.output.clone())?;
+    output.timer = arguments.timer;
     if scripts.is_empty() {
         if std::io::stdin().is_terminal() {
             return repl::run(context, output).await;

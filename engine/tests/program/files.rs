@@ -22,6 +22,26 @@ fn every_format_reads_back_equal() {
     }
 }
 
+/// Columns are encoded side by side, in several row groups: the file has the same bytes however many threads there are.
+#[test]
+fn parquet_does_not_depend_on_threads() {
+    let folder = sources();
+    let rows = "SELECT value AS id, value % 1000 AS n, 'text ' || value % 5000 AS t, [value, NULL, value % 7] AS l, \
+                {a: value % 3, b: {c: CAST(value AS TEXT)}} AS s FROM generate_series(1, 1100000)";
+    let mut files = Vec::new();
+    for threads in ["1", "4"] {
+        let file = format!("rows{threads}.parquet");
+        stdout(&run(folder.path(), &["--threads", threads, "-c", &format!("{rows} ORDER BY id"), "-o", &file]));
+        files.push(std::fs::read(folder.path().join(&file)).unwrap());
+        let sums = format!(
+            "SELECT count(*) AS n, sum(n) AS s, sum(l[1]) AS l, sum(CAST(s['b']['c'] AS BIGINT)) AS c, max(t) AS t FROM '{file}'"
+        );
+        let sums = stdout(&run(folder.path(), &["-c", &sums, "--format", "csv"]));
+        assert_eq!(sums.lines().last(), Some("1100000,549450000,605000550000,605000550000,text 999"), "{threads}");
+    }
+    assert!(files[0] == files[1]);
+}
+
 fn count_of(folder: &Path, source: &str) -> String {
     std::fs::write(folder.join("late/1.csv"), "id,v\n1,7\n").unwrap();
     std::fs::write(folder.join("late/2.csv"), "id,v\n1,5\n4,1.5\n").unwrap();

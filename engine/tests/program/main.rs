@@ -51,6 +51,8 @@ fn scripts_formats_and_exit_codes() {
     assert_eq!(failure(&run(folder.path(), &["-c", ""])).0, 2);
     assert_eq!(failure(&run(folder.path(), &["-c", "MERGE 'a.csv' ON nosuch"])).0, 2);
     assert_eq!(failure(&run(folder.path(), &["-c", "MERGE 'missing.csv' ON id"])).0, 1);
+    let timed = run(folder.path(), &["-f", "s.sql", "--timer"]);
+    assert_eq!(String::from_utf8_lossy(&timed.stderr).matches("Time: ").count(), 2, "{timed:?}");
     let formatted = run(folder.path(), &["fmt", "s.sql"]);
     assert!(formatted.status.success());
 }
