@@ -1,6 +1,6 @@
 //! A merge of sorted files in ranges of their key: each range is a statement of its own, which some worker answers with the sorted plan.
 
-use super::schedule::{Failure, Schedule};
+use super::schedule::{Failure, Schedule, Wall};
 use super::{Channels, Client, address};
 use crate::error::{MergeError, Result};
 use crate::objects::Object;
@@ -175,7 +175,8 @@ impl PartitionStream for Ranged {
     fn execute(&self, _: Arc<TaskContext>) -> SendableRecordBatchStream {
         let (channels, statements) = (self.channels.clone(), self.statements.clone());
         let job = move |worker: Url, range: usize| ask(channels.clone(), worker, statements.clone(), range).boxed();
-        let schedule = Schedule::new(self.alive.get(), self.statements.len(), PATIENCE, job, |e: &MergeError| !e.is_runtime());
+        let permanent = |e: &MergeError| !e.is_runtime();
+        let schedule = Schedule::new(Wall::new(), self.alive.get(), self.statements.len(), PATIENCE, job, permanent);
         let schema = self.schema.clone();
         let ranges = futures::stream::unfold(Some(schedule), |schedule| async move {
             let mut schedule = schedule?;

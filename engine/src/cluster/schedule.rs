@@ -26,10 +26,37 @@ pub(super) enum Failure<E> {
     NoWorkers(Option<E>),
 }
 
-type Ended<T, E> = (usize, usize, Instant, Option<Result<T, E>>);
+type Ended<T, E> = (usize, usize, Duration, Option<Result<T, E>>);
+
+/// What time it is, since some beginning.
+pub(super) trait Clock {
+    fn now(&self) -> Duration;
+    fn sleep(&self, time: Duration) -> impl Future<Output = ()> + Send;
+}
+
+/// The machine's own clock.
+#[derive(Debug)]
+pub(super) struct Wall(Instant);
+
+impl Wall {
+    pub(super) fn new() -> Wall {
+        Wall(Instant::now())
+    }
+}
+
+impl Clock for Wall {
+    fn now(&self) -> Duration {
+        self.0.elapsed()
+    }
+
+    fn sleep(&self, time: Duration) -> impl Future<Output = ()> + Send {
+        tokio::time::sleep(time)
+    }
+}
 
 /// The results of ranges of keys, in their order.
-pub(super) struct Schedule<W, J, T, E> {
+pub(super) struct Schedule<W, J, T, E, C> {
+    clock: C,
     workers: Vec<Worker<W>>,
     job: J,
     permanent: fn(&E) -> bool,
@@ -53,11 +80,11 @@ pub(super) struct Schedule<W, J, T, E> {
 
 struct Worker<W> {
     address: W,
-    doing: Option<(usize, Instant, AbortHandle)>,
+    doing: Option<(usize, Duration, AbortHandle)>,
     failures: u32,
     /// How often in a row another one was faster, and until when it rests for that.
     slow: u32,
-    rests: Option<Instant>,
+    rests: Option<Duration>,
 }
 
 impl<W> Worker<W> {
@@ -65,8 +92,8 @@ impl<W> Worker<W> {
         self.failures >= MOST_FAILURES
     }
 
-    fn is_idle(&self) -> bool {
-        self.doing.is_none() && !self.is_lost() && self.rests.is_none_or(|until| Instant::now() >= until)
+    fn is_idle(&self, now: Duration) -> bool {
+        self.doing.is_none() && !self.is_lost() && self.rests.is_none_or(|until| now >= until)
     }
 
     fn succeeded(&mut self) {
@@ -74,17 +101,19 @@ impl<W> Worker<W> {
     }
 }
 
-impl<W, J, T, E> Schedule<W, J, T, E>
+impl<W, J, T, E, C> Schedule<W, J, T, E, C>
 where
     W: Clone,
+    C: Clock,
     J: Fn(W, usize) -> BoxFuture<'static, Result<T, E>>,
     T: Send + 'static,
     E: Send + 'static,
 {
-    pub(super) fn new(workers: Vec<W>, ranges: usize, patience: Duration, job: J, permanent: fn(&E) -> bool) -> Self {
+    pub(super) fn new(clock: C, workers: Vec<W>, ranges: usize, patience: Duration, job: J, permanent: fn(&E) -> bool) -> Self {
         let ahead = 2 * workers.len() + 2;
         let worker = |address| Worker { address, doing: None, failures: 0, slow: 0, rests: None };
         Schedule {
+            clock,
             workers: workers.into_iter().map(worker).collect(),
             job,
             permanent,
@@ -118,13 +147,15 @@ where
                 return Some(Err(Failure::NoWorkers(self.last_error.take())));
             }
             tokio::select! {
+                // Without chance: a simulation is the same every time.
+                biased;
                 Some(ended) = self.running.next() => {
                     if let Err(failure) = self.note(ended) {
                         return Some(Err(failure));
                     }
                 }
                 // Then some range may have become slow, or some worker rested.
-                () = tokio::time::sleep(self.patience) => {}
+                () = self.clock.sleep(self.patience) => {}
             }
         }
     }
@@ -136,7 +167,7 @@ where
             Some(Ok(_)) if known => self.workers[worker].succeeded(),
             Some(Ok(result)) => {
                 self.workers[worker].succeeded();
-                self.took.push_back(started.elapsed());
+                self.took.push_back(self.clock.now() - started);
                 if self.took.len() > RECENT {
                     self.took.pop_front();
                 }
@@ -153,7 +184,7 @@ where
             Some(Err(error)) if (self.permanent)(&error) => return Err(Failure::Job(error)),
             None => {
                 let worker = &mut self.workers[worker];
-                worker.rests = Some(Instant::now() + self.patience * (1 << worker.slow));
+                worker.rests = Some(self.clock.now() + self.patience * (1 << worker.slow));
                 worker.slow = (worker.slow + 1).min(10);
             }
             failed => {
@@ -176,8 +207,9 @@ where
 
     /// Gives every idle worker something to do.
     fn assign(&mut self) {
+        let now = self.clock.now();
         for worker in 0..self.workers.len() {
-            if !self.workers[worker].is_idle() {
+            if !self.workers[worker].is_idle(now) {
                 continue;
             }
             let fresh = self.waiting.first().copied().filter(|range| *range < self.next + self.ahead);
@@ -195,23 +227,23 @@ where
                 },
             };
             let (abort, registration) = AbortHandle::new_pair();
-            let started = Instant::now();
-            self.workers[worker].doing = Some((range, started, abort));
+            self.workers[worker].doing = Some((range, now, abort));
             let job = Abortable::new((self.job)(self.workers[worker].address.clone(), range), registration);
-            self.running.push(job.map(move |result| (worker, range, started, result.ok())).boxed());
+            self.running.push(job.map(move |result| (worker, range, now, result.ok())).boxed());
         }
     }
 
     /// A range that everyone who is at it has been at for too long; the more are, the longer is too long.
     fn slow(&self) -> Option<usize> {
         let limit = self.patience.max(self.usual * SLOW);
-        let mut doing: BTreeMap<usize, (Instant, u32)> = BTreeMap::new();
+        let now = self.clock.now();
+        let mut doing: BTreeMap<usize, (Duration, u32)> = BTreeMap::new();
         for (range, started, _) in self.workers.iter().filter_map(|w| w.doing.as_ref()) {
             let (latest, copies) = doing.entry(*range).or_insert((*started, 0));
             *latest = (*latest).max(*started);
             *copies += 1;
         }
-        let late = |(latest, copies): &(Instant, u32)| latest.elapsed() > limit * 2_u32.saturating_pow(copies - 1);
+        let late = |(latest, copies): &(Duration, u32)| now - *latest > limit * 2_u32.saturating_pow(copies - 1);
         doing.iter().find(|(_, state)| late(state)).map(|(range, _)| *range)
     }
 }
@@ -228,6 +260,7 @@ mod tests {
     use mergeql_udfs::laws::Random;
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::sync::{Arc, Mutex};
+    use std::task::{Poll, Waker};
 
     #[derive(Debug, PartialEq)]
     enum Why {
@@ -235,48 +268,107 @@ mod tests {
         Wrong,
     }
 
-    /// 100 nodes and 10,000 ranges: jobs fail, hang, dawdle and are done twice; every third node dies for good.
-    #[tokio::test(flavor = "multi_thread")]
-    async fn a_hundred_nodes_do_ten_thousand_ranges() {
-        for seed in 1..4 {
-            let random = Arc::new(Mutex::new(Random(seed)));
-            let runs = Arc::new(AtomicUsize::new(0));
-            let counted = runs.clone();
-            let job = move |node: usize, range: usize| {
-                let (random, counted) = (random.clone(), counted.clone());
-                async move {
-                    let run = counted.fetch_add(1, Ordering::Relaxed);
-                    let chance = random.lock().unwrap_or_else(std::sync::PoisonError::into_inner).below(1000);
-                    if node.is_multiple_of(3) && run > 2000 {
-                        // It is gone: some say so, of others nothing is heard again.
-                        return if node.is_multiple_of(2) { Err(Why::Lost) } else { std::future::pending().await };
-                    }
-                    match chance {
-                        0..20 => return Err(Why::Lost),
-                        20..25 => std::future::pending().await,
-                        25..35 => tokio::time::sleep(Duration::from_millis(80)).await,
-                        _ => tokio::time::sleep(Duration::from_micros(300)).await,
-                    }
-                    Ok((range, range * range))
+    /// A clock that stands still until nothing else is left to do, and then goes to what is waited for next.
+    #[derive(Clone, Default)]
+    struct Simulated(Arc<Mutex<(Duration, u64, BTreeMap<(Duration, u64), Waker>)>>);
+
+    impl Simulated {
+        fn state(&self) -> std::sync::MutexGuard<'_, (Duration, u64, BTreeMap<(Duration, u64), Waker>)> {
+            self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        }
+
+        /// Runs a future to its end.
+        fn run<T>(&self, future: impl Future<Output = T>) -> T {
+            let mut future = std::pin::pin!(future);
+            let mut context = std::task::Context::from_waker(Waker::noop());
+            loop {
+                if let Poll::Ready(result) = future.as_mut().poll(&mut context) {
+                    return result;
                 }
-                .boxed()
-            };
-            let nodes = (0..100).collect();
-            let mut schedule = Schedule::new(nodes, 10_000, Duration::from_millis(10), job, |e| *e == Why::Wrong);
+                let mut state = self.state();
+                let ((at, _), waker) = state.2.pop_first().expect("something is waited for");
+                state.0 = at;
+                drop(state);
+                waker.wake();
+            }
+        }
+    }
+
+    impl Clock for Simulated {
+        fn now(&self) -> Duration {
+            self.state().0
+        }
+
+        fn sleep(&self, time: Duration) -> impl Future<Output = ()> + Send {
+            let clock = self.clone();
+            let until = self.now() + time;
+            std::future::poll_fn(move |context| {
+                let mut state = clock.state();
+                if state.0 >= until {
+                    return Poll::Ready(());
+                }
+                state.1 += 1;
+                let number = state.1;
+                state.2.insert((until, number), context.waker().clone());
+                Poll::Pending
+            })
+        }
+    }
+
+    /// What 100 nodes did with 10,000 ranges: jobs fail, hang, dawdle and are done twice; every third node dies for good.
+    fn hundred_nodes(seed: u64) -> (usize, usize, Duration) {
+        let clock = Simulated::default();
+        let random = Arc::new(Mutex::new(Random(seed)));
+        let runs = Arc::new(AtomicUsize::new(0));
+        let (counted, times) = (runs.clone(), clock.clone());
+        let job = move |node: usize, range: usize| {
+            let (random, counted, clock) = (random.clone(), counted.clone(), times.clone());
+            async move {
+                let run = counted.fetch_add(1, Ordering::Relaxed);
+                let below = |n| random.lock().unwrap_or_else(std::sync::PoisonError::into_inner).below(n);
+                let (chance, took) = (below(1000), below(600) as u64);
+                if node.is_multiple_of(3) && run > 2000 {
+                    // It is gone: some say so, of others nothing is heard again.
+                    return if node.is_multiple_of(2) { Err(Why::Lost) } else { std::future::pending().await };
+                }
+                match chance {
+                    0..20 => return Err(Why::Lost),
+                    20..25 => std::future::pending().await,
+                    25..35 => clock.sleep(Duration::from_millis(80)).await,
+                    _ => clock.sleep(Duration::from_micros(took)).await,
+                }
+                Ok((range, range * range))
+            }
+            .boxed()
+        };
+        let nodes = (0..100).collect();
+        let mut schedule = Schedule::new(clock.clone(), nodes, 10_000, Duration::from_millis(10), job, |e| *e == Why::Wrong);
+        clock.run(async {
             let mut expected = 0;
             while let Some(result) = schedule.next().await {
                 assert_eq!(result.unwrap_or_else(|e| panic!("seed {seed}: {e:?}")), (expected, expected * expected));
                 expected += 1;
             }
             assert_eq!(expected, 10_000);
-            assert!(schedule.copies > 10 && runs.load(Ordering::Relaxed) > 10_000, "nothing was done twice");
+        });
+        (runs.load(Ordering::Relaxed), schedule.copies, clock.now())
+    }
+
+    #[test]
+    fn a_hundred_nodes_do_ten_thousand_ranges() {
+        for seed in 1..20 {
+            let (runs, copies, took) = hundred_nodes(seed);
+            assert!(copies > 10 && runs > 10_000, "nothing was done twice");
+            // A seed says all: who failed when, and how long it took.
+            assert_eq!(hundred_nodes(seed), (runs, copies, took), "seed {seed}");
         }
+        assert_ne!(hundred_nodes(1), hundred_nodes(2));
     }
 
     #[tokio::test]
     async fn failures_that_no_worker_is_to_blame_for_end_it() {
         let wrong = |_: usize, range: usize| async move { if range == 7 { Err(Why::Wrong) } else { Ok(range) } }.boxed();
-        let mut schedule = Schedule::new(vec![0, 1], 20, Duration::from_millis(5), wrong, |e| *e == Why::Wrong);
+        let mut schedule = Schedule::new(Wall::new(), vec![0, 1], 20, Duration::from_millis(5), wrong, |e| *e == Why::Wrong);
         let mut given = 0;
         let end = loop {
             match schedule.next().await {
@@ -286,7 +378,7 @@ mod tests {
         };
         assert!(matches!(end, Some(Err(Failure::Job(Why::Wrong)))) && given <= 7);
         let gone = |_: usize, _: usize| async { Err::<usize, _>(Why::Lost) }.boxed();
-        let mut schedule = Schedule::new(vec![0, 1, 2], 5, Duration::from_millis(5), gone, |_| false);
+        let mut schedule = Schedule::new(Wall::new(), vec![0, 1, 2], 5, Duration::from_millis(5), gone, |_| false);
         assert!(matches!(schedule.next().await, Some(Err(Failure::NoWorkers(_) | Failure::Job(Why::Lost)))));
     }
 }

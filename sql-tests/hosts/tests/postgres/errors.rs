@@ -68,22 +68,25 @@ fn errors_of_postgres_keep_what_they_say() {
     )
     .unwrap();
     for (row, says) in [
-        ("1 AS id, 10 AS v", "23514|Failing row contains (1, 10, 0, null).|public|target||"),
-        ("1 AS id, 10 AS v", "|small|in SQL statement \"MERGE INTO"),
-        ("9 AS id, 1 AS v", "|public|target|||known|in SQL statement"),
-        ("1 AS id, NULL::int AS w", "|public|target|w|"),
-        ("1 AS id, 3 AS e", "|public|||even|is_even|in "),
-        ("1 AS id, 7 AS v", "P0007|a detail|a hint|"),
-        ("1 AS id, 7 AS v", "|in PL/pgSQL function refuse() line 1 at RAISE\nSQL statement \"MERGE INTO"),
-        ("1 AS id, 1 / (1 - 1) AS v", "22012"),
+        ("10 AS v, 0 AS w", "23514|Failing row contains (1, 10, 0, null).||public|target||"),
+        ("10 AS v, 0 AS w", "|small|in SQL statement \"WITH "),
+        ("NULL::int AS w", "23502|Failing row contains (1, null, null, null).||public|target|w|"),
+        ("3 AS e, 0 AS w", "23514|||public|||even|is_even|in SQL statement \"WITH "),
+        ("7 AS v, 0 AS w", "P0007|a detail|a hint|"),
+        ("7 AS v, 0 AS w", "|in PL/pgSQL function refuse() line 1 at RAISE\nSQL statement \"WITH "),
+        ("1 / (1 - 1) AS v, 0 AS w", "22012|"),
     ] {
-        let said = one(&mut host, &format!("SELECT said($$MERGE INTO target USING (SELECT {row}) AS s ON id STRATEGY * = max$$)"));
+        let said = one(
+            &mut host,
+            &format!("SELECT said($$MERGE INTO target USING (SELECT 1 AS id, {row}) AS s ON id STRATEGY * = max$$)"),
+        );
         assert!(said.contains(says), "{row}: {said}");
         // Each layer is named once.
         assert_eq!(said.matches("PL/pgSQL function said(text)").count(), 1, "{said}");
-        assert!(said.matches("SQL statement \"MERGE INTO").count() <= 1, "{said}");
+        assert!(said.matches("SQL statement \"WITH").count() <= 1, "{said}");
     }
-    // Where the generated statement is wrong, the place in it is shown.
+    let said = one(&mut host, "SELECT said('MERGE INTO target USING (SELECT 9 AS id, 0 AS w) AS s ON id')");
+    assert!(said.starts_with("23503|") && said.contains("|public|target|||known|in "), "{said}");
     assert_eq!(one(&mut host, "SELECT count(*) FROM target"), "0");
 }
 

@@ -110,7 +110,7 @@ fn groupings_join_to_their_totals() {
         .join(" UNION ALL ");
         for by in ["CUBE (a, b)", "GROUPING SETS ((a, b), (a), (b), ())"] {
             let sets = plain(&format!("GROUP BY {by}"), "a, b");
-            let sql = format!("SELECT count(*) FROM (({sets} EXCEPT {each}) UNION ALL ({each} EXCEPT {sets})) AS d");
+            let sql = format!("SELECT count(*) FROM ((({sets}) EXCEPT ({each})) UNION ALL (({each}) EXCEPT ({sets}))) AS d");
             assert_eq!(one(&mut host, &sql), "0", "{aggregate} by {by}");
         }
     }
@@ -235,5 +235,5 @@ fn serializable_sessions_end_in_the_join_of_all() {
     let sql = "SELECT concat_ws('|', count(*), sum(v), min(cardinality(string_to_array(tags, ','))), max(length(tags)) = min(length(tags))) FROM target";
     let top = |i: u32| (0..4).map(|s| i * s % 11 + 9).max().unwrap();
     let sum: u32 = (1..=20).map(top).sum();
-    assert_eq!(one(&mut host, sql), format!("20|{sum}|40|true"), "{refused} were refused");
+    assert_eq!(one(&mut host, sql), format!("20|{sum}|40|t"), "{refused} were refused");
 }
