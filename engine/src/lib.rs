@@ -26,6 +26,7 @@ pub mod serve;
 pub mod sinks;
 mod sorted;
 pub mod sources;
+mod spool;
 mod store;
 mod tables;
 mod text_files;

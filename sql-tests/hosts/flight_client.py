@@ -87,6 +87,14 @@ if what == "statements":
         assert connection.adbc_get_table_schema("nyc").names == ["id", "salary", "tag"]
         assert connection.adbc_get_table_types() == ["TABLE", "VIEW"]
         assert connection.adbc_get_info()["vendor_name"] == "MergeQL"
+elif what in ("few", "many"):
+    batches = 1 if what == "few" else 100
+    batch = pa.record_batch({"id": pa.array(range(100_000), pa.int64()), "half": [i / 2 for i in range(100_000)]})
+    rows = pa.RecordBatchReader.from_batches(batch.schema, (batch for _ in range(batches)))
+    with flightsql.connect(plain) as connection, connection.cursor() as cursor:
+        assert cursor.adbc_ingest(what, rows) == batches * 100_000
+        cursor.execute(f"SELECT count(*), max(half) FROM {what}")
+        assert cursor.fetchall() == [(batches * 100_000, 49_999.5)]
 elif what == "door":
     assert refused(plain)
     assert refused(plain, {"username": "ann", "password": "closed"})

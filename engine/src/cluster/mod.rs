@@ -8,11 +8,11 @@ pub(crate) mod folds;
 mod leaves;
 pub(crate) mod ranges;
 mod schedule;
-mod spool;
 mod worker;
 
 use crate::context::MergeContext;
 use crate::error::{MergeError, Result};
+use crate::spool::Spool;
 use crate::text_files::io;
 use async_trait::async_trait;
 pub(crate) use codec::Codec;
@@ -26,9 +26,7 @@ use datafusion_distributed::{
     ChannelResolver, DistributedExec, DistributedExt, GetWorkerInfoRequest, SessionStateBuilderExt, WorkerChannel, WorkerResolver,
 };
 use futures::future::join_all;
-use futures::{StreamExt, TryStreamExt};
 use mergeql_udfs::Code;
-use spool::Spool;
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -172,16 +170,12 @@ async fn attempt(context: &MergeContext, frame: DataFrame) -> datafusion::common
     let plan = frame.create_physical_plan().await?;
     context.note_running(&plan);
     let divided = plan.exists(|node| Ok(node.is::<DistributedExec>()))?;
-    let mut rows = execute_stream(plan, tasks)?;
+    let rows = execute_stream(plan, tasks)?;
     if !divided {
         // Nothing of it is at stake with a worker; ranges of keys are done again one by one.
         return Ok(rows);
     }
-    let mut spool = Spool::new(rows.schema());
-    while let Some(batch) = rows.try_next().await? {
-        spool.push(batch)?;
-    }
-    spool.read()
+    Spool::of(rows).await?.read()
 }
 
 /// Whether the network or a worker can be to blame. What the statement or its data is to blame for fails again on every worker.
@@ -295,15 +289,6 @@ impl tonic::codegen::Service<tonic::codegen::http::Request<tonic::body::Body>> f
         }
         self.inner.call(request)
     }
-}
-
-/// Rows of a finished attempt as a stream.
-fn rows_of(
-    schema: arrow::datatypes::SchemaRef,
-    batches: impl Iterator<Item = datafusion::common::Result<arrow::array::RecordBatch>> + Send + 'static,
-) -> SendableRecordBatchStream {
-    let rows = futures::stream::iter(batches).boxed();
-    Box::pin(datafusion::physical_plan::stream::RecordBatchStreamAdapter::new(schema, rows))
 }
 
 #[cfg(test)]

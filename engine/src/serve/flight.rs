@@ -6,6 +6,7 @@ use super::{Credentials, Options, Tls};
 use crate::context::MergeContext;
 use crate::error::{MergeError, Result};
 use crate::prepare::{Prepared, bound, touched};
+use crate::spool::Spool;
 use arrow::array::{ArrayRef, RecordBatch, UInt64Array};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow::ipc::writer::IpcWriteOptions;
@@ -28,7 +29,6 @@ use arrow_flight::{
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use datafusion::common::{ParamValues, ScalarValue};
-use datafusion::datasource::MemTable;
 use datafusion::logical_expr::LogicalPlan;
 use datafusion::prelude::DataFrame;
 use futures::{Stream, StreamExt, TryStreamExt};
@@ -332,19 +332,25 @@ impl Flight {
 
     async fn bind(&self, handle: &[u8], stream: PeekableFlightDataStream) -> std::result::Result<(String, Statement), Status> {
         let (name, mut statement) = self.statement(handle)?;
-        (_, statement.parameters) = received(stream).await?;
+        let received = received(stream).await?;
+        statement.parameters = received.read().map_err(status)?.try_collect().await.map_err(status)?;
         self.prepared.replace(&name, statement.clone());
         Ok((name, statement))
     }
 }
 
-/// The batches that a client sends, with their schema: there may be none.
-async fn received(stream: PeekableFlightDataStream) -> std::result::Result<(SchemaRef, Vec<RecordBatch>), Status> {
+/// The rows that a client sends: there may be none, and there may be more than memory holds.
+async fn received(stream: PeekableFlightDataStream) -> std::result::Result<Spool, Status> {
     let data = stream.map_err(|e| FlightError::Tonic(Box::new(e)));
     let mut stream = FlightRecordBatchStream::new_from_flight_data(data);
-    let batches: Vec<RecordBatch> = (&mut stream).try_collect().await.map_err(Status::from)?;
-    let schema = stream.schema().cloned().ok_or_else(|| Status::invalid_argument("the rows have no schema"))?;
-    Ok((schema, batches.into_iter().filter(|b| b.num_rows() > 0).collect()))
+    let mut spool = None;
+    while let Some(batch) = stream.try_next().await.map_err(Status::from)? {
+        if batch.num_rows() > 0 {
+            spool.get_or_insert_with(|| Spool::new(batch.schema())).push(batch).map_err(status)?;
+        }
+    }
+    let schema = stream.schema().ok_or_else(|| Status::invalid_argument("the rows have no schema"))?;
+    Ok(spool.unwrap_or_else(|| Spool::new(schema.clone())))
 }
 
 #[tonic::async_trait]
@@ -417,11 +423,11 @@ impl FlightSqlService for Flight {
             return Err(Status::unimplemented("tables are kept in the schema `public`, and none is temporary"));
         }
         let definition = ticket.table_definition_options.unwrap_or_default();
-        let (schema, batches) = received(request.into_inner()).await?;
-        let rows: usize = batches.iter().map(RecordBatch::num_rows).sum();
+        let received = received(request.into_inner()).await?;
+        let rows = received.rows();
         let there = self.context.has_table(&ticket.table);
         let table = quote(&ticket.table);
-        let incoming = MemTable::try_new(schema, vec![batches]).map_err(status)?;
+        let incoming = received.table().map_err(status)?;
         let passing = self.context.shared.names.pass("ingest", Arc::new(incoming));
         let name = &passing.name;
         let replaces = definition.if_exists() == TableExistsOption::Replace;

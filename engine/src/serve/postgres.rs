@@ -6,9 +6,11 @@ use super::{Credentials, Options, Tls};
 use crate::context::MergeContext;
 use crate::error::{MergeError, Result};
 use crate::prepare::{Prepared, bound, touched};
+use crate::spool::Spool;
 use arrow::array::{ArrayRef, RecordBatch, StringArray};
 use arrow::datatypes::{DataType, Field, Schema};
 use async_trait::async_trait;
+use datafusion::execution::SendableRecordBatchStream;
 use datafusion::logical_expr::{EmptyRelation, LogicalPlan};
 use datafusion::prelude::{DataFrame, SessionContext};
 use datafusion_postgres::arrow_pg::datatypes::df::deserialize_parameters_with_server_types;
@@ -279,20 +281,35 @@ impl Service {
         let turn = self.limits.turn(timeout).await?;
         match turn.run(look(&self.context, text)).await? {
             Prepared::Command { tag, .. } => command(turn, tag, run(&self.context, text)).await,
-            Prepared::Query(mut frame) => {
-                if !last {
-                    // A statement after this one may change what it reads.
-                    frame = turn.run(async { Ok(frame.cache().await?) }).await?;
+            Prepared::Query(frame) => {
+                let stream = self.stream(&turn, frame).await?;
+                if last {
+                    return Self::given(turn, stream, format, options).await;
                 }
-                self.rows(turn, frame, format, options).await
+                // A statement after this one may change what it reads.
+                let whole = turn.run(async { Ok(Spool::of(stream).await?.read()?) }).await?;
+                Self::given(turn, whole, format, options).await
             }
         }
     }
 
-    async fn rows(&self, turn: Turn, frame: DataFrame, format: &Format, options: Arc<FormatOptions>) -> Result<Response> {
-        let fields = Arc::new(fields(frame.schema().as_arrow(), format, Some(options))?);
+    async fn stream(&self, turn: &Turn, frame: DataFrame) -> Result<SendableRecordBatchStream> {
         let context = self.context.clone();
-        let stream = turn.run(async move { context.stream(frame).await }).await?;
+        turn.run(async move { context.stream(frame).await }).await
+    }
+
+    async fn rows(&self, turn: Turn, frame: DataFrame, format: &Format, options: Arc<FormatOptions>) -> Result<Response> {
+        let stream = self.stream(&turn, frame).await?;
+        Self::given(turn, stream, format, options).await
+    }
+
+    async fn given(
+        turn: Turn,
+        stream: SendableRecordBatchStream,
+        format: &Format,
+        options: Arc<FormatOptions>,
+    ) -> Result<Response> {
+        let fields = Arc::new(fields(&stream.schema(), format, Some(options))?);
         // Until the first rows are there, the client can cancel, and what fails is the statement and not its rows.
         let mut rows = Box::pin(turn.rows(stream));
         let first = rows.next().await.transpose()?;

@@ -17,6 +17,18 @@ fn adbc_reads_and_writes() {
     client(server.port(), folder.path(), "statements");
 }
 
+/// Rows that a client sends wait in a file when they are many: 160 MB go into a table by a server that may take 64 MB for statements.
+#[test]
+fn rows_beyond_memory_are_taken() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Running::start(folder.path(), &["serve", "--flight", "0", "--db", "shop", "--memory-limit", "64MB"], 1);
+    client(server.port(), folder.path(), "few");
+    let before = server.peak();
+    client(server.port(), folder.path(), "many");
+    let more = server.peak() - before;
+    assert!(more < 128 << 20, "{more} bytes more");
+}
+
 #[test]
 fn who_may_come_in() {
     let folder = tempfile::tempdir().unwrap();
