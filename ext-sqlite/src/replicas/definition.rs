@@ -36,6 +36,8 @@ pub(super) struct Definition {
     /// Those of them that can hold NULL.
     nullable: Vec<String>,
     pub columns: Vec<Tracked>,
+    /// The statements that write one of the columns, by its value and then the key.
+    sets: Vec<String>,
     /// As they were written.
     pub strategies: Vec<String>,
 }
@@ -174,8 +176,16 @@ impl Definition {
         // In the order of the table, so that a bit means the same however the strategies are written.
         tracked.sort_by_key(|t| all.iter().position(|c| c.name == t.name));
         let nullable = key.iter().filter(|c| c.nullable).map(|c| c.name.clone()).collect();
-        let key = key.into_iter().map(|c| c.name.clone()).collect();
-        Ok(Definition { table: name, key, nullable, columns: tracked, strategies: parts })
+        let key: Vec<String> = key.into_iter().map(|c| c.name.clone()).collect();
+        let row = where_key(&key, 2);
+        let set = |c: &Tracked| format!("UPDATE main.{} SET {} = ?1 WHERE {row}", quote(&name), quote(&c.name));
+        let sets = tracked.iter().map(set).collect();
+        Ok(Definition { table: name, key, nullable, columns: tracked, sets, strategies: parts })
+    }
+
+    /// The statement that writes a column, if it is one: its value, then the parts of the key.
+    pub fn set(&self, column: &str) -> Option<&str> {
+        self.columns.iter().zip(&self.sets).find(|(c, _)| c.name == column).map(|(_, sql)| sql.as_str())
     }
 
     /// The definition of a table that is replicated, and its number.
@@ -295,9 +305,13 @@ impl Definition {
 
     /// A condition on the key, its parts as parameters from `first` on.
     pub fn where_key(&self, first: usize) -> String {
-        let parts = self.key.iter().enumerate().map(|(i, k)| format!("{} = ?{}", quote(k), first + i));
-        parts.collect::<Vec<_>>().join(" AND ")
+        where_key(&self.key, first)
     }
+}
+
+fn where_key(key: &[String], first: usize) -> String {
+    let parts = key.iter().enumerate().map(|(i, k)| format!("{} = ?{}", quote(k), first + i));
+    parts.collect::<Vec<_>>().join(" AND ")
 }
 
 /// A column of this strategy.

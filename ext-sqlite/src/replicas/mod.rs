@@ -40,6 +40,8 @@ pub(crate) struct Replica {
     clock: AtomicI64,
     /// Rows are being written that say nothing new.
     applying: AtomicBool,
+    /// Notes were made states in this transaction: going back to a savepoint can bring them back.
+    took: AtomicBool,
     /// The numbers of changes that this transaction took, by whichever way.
     numbers: Mutex<Numbers>,
 }
@@ -161,12 +163,18 @@ fn site(connection: &Connection) -> Result<Option<String>> {
 struct Numbers(Option<i64>);
 
 impl Numbers {
-    fn next(&mut self, connection: &Connection) -> Result<i64> {
-        let last = match self.0 {
+    /// The number that is taken next.
+    fn following(&self, connection: &Connection) -> Result<i64> {
+        let last: i64 = match self.0 {
             Some(last) => last,
             None => connection.prepare_cached("SELECT seq FROM main._mergeql_site")?.query_row([], |row| row.get(0))?,
         };
-        Ok(*self.0.insert(last + 1))
+        Ok(last + 1)
+    }
+
+    fn next(&mut self, connection: &Connection) -> Result<i64> {
+        let next = self.following(connection)?;
+        Ok(*self.0.insert(next))
     }
 
     /// Keeps the last number that was taken.
