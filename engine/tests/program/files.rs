@@ -26,7 +26,7 @@ fn every_format_reads_back_equal() {
 #[test]
 fn parquet_does_not_depend_on_threads() {
     let folder = sources();
-    let rows = "SELECT value AS id, value % 1000 AS n, 'text ' || value % 5000 AS t, [value, NULL, value % 7] AS l, \
+    let rows = "SELECT value AS id, value % 1000 AS n, 'text ' || CAST(value % 5000 AS TEXT) AS t, [value, NULL, value % 7] AS l, \
                 {a: value % 3, b: {c: CAST(value AS TEXT)}} AS s FROM generate_series(1, 1100000)";
     let mut files = Vec::new();
     for threads in ["1", "4"] {
