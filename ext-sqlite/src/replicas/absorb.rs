@@ -8,7 +8,7 @@ use mergeql_lang::lower::quote;
 use mergeql_udfs::{AnyState, Code, Value};
 use rusqlite::types::Value as Plain;
 use rusqlite::{Connection, OptionalExtension, params};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::Ordering;
 
 /// The state of a cell and its clock.
@@ -67,7 +67,9 @@ pub(super) fn absorb(connection: &Connection, replica: &Replica) -> Result<()> {
         }
     }
     let forgotten = forgotten(connection)?;
-    let mut noted: BTreeMap<(i64, Vec<u8>), (Plain, Noted)> = BTreeMap::new();
+    // In the order of their first notes: rows that were written one after the other are near each other in every table.
+    let mut noted: Vec<(i64, Plain, Noted)> = Vec::new();
+    let mut places: HashMap<(i64, Vec<u8>), usize> = HashMap::new();
     let mut statement = connection.prepare("SELECT clock, tbl, pk, columns FROM main._mergeql_log ORDER BY n")?;
     let mut rows = statement.query([])?;
     // Clocks of several connections may disagree; the order of their writes does not.
@@ -83,7 +85,11 @@ pub(super) fn absorb(connection: &Connection, replica: &Replica) -> Result<()> {
         }
         let mut writer = mergeql_udfs::codec::Writer::default();
         writer.value(&value((&pk).into()));
-        let (_, note) = noted.entry((table, writer.as_bytes().to_vec())).or_insert_with(|| (pk, Noted::default()));
+        let place = *places.entry((table, writer.as_bytes().to_vec())).or_insert(noted.len());
+        if place == noted.len() {
+            noted.push((table, pk, Noted::default()));
+        }
+        let note = &mut noted[place].2;
         match columns {
             0 => note.there = Some((false, clock)),
             -1 => note.there = Some((true, clock)),
@@ -94,7 +100,7 @@ pub(super) fn absorb(connection: &Connection, replica: &Replica) -> Result<()> {
         }
     }
     drop(rows);
-    for ((table, _), (pk, note)) in &noted {
+    for (table, pk, note) in &noted {
         let definition = &tables[table];
         if let Some((there, clock)) = note.there {
             let before = known(connection, &definition.table, pk, "")?;
