@@ -102,16 +102,23 @@ pub(super) fn absorb(connection: &Connection, replica: &Replica) -> Result<()> {
     drop(rows);
     for (table, pk, note) in &noted {
         let definition = &tables[table];
-        if let Some((there, clock)) = note.there {
-            let before = known(connection, &definition.table, pk, "")?;
-            // What was written here came after all that was applied here, to any cell of the row, and after all that was forgotten.
-            let sql = "SELECT max(clock) FROM main._mergeql_cells WHERE tbl = ?1 AND pk IS ?2";
-            let last: Option<i64> = connection.prepare_cached(sql)?.query_row(params![definition.table, pk], |row| row.get(0))?;
-            let clock = clock.max(last.unwrap_or(forgotten).saturating_add(1));
-            let state = cell::existence(before.as_ref().map(|(s, _)| s.as_slice()), there, clock, &origin)?;
+        let existence = match note.there {
+            None => None,
+            Some((there, clock)) => {
+                let before = known(connection, &definition.table, pk, "")?;
+                // What was written here came after all that was applied here, to any cell of the row, and after all that was forgotten.
+                let sql = "SELECT max(clock) FROM main._mergeql_cells WHERE tbl = ?1 AND pk IS ?2";
+                let last: Option<i64> =
+                    connection.prepare_cached(sql)?.query_row(params![definition.table, pk], |row| row.get(0))?;
+                let clock = clock.max(last.unwrap_or(forgotten).saturating_add(1));
+                Some((cell::existence(before.as_ref().map(|(s, _)| s.as_slice()), there, clock, &origin)?, clock))
+            }
+        };
+        write_columns(connection, replica, &mut numbers, definition, pk, &note.columns, &origin, forgotten)?;
+        // After its columns: whoever applies them makes the row once, and whole.
+        if let Some((state, clock)) = existence {
             keep(connection, &mut numbers, &definition.table, pk, "", &state, clock, &origin)?;
         }
-        write_columns(connection, replica, &mut numbers, definition, pk, &note.columns, &origin, forgotten)?;
     }
     connection.execute("DELETE FROM main._mergeql_log", [])?;
     numbers.keep(connection)
@@ -253,7 +260,7 @@ pub(super) fn join(connection: &Connection, numbers: &mut Numbers, expected: boo
     opened.value().map(Joined::Changed).map_err(shown)
 }
 
-/// Lets a row show what a cell that changed says.
+/// Lets a row show what a cell that changed says; says whether it waits, for it is not known whether the row is there.
 ///
 /// # Errors
 /// SQLite's.
@@ -264,19 +271,17 @@ pub(super) fn show(
     pk: &Plain,
     column: &str,
     says: Value,
-) -> Result<()> {
+) -> Result<bool> {
     if column.is_empty() {
-        return materialize(connection, replica, definition, pk, says == Value::Bool(true));
+        return materialize(connection, replica, definition, pk, says == Value::Bool(true)).map(|()| false);
     }
-    let Some(sql) = definition.set(column) else { return Ok(()) };
+    let Some(sql) = definition.set(column) else { return Ok(false) };
     let parts = key_parts(pk, definition.key.len())?;
     if set(connection, replica, sql, &parts, &plain(says)?)? {
-        return Ok(());
+        return Ok(false);
     }
-    match known(connection, &definition.table, pk, "")? {
-        Some((state, _)) => materialize(connection, replica, definition, pk, cell::value(&state)? == Value::Bool(true)),
-        None => Ok(()),
-    }
+    let Some((state, _)) = known(connection, &definition.table, pk, "")? else { return Ok(true) };
+    materialize(connection, replica, definition, pk, cell::value(&state)? == Value::Bool(true)).map(|()| false)
 }
 
 /// Makes a row what its cells say: `there` with all its columns, or not there. A row that cannot be there yet, because a column that must

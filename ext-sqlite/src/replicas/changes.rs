@@ -44,6 +44,8 @@ struct Changes {
     settled: Option<u64>,
     /// The last change made a cell: the next one is likely to.
     makes: bool,
+    /// The row of the last change, if nothing is known of its being there: its other columns wait too.
+    waiting: Option<(String, Plain)>,
 }
 
 impl Changes {
@@ -75,7 +77,7 @@ unsafe impl<'vtab> VTab<'vtab> for Changes {
         connection.set_prepared_statement_cache_capacity(64);
         let replica = replica.cloned().unwrap_or_default();
         let (base, tables) = (ffi::sqlite3_vtab::default(), HashMap::new());
-        let changes = Changes { base, connection, replica, tables, fresh: true, settled: None, makes: true };
+        let changes = Changes { base, connection, replica, tables, fresh: true, settled: None, makes: true, waiting: None };
         Ok((Cow::Borrowed(SCHEMA), changes))
     }
 
@@ -145,6 +147,7 @@ impl Changes {
         let rows = self.connection.total_changes();
         if self.replica.took.load(Ordering::Relaxed) || self.settled.is_none_or(|settled| rows > settled + 1) {
             absorb::absorb(&self.connection, &self.replica)?;
+            self.waiting = None;
         }
         self.settled = None;
         let definition = self.definition(&table)?;
@@ -155,8 +158,10 @@ impl Changes {
         let change = Incoming { table: &table, pk: &pk, column: &name, state: &state, opened, clock, origin: &origin };
         let joined = absorb::join(&self.connection, &mut self.replica.numbers(), self.makes, change)?;
         self.makes = matches!(joined, Joined::New(_));
-        if let (Joined::New(says) | Joined::Changed(says), Some(definition)) = (joined, &definition) {
-            absorb::show(&self.connection, &self.replica, definition, &pk, &name, says)?;
+        let waits = !name.is_empty() && self.waiting.as_ref().is_some_and(|(t, k)| *t == table && *k == pk);
+        if let (Joined::New(says) | Joined::Changed(says), Some(definition), false) = (joined, &definition, waits) {
+            let waits = absorb::show(&self.connection, &self.replica, definition, &pk, &name, says)?;
+            self.waiting = waits.then_some((table, pk));
         }
         self.settled = Some(self.connection.total_changes());
         Ok(())

@@ -265,8 +265,8 @@ impl Definition {
         let keys = keys.join(", ");
         connection.execute_batch(&format!(
             "CREATE TRIGGER main.{} AFTER INSERT ON {table} WHEN mergeql_tracking() BEGIN {on_insert} {} END;
-             CREATE TRIGGER main.{} AFTER UPDATE ON {table} WHEN {same_key} AND ({bits}) <> 0 AND mergeql_tracking() BEGIN {on_update} {} END;
-             CREATE TRIGGER main.{} AFTER UPDATE OF {keys} ON {table} WHEN NOT ({same_key}) AND mergeql_tracking() BEGIN {on_insert} {} {} END;
+             CREATE TRIGGER main.{} AFTER UPDATE ON {table} WHEN mergeql_tracking() AND {same_key} AND ({bits}) <> 0 BEGIN {on_update} {} END;
+             CREATE TRIGGER main.{} AFTER UPDATE OF {keys} ON {table} WHEN mergeql_tracking() AND NOT ({same_key}) BEGIN {on_insert} {} {} END;
              CREATE TRIGGER main.{} AFTER DELETE ON {table} WHEN mergeql_tracking() BEGIN {} END;",
             self.trigger("insert"),
             note(&new, "-1"),
