@@ -31,7 +31,7 @@ def mergeql(case, place):
     if os.path.exists(out):
         os.remove(out)
     peak = (
-        "import resource,subprocess,sys; subprocess.run(sys.argv[1:], check=True, stderr=subprocess.DEVNULL); "
+        "import resource,subprocess,sys; subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL); "
         "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024)"
     )
     command = [ours, "--threads", "2"]

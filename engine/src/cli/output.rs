@@ -117,7 +117,12 @@ impl Output {
         let frame = context.sql(statement).await?;
         let schema = std::sync::Arc::new(frame.schema().as_arrow().clone());
         let rows = context.stream(frame).await?;
-        match (&self.file, self.style.format()) {
+        let format = match self.style.format() {
+            // What the file is made of is nothing to read: rows before the last are shown.
+            Some(Format::Parquet | Format::Arrow) if self.file.is_some() && !last => None,
+            format => format,
+        };
+        match (&self.file, format) {
             (Some(path), Some(format)) if last => {
                 let count = sinks::write_file(path, format, rows, None).await?;
                 bar.done();

@@ -53,6 +53,10 @@ fn scripts_formats_and_exit_codes() {
     assert_eq!(failure(&run(folder.path(), &["-c", "MERGE 'missing.csv' ON id"])).0, 1);
     let timed = run(folder.path(), &["-f", "s.sql", "--timer"]);
     assert_eq!(String::from_utf8_lossy(&timed.stderr).matches("Time: ").count(), 2, "{timed:?}");
+    // What is not the last to be said goes to standard output as something to read, whatever the file is.
+    let shown = stdout(&run(folder.path(), &["-c", "SELECT 5 AS five", "-f", "s.sql", "-o", "last.parquet"]));
+    assert!(shown.contains("five") && !shown.contains("PAR1"), "{shown}");
+    assert_eq!(stdout(&run(folder.path(), &["-c", "SELECT * FROM 'last.parquet'", "--format", "tsv"])).lines().last(), Some("1"));
     let formatted = run(folder.path(), &["fmt", "s.sql"]);
     assert!(formatted.status.success());
 }
