@@ -1,7 +1,7 @@
 //! Rows that wait until all of them are there: in memory at first, then in a temporary file.
 
-use arrow::array::RecordBatch;
-use arrow::datatypes::SchemaRef;
+use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, RecordBatchOptions};
+use arrow::datatypes::{DataType, SchemaRef};
 use arrow::ipc::reader::StreamReader;
 use arrow::ipc::writer::StreamWriter;
 use datafusion::catalog::streaming::StreamingTable;
@@ -50,6 +50,7 @@ impl Spool {
 
     pub(crate) fn push(&mut self, batch: RecordBatch) -> Result<()> {
         self.rows += batch.num_rows();
+        let batch = compacted(batch)?;
         if let Some(file) = &mut self.file {
             return Ok(file.write(&batch)?);
         }
@@ -88,6 +89,23 @@ impl Spool {
     }
 }
 
+/// The same rows with the texts that they have and no others: those of a batch that is part of a greater one lie among all of its texts,
+/// which a file would hold once for each part.
+fn compacted(batch: RecordBatch) -> Result<RecordBatch> {
+    let column = |column: &ArrayRef| -> ArrayRef {
+        match column.data_type() {
+            DataType::Utf8View => Arc::new(column.as_string_view().gc()),
+            DataType::BinaryView => Arc::new(column.as_binary_view().gc()),
+            _ => column.clone(),
+        }
+    };
+    Ok(RecordBatch::try_new_with_options(
+        batch.schema(),
+        batch.columns().iter().map(column).collect(),
+        &RecordBatchOptions::new().with_row_count(Some(batch.num_rows())),
+    )?)
+}
+
 fn rows_of(schema: SchemaRef, batches: impl Iterator<Item = Result<RecordBatch>> + Send + 'static) -> SendableRecordBatchStream {
     Box::pin(RecordBatchStreamAdapter::new(schema, futures::stream::iter(batches).boxed()))
 }
@@ -123,9 +141,21 @@ impl PartitionStream for Once {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use arrow::array::{ArrayRef, StringArray};
+    use arrow::array::{StringArray, StringViewArray};
     use futures::TryStreamExt;
     use std::sync::Arc;
+
+    /// Parts of a great batch are kept as parts: each has its own texts.
+    #[tokio::test]
+    async fn parts_do_not_bring_the_whole() {
+        let texts: StringViewArray = (0..10_000).map(|i| Some(format!("a text of some length: {i}"))).collect();
+        let whole = RecordBatch::try_from_iter([("t", Arc::new(texts) as ArrayRef)]).expect("a batch");
+        let mut spool = Spool { in_memory: usize::MAX, ..Spool::new(whole.schema()) };
+        (0..100).for_each(|i| spool.push(whole.slice(i * 100, 100)).expect("it is kept"));
+        assert!(spool.bytes < 2 * whole.get_array_memory_size(), "{} bytes", spool.bytes);
+        let back: Vec<RecordBatch> = spool.read().expect("a stream").try_collect().await.expect("the rows");
+        assert_eq!(arrow::compute::concat_batches(&whole.schema(), &back).expect("one batch"), whole);
+    }
 
     #[tokio::test]
     async fn rows_beyond_memory_come_back_from_a_file() {
