@@ -10,11 +10,15 @@ use mergeql_tensors::method::Value as Given;
 use mergeql_tensors::tables::{self, Arguments, Function};
 use mergeql_udfs::{Code, Error, Value};
 use pgrx::pg_sys;
+#[cfg(feature = "pg13")]
+use pgrx::pg_sys::DEFAULT_ROLE_READ_SERVER_FILES as READ_SERVER_FILES;
+#[cfg(not(feature = "pg13"))]
+use pgrx::pg_sys::ROLE_PG_READ_SERVER_FILES as READ_SERVER_FILES;
 use std::sync::Once;
 
 fn check_access() -> Result<(), Failure> {
     // SAFETY: asked of the backend that calls.
-    let allowed = unsafe { pg_sys::has_privs_of_role(pg_sys::GetUserId(), pg_sys::Oid::from(pg_sys::ROLE_PG_READ_SERVER_FILES)) };
+    let allowed = unsafe { pg_sys::has_privs_of_role(pg_sys::GetUserId(), pg_sys::Oid::from(READ_SERVER_FILES)) };
     match allowed {
         true => Ok(()),
         false => Err(Diagnostic::new(Code::Unsupported, "files of the server are not open to this role")
