@@ -91,19 +91,19 @@ struct ParquetFile<W: Write + Send> {
     group: Option<RowGroup>,
 }
 
+/// What a task makes of a leaf of a row group.
+type Encoded = Result<ArrowColumnChunk, ParquetError>;
+
 /// A row group that is being encoded.
 struct RowGroup {
     /// Its leaves: a column of lists or rows has several.
-    leaves: Vec<(Sender<ArrowLeafColumn>, SpawnedTask<Result<ArrowColumnChunk, ParquetError>>)>,
+    leaves: Vec<(Sender<ArrowLeafColumn>, SpawnedTask<Encoded>)>,
     rows: usize,
 }
 
 impl RowGroup {
     fn new(writers: Vec<ArrowColumnWriter>) -> RowGroup {
-        async fn encode(
-            mut writer: ArrowColumnWriter,
-            mut leaves: Receiver<ArrowLeafColumn>,
-        ) -> Result<ArrowColumnChunk, ParquetError> {
+        async fn encode(mut writer: ArrowColumnWriter, mut leaves: Receiver<ArrowLeafColumn>) -> Encoded {
             while let Some(leaf) = leaves.recv().await {
                 writer.write(&leaf)?;
             }

@@ -271,10 +271,18 @@ mod tests {
 
     /// A clock that stands still until nothing else is left to do, and then goes to what is waited for next.
     #[derive(Clone, Default)]
-    struct Simulated(Arc<Mutex<(Duration, u64, BTreeMap<(Duration, u64), Waker>)>>);
+    struct Simulated(Arc<Mutex<Time>>);
+
+    #[derive(Default)]
+    struct Time {
+        now: Duration,
+        /// How many were waited for so far: who came first goes first.
+        sleeps: u64,
+        waited: BTreeMap<(Duration, u64), Waker>,
+    }
 
     impl Simulated {
-        fn state(&self) -> std::sync::MutexGuard<'_, (Duration, u64, BTreeMap<(Duration, u64), Waker>)> {
+        fn state(&self) -> std::sync::MutexGuard<'_, Time> {
             self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
         }
 
@@ -287,8 +295,8 @@ mod tests {
                     return result;
                 }
                 let mut state = self.state();
-                let ((at, _), waker) = state.2.pop_first().expect("something is waited for");
-                state.0 = at;
+                let ((at, _), waker) = state.waited.pop_first().expect("something is waited for");
+                state.now = at;
                 drop(state);
                 waker.wake();
             }
@@ -297,13 +305,13 @@ mod tests {
 
     impl Clock for Simulated {
         fn now(&self) -> Duration {
-            self.state().0
+            self.state().now
         }
 
         fn sleep(&self, time: Duration) -> impl Future<Output = ()> + Send {
             let mut state = self.state();
-            state.1 += 1;
-            let until = (state.0 + time, state.1);
+            state.sleeps += 1;
+            let until = (state.now + time, state.sleeps);
             drop(state);
             Sleep { clock: self.clone(), until }
         }
@@ -319,17 +327,17 @@ mod tests {
 
         fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
             let mut state = self.clock.state();
-            if state.0 >= self.until.0 {
+            if state.now >= self.until.0 {
                 return Poll::Ready(());
             }
-            state.2.insert(self.until, context.waker().clone());
+            state.waited.insert(self.until, context.waker().clone());
             Poll::Pending
         }
     }
 
     impl Drop for Sleep {
         fn drop(&mut self) {
-            self.clock.state().2.remove(&self.until);
+            self.clock.state().waited.remove(&self.until);
         }
     }
 
