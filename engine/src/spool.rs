@@ -17,6 +17,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// Bytes of rows that are kept in memory.
 const IN_MEMORY: usize = 64 << 20;
 
+/// Rows that are added one batch after the other, and then read once.
 pub(crate) struct Spool {
     schema: SchemaRef,
     rows: usize,
@@ -48,6 +49,10 @@ impl Spool {
         self.rows
     }
 
+    /// Adds rows.
+    ///
+    /// # Errors
+    /// Those of the file.
     pub(crate) fn push(&mut self, batch: RecordBatch) -> Result<()> {
         self.rows += batch.num_rows();
         let batch = compacted(batch)?;
@@ -76,6 +81,10 @@ impl Spool {
         StreamingTable::try_new(schema.clone(), vec![Arc::new(Once { schema, rows })])
     }
 
+    /// The rows, in their order.
+    ///
+    /// # Errors
+    /// Those of the file.
     pub(crate) fn read(self) -> Result<SendableRecordBatchStream> {
         let Some(writer) = self.file else {
             return Ok(rows_of(self.schema, self.batches.into_iter().map(Ok)));

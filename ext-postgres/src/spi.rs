@@ -57,10 +57,11 @@ unsafe extern "C-unwind" fn hear(heard: *mut c_void) {
         let heard: *mut Heard = heard.cast();
         let before = pg_sys::MemoryContextSwitchTo((*heard).memory);
         let error = CopyErrorData();
-        if (*error).elevel >= pg_sys::elog::PgLogLevel::ERROR as c_int {
-            (*heard).error = error;
-        } else {
-            FreeErrorData(error);
+        let ends = (*error).elevel >= pg_sys::elog::PgLogLevel::ERROR as c_int;
+        // A function may catch an error for each row: the last one is all that is kept.
+        let useless = if ends { std::mem::replace(&mut (*heard).error, error) } else { error };
+        if !useless.is_null() {
+            FreeErrorData(useless);
         }
         pg_sys::MemoryContextSwitchTo(before);
     }

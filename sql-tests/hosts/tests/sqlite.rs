@@ -515,6 +515,49 @@ fn a_target_grows_where_it_may() {
     assert_eq!(raw(&mut host, "SELECT mergeql_text(v, price, note) FROM t"), "2, 1.5, x");
 }
 
+/// What was written here is noted before what is applied after it, wherever a transaction goes back to.
+#[test]
+fn notes_are_taken_before_changes() {
+    let mut host = start(None);
+    host.raw("CREATE TABLE t (id TEXT PRIMARY KEY, a)").unwrap();
+    raw(&mut host, "SELECT crdt_table('t', '')");
+    let change = |id: u32| {
+        format!(
+            "INSERT INTO mergeql_changes SELECT 't', '{id}', 'a', crdt_lww_state_with('{{\"respect_nulls\":true}}', 1, 1, 'peer'), 1, 1, 'peer'"
+        )
+    };
+    let noted = |host: &mut Host| raw(host, "SELECT count(*) FROM _mergeql_log");
+    for (step, left) in [
+        ("BEGIN", "0"),
+        (&*change(1), "0"),
+        (&*change(2), "0"),
+        ("INSERT INTO t VALUES ('x', 1)", "1"),
+        (&*change(3), "0"),
+        ("COMMIT", "0"),
+        ("BEGIN", "0"),
+        ("UPDATE t SET a = 2 WHERE id = 'x'", "1"),
+        ("SAVEPOINT s", "1"),
+        (&*change(4), "0"),
+        ("ROLLBACK TO s", "1"),
+        (&*change(5), "0"),
+        ("COMMIT", "0"),
+    ] {
+        host.raw(step).unwrap();
+        assert_eq!(noted(&mut host), left, "{step}");
+    }
+    // By reading, too.
+    for step in ["BEGIN", "UPDATE t SET a = 3 WHERE id = 'x'", "SAVEPOINT s"] {
+        host.raw(step).unwrap();
+    }
+    raw(&mut host, "SELECT count(*) FROM mergeql_changes");
+    host.raw(&change(6)).unwrap();
+    host.raw("ROLLBACK TO s").unwrap();
+    assert_eq!(noted(&mut host), "1");
+    host.raw(&change(7)).unwrap();
+    assert_eq!(noted(&mut host), "0");
+    host.raw("COMMIT").unwrap();
+}
+
 /// What the feed counts never goes back, whichever way changes come within one transaction.
 #[test]
 fn numbers_of_changes_only_grow() {
