@@ -151,8 +151,13 @@ impl MergeContext {
         let all = crate::sources::source_columns(&provider.schema())?;
         let columns: Vec<String> = all.iter().map(|c| c.name.clone()).collect();
         let visible = all.into_iter().filter(|c| c.name != STATE && c.name != DELETED).collect();
-        let relation =
-            mergeql_lang::plan::Relation { sql: quote(&storage), origin: Some(name.to_owned()), columns: visible, rows: None };
+        let relation = mergeql_lang::plan::Relation {
+            sql: quote(&storage),
+            origin: Some(name.to_owned()),
+            columns: visible,
+            rows: None,
+            stored: false,
+        };
         let target = First::States(Resolved { relation, table: None }, &kept);
         let bound = self.bind_with(&merge, target, explain, &kept.strategies).await;
         let mut plan = bound.map_err(|e| e.map(|diagnostic| kept.told(diagnostic)))?;
@@ -258,7 +263,8 @@ impl MergeContext {
         let provider = self.session.table_provider(datafusion::common::TableReference::bare(self.storage_name(name))).await?;
         let columns = crate::sources::source_columns(&provider.schema())?;
         let columns = columns.into_iter().filter(|c| c.name != STATE && c.name != DELETED).collect();
-        let relation = mergeql_lang::plan::Relation { sql: quote(name), origin: Some(name.to_owned()), columns, rows: None };
+        let relation =
+            mergeql_lang::plan::Relation { sql: quote(name), origin: Some(name.to_owned()), columns, rows: None, stored: false };
         Ok(Resolved { relation, table: None })
     }
 }

@@ -157,7 +157,10 @@ impl MergeContext {
                 let sql = Box::pin(self.lower_pieces(pieces)).await?;
                 let plan = self.plan_sql(&sql).await?;
                 let columns = source_columns(plan.schema().as_arrow())?;
-                Ok(Resolved { relation: Relation { sql: format!("({sql})"), origin: None, columns, rows: None }, table: None })
+                Ok(Resolved {
+                    relation: Relation { sql: format!("({sql})"), origin: None, columns, rows: None, stored: false },
+                    table: None,
+                })
             }
         }
     }
@@ -235,7 +238,7 @@ impl MergeContext {
                     Box::pin(without_holes(&mut columns, &files)).await;
                 }
                 return Ok(Some(Resolved {
-                    relation: Relation { sql, origin: Some(names.join(".")), columns, rows: None },
+                    relation: Relation { sql, origin: Some(names.join(".")), columns, rows: None, stored: false },
                     table: None,
                 }));
             }
@@ -274,7 +277,7 @@ impl MergeContext {
         // A text file that holds nothing has no columns; the binder lets it contribute nothing.
         let rows = if columns.is_empty() { Some(0) } else { None };
         Ok(Resolved {
-            relation: Relation { sql: quote(&name), origin: Some(origin), columns, rows },
+            relation: Relation { sql: quote(&name), origin: Some(origin), columns, rows, stored: false },
             table: Some((name, provider)),
         })
     }

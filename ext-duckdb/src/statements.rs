@@ -177,7 +177,7 @@ thread_local! {
 /// Statements that one query binds at a time.
 const MOST_STATEMENTS: usize = 64;
 
-/// `mergeql_schema(statement, database, schema, typeof(source), ...)`: keeps the schemas for [`bound`].
+/// `mergeql_schema(statement, database, schema, typeof(source), ..., typeof(row id), ...)`: keeps the schemas for [`bound`].
 ///
 /// # Errors
 /// None of its own.
@@ -300,16 +300,31 @@ fn table(parts: &[Name]) -> String {
     parts.iter().map(|p| quote(&p.value)).collect::<Vec<_>>().join(".")
 }
 
+/// The type of row ids that no table has.
+const NO_ROW_ID: &str = "UTINYINT";
+
 /// A query that learns the schemas of `sources` while it is bound, and then is the statement's rows.
 fn schema_then_query(statement: &str, sources: &[Source], merge: &Merge) -> Result<String> {
     let key = literal(statement);
     let mut types = vec![key.clone(), "current_database()".to_owned(), "current_schema()".to_owned()];
     let mut relations = Vec::new();
+    let mut ids = Vec::new();
     for (i, source) in sources.iter().enumerate() {
-        let alias = quote(&format!("__mergeql_{i}"));
-        types.push(format!("typeof({alias})"));
-        relations.push(format!("(SELECT * FROM {}) AS {alias}", from(&source.relation, merge)?));
+        let (row, id) = (quote(&format!("__mergeql_{i}")), quote(&format!("__mergeql_id_{i}")));
+        let from = from(&source.relation, merge)?;
+        types.push(format!("typeof({row})"));
+        relations.push(format!("(SELECT * FROM {from}) AS {row}"));
+        if matches!(source.relation, Written::Table(_)) {
+            // What has no row ids, as a view, finds the one outside.
+            ids.push(format!("typeof({id}.id)"));
+            relations.push(format!(
+                "(SELECT i.id FROM (SELECT NULL::{NO_ROW_ID} AS rowid) AS o, LATERAL (SELECT rowid AS id FROM {from}) AS i) AS {id}"
+            ));
+        } else {
+            ids.push(literal(NO_ROW_ID));
+        }
     }
+    types.extend(ids);
     Ok(format!(
         "SELECT * EXCLUDE (\"__mergeql_schema\") FROM (\
          (SELECT struct_extract({{'ok': NULL::INTEGER}}, mergeql_schema({})) AS \"__mergeql_schema\" FROM {} LIMIT 0) \
@@ -390,8 +405,14 @@ fn with_target(target: &Written, merge: &Merge) -> Merge {
 
 // The second step.
 
-/// What is known of a source, once its row type is.
-fn relation(source: &Written, merge: &Merge, row: &str, here: &[String], spellings: &mut Vec<String>) -> Result<Relation> {
+/// What is known of a source, once its row type is, and that of its row ids.
+fn relation(
+    source: &Written,
+    merge: &Merge,
+    (row, id): (&str, &str),
+    here: &[String],
+    spellings: &mut Vec<String>,
+) -> Result<Relation> {
     let mut columns = duckdb_columns(row).map_err(Box::<Diagnostic>::from)?;
     // Of a table that keeps states, a merge reads the values.
     columns.retain(|c| kept_in(c).is_none());
@@ -426,7 +447,7 @@ fn relation(source: &Written, merge: &Merge, row: &str, here: &[String], spellin
             SourceColumn { name, ty: c.ty, nullable: true }
         })
         .collect();
-    Ok(Relation { sql, origin, columns, rows: None })
+    Ok(Relation { sql, origin, columns, rows: None, stored: id == "BIGINT" })
 }
 
 /// How a table keeps states, if this is its column of states: the name of the column's only field says it, so that it is known with the
@@ -445,7 +466,9 @@ fn kept_in(column: &DuckDbColumn) -> Option<&str> {
 fn relations(sources: &[Source], merge: &Merge, types: &[String]) -> Result<Vec<Relation>> {
     let (here, types) = types.split_at(2.min(types.len()));
     let mut spellings = Vec::new();
-    sources.iter().zip(types).map(|(source, row)| relation(&source.relation, merge, row, here, &mut spellings)).collect()
+    let (rows, ids) = types.split_at(sources.len().min(types.len()));
+    let known = rows.iter().zip(ids).map(|(row, id)| (row.as_str(), id.as_str()));
+    sources.iter().zip(known).map(|(source, known)| relation(&source.relation, merge, known, here, &mut spellings)).collect()
 }
 
 /// A table's name as it counts for its origin: one table is one origin, however it is written in the session's database and schema.
@@ -535,9 +558,13 @@ fn bound_sql(statement: &str, types: &[String]) -> Result<String> {
     let null = keys.iter().map(|k| format!("{k} IS NULL")).collect::<Vec<_>>().join(" OR ");
     let columns: Vec<String> = plan.result_columns().map(|(name, _)| quote(name)).collect();
     let columns = columns.join(", ");
+    // Rows without a key are never joined: nothing needs to be known of the keys for them.
+    let mut grouped = plan.clone();
+    grouped.sources.iter_mut().for_each(|s| s.relation.stored = false);
+    let without_key = Lowering { plan: &grouped, dialect: &DuckDb }.query();
     Ok(format!(
         "SELECT * FROM ({query}) AS m WHERE NOT ({null}) UNION ALL \
-         (SELECT {columns} FROM ({query}) AS m WHERE {null} EXCEPT SELECT {columns} FROM {target})"
+         (SELECT {columns} FROM ({without_key}) AS m WHERE {null} EXCEPT SELECT {columns} FROM {target})"
     ))
 }
 

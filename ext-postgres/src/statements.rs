@@ -264,6 +264,7 @@ impl Session<'_> {
             origin: found.as_ref().map(|(schema, name)| format!("{schema}.{name}")),
             columns: columns.iter().map(column).collect::<Result<_, Failure>>()?,
             rows: None,
+            stored: false,
         };
         Ok(Described { relation, columns, table: found, kept })
     }

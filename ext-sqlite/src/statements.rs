@@ -352,7 +352,7 @@ impl<'a> Session<'a> {
             .collect();
         let origin =
             found.as_ref().map(|(database, name)| if database == "main" { name.clone() } else { format!("{database}.{name}") });
-        Ok(Described { relation: Relation { sql, origin, columns, rows: None }, table: found, kept })
+        Ok(Described { relation: Relation { sql, origin, columns, rows: None, stored: false }, table: found, kept })
     }
 
     /// The types of columns whose declaration does not say: those of their values. Gives back which hold whole numbers beside reals.

@@ -16,6 +16,8 @@ pub struct Relation {
     pub columns: Vec<SourceColumn>,
     /// How many rows it has, where that is known.
     pub rows: Option<usize>,
+    /// It is a table, whose keys cost little to read once more.
+    pub stored: bool,
 }
 
 /// A column of a source.
@@ -297,6 +299,13 @@ impl Plan {
         }
         if self.nullable_key() {
             add("null keys", "rows with a NULL in the key are groups of their own".to_owned());
+        }
+        if crate::lower::may_join(self) {
+            add(
+                "plan",
+                "two tables are joined by key where no key is there twice, which is looked up first, and grouped otherwise"
+                    .to_owned(),
+            );
         }
         for warning in &self.warnings {
             add("warning", warning.clone());

@@ -15,7 +15,7 @@ fn relation(name: &str) -> Relation {
         column("salary", Type::Float64, true),
         column("ts", Type::INT64, false),
     ];
-    Relation { sql: format!("\"{name}\""), origin: Some(name.to_owned()), columns, rows: None }
+    Relation { sql: format!("\"{name}\""), origin: Some(name.to_owned()), columns, rows: None, stored: false }
 }
 
 fn plan(text: &str) -> Result<Plan, Box<Diagnostic>> {

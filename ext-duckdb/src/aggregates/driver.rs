@@ -122,6 +122,13 @@ pub(super) struct States<S> {
 }
 
 impl<S> States<S> {
+    /// Whether two rows of the chunk have one state.
+    #[inline]
+    pub(super) fn same(&self, i: usize, j: usize) -> bool {
+        // SAFETY: there is a pointer for each row, or one for all.
+        self.step == 0 || unsafe { *self.pointers.add(i) == *self.pointers.add(j) }
+    }
+
     /// The state of row `i`, which the chunk has.
     #[inline]
     pub(super) fn at(&mut self, i: usize) -> &mut S {

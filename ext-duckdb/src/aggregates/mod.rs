@@ -6,6 +6,7 @@ mod driver;
 mod gathered;
 mod merges;
 mod objects;
+mod repeats;
 mod slots;
 
 use crate::api::{Connection, LogicalType, Pointer, drop_box, duckdb, id, leak, text};
@@ -88,6 +89,7 @@ pub fn register(connection: &Connection) -> Result<(), String> {
     for entry in catalog::plain() {
         register_set(connection, entry, catalog::plain_name(entry), false, false)?;
     }
+    repeats::register(connection)?;
     merges::register(connection)
 }
 

@@ -388,6 +388,15 @@ impl Dialect for DuckDb {
         divided(expr, "mergeql_divide")
     }
 
+    fn repeats(&self, keys: &[(String, &Type)]) -> Option<String> {
+        Some(match keys {
+            [(key, Type::Int { bits: 64, .. })] => format!("mergeql_repeats({key})"),
+            [(key, Type::Int { bits: 8..=32, .. })] => format!("mergeql_repeats(CAST({key} AS BIGINT))"),
+            // Equal keys have equal hashes; others that do are grouped with them.
+            _ => format!("mergeql_repeats(hash({}))", list(keys.iter().map(|(key, _)| key.clone()))),
+        })
+    }
+
     fn contributions(&self, contribution: &str, condition: &str) -> String {
         format!("crdt_gset_state({contribution}) FILTER (WHERE {condition})")
     }

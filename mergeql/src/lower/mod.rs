@@ -4,12 +4,14 @@
 mod datafusion;
 mod duckdb;
 mod forms;
+mod joined;
 mod kept;
 mod postgres;
 mod sqlite;
 
 pub use datafusion::DataFusion;
 pub use duckdb::{DuckDb, DuckDbColumn, duckdb_columns, duckdb_type, duckdb_type_name};
+pub(crate) use joined::may_join;
 pub use postgres::{Postgres, postgres_type_name};
 pub use sqlite::{Sqlite, sqlite_type_name};
 
@@ -100,6 +102,12 @@ pub trait Dialect: Sync {
     /// has nearly as many as rows.
     fn sorts_groups(&self) -> bool {
         false
+    }
+
+    /// An aggregate that says whether a key is there twice, or may be; `None` where there is none for such keys. With one, two tables
+    /// without such keys are joined in place of being grouped.
+    fn repeats(&self, _keys: &[(String, &Type)]) -> Option<String> {
+        None
     }
 
     /// A resolved value as the rows of a merge have it.
@@ -276,6 +284,16 @@ impl Lowering<'_> {
 
     /// All rows of all sources, under their final names and types.
     pub fn rows(&self) -> String {
+        let branches = self.branches();
+        if branches.is_empty() {
+            let items = self.plan.columns.iter().map(|c| format!("{} AS {}", self.dialect.null(&c.ty), quote(&c.name)));
+            return format!("SELECT {} WHERE false", list(items));
+        }
+        branches.join(" UNION ALL ")
+    }
+
+    /// The rows of each source that has columns.
+    fn branches(&self) -> Vec<String> {
         let plan = self.plan;
         let (origin, source) = self.marks();
         let mut branches = Vec::new();
@@ -309,11 +327,7 @@ impl Lowering<'_> {
             }
             branches.push(format!("SELECT {} FROM {} AS s", list(items), bound.relation.sql));
         }
-        if branches.is_empty() {
-            let items = plan.columns.iter().map(|c| format!("{} AS {}", self.dialect.null(&c.ty), quote(&c.name)));
-            return format!("SELECT {} WHERE false", list(items));
-        }
-        branches.join(" UNION ALL ")
+        branches
     }
 
     /// Whether a column says which rows of a delta are gone, as part of their version: a table without it has none that are.
@@ -418,6 +432,11 @@ impl Lowering<'_> {
     /// groups of their own, equal results kept once (R4). Results are equal if all but the last `unseen` items are; of those the
     /// greatest is kept.
     pub fn grouped(&self, items: &[(String, String)], unseen: usize) -> String {
+        self.grouped_where(items, unseen, None)
+    }
+
+    /// As [`Lowering::grouped`]; rows with a key only under a condition.
+    fn grouped_where(&self, items: &[(String, String)], unseen: usize, condition: Option<&str>) -> String {
         let plan = self.plan;
         let keys: Vec<String> = plan.key_columns().iter().map(|c| format!("r.{}", quote(&c.name))).collect();
         let outputs = list(
@@ -434,13 +453,14 @@ impl Lowering<'_> {
             rows.clone()
         };
         if !plan.nullable_key() {
-            return format!("SELECT {outputs} FROM ({sorted}) AS r GROUP BY {by_key}");
+            let filter = condition.map_or(String::new(), |c| format!(" WHERE {c}"));
+            return format!("SELECT {outputs} FROM ({sorted}) AS r{filter} GROUP BY {by_key}");
         }
         let tests = |which: usize| {
             keys.iter().zip(plan.key_columns()).map(move |(k, c)| format!("{k} {}", self.dialect.null_tests(&c.ty)[which]))
         };
         let null = tests(0).collect::<Vec<_>>().join(" OR ");
-        let not_null = tests(1).collect::<Vec<_>>().join(" AND ");
+        let not_null = tests(1).chain(condition.map(str::to_owned)).collect::<Vec<_>>().join(" AND ");
         let told_apart = |expr: String, ty: &Type| match self.dialect.confuses(ty) {
             true => self.dialect.order_key(&expr, None).unwrap_or(expr),
             false => expr,
@@ -486,7 +506,7 @@ impl Lowering<'_> {
         if let Some(delete) = &self.plan.delete {
             items.push((self.aggregate(delete, false), DELETED.to_owned()));
         }
-        self.grouped(&items, 0)
+        self.joined(&items).unwrap_or_else(|| self.grouped(&items, 0))
     }
 
     /// Whether a merged row is not deleted.

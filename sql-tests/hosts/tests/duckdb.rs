@@ -312,6 +312,89 @@ fn statements_see_what_their_caller_sees() {
 }
 
 /// Collations, spellings and equalities of DuckDB's own are no part of a merge.
+/// Two tables are joined where no key is there twice; queries of the same rows are grouped. Both give the same rows, over every type that is
+/// joined, NULLs and equal candidates among them.
+#[test]
+fn joined_tables_are_as_grouped_ones() {
+    const COLUMNS: [(&str, &str); 14] = [
+        ("BOOLEAN", "x = 1"),
+        ("TINYINT", "x - 1"),
+        ("BIGINT", "(x - 1) * 4000000000"),
+        ("UBIGINT", "x::UBIGINT + 18446744073709551612"),
+        ("HUGEINT", "(x - 1)::HUGEINT * 40000000000000000000"),
+        ("DECIMAL(9, 2)", "(x - 1) / 4"),
+        ("VARCHAR", "['a', 'B', 'ä'][x + 1]"),
+        ("BLOB", "encode(['a', '', 'ab'][x + 1])"),
+        ("DATE", "['2024-01-01', 'infinity', '1969-12-31'][x + 1]"),
+        ("TIME", "['00:00:01', '23:59:59.999999', '12:00:00'][x + 1]"),
+        ("TIMESTAMP", "['2024-01-01 00:00:01', '-infinity', '1969-12-31'][x + 1]"),
+        ("TIMESTAMP_NS", "['2024-01-01 00:00:01.000000001', '2024-01-01 00:00:01', '1969-12-31'][x + 1]"),
+        ("TIMESTAMP WITH TIME ZONE", "['2024-01-01 00:00:01+00', '2024-01-01 00:00:01+01', '1969-12-31 00:00:00+00'][x + 1]"),
+        (
+            "UUID",
+            "['ffffffff-0000-0000-0000-000000000000', '7fffffff-0000-0000-0000-000000000000', '00000000-0000-0000-0000-000000000001'][x + 1]",
+        ),
+    ];
+    // Keys, and whether the tables are joined.
+    const KEYS: [(&str, &str, &str, bool); 6] = [
+        ("id", "i * 3 + side", "", true),
+        ("id", "'key ' || (i + side)", "", true),
+        ("id, part", "i // 7 + side AS id, ['x', 'X', 'y', 'Y', 'z', 'Z', ''][i % 7 + 1]", "part", true),
+        ("id", "CASE WHEN i % 5 > 0 THEN i + side END", "", true),
+        ("id", "(i + side) // 2", "", false),
+        ("id", "DATE '2024-01-01' + (i + side % 2)::INTEGER", "", true),
+    ];
+    for python in pythons() {
+        let mut host = start(&python, 4);
+        host.execute("SET default_collation = 'nocase'").unwrap();
+        for (key, expression, last, apart) in KEYS {
+            for (side, table) in [(0, "a"), (500, "b")] {
+                let random = |n: usize| format!("(hash(i * 31 + {n} + side) % 4)::BIGINT");
+                let column = |(n, (ty, value)): (usize, &(&str, &str))| {
+                    let value = value.replace('x', &format!("({})", random(n)));
+                    format!("CASE WHEN {} < 3 THEN CAST({value} AS {ty}) END AS c{n}", random(n))
+                };
+                let columns: Vec<String> = COLUMNS.iter().enumerate().map(column).collect();
+                let name = if last.is_empty() { "id" } else { last };
+                host.execute(&format!(
+                    "CREATE OR REPLACE TABLE {table} AS SELECT {expression} AS {name}, {}, nullif({}, 0) AS v, nullif({}, 0) AS w, {} = 0 AS gone \
+                     FROM (SELECT i, {side} AS side FROM range(1000) AS r(i))",
+                    columns.join(", "),
+                    random(100),
+                    random(101),
+                    random(102),
+                ))
+                .unwrap();
+                let keys = if last.is_empty() { "hash(id)" } else { "hash(id, part)" };
+                let repeats = format!("SELECT mergeql_repeats({keys}) FROM {table} WHERE id IS NOT NULL");
+                assert_eq!(one(&mut host, &repeats), (!apart).to_string(), "{key} {expression} {table}");
+            }
+            let all = |strategy: &str| (0..COLUMNS.len()).map(|n| format!("c{n} = {strategy}")).collect::<Vec<_>>().join(", ");
+            for strategy in ["max", "min", "lww", "fww"] {
+                for (version, rest) in
+                    [("v", ""), ("w DESC", ""), ("v, w DESC", "DELETE BY gone"), ("c6, c13", "ORDER BY id LIMIT 700")]
+                {
+                    let merge = |a: &str, b: &str| {
+                        format!("MERGE {a}, {b} ON ({key}) STRATEGY {} VERSION BY {version} {rest}", all(strategy))
+                    };
+                    let read = |statement: &str| format!("FROM mergeql.merge('{statement}')");
+                    let (joined, grouped) = (merge("a", "b"), merge("(FROM a) AS a", "(FROM b) AS b"));
+                    let plans =
+                        |statement: &str| format!("SELECT count(*) {} WHERE item = 'plan'", read(&format!("EXPLAIN {statement}")));
+                    assert_eq!(one(&mut host, &plans(&joined)), if rest.starts_with("DELETE") { "0" } else { "1" }, "{joined}");
+                    assert_eq!(one(&mut host, &plans(&grouped)), "0", "{grouped}");
+                    for (a, b) in [(&joined, &grouped), (&grouped, &joined)] {
+                        let differ = format!("SELECT count(*) FROM ({} EXCEPT ALL {})", read(a), read(b));
+                        assert_eq!(one(&mut host, &differ), "0", "{a} EXCEPT {b}");
+                    }
+                    let rows: usize = one(&mut host, &format!("SELECT count(*) {}", read(&joined))).parse().unwrap();
+                    assert!(rows > 300, "{rows}: {joined}");
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn what_duckdb_takes_for_equal() {
     for python in pythons() {
