@@ -25,6 +25,9 @@ pub mod vectors;
 
 use api::{Access, Pointer, text};
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Where DuckDB enters.
 ///
 /// # Safety
