@@ -1,4 +1,4 @@
-//! MergeQL in DuckDB: `LOAD 'mergeql.duckdb_extension'`.
+//! MergeQL in DuckDB: `LOAD './mergeql.duckdb_extension'`.
 //!
 //! A binding over `mergeql-udfs` and `mergeql-lang`; it holds no merge logic and does not grow when a strategy is added. One binary
 //! serves every DuckDB whose stable C interface (v1.2.0) it finds, from 1.5 on (older ones call aggregates wrongly in

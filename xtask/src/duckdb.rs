@@ -71,7 +71,7 @@ pub fn syntax() -> Outcome {
     run(&python, &["ext-duckdb/syntax/try.py", &extension(false)?.display().to_string(), &file])?;
     println!(
         "{file}\n\n\
-         duckdb -unsigned -c \"LOAD 'mergeql.duckdb_extension'; LOAD '{file}'; SET active_grammar_extensions = ['mergeql'];\n\
+         duckdb -unsigned -c \"LOAD './mergeql.duckdb_extension'; LOAD '{file}'; SET active_grammar_extensions = ['mergeql'];\n\
          MERGE nyc, london ON id STRATEGY salary = max, * = lww VERSION BY updated_at\""
     );
     Ok(())

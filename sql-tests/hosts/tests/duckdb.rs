@@ -505,10 +505,13 @@ fn the_page_says_what_comes_out() {
     let (_folder, placed) = mergeql_host_tests::models();
     for python in pythons() {
         let mut host = start(&python, 2);
+        // What is run lies beside the extension.
+        let folder = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink(&extension, folder.path().join("mergeql.duckdb_extension")).unwrap();
         let mut script = String::new();
         let mut said = String::new();
         for block in blocks(page) {
-            let code = block.code.replace("mergeql.duckdb_extension", &extension);
+            let code = block.code;
             let expected = block.expected.unwrap_or_default();
             if block.language == "python" {
                 // One session: later blocks go on where earlier ones ended.
@@ -517,15 +520,17 @@ fn the_page_says_what_comes_out() {
                 continue;
             }
             if block.language == "js" {
-                assert_eq!(run_js(&code), Ok(expected), "{code}");
+                // Scripts of Node run where its packages are.
+                assert_eq!(run_js(&code.replace("./mergeql.duckdb_extension", &extension)), Ok(expected), "{code}");
                 continue;
             }
             if block.language == "sh" {
                 // The commands of this project are run elsewhere.
-                if let Some(command) = code.strip_prefix("duckdb ") {
-                    let program =
-                        std::env::var("MERGEQL_DUCKDB_CLI").expect("run `cargo xtask test`: it installs the command line");
-                    let output = std::process::Command::new("sh").args(["-c", &format!("{program} {command}")]).output().unwrap();
+                if code.contains("duckdb ") && !code.contains("cargo ") {
+                    std::env::var("MERGEQL_DUCKDB_CLI").expect("run `cargo xtask test`: it installs the command line");
+                    let script = format!("duckdb() {{ \"$MERGEQL_DUCKDB_CLI\" \"$@\"; }}\n{code}");
+                    let output =
+                        std::process::Command::new("sh").args(["-ec", &script]).current_dir(folder.path()).output().unwrap();
                     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
                     assert_eq!(String::from_utf8_lossy(&output.stdout), expected, "{code}");
                 }
@@ -552,7 +557,7 @@ fn the_page_says_what_comes_out() {
                 None => assert_eq!(gives, expected, "{code}"),
             }
         }
-        let output = std::process::Command::new(&python).args(["-c", &script]).output().unwrap();
+        let output = std::process::Command::new(&python).args(["-c", &script]).current_dir(folder.path()).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         assert_eq!(String::from_utf8_lossy(&output.stdout), said);
     }
