@@ -114,6 +114,8 @@ struct Merged {
     columns: Vec<String>,
     /// The key columns, which come first.
     key: Vec<String>,
+    /// Those of the key.
+    affinities: Vec<Affinity>,
 }
 
 /// The statement, as the module's arguments hold it: SQLite splits them at commas, and keeps quotes.
@@ -137,9 +139,46 @@ impl Merged {
         let (columns, key) = in_statement(&statement, Session::new(&connection).columns(&statement))?;
         let declared: Vec<String> = columns.iter().map(|(name, ty)| format!("{} {ty}", quote(name))).collect();
         let schema = c_text(&format!("CREATE TABLE m({})", declared.join(", ")))?;
+        let affinities = columns[..key].iter().map(|(_, ty)| Affinity::of(ty)).collect();
         let columns: Vec<String> = columns.into_iter().map(|(name, _)| name).collect();
         let key = columns[..key].to_vec();
-        Ok((schema, Merged { base: ffi::sqlite3_vtab::default(), database: handle, statement, columns, key }))
+        Ok((schema, Merged { base: ffi::sqlite3_vtab::default(), database: handle, statement, columns, key, affinities }))
+    }
+}
+
+/// What a column makes of a value that it is compared with (SQLite's "Datatypes In SQLite", section 3).
+#[derive(Clone, Copy, PartialEq)]
+enum Affinity {
+    Number,
+    Text,
+    None,
+}
+
+impl Affinity {
+    /// That of a declared type.
+    fn of(declared: &str) -> Affinity {
+        let declared = declared.to_ascii_uppercase();
+        let has = |words: &[&str]| words.iter().any(|w| declared.contains(w));
+        match () {
+            () if has(&["INT"]) => Affinity::Number,
+            () if has(&["CHAR", "CLOB", "TEXT"]) => Affinity::Text,
+            () if has(&["BLOB"]) || declared.is_empty() => Affinity::None,
+            () => Affinity::Number,
+        }
+    }
+
+    /// The value as it is compared, where that is another one.
+    fn of_value(self, value: ValueRef<'_>) -> Option<Value> {
+        match (self, value) {
+            (Affinity::Number, ValueRef::Text(text)) => {
+                let text = std::str::from_utf8(text).ok()?.trim_matches([' ', '\t', '\n', '\r', '\x0b', '\x0c']);
+                let number = text.bytes().all(|b| b.is_ascii_digit() || b"+-.eE".contains(&b));
+                let real = || text.parse().ok().map(Value::Real);
+                if number { text.parse().ok().map(Value::Integer).or_else(real) } else { None }
+            }
+            (Affinity::Text, ValueRef::Integer(v)) => Some(Value::Text(v.to_string())),
+            _ => None,
+        }
     }
 }
 
@@ -168,7 +207,14 @@ unsafe impl<'vtab> VTab<'vtab> for Merged {
                 let handle = unsafe { database.handle() };
                 let statement = statement_of(arguments);
                 let (columns, key) = (vec!["unreadable".to_owned()], Vec::new());
-                let table = Merged { base: ffi::sqlite3_vtab::default(), database: handle, statement, columns, key };
+                let table = Merged {
+                    base: ffi::sqlite3_vtab::default(),
+                    database: handle,
+                    statement,
+                    columns,
+                    key,
+                    affinities: Vec::new(),
+                };
                 Ok((Cow::Borrowed(c"CREATE TABLE m(unreadable)"), table))
             }
         }
@@ -324,7 +370,8 @@ unsafe impl VTabCursor for Rows<'_> {
         self.row = 0;
         let (statement, key) = (self.table().statement.clone(), self.table().key.clone());
         let columns = columns.unwrap_or_default().split(',').filter_map(|c| c.parse::<usize>().ok());
-        let pinned = columns.enumerate().filter_map(|(i, c)| Some((key.get(c)?.clone(), i + 1))).collect();
+        let columns: Vec<usize> = columns.collect();
+        let pinned = columns.iter().enumerate().filter_map(|(i, c)| Some((key.get(*c)?.clone(), i + 1))).collect();
         // SAFETY: the connection lives as long as the table.
         let connection = unsafe { Connection::from_handle(self.table().database)? };
         let sql = guarded(|| in_statement(&statement, Session::pinned(&connection, pinned).read(&statement)))?;
@@ -340,7 +387,11 @@ unsafe impl VTabCursor for Rows<'_> {
             return Err(shown(Diagnostic::new(Code::Unsupported, message).help("drop it and create it anew")));
         }
         for (i, argument) in arguments.iter().enumerate() {
-            self.bind(i, argument)?;
+            let affinity = columns.get(i).and_then(|c| self.table().affinities.get(*c)).copied().unwrap_or(Affinity::None);
+            match affinity.of_value(argument) {
+                Some(other) => self.bind(i, (&other).into())?,
+                None => self.bind(i, argument)?,
+            }
         }
         self.step()
     }

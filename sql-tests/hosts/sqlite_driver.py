@@ -77,14 +77,16 @@ def run(request):
 
 
 def each(request):
-    """Runs a query for each row number; counts those that end in an error."""
-    refused = 0
+    """Runs a query for each row number; counts those that end in an error, and gives those that are no errors of ours."""
+    refused, panics = 0, []
     for row in range(1, request["rows"] + 1):
         try:
             connection.execute(request["each"], [row]).fetchall()
-        except sqlite3.Error:
+        except sqlite3.Error as error:
             refused += 1
-    return refused
+            if "panic" in str(error) or "MergeQL failed" in str(error):
+                panics.append(str(error))
+    return {"refused": refused, "panics": panics}
 
 
 for line in sys.stdin:
@@ -92,7 +94,7 @@ for line in sys.stdin:
         request = json.loads(line)
         if "interrupt_after" in request:
             threading.Timer(request["interrupt_after"], connection.interrupt).start()
-        answer = {"refused": each(request)} if "each" in request else {"rows": run(request)}
+        answer = each(request) if "each" in request else {"rows": run(request)}
     except (sqlite3.Error, sqlite3.Warning) as error:
         answer = {"error": str(error)}
     print(json.dumps(answer), flush=True)

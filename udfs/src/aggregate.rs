@@ -3,7 +3,7 @@
 //! `Strategy` is monomorphic and row-wise; [`Aggregate`] and [`Groups`] are object-safe and batch-wise: one dynamic call a batch.
 
 use crate::batch::{Bits, Column, OwnedColumn};
-use crate::catalog::{ArgKind, Spec};
+use crate::catalog::{ArgKind, Input, Spec};
 use crate::codec::{self, Reader, Writer};
 use crate::error::{Code, Error, Result};
 use crate::fast::slot::Shape;
@@ -409,8 +409,18 @@ impl<S: Strategy> Plain<S> {
     }
 }
 
+/// A strategy is bound to states alone, too (`Entry::bind`): then it takes no rows of so few inputs.
+pub(crate) fn check_inputs<S: Strategy>(given: usize) -> Result<()> {
+    let least = S::SPEC.inputs.iter().filter(|i| **i != Input::Versions).count();
+    if given < least {
+        return Err(Error::invalid_argument(format!("`{}` takes at least {least} input columns, {given} given", S::SPEC.name)));
+    }
+    Ok(())
+}
+
 impl<S: Strategy> Groups for Plain<S> {
     fn update(&mut self, columns: &[Column<'_>], groups: &[usize], filter: Option<Bits<'_>>, total: usize) -> Result<()> {
+        check_inputs::<S>(columns.len())?;
         self.grow(total);
         for (i, &group) in groups.iter().enumerate() {
             if filter.is_some_and(|f| !f.get(i)) {

@@ -1,6 +1,6 @@
 //! The partial state of one group by itself, for hosts that keep a state for each group in memory of their own.
 
-use crate::aggregate::{State, Strategy, decode, encode};
+use crate::aggregate::{State, Strategy, check_inputs, decode, encode};
 use crate::catalog::Spec;
 use crate::error::{Error, Result};
 use crate::value::Value;
@@ -65,6 +65,7 @@ impl<S: Strategy> Partial for Single<S> {
     }
 
     fn update(&mut self, row: &[Value]) -> Result<()> {
+        check_inputs::<S>(row.len())?;
         self.strategy.update(&mut self.state, row)
     }
 

@@ -1,12 +1,12 @@
 //! From notes of writes to states of cells, and from states back to rows.
 
-use super::definition::{Definition, key_parts};
+use super::definition::{Definition, Tracked, key_parts};
 use super::{Numbers, Replica, Result, cell, site};
 use crate::values::{plain, shown, value};
 use mergeql_lang::Diagnostic;
-use mergeql_lang::lower::quote;
+use mergeql_lang::lower::{quote, text};
 use mergeql_udfs::{AnyState, Code, Value};
-use rusqlite::types::Value as Plain;
+use rusqlite::types::{Value as Plain, ValueRef};
 use rusqlite::{Connection, OptionalExtension, params};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::Ordering;
@@ -45,12 +45,46 @@ struct Noted {
     columns: BTreeMap<String, i64>,
 }
 
+/// Whether there are notes.
+///
+/// # Errors
+/// SQLite's.
+pub(super) fn is_noted(connection: &Connection) -> Result<bool> {
+    let sql = "SELECT 1 FROM main._mergeql_log LIMIT 1";
+    Ok(connection.prepare_cached(sql)?.query_row([], |_| Ok(())).optional()?.is_some())
+}
+
 /// Makes states of all notes.
 ///
 /// # Errors
 /// What a strategy refuses; then nothing is changed.
 pub(super) fn absorb(connection: &Connection, replica: &Replica) -> Result<()> {
-    if connection.prepare_cached("SELECT 1 FROM main._mergeql_log LIMIT 1")?.query_row([], |_| Ok(())).optional()?.is_none() {
+    absorb_as(connection, replica, None, Definition::known)
+}
+
+/// As [`absorb`], whoever changed the columns of tables.
+///
+/// # Errors
+/// As [`absorb`].
+pub(super) fn absorb_altered(connection: &Connection, replica: &Replica) -> Result<()> {
+    absorb_as(connection, replica, None, Definition::found)
+}
+
+/// As [`absorb`], of what was there before it was replicated: what it counts, every copy of it counts, too, so that it counts once.
+///
+/// # Errors
+/// As [`absorb`].
+pub(super) fn absorb_first(connection: &Connection, replica: &Replica) -> Result<()> {
+    absorb_as(connection, replica, Some(BASE), Definition::known)
+}
+
+/// The origin of what was counted before anybody counted.
+const BASE: &str = "base";
+
+type Find = fn(&Connection, &str) -> Result<Option<(i64, Definition)>>;
+
+fn absorb_as(connection: &Connection, replica: &Replica, counted_by: Option<&str>, find: Find) -> Result<()> {
+    if !is_noted(connection)? {
         return Ok(());
     }
     replica.took.store(true, Ordering::Relaxed);
@@ -62,7 +96,7 @@ pub(super) fn absorb(connection: &Connection, replica: &Replica) -> Result<()> {
     let mut statement = connection.prepare("SELECT id, name FROM main._mergeql_tables")?;
     let names: Vec<(i64, String)> = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect::<Result<_>>()?;
     for (id, name) in names {
-        if let Some((_, definition)) = Definition::known(connection, &name)? {
+        if let Some((_, definition)) = find(connection, &name)? {
             tables.insert(id, definition);
         }
     }
@@ -75,7 +109,8 @@ pub(super) fn absorb(connection: &Connection, replica: &Replica) -> Result<()> {
     // Clocks of several connections may disagree; the order of their writes does not.
     let mut latest = 0;
     while let Some(row) = rows.next()? {
-        let (clock, table, pk, columns): (i64, i64, Plain, i64) = (row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?);
+        let (clock, table, columns): (i64, i64, i64) = (row.get(0)?, row.get(1)?, row.get(3)?);
+        let pk = held(row, 2, || "a key".to_owned())?;
         latest = clock.max(latest);
         let clock = latest;
         let Some(definition) = tables.get(&table) else { continue };
@@ -84,7 +119,7 @@ pub(super) fn absorb(connection: &Connection, replica: &Replica) -> Result<()> {
             continue;
         }
         let mut writer = mergeql_udfs::codec::Writer::default();
-        writer.value(&value((&pk).into()));
+        writer.value(&super::definition::key(&[value((&pk).into())]));
         let place = *places.entry((table, writer.as_bytes().to_vec())).or_insert(noted.len());
         if place == noted.len() {
             noted.push((table, pk, Noted::default()));
@@ -114,7 +149,8 @@ pub(super) fn absorb(connection: &Connection, replica: &Replica) -> Result<()> {
                 Some((cell::existence(before.as_ref().map(|(s, _)| s.as_slice()), there, clock, &origin)?, clock))
             }
         };
-        write_columns(connection, replica, &mut numbers, definition, pk, &note.columns, &origin, forgotten)?;
+        let by = Author { origin: &origin, counted_by: counted_by.unwrap_or(&origin) };
+        write_columns(connection, replica, &mut numbers, definition, pk, &note.columns, &by, forgotten)?;
         // After its columns: whoever applies them makes the row once, and whole.
         if let Some((state, clock)) = existence {
             keep(connection, &mut numbers, &definition.table, pk, "", &state, clock, &origin)?;
@@ -154,6 +190,21 @@ pub(super) fn forgotten(connection: &Connection) -> Result<i64> {
         .map(|c| c.unwrap_or(0))
 }
 
+/// A value of a row as it lies there.
+fn held(row: &rusqlite::Row<'_>, i: usize, of: impl FnOnce() -> String) -> Result<Plain> {
+    let value = row.get_ref(i)?;
+    if matches!(value, ValueRef::Text(_)) {
+        super::check_text(value, &of())?;
+    }
+    row.get(i)
+}
+
+/// Who writes, and whose counts these are.
+struct Author<'a> {
+    origin: &'a str,
+    counted_by: &'a str,
+}
+
 #[allow(clippy::too_many_arguments)] // the columns of a cell
 fn write_columns(
     connection: &Connection,
@@ -162,7 +213,7 @@ fn write_columns(
     definition: &Definition,
     pk: &Plain,
     clocks: &BTreeMap<String, i64>,
-    origin: &str,
+    by: &Author<'_>,
     forgotten: i64,
 ) -> Result<()> {
     let columns: Vec<_> = definition.columns.iter().filter(|c| clocks.contains_key(&c.name)).collect();
@@ -172,7 +223,8 @@ fn write_columns(
     let names: Vec<String> = columns.iter().map(|c| quote(&c.name)).collect();
     let sql = format!("SELECT {} FROM main.{} WHERE {}", names.join(", "), quote(&definition.table), definition.where_key(1));
     let parts = key_parts(pk, definition.key.len())?;
-    let row = |row: &rusqlite::Row<'_>| (0..columns.len()).map(|i| row.get::<_, Plain>(i)).collect::<Result<Vec<_>>>();
+    let of = |i: usize| format!("`{}.{}`", definition.table, columns[i].name);
+    let row = |row: &rusqlite::Row<'_>| (0..columns.len()).map(|i| held(row, i, || of(i))).collect::<Result<Vec<_>>>();
     let Some(values) = connection.prepare_cached(&sql)?.query_row(rusqlite::params_from_iter(&parts), row).optional()? else {
         return Ok(());
     };
@@ -180,10 +232,11 @@ fn write_columns(
         let before = known(connection, &definition.table, pk, &column.name)?;
         let clock = clocks[&column.name].max(before.as_ref().map_or(forgotten, |(_, c)| *c).saturating_add(1));
         let state = before.as_ref().map(|(s, _)| s.as_slice());
+        let origin = if before.is_none() && cell::counts(column) { by.counted_by } else { by.origin };
         let made = cell::written(column, state, &value((&held).into()), clock, origin)
             .map_err(|e| shown(Diagnostic::new(Code::TypeMismatch, format!("`{}.{}`: {e}", definition.table, column.name))))?;
         if let Some(made) = &made {
-            keep(connection, numbers, &definition.table, pk, &column.name, made, clock, origin)?;
+            keep(connection, numbers, &definition.table, pk, &column.name, made, clock, by.origin)?;
         }
         // The row shows what the state says: a maximum that was lowered is what it was.
         if let Some(state) = made.as_deref().or(state) {
@@ -239,12 +292,12 @@ pub(super) fn join(connection: &Connection, numbers: &mut Numbers, expected: boo
         let made = opened.encode();
         if connection.prepare_cached(sql)?.execute(params![table, pk, column, made, clock, seq, origin])? > 0 {
             numbers.next(connection)?;
-            return opened.value().map(Joined::New).map_err(shown);
+            return cell::says(&*opened).map(Joined::New);
         }
     }
     let Some((before, before_clock)) = known(connection, table, pk, column)? else {
         keep(connection, numbers, table, pk, column, &opened.encode(), clock, origin)?;
-        return opened.value().map(Joined::New).map_err(shown);
+        return cell::says(&*opened).map(Joined::New);
     };
     if before == state {
         return Ok(Joined::Known);
@@ -257,7 +310,7 @@ pub(super) fn join(connection: &Connection, numbers: &mut Numbers, expected: boo
     // Whoever sent it does not know what was here before.
     let origin = if joined == state { origin.to_owned() } else { site(connection)?.unwrap_or_default() };
     keep(connection, numbers, table, pk, column, &joined, clock.max(before_clock), &origin)?;
-    opened.value().map(Joined::Changed).map_err(shown)
+    cell::says(&*opened).map(Joined::Changed)
 }
 
 /// Lets a row show what a cell that changed says; says whether it waits, for it is not known whether the row is there.
@@ -284,8 +337,8 @@ pub(super) fn show(
     materialize(connection, replica, definition, pk, cell::value(&state)? == Value::Bool(true)).map(|()| false)
 }
 
-/// Makes a row what its cells say: `there` with all its columns, or not there. A row that cannot be there yet, because a column that must
-/// hold something has not come, waits for it.
+/// Makes a row what its cells say: `there` with all its columns, or not there. A new row that its table's constraints do not take, because
+/// another column has not come yet or because of what replicas wrote together, waits for changes (`crdt_waiting`).
 fn materialize(connection: &Connection, replica: &Replica, definition: &Definition, pk: &Plain, there: bool) -> Result<()> {
     let parts = key_parts(pk, definition.key.len())?;
     let table = quote(&definition.table);
@@ -315,9 +368,81 @@ fn materialize(connection: &Connection, replica: &Replica, definition: &Definiti
         format!("INSERT INTO main.{table} ({}) VALUES ({}) ON CONFLICT ({key}) DO {update}", names.join(", "), places.join(", "));
     let mut statement = connection.prepare_cached(&sql)?;
     match replica.quietly(|| statement.execute(rusqlite::params_from_iter(&values))) {
-        Err(rusqlite::Error::SqliteFailure(e, _)) if e.code == rusqlite::ErrorCode::ConstraintViolation => Ok(()),
+        Err(rusqlite::Error::SqliteFailure(e, message)) if e.code == rusqlite::ErrorCode::ConstraintViolation => {
+            let there = format!("SELECT 1 FROM main.{table} WHERE {}", definition.where_key(1));
+            let key = rusqlite::params_from_iter(&values[..definition.key.len()]);
+            match connection.prepare_cached(&there)?.query_row(key, |_| Ok(())).optional()? {
+                None => Ok(()),
+                // What a row that is there shows must be what its cells say, or what is written into it would be misread.
+                Some(()) => Err(rusqlite::Error::SqliteFailure(e, message)),
+            }
+        }
         other => other.map(drop),
     }
+}
+
+/// The keys of rows that are there by their cells, and not in their table.
+///
+/// # Errors
+/// SQLite's.
+pub(super) fn missing(connection: &Connection, definition: &Definition) -> Result<Vec<Vec<Value>>> {
+    let sql = format!("SELECT 1 FROM main.{} WHERE {}", quote(&definition.table), definition.where_key(1));
+    let mut shows = connection.prepare(&sql)?;
+    let mut found = Vec::new();
+    for pk in there(connection, definition)?.into_iter().filter_map(|(pk, there)| there.then_some(pk)) {
+        let key = key_parts(&pk, definition.key.len())?;
+        if shows.query_row(rusqlite::params_from_iter(&key), |_| Ok(())).optional()?.is_none() {
+            found.push(key.iter().map(|part| value(part.into())).collect());
+        }
+    }
+    Ok(found)
+}
+
+/// The rows of which it is known whether they are there.
+fn there(connection: &Connection, definition: &Definition) -> Result<Vec<(Plain, bool)>> {
+    let mut statement = connection.prepare("SELECT pk, state FROM main._mergeql_cells WHERE tbl = ?1 AND col = ''")?;
+    let row = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, cell::value(&row.get::<_, Vec<u8>>(1)?)? == Value::Bool(true)));
+    statement.query_map([&definition.table], row)?.collect()
+}
+
+/// Takes a column in that no trigger knew. What its default counts is what it counts everywhere; where it was `there` before, what it
+/// holds besides its default is written now.
+///
+/// # Errors
+/// SQLite's, and those of [`absorb`].
+pub(super) fn seed(
+    connection: &Connection,
+    replica: &Replica,
+    definition: &Definition,
+    id: i64,
+    column: &Tracked,
+    was_there: bool,
+) -> Result<()> {
+    let (key, name) = (definition.key_of("t"), format!("t.{}", quote(&column.name)));
+    let default = column.default.clone().unwrap_or_else(|| "NULL".to_owned());
+    let note = |condition: &str| {
+        let bit = definition.bit(&column.name);
+        let sql = format!(
+            "INSERT INTO main._mergeql_log SELECT NULL, {id}, {key}, {bit}, {} FROM main.{} AS t WHERE {condition}",
+            replica.tick(),
+            quote(&definition.table)
+        );
+        connection.execute(&sql, [])
+    };
+    if cell::counts(column) && column.default.is_some() {
+        let unknown = format!(
+            "NOT EXISTS (SELECT 1 FROM main._mergeql_cells AS c WHERE c.tbl = {} AND c.pk IS {key} AND c.col = {})",
+            text(&definition.table),
+            text(&column.name)
+        );
+        note(&format!("{name} IS ({default}) AND {unknown}"))?;
+        absorb_first(connection, replica)?;
+    }
+    if was_there {
+        note(&format!("{name} IS NOT ({default})"))?;
+        absorb(connection, replica)?;
+    }
+    Ok(())
 }
 
 /// Makes every row of a table what its cells say.
@@ -325,8 +450,6 @@ fn materialize(connection: &Connection, replica: &Replica, definition: &Definiti
 /// # Errors
 /// SQLite's.
 pub(super) fn materialize_all(connection: &Connection, replica: &Replica, definition: &Definition) -> Result<()> {
-    let mut statement = connection.prepare("SELECT pk, state FROM main._mergeql_cells WHERE tbl = ?1 AND col = ''")?;
-    let row = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, cell::value(&row.get::<_, Vec<u8>>(1)?)? == Value::Bool(true)));
-    let rows: Vec<(Plain, bool)> = statement.query_map([&definition.table], row)?.collect::<Result<_>>()?;
+    let rows = there(connection, definition)?;
     rows.iter().try_for_each(|(pk, there)| materialize(connection, replica, definition, pk, *there))
 }

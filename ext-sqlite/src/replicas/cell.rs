@@ -6,14 +6,27 @@ use crate::values::{class, shown};
 use mergeql_udfs::catalog::{self, Input};
 use mergeql_udfs::functions;
 use mergeql_udfs::value::from_json;
-use mergeql_udfs::{Call, Error, Type, Value};
+use mergeql_udfs::{AnyState, Call, Error, Type, Value};
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::LazyLock;
 
-/// The value of a state.
+/// The value of a state, as rows show it.
 pub(super) fn value(state: &[u8]) -> Result<Value> {
-    catalog::open(state).and_then(|s| s.value()).map_err(shown)
+    says(&*catalog::open(state).map_err(shown)?)
+}
+
+/// As [`value`]. What is counted beyond SQLite's integers is their end: no count of one replica stops what others have to say.
+pub(super) fn says(state: &dyn AnyState) -> Result<Value> {
+    Ok(match state.value().map_err(shown)? {
+        Value::Int(v) => Value::Int(v.clamp(i64::MIN.into(), i64::MAX.into())),
+        other => other,
+    })
+}
+
+/// Whether a column counts what each replica adds.
+pub(super) fn counts(column: &Tracked) -> bool {
+    matches!(column.entry.spec().name, "counter" | "pncounter")
 }
 
 /// The state that says whether a row is there.

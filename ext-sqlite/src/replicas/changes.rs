@@ -12,7 +12,7 @@ use rusqlite::vtab::{
     Context, CreateVTab, Filters, IndexConstraintOp, IndexInfo, Inserts, Module, TransactionVTab, UpdateVTab, Updates, VTab,
     VTabConnection, VTabCursor, VTabKind,
 };
-use rusqlite::{Connection, ffi};
+use rusqlite::{Connection, ErrorCode, ffi};
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::ffi::{CStr, c_int};
@@ -36,8 +36,9 @@ struct Changes {
     base: ffi::sqlite3_vtab,
     connection: Connection,
     replica: Arc<Replica>,
-    /// Definitions of tables, as they are in this transaction.
+    /// Definitions of tables, as they are in this transaction, and how many were changed by then.
     tables: HashMap<String, Option<Arc<Definition>>>,
+    defined: u64,
     /// No change was applied in this transaction yet.
     fresh: bool,
     /// How many rows this connection had changed when the last change was applied, and nothing was noted.
@@ -77,7 +78,8 @@ unsafe impl<'vtab> VTab<'vtab> for Changes {
         connection.set_prepared_statement_cache_capacity(64);
         let replica = replica.cloned().unwrap_or_default();
         let (base, tables) = (ffi::sqlite3_vtab::default(), HashMap::new());
-        let changes = Changes { base, connection, replica, tables, fresh: true, settled: None, makes: true, waiting: None };
+        let changes =
+            Changes { base, connection, replica, tables, defined: 0, fresh: true, settled: None, makes: true, waiting: None };
         Ok((Cow::Borrowed(SCHEMA), changes))
     }
 
@@ -124,6 +126,25 @@ impl<'vtab> UpdateVTab<'vtab> for Changes {
 }
 
 impl Changes {
+    /// Makes states of what was noted, where this connection may write now. Where it may not, because another one writes or because it only
+    /// reads, the feed is what was made states of before: the rest comes with a later reading.
+    fn take_notes(&self) -> Result<()> {
+        if !absorb::is_noted(&self.connection)? {
+            return Ok(());
+        }
+        let take = || absorb::absorb(&self.connection, &self.replica);
+        // Within one transaction, or each write would be one; in the middle of a statement that writes there is one.
+        let taken = if self.connection.execute_batch("SAVEPOINT mergeql_open; RELEASE mergeql_open").is_ok() {
+            atomically(&self.connection, take)
+        } else {
+            take()
+        };
+        match taken {
+            Err(rusqlite::Error::SqliteFailure(e, _)) if matches!(e.code, ErrorCode::DatabaseBusy | ErrorCode::ReadOnly) => Ok(()),
+            other => other,
+        }
+    }
+
     /// Applies one change.
     fn apply(&mut self, values: &Inserts<'_>) -> Result<()> {
         // The first two are row ids.
@@ -150,6 +171,11 @@ impl Changes {
             self.waiting = None;
         }
         self.settled = None;
+        let defined = self.replica.definitions.load(Ordering::Relaxed);
+        if std::mem::replace(&mut self.defined, defined) != defined {
+            self.tables.clear();
+            self.waiting = None;
+        }
         let definition = self.definition(&table)?;
         let opened = mergeql_udfs::catalog::open(&state).map_err(shown)?;
         if let Some(definition) = &definition {
@@ -255,8 +281,7 @@ unsafe impl VTabCursor for Feed<'_> {
         if site(&changes.connection)?.is_none() {
             return Ok(());
         }
-        // Within one transaction, or each write would be one.
-        guarded(|| atomically(&changes.connection, || absorb::absorb(&changes.connection, &changes.replica)))?;
+        guarded(|| changes.take_notes())?;
         let after = if arguments.is_empty() { Plain::Integer(0) } else { arguments.get(0)? };
         let bound = bound.filter(|b| !b.is_empty()).unwrap_or(">").to_owned();
         self.fetch(&bound, after)

@@ -17,6 +17,10 @@ pub(super) struct Column {
     key: u32,
     /// Whether it can hold NULL, as SQLite lets keys.
     nullable: bool,
+    /// Whether values stay of the class in which they come: 1 and 1.0 are two then.
+    untyped: bool,
+    /// What new rows have there, as SQL.
+    default: Option<String>,
 }
 
 /// A replicated column.
@@ -27,6 +31,10 @@ pub(super) struct Tracked {
     pub literals: Vec<Value>,
     /// The strategy as it was written.
     written: String,
+    /// As of [`Column`].
+    untyped: bool,
+    /// As of [`Column`].
+    pub default: Option<String>,
 }
 
 /// A replicated table.
@@ -45,13 +53,25 @@ pub(super) struct Definition {
 /// Columns beyond these are noted as one.
 const BITS: usize = 60;
 
-/// How a key of several columns is one value.
+/// Arguments of one call, which takes 127 at most unless SQLite was built otherwise.
+const MOST_HELD: usize = 100;
+
+/// Whether an update changes a column, as triggers ask.
+fn is_changed(column: &str) -> String {
+    format!("NEW.{0} IS NOT OLD.{0}", quote(column))
+}
+
+/// How a key of several columns is one value. SQLite takes 1 and 1.0 for one key.
 pub(super) fn key(parts: &[Value]) -> Value {
+    let whole = |v: &Value| match v {
+        Value::Float(f) if f.fract() == 0.0 && f.abs() < 9e15 => Value::Int(*f as i128),
+        other => other.clone(),
+    };
     match parts {
-        [one] => one.clone(),
+        [one] => whole(one),
         parts => {
             let mut writer = Writer::default();
-            writer.values(parts);
+            writer.values(&parts.iter().map(whole).collect::<Vec<_>>());
             Value::Bytes(writer.as_bytes().into())
         }
     }
@@ -79,20 +99,44 @@ pub(super) fn key_parts(pk: &rusqlite::types::Value, n: usize) -> Result<Vec<rus
 pub(super) fn columns(connection: &Connection, table: &str) -> Result<Vec<Column>> {
     // An integer that is the whole key is the row's own number.
     let sql = "SELECT name, pk, \"notnull\" = 0 AND NOT (pk = 1 AND upper(type) = 'INTEGER' AND (SELECT max(pk) FROM \
-               pragma_table_xinfo(?1, 'main')) = 1) FROM pragma_table_xinfo(?1, 'main') WHERE hidden = 0";
+               pragma_table_xinfo(?1, 'main')) = 1), type IN ('', 'ANY') OR type LIKE '%BLOB%', dflt_value \
+               FROM pragma_table_xinfo(?1, 'main') WHERE hidden = 0";
     let mut statement = connection.prepare(sql)?;
-    statement.query_map([table], |row| Ok(Column { name: row.get(0)?, key: row.get(1)?, nullable: row.get(2)? }))?.collect()
+    let column = |row: &rusqlite::Row<'_>| {
+        Ok(Column { name: row.get(0)?, key: row.get(1)?, nullable: row.get(2)?, untyped: row.get(3)?, default: row.get(4)? })
+    };
+    statement.query_map([table], column)?.collect()
+}
+
+/// The column in `column strategy`, and what is behind it.
+fn parted(part: &str) -> Option<(String, &str)> {
+    let Some(quoted) = part.strip_prefix('"') else {
+        let (column, rest) = part.split_once(char::is_whitespace)?;
+        return Some((column.to_owned(), rest.trim()));
+    };
+    // A quote that is doubled is one of the name.
+    let (mut end, bytes) = (0, quoted.as_bytes());
+    while *bytes.get(end)? != b'"' || bytes.get(end + 1) == Some(&b'"') {
+        end += if bytes[end] == b'"' { 2 } else { 1 };
+    }
+    Some((quoted[..end].replace("\"\"", "\""), quoted[end + 1..].trim()))
+}
+
+/// The column in `column strategy`.
+pub(super) fn column_of(part: &str) -> Option<String> {
+    parted(part).map(|(column, _)| column)
 }
 
 /// `a lww, b priority('x', 'y')` at its commas.
 pub(super) fn split(strategies: &str) -> Vec<String> {
-    let (mut parts, mut depth, mut quoted, mut current) = (Vec::new(), 0, false, String::new());
+    let (mut parts, mut depth, mut quote, mut current) = (Vec::new(), 0, None, String::new());
     for c in strategies.chars() {
-        match c {
-            '\'' => quoted = !quoted,
-            '(' if !quoted => depth += 1,
-            ')' if !quoted => depth -= 1,
-            ',' if !quoted && depth == 0 => {
+        match (c, quote) {
+            ('\'' | '"', None) => quote = Some(c),
+            (c, Some(mark)) if c == mark => quote = None,
+            ('(', None) => depth += 1,
+            (')', None) => depth -= 1,
+            (',', None) if depth == 0 => {
                 parts.push(std::mem::take(&mut current));
                 continue;
             }
@@ -165,13 +209,21 @@ impl Definition {
             if tracked.iter().any(|t| t.name == known.name) {
                 return Err(shown(Diagnostic::new(Code::DuplicateColumn, format!("`{column}` has two strategies"))));
             }
-            let written = part.split_once(char::is_whitespace).map_or("", |(_, s)| s.trim()).to_owned();
-            tracked.push(Tracked { name: known.name.clone(), entry, literals, written });
+            let written = parted(part).map_or("", |(_, written)| written).to_owned();
+            let (untyped, default) = (known.untyped, known.default.clone());
+            tracked.push(Tracked { name: known.name.clone(), entry, literals, written, untyped, default });
         }
         let lww = catalog::find("lww").expect("invariant: lww is built in");
         let rest = all.iter().filter(|c| c.key == 0 && !tracked.iter().any(|t| t.name == c.name));
-        let rest: Vec<Tracked> =
-            rest.map(|c| Tracked { name: c.name.clone(), entry: lww, literals: Vec::new(), written: "lww".to_owned() }).collect();
+        let plain = |c: &Column| Tracked {
+            name: c.name.clone(),
+            entry: lww,
+            literals: Vec::new(),
+            written: "lww".to_owned(),
+            untyped: c.untyped,
+            default: c.default.clone(),
+        };
+        let rest: Vec<Tracked> = rest.map(plain).collect();
         tracked.extend(rest);
         // In the order of the table, so that a bit means the same however the strategies are written.
         tracked.sort_by_key(|t| all.iter().position(|c| c.name == t.name));
@@ -193,6 +245,40 @@ impl Definition {
     /// # Errors
     /// As [`Definition::read`].
     pub fn known(connection: &Connection, table: &str) -> Result<Option<(i64, Definition)>> {
+        let Some((id, found)) = Definition::found(connection, table)? else { return Ok(None) };
+        let noted = found.noted_columns(connection)?;
+        match found.columns.iter().find(|c| !noted.contains(&c.name)) {
+            None => Ok(Some((id, found))),
+            Some(column) => Err(shown(
+                Diagnostic::new(
+                    Code::Unsupported,
+                    format!(
+                        "`{}` was changed without crdt_alter: nobody notes what is written into `{}`",
+                        found.table, column.name
+                    ),
+                )
+                .help(format!("SELECT crdt_alter('{}', '') takes its new columns in", found.table)),
+            )),
+        }
+    }
+
+    /// The columns whose writes are noted: those that the triggers know.
+    ///
+    /// # Errors
+    /// SQLite's.
+    pub fn noted_columns(&self, connection: &Connection) -> Result<Vec<String>> {
+        let sql = "SELECT sql FROM main.sqlite_schema WHERE type = 'trigger' AND name = ?1";
+        let name = format!("_mergeql_{}_update", self.table);
+        let trigger: Option<String> = connection.prepare_cached(sql)?.query_row([name], |row| row.get(0)).optional()?;
+        let trigger = trigger.unwrap_or_default();
+        Ok(self.columns.iter().map(|c| c.name.clone()).filter(|name| trigger.contains(&is_changed(name))).collect())
+    }
+
+    /// As [`Definition::known`], whoever changed its columns.
+    ///
+    /// # Errors
+    /// As [`Definition::read`].
+    pub fn found(connection: &Connection, table: &str) -> Result<Option<(i64, Definition)>> {
         if super::site(connection)?.is_none() {
             return Ok(None);
         }
@@ -224,6 +310,11 @@ impl Definition {
         quote(&format!("_mergeql_{}_{event}", self.table))
     }
 
+    /// The note of a column by itself.
+    pub fn bit(&self, column: &str) -> i64 {
+        self.columns.iter().position(|c| c.name == column).map_or(0, |i| 1 << i.min(BITS))
+    }
+
     /// The columns that a note is about.
     pub fn noted(&self, columns: i64) -> impl Iterator<Item = &Tracked> {
         self.columns.iter().enumerate().filter(move |(i, _)| columns >> (*i).min(BITS) & 1 == 1).map(|(_, c)| c)
@@ -235,13 +326,22 @@ impl Definition {
     /// SQLite's.
     pub fn add_triggers(&self, connection: &Connection, id: i64) -> Result<()> {
         let table = quote(&self.table);
-        let note =
-            |key: &str, columns: &str| format!("INSERT INTO _mergeql_log VALUES (NULL, {id}, {key}, {columns}, mergeql_clock());");
+        let note = |key: &str, columns: &str, held: &str| {
+            format!("INSERT INTO _mergeql_log VALUES (NULL, {id}, {key}, {columns}, mergeql_clock({held}));")
+        };
+        // What a row holds is looked at on the way, as far as one call takes it.
+        let held =
+            |names: &[&String]| names.iter().take(MOST_HELD).map(|n| format!("NEW.{}", quote(n))).collect::<Vec<_>>().join(", ");
+        let columns: Vec<&String> = self.columns.iter().map(|c| &c.name).collect();
+        let row: Vec<&String> = self.key.iter().chain(columns.iter().copied()).collect();
+        let rest = row.chunks(MOST_HELD).skip(1).map(|some| format!("SELECT mergeql_clock({});", held(some))).collect::<String>();
+        let (of_columns, of_row) = (held(&columns), held(&row));
         let same_key: Vec<String> = self.key.iter().map(|k| format!("NEW.{0} IS OLD.{0}", quote(k))).collect();
         let same_key = same_key.join(" AND ");
         let changed = |i: usize| {
-            let name = quote(&self.columns[i].name);
-            format!("((NEW.{name} IS NOT OLD.{name}) << {})", i.min(BITS))
+            let (column, name) = (&self.columns[i], quote(&self.columns[i].name));
+            let class = if column.untyped { format!(" OR typeof(NEW.{name}) <> typeof(OLD.{name})") } else { String::new() };
+            format!("(({}{class}) << {})", is_changed(&column.name), i.min(BITS))
         };
         let bits: Vec<String> = (0..self.columns.len()).map(changed).collect();
         let bits = if bits.is_empty() { "0".to_owned() } else { bits.join(" | ") };
@@ -258,8 +358,8 @@ impl Definition {
             format!("SELECT mergeql_takes('{}', NEW.{name}) WHERE NEW.{name} IS NOT {only};", c.written.replace('\'', "''"))
         };
         let choosy = || self.columns.iter().filter(|c| !matches!(c.entry.spec().name, "lww" | "fww"));
-        let on_insert = keyed.clone() + &choosy().map(|c| takes(c, "NULL")).collect::<String>();
-        let on_update: String = choosy().map(|c| takes(c, &format!("OLD.{}", quote(&c.name)))).collect();
+        let on_insert = keyed.clone() + &rest + &choosy().map(|c| takes(c, "NULL")).collect::<String>();
+        let on_update = rest + &choosy().map(|c| takes(c, &format!("OLD.{}", quote(&c.name)))).collect::<String>();
         // A statement that names no key column changes no key: SQLite leaves the trigger out. An integer key has three more names.
         let keys: Vec<String> = self.key.iter().map(|k| quote(k)).chain(["rowid", "_rowid_", "oid"].map(str::to_owned)).collect();
         let keys = keys.join(", ");
@@ -269,14 +369,14 @@ impl Definition {
              CREATE TRIGGER main.{} AFTER UPDATE OF {keys} ON {table} WHEN mergeql_tracking() AND NOT ({same_key}) BEGIN {on_insert} {} {} END;
              CREATE TRIGGER main.{} AFTER DELETE ON {table} WHEN mergeql_tracking() BEGIN {} END;",
             self.trigger("insert"),
-            note(&new, "-1"),
+            note(&new, "-1", &of_row),
             self.trigger("update"),
-            note(&new, &bits),
+            note(&new, &bits, &of_columns),
             self.trigger("rekey"),
-            note(&old, "0"),
-            note(&new, "-1"),
+            note(&old, "0", ""),
+            note(&new, "-1", &of_row),
             self.trigger("delete"),
-            note(&old, "0"),
+            note(&old, "0", ""),
         ))
     }
 
@@ -317,7 +417,7 @@ fn where_key(key: &[String], first: usize) -> String {
 /// A column of this strategy.
 pub(super) fn tracked(written: &str) -> Result<Tracked> {
     let (name, entry, literals) = strategy(&format!("v {written}"), written)?;
-    Ok(Tracked { name, entry, literals, written: written.to_owned() })
+    Ok(Tracked { name, entry, literals, written: written.to_owned(), untyped: false, default: None })
 }
 
 /// One `column strategy(...)`.
@@ -328,8 +428,8 @@ fn strategy(part: &str, all: &str) -> Result<(String, &'static Entry, Vec<Value>
                 .help("write: title lww, votes pncounter"),
         )
     };
-    let (column, rest) = part.split_once(char::is_whitespace).ok_or_else(usage)?;
-    let statement = format!("MERGE t ON k STRATEGY {column} = {}", rest.trim());
+    let (column, rest) = parted(part).ok_or_else(usage)?;
+    let statement = format!("MERGE t ON k STRATEGY v = {rest}");
     let merge = match parse(&statement) {
         Ok(Statement::Merge { merge, .. }) => merge,
         _ => return Err(usage()),
@@ -363,6 +463,5 @@ fn strategy(part: &str, all: &str) -> Result<(String, &'static Entry, Vec<Value>
         Argument::Name(_) => Err(usage()),
     });
     let literals = literals.collect::<Result<Vec<_>>>()?;
-    let column = column.trim_matches('"').to_owned();
     Ok((column, entry, literals))
 }

@@ -25,9 +25,10 @@ use mergeql_lang::Diagnostic;
 use mergeql_lang::lower::quote;
 use mergeql_udfs::{Code, Value};
 use rusqlite::functions::{Context, FunctionFlags};
+use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OptionalExtension, params};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -44,6 +45,8 @@ pub(crate) struct Replica {
     took: AtomicBool,
     /// The numbers of changes that this transaction took, by whichever way.
     numbers: Mutex<Numbers>,
+    /// How often tables were made replicated ones, or altered.
+    definitions: AtomicU64,
 }
 
 impl Replica {
@@ -80,7 +83,11 @@ pub fn register(connection: &Connection) -> Result<()> {
     let own = replica.clone();
     connection.create_scalar_function("mergeql_tracking", 0, trigger, move |_| Ok(!own.applying.load(Ordering::Relaxed)))?;
     let own = replica.clone();
-    connection.create_scalar_function("mergeql_clock", 0, trigger, move |_| Ok(own.tick()))?;
+    // Triggers pass what a row holds: text that is none could be in no state.
+    connection.create_scalar_function("mergeql_clock", -1, trigger, move |context| {
+        (0..context.len()).try_for_each(|i| check_text(context.get_raw(i), "a row of a replicated table"))?;
+        Ok(own.tick())
+    })?;
     let pure = crate::aggregates::PURE;
     connection.create_scalar_function("mergeql_takes", 2, trigger, |context| {
         let arguments = crate::values::arguments(context)?;
@@ -107,6 +114,9 @@ pub fn register(connection: &Connection) -> Result<()> {
     add("crdt_new_origin", 0, |c, r, _| new_origin(c, r))?;
     add("crdt_acknowledge", 2, |c, _, a| acknowledge(c, &a[0], &a[1]))?;
     add("crdt_compact", 0, |c, r, _| compact(c, r))?;
+    add("crdt_forget", 1, |c, _, a| forget(c, &a[0]))?;
+    add("crdt_untable", 1, |c, r, a| leave(c, r, &a[0]))?;
+    add("crdt_waiting", 0, |c, r, _| waiting(c, r))?;
     changes::register(connection, replica)
 }
 
@@ -114,6 +124,17 @@ fn text(context: &Context<'_>, i: usize) -> Result<String> {
     match crate::values::argument(context, i)? {
         Value::Null => Err(shown(Diagnostic::new(Code::InvalidArgument, format!("argument {} is NULL", i + 1)))),
         other => Ok(other.to_string()),
+    }
+}
+
+/// Refuses text that is not UTF-8: SQLite keeps any bytes.
+fn check_text(value: ValueRef<'_>, of: &str) -> Result<()> {
+    match value {
+        ValueRef::Text(bytes) if std::str::from_utf8(bytes).is_err() => Err(shown(
+            Diagnostic::new(Code::InvalidArgument, format!("{of} has text that is not UTF-8: {}", String::from_utf8_lossy(bytes)))
+                .help("store it as bytes: CAST(... AS BLOB)"),
+        )),
+        _ => Ok(()),
     }
 }
 
@@ -211,14 +232,16 @@ fn make_table(connection: &Connection, replica: &Replica, table: &str, strategie
     let id = connection.last_insert_rowid();
     definition.add_triggers(connection, id)?;
     check_cells(connection, &definition)?;
-    // The rows that are there were written now.
+    replica.definitions.fetch_add(1, Ordering::Relaxed);
+    // The rows that are there were written now; what is counted in them, nobody has counted yet.
+    absorb::absorb(connection, replica)?;
     let (clock, key) = (replica.tick(), definition.key_of("t"));
     connection.execute(
         &format!("INSERT INTO main._mergeql_log SELECT NULL, {id}, {key}, -1, {clock} FROM main.{} AS t", quote(&definition.table)),
         [],
     )?;
+    absorb::absorb_first(connection, replica)?;
     // What other replicas sent before the table was here.
-    absorb::absorb(connection, replica)?;
     absorb::materialize_all(connection, replica, &definition)?;
     Ok(Value::text(site(connection)?.unwrap_or_default()))
 }
@@ -245,35 +268,106 @@ fn check_cells(connection: &Connection, definition: &Definition) -> Result<()> {
 /// `crdt_alter(table, 'ALTER TABLE ...' [, 'column strategy, ...'])`: changes a replicated table, and which strategies its columns have.
 fn alter(connection: &Connection, replica: &Replica, table: &str, sql: &str, strategies: &str) -> Result<Value> {
     if site(connection)?.is_some() {
-        absorb::absorb(connection, replica)?;
+        absorb::absorb_altered(connection, replica)?;
     }
-    let (id, before) = Definition::known(connection, table)?.ok_or_else(|| {
+    let (id, before) = Definition::found(connection, table)?.ok_or_else(|| {
         shown(Diagnostic::new(Code::UnknownSource, format!("`{table}` is not replicated")).help("crdt_table makes it so"))
     })?;
+    let noted = before.noted_columns(connection)?;
     before.drop_triggers(connection)?;
-    if !sql.trim_start().to_ascii_uppercase().starts_with("ALTER TABLE") {
-        return Err(shown(Diagnostic::new(Code::InvalidArgument, "the second argument is an ALTER TABLE statement")));
+    let was = definition::columns(connection, &before.table)?;
+    if !sql.trim().is_empty() {
+        alter_only(connection, replica, &before.table, sql)?;
     }
-    replica.quietly(|| connection.execute_batch(sql))?;
     let mut all = before.strategies;
     for part in definition::split(strategies) {
-        let name = part.split_whitespace().next().unwrap_or_default().to_owned();
-        all.retain(|known| known.split_whitespace().next() != Some(name.as_str()));
+        let name = definition::column_of(&part);
+        all.retain(|known| definition::column_of(known) != name);
         all.push(part);
     }
     // Columns that are gone take their strategies with them.
     let columns = definition::columns(connection, &before.table)?;
-    all.retain(|known| {
-        let name = known.split_whitespace().next().unwrap_or_default().trim_matches('"').to_owned();
-        columns.iter().any(|c| c.name.eq_ignore_ascii_case(&name))
-    });
+    let has = |columns: &[definition::Column], name: &str| columns.iter().any(|c| c.name.eq_ignore_ascii_case(name));
+    all.retain(|known| definition::column_of(known).is_some_and(|name| has(&columns, &name)));
     let after = Definition::read(connection, &before.table, &all.join(", "))?;
     check_cells(connection, &after)?;
     connection.execute("UPDATE main._mergeql_tables SET definition = ?1 WHERE id = ?2", params![all.join(", "), id])?;
     after.add_triggers(connection, id)?;
+    replica.definitions.fetch_add(1, Ordering::Relaxed);
+    // Columns that no trigger knew: those that this statement added, or another one before it.
+    for column in after.columns.iter().filter(|c| !noted.contains(&c.name)) {
+        absorb::seed(connection, replica, &after, id, column, has(&was, &column.name))?;
+    }
     // Values of new columns may have come before them.
     absorb::materialize_all(connection, replica, &after)?;
     Ok(Value::Null)
+}
+
+/// Runs one ALTER TABLE of this table, which adds or drops columns.
+fn alter_only(connection: &Connection, replica: &Replica, table: &str, sql: &str) -> Result<()> {
+    let refused = |message: String| {
+        shown(
+            Diagnostic::new(Code::InvalidArgument, message)
+                .help("crdt_alter('notes', 'ALTER TABLE notes ADD COLUMN stars INTEGER', 'stars pncounter')"),
+        )
+    };
+    if !sql.trim_start().to_ascii_uppercase().starts_with("ALTER TABLE") {
+        return Err(refused("the second argument is an ALTER TABLE statement".to_owned()));
+    }
+    let names = || -> Result<Vec<String>> { Ok(definition::columns(connection, table)?.into_iter().map(|c| c.name).collect()) };
+    let others = || -> Result<Option<String>> {
+        let sql =
+            "SELECT group_concat(name || coalesce(sql, ''), char(0)) FROM main.sqlite_schema WHERE tbl_name <> ?1 COLLATE NOCASE";
+        connection.query_row(sql, [table], |row| row.get(0))
+    };
+    let (columns, rest) = (names()?, others()?);
+    // One statement: of several this is an error.
+    replica.quietly(|| connection.execute(sql, [])).map_err(|e| match e {
+        rusqlite::Error::MultipleStatement => refused("the second argument is one statement".to_owned()),
+        other => other,
+    })?;
+    if others()? != rest {
+        return Err(refused(format!("the statement alters another table than `{table}`")));
+    }
+    let now = names()?;
+    let (added, gone) = (now.iter().any(|c| !columns.contains(c)), columns.iter().find(|c| !now.contains(c)));
+    match gone {
+        Some(gone) if added => Err(refused(format!("`{gone}` is called so by other replicas, too: columns are not renamed"))),
+        _ => Ok(()),
+    }
+}
+
+/// `crdt_untable(table)`: makes a replicated table an ordinary one again; what it said so far stays in the feed.
+fn leave(connection: &Connection, replica: &Replica, table: &str) -> Result<Value> {
+    let known = if site(connection)?.is_some() { Definition::known(connection, table)? } else { None };
+    let Some((id, definition)) = known else {
+        return Err(shown(Diagnostic::new(Code::UnknownSource, format!("`{table}` is not replicated"))));
+    };
+    absorb::absorb(connection, replica)?;
+    definition.drop_triggers(connection)?;
+    connection.execute("DELETE FROM main._mergeql_tables WHERE id = ?1", [id])?;
+    replica.definitions.fetch_add(1, Ordering::Relaxed);
+    Ok(Value::Null)
+}
+
+/// `crdt_waiting()`: the rows that are there by what all replicas say, but not in their table: its constraints do not take them.
+fn waiting(connection: &Connection, replica: &Replica) -> Result<Value> {
+    if site(connection)?.is_none() {
+        return Ok(Value::List(Vec::new()));
+    }
+    absorb::absorb(connection, replica)?;
+    let mut statement = connection.prepare("SELECT name FROM main._mergeql_tables ORDER BY name")?;
+    let names = statement.query_map([], |row| row.get(0))?.collect::<Result<Vec<String>>>()?;
+    let mut found = Vec::new();
+    for name in names {
+        if let Some((_, definition)) = Definition::known(connection, &name)? {
+            for key in absorb::missing(connection, &definition)? {
+                let fields = [("table", Value::text(&*name)), ("key", Value::List(key))];
+                found.push(Value::Struct(fields.into_iter().map(|(n, v)| (Arc::from(n), v)).collect()));
+            }
+        }
+    }
+    Ok(Value::List(found))
 }
 
 /// `crdt_new_origin()`: makes a copied database a replica of its own.
@@ -298,13 +392,21 @@ fn acknowledge(connection: &Connection, origin: &str, seq: &str) -> Result<Value
     Ok(Value::Null)
 }
 
-/// `crdt_compact()`: forgets rows that were deleted, once every other replica that is known has read of it; gives back how many. Counters,
+/// `crdt_forget(origin)`: a replica that will not come back is not waited for.
+fn forget(connection: &Connection, origin: &str) -> Result<Value> {
+    acknowledge(connection, origin, &i64::MAX.to_string())
+}
+
+/// `crdt_compact()`: forgets rows that were deleted, once every other replica that is known has read of it; gives back how many. Known is
+/// who acknowledged something, and whose changes came here. Counters,
 /// sets and the like stay: what they count was counted from, and others still hold it.
 fn compact(connection: &Connection, replica: &Replica) -> Result<Value> {
     let Some(_) = site(connection)? else { return Ok(Value::Int(0)) };
     absorb::absorb(connection, replica)?;
-    let seen: Option<i64> = connection.query_row("SELECT min(seq) FROM main._mergeql_peers", [], |row| row.get(0))?;
-    let Some(seen) = seen else { return Ok(Value::Int(0)) };
+    let sql = "SELECT (SELECT min(seq) FROM main._mergeql_peers), (SELECT count(DISTINCT origin) FROM main._mergeql_cells \
+               WHERE origin <> (SELECT origin FROM main._mergeql_site) AND origin NOT IN (SELECT origin FROM main._mergeql_peers))";
+    let (seen, unheard): (Option<i64>, i64) = connection.query_row(sql, [], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    let Some(seen) = seen.filter(|_| unheard == 0) else { return Ok(Value::Int(0)) };
     let sql = "SELECT tbl, pk, state FROM main._mergeql_cells AS c WHERE col = '' AND NOT EXISTS (\
                SELECT 1 FROM main._mergeql_cells AS o WHERE o.tbl = c.tbl AND o.pk IS c.pk AND o.seq > ?1)";
     let mut statement = connection.prepare(sql)?;

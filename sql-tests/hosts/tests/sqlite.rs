@@ -155,6 +155,211 @@ fn replicas_converge() {
     }
 }
 
+/// As [`replicas_converge`], with every strategy that a column can have, by the cursors of the manual, along a ring, and with deletions forgotten.
+#[test]
+fn replicas_of_every_strategy_converge() {
+    let python = std::env::var("MERGEQL_SQLITE_PYTHON").unwrap();
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/sqlite_replicas.py");
+    for way in ["all", "ring", "forget"] {
+        let output = std::process::Command::new(&python).args([script, &library(), way, "0", "8"]).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert_eq!(said.lines().filter(|line| line.starts_with("equal")).count(), 8, "{said}");
+        assert!(way != "forget" || said.lines().any(|line| line != "equal, 0 forgotten"), "{said}");
+    }
+}
+
+/// What is written, and what schemas become, in ways that once lost rows.
+#[test]
+fn what_is_written_arrives() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| {
+        let folder = folder.path().join(name);
+        std::fs::create_dir(&folder).unwrap();
+        folder
+    };
+    let same = |hosts: &mut Vec<Host>, paths: &[String], query: &str, wanted: &str| {
+        for _ in 0..2 {
+            pull(&mut hosts[0], &paths[1], 0).unwrap();
+            pull(&mut hosts[1], &paths[0], 0).unwrap();
+        }
+        for host in hosts {
+            assert_eq!(raw(host, query), wanted, "{query}");
+        }
+    };
+    let two =
+        |name: &str, table: &str, strategies: &str| replicas(&at(name), table, &format!("SELECT crdt_table('t', '{strategies}')"));
+
+    // Text that is none is refused where it is written.
+    let (mut hosts, paths) = two("text", "CREATE TABLE t (id TEXT PRIMARY KEY, v)", "");
+    for sql in ["INSERT INTO t VALUES (CAST(x'ff41' AS TEXT), 1)", "INSERT INTO t VALUES ('k', CAST(x'ff41' AS TEXT))"] {
+        assert!(hosts[0].raw(sql).unwrap_err().0.contains("not UTF-8"), "{sql}");
+    }
+    hosts[0].raw("INSERT INTO t VALUES ('k', 1)").unwrap();
+    assert!(hosts[0].raw("UPDATE t SET v = CAST(x'ff' AS TEXT)").unwrap_err().0.contains("not UTF-8"));
+    // A value that stays equal and is of another class is another one.
+    hosts[0].raw("UPDATE t SET v = 1.0").unwrap();
+    same(&mut hosts, &paths, "SELECT typeof(v) FROM t", "real");
+
+    // What a transaction makes of the schema holds for what it applies.
+    let (mut hosts, paths) = two("schema", "CREATE TABLE t (id TEXT PRIMARY KEY, n)", "n pncounter");
+    let alter = "SELECT crdt_alter('t', 'ALTER TABLE t ADD COLUMN z', 'z max')";
+    hosts[0].raw("INSERT INTO t VALUES ('k', 2)").unwrap();
+    let feed = |path: &str| format!("ATTACH '{path}' AS far");
+    raw(&mut hosts[0], alter);
+    hosts[0].raw("UPDATE t SET z = 9").unwrap();
+    raw(&mut hosts[0], "SELECT count(*) FROM mergeql_changes");
+    hosts[1].raw(&feed(&paths[0])).unwrap();
+    for step in [
+        "BEGIN",
+        "INSERT INTO mergeql_changes SELECT * FROM far._mergeql_cells WHERE col <> 'z'",
+        alter,
+        "INSERT INTO mergeql_changes SELECT * FROM far._mergeql_cells WHERE col = 'z'",
+        "COMMIT",
+    ] {
+        hosts[1].raw(step).unwrap();
+    }
+    assert_eq!(raw(&mut hosts[1], "SELECT mergeql_text(n, z) FROM t"), "2, 9");
+
+    // A new row that its table does not take waits, and is named; a change makes it fit.
+    let (mut hosts, paths) = two("waits", "CREATE TABLE t (id TEXT PRIMARY KEY, x INT, y INT, CHECK (x <= y))", "");
+    hosts[0].raw("INSERT INTO t VALUES ('k', 1, 5)").unwrap();
+    let state = r#"crdt_lww_state_with('{"respect_nulls":true}', 7, 1 << 60, 'peer')"#;
+    hosts[1].raw(&format!("INSERT INTO mergeql_changes SELECT 't', 'k', 'x', {state}, 1 << 60, 1, 'peer'")).unwrap();
+    pull(&mut hosts[1], &paths[0], 0).unwrap();
+    assert_eq!(raw(&mut hosts[1], "SELECT count(*) FROM t"), "0");
+    assert_eq!(raw(&mut hosts[1], "SELECT crdt_waiting()"), r#"[{"table":"t","key":["k"]}]"#);
+    hosts[0].raw("UPDATE t SET y = 8").unwrap();
+    pull(&mut hosts[1], &paths[0], 0).unwrap();
+    assert_eq!(raw(&mut hosts[1], "SELECT mergeql_text(x, y) || crdt_waiting() FROM t"), "7, 8[]");
+
+    // Deletions are kept for whoever wrote something, until it has read of them, or is given up.
+    let (mut hosts, paths) = two("forgets", "CREATE TABLE t (id TEXT PRIMARY KEY, v)", "");
+    let peer = "INSERT INTO mergeql_changes SELECT 't', 'p', '', crdt_lww_state(true, 1, 'peer'), 1, 1, 'peer'";
+    hosts[0].raw(peer).unwrap();
+    hosts[0].raw("INSERT INTO t VALUES ('k', 1)").unwrap();
+    hosts[0].raw("DELETE FROM t WHERE id = 'k'").unwrap();
+    pull(&mut hosts[1], &paths[0], 0).unwrap();
+    let name = raw(&mut hosts[1], "SELECT crdt_origin()");
+    let last = raw(&mut hosts[0], "SELECT max(seq) FROM mergeql_changes");
+    raw(&mut hosts[0], &format!("SELECT crdt_acknowledge('{name}', {last})"));
+    assert_eq!(raw(&mut hosts[0], "SELECT crdt_compact()"), "0", "the peer has not read");
+    raw(&mut hosts[0], "SELECT crdt_forget('peer')");
+    assert_eq!(raw(&mut hosts[0], "SELECT crdt_compact()"), "1");
+
+    // What replicas count together may be more than an integer holds.
+    let (mut hosts, paths) = two("counts", "CREATE TABLE t (id TEXT PRIMARY KEY, n INT)", "n pncounter");
+    for (host, n) in hosts.iter_mut().zip([i64::MAX, 5]) {
+        host.raw(&format!("INSERT INTO t VALUES ('k', {n})")).unwrap();
+    }
+    same(&mut hosts, &paths, "SELECT n FROM t", &i64::MAX.to_string());
+    hosts[0].raw("UPDATE t SET n = n - 15").unwrap();
+    same(&mut hosts, &paths, "SELECT n FROM t", &(i64::MAX - 10).to_string());
+
+    // Copies of one table that become replicated count what was there once; so does the default of a new column.
+    let (mut hosts, paths) = replicas(
+        &at("copies"),
+        "CREATE TABLE t (id TEXT PRIMARY KEY, n INT); INSERT INTO t VALUES ('k', 10)",
+        "SELECT crdt_table('t', 'n pncounter')",
+    );
+    hosts.iter_mut().for_each(|h| h.raw("UPDATE t SET n = n + 1").unwrap());
+    same(&mut hosts, &paths, "SELECT n FROM t", "12");
+    for host in &mut hosts {
+        raw(host, "SELECT crdt_alter('t', 'ALTER TABLE t ADD COLUMN s INT DEFAULT 5', 's pncounter')");
+        host.raw("UPDATE t SET s = s + 1").unwrap();
+    }
+    same(&mut hosts, &paths, "SELECT s FROM t", "7");
+
+    // Columns are not renamed, only this table is altered, and what others added is taken in.
+    for (sql, says) in [
+        ("ALTER TABLE t RENAME COLUMN n TO m", "not renamed"),
+        ("ALTER TABLE u ADD COLUMN m", "another table"),
+        ("ALTER TABLE t ADD COLUMN m; DELETE FROM t", "one statement"),
+        ("DELETE FROM t", "ALTER TABLE statement"),
+    ] {
+        hosts[0].raw("CREATE TABLE IF NOT EXISTS u (a)").unwrap();
+        let error = hosts[0].query_raw(&format!("SELECT crdt_alter('t', '{sql}')")).unwrap_err();
+        assert!(error.0.contains(says), "{sql}: {error}");
+    }
+    hosts[0].raw("ALTER TABLE t ADD COLUMN late DEFAULT 3; INSERT INTO t VALUES ('l', 1, 1, 4)").unwrap();
+    let refused = hosts[0].query_raw("SELECT count(*) FROM mergeql_changes").unwrap_err();
+    assert!(refused.0.contains("nobody notes what is written into `late`"), "{refused}");
+    raw(&mut hosts[0], "SELECT crdt_alter('t', '', 'late max')");
+    raw(&mut hosts[1], "SELECT crdt_alter('t', 'ALTER TABLE t ADD COLUMN late DEFAULT 3', 'late max')");
+    same(&mut hosts, &paths, "SELECT group_concat(late) FROM (SELECT late FROM t ORDER BY id)", "3,4");
+
+    // The feed can be read within statements that write, and where nothing may be written.
+    hosts[0].raw("INSERT INTO t VALUES ('m', 0, 0, 0)").unwrap();
+    hosts[0].raw("CREATE TABLE outbox AS SELECT * FROM mergeql_changes WHERE pk = 'm'").unwrap();
+    assert_eq!(raw(&mut hosts[0], "SELECT count(*) FROM outbox"), "4");
+    hosts[0].raw("UPDATE t SET n = 7 WHERE id = 'm'").unwrap();
+    hosts[0].raw("PRAGMA query_only = ON").unwrap();
+    let seen = "SELECT crdt_value(state) FROM mergeql_changes WHERE pk = 'm' AND col = 'n'";
+    assert_eq!(raw(&mut hosts[0], seen), "0");
+    hosts[0].raw("PRAGMA query_only = OFF").unwrap();
+    assert_eq!(raw(&mut hosts[0], seen), "7");
+
+    // A table that is replicated no more is an ordinary one.
+    raw(&mut hosts[0], "SELECT crdt_untable('t')");
+    hosts[0].raw("UPDATE t SET n = 8 WHERE id = 'm'; ALTER TABLE t RENAME COLUMN n TO m").unwrap();
+    assert_eq!(raw(&mut hosts[0], seen), "7");
+}
+
+/// In the shell, with all that a connection can forbid.
+#[test]
+fn it_works_under_every_protection() {
+    let script = format!(
+        ".load {}\n.dbconfig defensive on\n.dbconfig trusted_schema off\n.dbconfig dqs_ddl off\n.dbconfig dqs_dml off\n\
+         CREATE TABLE t (id TEXT PRIMARY KEY, v, n INT);\nSELECT length(crdt_table('t', 'n pncounter'));\n\
+         INSERT INTO t VALUES ('a', 1, 1);\nUPDATE t SET n = n + 1;\nSELECT count(*) FROM mergeql_changes;\n\
+         SELECT crdt_alter('t', 'ALTER TABLE t ADD COLUMN z', 'z max');\nCREATE TABLE a (id INTEGER, v INTEGER);\n\
+         INSERT INTO a VALUES (1, 2), (2, 3);\nSELECT mergeql_exec('MERGE a ON id STRATEGY v = max INTO k WITH (state = ''keep'')');\n\
+         SELECT mergeql_exec('MERGE INTO k USING a ON id');\nSELECT id, v FROM k ORDER BY id;\n\
+         CREATE VIRTUAL TABLE temp.m USING mergeql('MERGE a ON id STRATEGY v = max');\nSELECT * FROM m WHERE id = 1;\nSELECT crdt_compact();\n",
+        library()
+    );
+    let folder = tempfile::tempdir().unwrap();
+    let mut shell = std::process::Command::new("sqlite3")
+        .arg(folder.path().join("t.db"))
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    std::io::Write::write_all(&mut shell.stdin.take().unwrap(), script.as_bytes()).unwrap();
+    let output = shell.wait_with_output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+    let said = String::from_utf8_lossy(&output.stdout);
+    let answers: Vec<&str> = said.lines().filter(|l| !l.contains(" on") && !l.contains(" off")).collect();
+    assert_eq!(answers, ["16", "3", "", "2", "2", "1|2", "2|3", "1|2", "0"], "{said}");
+}
+
+/// Every function of ours, whatever it takes, given blobs.
+#[test]
+fn no_function_panics() {
+    let mut host = start(None);
+    host.raw(
+        "CREATE TABLE blobs (b); WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 60) \
+         INSERT INTO blobs SELECT CASE i % 3 WHEN 0 THEN x'4d5101' || randomblob(i) WHEN 1 THEN randomblob(i) ELSE x'00' END FROM n",
+    )
+    .unwrap();
+    let functions = "SELECT DISTINCT name, narg FROM pragma_function_list WHERE NOT builtin AND name NOT LIKE 'mergeql_exec%'";
+    let functions = host.query_raw(functions).unwrap().unwrap();
+    let mut called = 0;
+    for row in functions {
+        let (name, most) = (row[0].clone().unwrap(), row[1].clone().unwrap());
+        let counts = if most == "-1" { 0..4 } else { most.parse().unwrap()..most.parse::<usize>().unwrap() + 1 };
+        for count in counts {
+            let arguments = vec!["b"; count].join(", ");
+            let each = format!("SELECT {name}({arguments}) FROM blobs WHERE rowid = ?");
+            let answer = host.ask(&serde_json::json!({ "each": each, "rows": 60 })).unwrap();
+            assert_eq!(answer["panics"], serde_json::json!([]), "{each}");
+            called += 1;
+        }
+    }
+    assert!(called > 300, "{called}");
+}
+
 /// Two replicas by their files.
 fn replicas(folder: &std::path::Path, table: &str, strategies: &str) -> (Vec<Host>, Vec<String>) {
     let paths: Vec<String> = (0..2).map(|i| folder.join(format!("{i}.db")).display().to_string()).collect();
