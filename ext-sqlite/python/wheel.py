@@ -6,6 +6,7 @@ A wheel is a zip file (PEP 427): the package, and three files that describe it. 
 import base64
 import hashlib
 import os
+import re
 import sys
 import sysconfig
 import zipfile
@@ -13,6 +14,10 @@ import zipfile
 library, version, folder = sys.argv[1:]
 here = os.path.dirname(os.path.abspath(__file__))
 platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
+# On Linux the tag says which C library is needed (PEP 600): package indexes take no other.
+needed = [int(minor) for minor in re.findall(rb"GLIBC_2\.(\d+)", open(library, "rb").read())]
+if platform.startswith("linux_") and needed:
+    platform = platform.replace("linux", f"manylinux_2_{max(needed)}")
 tag = f"py3-none-{platform}"
 about = f"mergeql_sqlite-{version}.dist-info"
 files = {
