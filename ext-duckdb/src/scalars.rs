@@ -33,7 +33,7 @@ pub fn register(connection: &Connection) -> Result<(), String> {
         let name = function.name;
         let (least, most) = (*function.arguments.start(), *function.arguments.end());
         let any = || LogicalType::of_id(id::ANY);
-        let row = || Row { run: function.run, returns: function.returns.clone(), volatile: function.volatile };
+        let row = || Row { name, least, run: function.run, returns: function.returns.clone(), volatile: function.volatile };
         let overloads = match most {
             usize::MAX => vec![Overload { parameters: Vec::new(), rest: Some(any()), row: row() }],
             most => {
@@ -117,13 +117,16 @@ impl Overload {
         Overload {
             parameters: (0..n).map(|_| LogicalType::of(&ty)).collect(),
             rest: None,
-            row: Row { run, returns: ty, volatile: false },
+            row: Row { name: "", least: 0, run, returns: ty, volatile: false },
         }
     }
 }
 
 /// What a call needs.
 struct Row {
+    name: &'static str,
+    /// How many arguments, where DuckDB takes any number.
+    least: usize,
     run: fn(&[Value]) -> mergeql_udfs::Result<Value>,
     returns: Type,
     volatile: bool,
@@ -164,6 +167,7 @@ unsafe extern "C" fn run(call: Pointer, chunk: Pointer, out: Pointer) {
     let work = || unsafe {
         let row: &Row = &*(api.scalar_function_get_extra_info)(call).cast();
         let columns = (api.data_chunk_get_column_count)(chunk);
+        functions::check_count(row.name, row.least, columns as usize)?;
         let vectors = (0..columns).map(|c| Vector::new((api.data_chunk_get_vector)(chunk, c))).collect::<Result<Vec<_>, _>>()?;
         let mut arguments = Vec::with_capacity(vectors.len());
         for i in 0..(api.data_chunk_get_size)(chunk) as usize {
@@ -212,10 +216,11 @@ unsafe extern "C" fn init_strategies(info: Pointer) {
 unsafe extern "C" fn fill_strategies(info: Pointer, chunk: Pointer) {
     let api = duckdb();
     // SAFETY: the init data is the mark; a chunk has room for 2048 rows, and the catalogue fewer.
-    unsafe {
+    let work = || unsafe {
         let given = &mut *(api.function_get_init_data)(info).cast::<bool>();
         if std::mem::replace(given, true) {
-            return (api.data_chunk_set_size)(chunk, 0);
+            (api.data_chunk_set_size)(chunk, 0);
+            return Ok(());
         }
         for (i, entry) in catalog::all().iter().enumerate() {
             let spec = entry.spec();
@@ -226,5 +231,8 @@ unsafe extern "C" fn fill_strategies(info: Pointer, chunk: Pointer) {
             }
         }
         (api.data_chunk_set_size)(chunk, catalog::all().len() as u64);
-    }
+        Ok(())
+    };
+    // SAFETY: DuckDB copies the message.
+    guarded(work, |message| unsafe { (api.function_set_error)(info, message.as_ptr()) });
 }

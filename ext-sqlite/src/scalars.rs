@@ -30,11 +30,11 @@ pub fn register(connection: &Connection) -> rusqlite::Result<()> {
         let (least, most) = (*function.arguments.start(), *function.arguments.end());
         let counts = if most == usize::MAX { vec![-1] } else { (least as i32..=most as i32).collect() };
         for count in counts {
-            add(connection, function.name, count, function.run, function.volatile)?;
+            add(connection, function.name, (count, least), function.run, function.volatile)?;
         }
     }
     for (name, count, run) in OWN {
-        add(connection, name, count, run, false)?;
+        add(connection, name, (count, 0), run, false)?;
     }
     connection.create_scalar_function("mergeql_record", -1, PURE, |context| {
         Ok(Answer::typed(&functions::record(&arguments(context)?).map_err(shown)?))
@@ -44,12 +44,22 @@ pub fn register(connection: &Connection) -> rusqlite::Result<()> {
     connection.create_scalar_function("mergeql_fold", 4, direct, fold)
 }
 
-fn add(connection: &Connection, name: &str, arguments_: i32, run: Run, volatile: bool) -> rusqlite::Result<()> {
+/// A function of so many arguments, or of any number from the second on where the first is -1.
+fn add(
+    connection: &Connection,
+    name: &'static str,
+    (count, least): (i32, usize),
+    run: Run,
+    volatile: bool,
+) -> rusqlite::Result<()> {
     let run: AssertUnwindSafe<Run> = AssertUnwindSafe(run);
-    let call = move |context: &Context<'_>| Answer::of((run.0)(&arguments(context)?).map_err(shown)?);
+    let call = move |context: &Context<'_>| {
+        functions::check_count(name, least, context.len()).map_err(shown)?;
+        Answer::of((run.0)(&arguments(context)?).map_err(shown)?)
+    };
     assert_safe(&call);
     let flags = if volatile { PURE - FunctionFlags::SQLITE_DETERMINISTIC } else { PURE };
-    connection.create_scalar_function(name, arguments_, flags, call)
+    connection.create_scalar_function(name, count, flags, call)
 }
 
 /// A function pointer can be called again after a panic.

@@ -319,6 +319,20 @@ fn not_a(value: &Value, wanted: &str) -> Error {
         .with_help("crdt_value gives any value as JSON")
 }
 
+/// Whether a call of a function of any number of arguments has as many as it needs.
+///
+/// # Errors
+/// `invalid_argument` with that number.
+pub fn check_count(name: &str, least: usize, given: usize) -> Result<()> {
+    if given >= least {
+        return Ok(());
+    }
+    Err(Error::invalid_argument(format!(
+        "`{name}` takes at least {least} argument{}, {given} given",
+        if least == 1 { "" } else { "s" }
+    )))
+}
+
 fn text_of(value: &Value) -> Value {
     if value.is_null() { Value::Null } else { Value::text(value.to_string()) }
 }

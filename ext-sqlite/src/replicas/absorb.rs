@@ -67,7 +67,7 @@ pub(super) fn absorb(connection: &Connection, replica: &Replica) -> Result<()> {
 /// # Errors
 /// As [`absorb`].
 pub(super) fn absorb_altered(connection: &Connection, replica: &Replica) -> Result<()> {
-    absorb_as(connection, replica, None, Definition::found)
+    absorb_as(connection, replica, None, Definition::noted_part)
 }
 
 /// As [`absorb`], of what was there before it was replicated: what it counts, every copy of it counts, too, so that it counts once.

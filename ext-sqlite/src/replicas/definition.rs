@@ -274,6 +274,18 @@ impl Definition {
         Ok(self.columns.iter().map(|c| c.name.clone()).filter(|name| trigger.contains(&is_changed(name))).collect())
     }
 
+    /// As [`Definition::known`], without the columns that no trigger knows: they are the last ones.
+    ///
+    /// # Errors
+    /// As [`Definition::read`].
+    pub fn noted_part(connection: &Connection, table: &str) -> Result<Option<(i64, Definition)>> {
+        let Some((id, mut found)) = Definition::found(connection, table)? else { return Ok(None) };
+        let noted = found.noted_columns(connection)?.len();
+        found.columns.truncate(noted);
+        found.sets.truncate(noted);
+        Ok(Some((id, found)))
+    }
+
     /// As [`Definition::known`], whoever changed its columns.
     ///
     /// # Errors
