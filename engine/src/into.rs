@@ -10,7 +10,7 @@ use datafusion::datasource::MemTable;
 use datafusion::prelude::{DataFrame, SessionContext};
 use mergeql_lang::ast::{Explain, Merge, Name, Piece, Relation as Written, Returning};
 use mergeql_lang::lower::{DELETED, DataFusion, Lowering, STATE, quote};
-use mergeql_lang::plan::Plan;
+use mergeql_lang::plan::{Plan, Reading};
 use mergeql_lang::{Diagnostic, Kept, Span};
 use mergeql_udfs::{Code, Value};
 use std::sync::Arc;
@@ -156,7 +156,7 @@ impl MergeContext {
             origin: Some(name.to_owned()),
             columns: visible,
             rows: None,
-            stored: false,
+            reading: Reading::Any,
         };
         let target = First::States(Resolved { relation, table: None }, &kept);
         let bound = self.bind_with(&merge, target, explain, &kept.strategies).await;
@@ -263,8 +263,13 @@ impl MergeContext {
         let provider = self.session.table_provider(datafusion::common::TableReference::bare(self.storage_name(name))).await?;
         let columns = crate::sources::source_columns(&provider.schema())?;
         let columns = columns.into_iter().filter(|c| c.name != STATE && c.name != DELETED).collect();
-        let relation =
-            mergeql_lang::plan::Relation { sql: quote(name), origin: Some(name.to_owned()), columns, rows: None, stored: false };
+        let relation = mergeql_lang::plan::Relation {
+            sql: quote(name),
+            origin: Some(name.to_owned()),
+            columns,
+            rows: None,
+            reading: Reading::Any,
+        };
         Ok(Resolved { relation, table: None })
     }
 }

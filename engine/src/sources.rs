@@ -17,7 +17,7 @@ use futures::StreamExt;
 use mergeql_lang::ast::{self, Name};
 use mergeql_lang::diagnostic::nearest;
 use mergeql_lang::lower::{STATE, quote};
-use mergeql_lang::plan::{Relation, SourceColumn};
+use mergeql_lang::plan::{Reading, Relation, SourceColumn};
 use mergeql_lang::{Diagnostic, Span};
 use mergeql_udfs::{Code, Error, Value};
 use parquet::file::metadata::{ColumnChunkMetaData, ParquetMetaData};
@@ -158,7 +158,7 @@ impl MergeContext {
                 let plan = self.plan_sql(&sql).await?;
                 let columns = source_columns(plan.schema().as_arrow())?;
                 Ok(Resolved {
-                    relation: Relation { sql: format!("({sql})"), origin: None, columns, rows: None, stored: false },
+                    relation: Relation { sql: format!("({sql})"), origin: None, columns, rows: None, reading: Reading::Any },
                     table: None,
                 })
             }
@@ -238,7 +238,7 @@ impl MergeContext {
                     Box::pin(without_holes(&mut columns, &files)).await;
                 }
                 return Ok(Some(Resolved {
-                    relation: Relation { sql, origin: Some(names.join(".")), columns, rows: None, stored: false },
+                    relation: Relation { sql, origin: Some(names.join(".")), columns, rows: None, reading: Reading::Any },
                     table: None,
                 }));
             }
@@ -277,7 +277,7 @@ impl MergeContext {
         // A text file that holds nothing has no columns; the binder lets it contribute nothing.
         let rows = if columns.is_empty() { Some(0) } else { None };
         Ok(Resolved {
-            relation: Relation { sql: quote(&name), origin: Some(origin), columns, rows, stored: false },
+            relation: Relation { sql: quote(&name), origin: Some(origin), columns, rows, reading: Reading::Any },
             table: Some((name, provider)),
         })
     }

@@ -352,6 +352,11 @@ pub mod id {
     pub const ARRAY: u32 = 33;
     pub const ANY: u32 = 34;
     pub const SQLNULL: u32 = 36;
+    pub const TIME_NS: u32 = 39;
+
+    /// Types that the core does not have.
+    pub const OTHERS: [(u32, &str); 5] =
+        [(28, "UNION"), (29, "BIT"), (30, "TIME WITH TIME ZONE"), (32, "UHUGEINT"), (35, "BIGNUM")];
 }
 
 /// A logical type of DuckDB's, destroyed when dropped.
@@ -474,8 +479,11 @@ impl LogicalType {
                         })
                         .collect::<Result<_, Error>>()?,
                 ),
+                id::TIME_NS => Type::Time(Unit::Nanosecond),
                 other => {
-                    let message = format!("DuckDB's type number {other} cannot be merged");
+                    let named = id::OTHERS.iter().find(|(number, _)| *number == other).map(|(_, name)| (*name).to_owned());
+                    let name = named.unwrap_or_else(|| format!("number {other}"));
+                    let message = format!("DuckDB's type {name} cannot be merged");
                     return Err(Error::new(mergeql_udfs::Code::Unsupported, message).with_help("cast the column to another type"));
                 }
             }

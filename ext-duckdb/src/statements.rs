@@ -12,7 +12,7 @@
 use crate::api::{Connection, Pointer, duckdb, text};
 use mergeql_lang::ast::{Explain, Merge, Name, Piece, Relation as Written, Source, Statement, StrategyBody};
 use mergeql_lang::lower::{DuckDb, DuckDbColumn, Lowering, STATE, duckdb_columns, duckdb_type_name, quote, text as literal};
-use mergeql_lang::plan::{Cell, Plan, Relation, SourceColumn};
+use mergeql_lang::plan::{Cell, Plan, Reading, Relation, SourceColumn};
 use mergeql_lang::{Diagnostic, Kept, Span, UserStrategies, bind, bind_into, check_unverified, find_strategy, parse};
 use mergeql_udfs::{Code, Error, Type, Value};
 use std::cell::RefCell;
@@ -31,6 +31,11 @@ pub unsafe fn register(database: Pointer, connection: &Connection) -> Result<(),
     connection.run(
         "SELECT error('error[unsupported]: a database file is attached as `mergeql`, the name under which this extension keeps its functions; \
          help: open it in a session as ATTACH ''file'' AS another_name') FROM duckdb_databases() WHERE database_name = 'mergeql' AND path IS NOT NULL",
+    )?;
+    connection.run(
+        "SELECT error('error[unsupported]: a schema is called `mergeql`, as the database in which this extension keeps its functions: names that \
+         begin so would be ambiguous; help: ALTER SCHEMA is not there, so make another schema and move its tables') \
+         FROM duckdb_schemas() WHERE schema_name = 'mergeql' AND database_name <> 'mergeql'",
     )?;
     // In memory, so that nothing lands in the user's file and a database that is read only does as well.
     connection.run("ATTACH IF NOT EXISTS ':memory:' AS mergeql (READ_WRITE)")?;
@@ -61,8 +66,9 @@ unsafe extern "C" fn replace(info: Pointer, name: *const c_char, _: Pointer) {
     // SAFETY: DuckDB passes a text, and copies what it is given.
     unsafe {
         let name = CStr::from_ptr(name).to_string_lossy();
-        let mut words = name.split_whitespace().map(str::to_ascii_uppercase);
-        if !matches!(words.next().as_deref(), Some("MERGE" | "EXPLAIN")) || words.next().is_none() {
+        let first = first_word(&name);
+        let is_word = first.len() == name.trim().len();
+        if !matches!(first.to_ascii_uppercase().as_str(), "MERGE" | "EXPLAIN") || is_word {
             return;
         }
         crate::api::guarded(
@@ -156,10 +162,14 @@ fn query_sql(statement: &str) -> Result<String> {
     let writes = match parse(statement)? {
         Statement::Merge { explain: Explain::No, merge } => merge.into.is_some(),
         Statement::MergeInto { explain, .. } => explain == Explain::No,
-        Statement::Sql(_) => {
-            let first = statement.split_whitespace().next().unwrap_or_default().to_ascii_uppercase();
-            !matches!(first.as_str(), "SELECT" | "FROM" | "WITH" | "VALUES") && !first.starts_with('(')
-        }
+        Statement::Sql(_) => match first_word(statement).to_ascii_uppercase().as_str() {
+            "SELECT" | "FROM" | "WITH" | "VALUES" | "TABLE" | "PIVOT" | "(" => false,
+            word @ ("EXPLAIN" | "DESCRIBE" | "SUMMARIZE" | "SHOW") => {
+                return Err(Diagnostic::new(Code::Unsupported, format!("a table function does not {} SQL", word.to_lowercase()))
+                    .help(format!("put {word} before the whole query: {word} FROM mergeql.merge('...')")));
+            }
+            _ => true,
+        },
         _ => false,
     };
     if writes {
@@ -167,6 +177,21 @@ fn query_sql(statement: &str) -> Result<String> {
             .help("run the statement that SELECT mergeql_sql('...') gives"));
     }
     statement_sql(statement)
+}
+
+/// The first word of a statement, behind spaces and comments.
+fn first_word(statement: &str) -> &str {
+    let mut rest = statement.trim_start();
+    loop {
+        let after = match rest {
+            line if line.starts_with("--") => line.split_once('\n').map_or("", |(_, after)| after),
+            block if block.starts_with("/*") => block.split_once("*/").map_or("", |(_, after)| after),
+            _ => break,
+        };
+        rest = after.trim_start();
+    }
+    let end = rest.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(rest.len());
+    if end == 0 { rest.get(..1).unwrap_or_default() } else { &rest[..end] }
 }
 
 thread_local! {
@@ -447,7 +472,13 @@ fn relation(
             SourceColumn { name, ty: c.ty, nullable: true }
         })
         .collect();
-    Ok(Relation { sql, origin, columns, rows: None, stored: id == "BIGINT" })
+    let reading = match source {
+        Written::Table(_) if id == "BIGINT" => Reading::Cheap,
+        Written::Text(_) => Reading::Any,
+        // A view, a CTE or a query may call `random()` or `nextval()`.
+        _ => Reading::Once,
+    };
+    Ok(Relation { sql, origin, columns, rows: None, reading })
 }
 
 /// How a table keeps states, if this is its column of states: the name of the column's only field says it, so that it is known with the
@@ -560,7 +591,7 @@ fn bound_sql(statement: &str, types: &[String]) -> Result<String> {
     let columns = columns.join(", ");
     // Rows without a key are never joined: nothing needs to be known of the keys for them.
     let mut grouped = plan.clone();
-    grouped.sources.iter_mut().for_each(|s| s.relation.stored = false);
+    grouped.sources.iter_mut().filter(|s| s.relation.reading == Reading::Cheap).for_each(|s| s.relation.reading = Reading::Any);
     let without_key = Lowering { plan: &grouped, dialect: &DuckDb }.query();
     Ok(format!(
         "SELECT * FROM ({query}) AS m WHERE NOT ({null}) UNION ALL \

@@ -179,6 +179,7 @@ impl Vector {
             (id::BLOB, _) => Value::Bytes(self.bytes(i).into()),
             (id::DATE, _) => Value::Date(self.at(i)),
             (id::TIME, _) => Value::Time(self.at::<i64>(i).saturating_mul(1000)),
+            (id::TIME_NS, _) => Value::Time(self.at(i)),
             (_, Type::Timestamp { unit, zone }) => {
                 Value::Timestamp { nanos: i128::from(self.at::<i64>(i)) * i128::from(unit.nanos()), zoned: zone.is_some() }
             }

@@ -8,7 +8,7 @@ use crate::spi::{Column, Spi, type_name};
 use mergeql_lang::ast::{Explain, Merge, Name, Piece, Relation as Written, Returning, Statement, StrategyBody};
 use mergeql_lang::diagnostic::nearest;
 use mergeql_lang::lower::{Lowering, Postgres, STATE, quote, text as literal};
-use mergeql_lang::plan::{Plan, Relation, SourceColumn};
+use mergeql_lang::plan::{Plan, Reading, Relation, SourceColumn};
 use mergeql_lang::{Diagnostic, Span, UserStrategies, bind, check_unverified, find_strategy, parse};
 use mergeql_udfs::{Code, Type};
 use pgrx::pg_sys;
@@ -264,7 +264,7 @@ impl Session<'_> {
             origin: found.as_ref().map(|(schema, name)| format!("{schema}.{name}")),
             columns: columns.iter().map(column).collect::<Result<_, Failure>>()?,
             rows: None,
-            stored: false,
+            reading: Reading::Any,
         };
         Ok(Described { relation, columns, table: found, kept })
     }

@@ -6,7 +6,7 @@ use crate::values::{Answer, shown};
 use mergeql_lang::ast::{Explain, Merge, Name, Piece, Relation as Written, Returning, Statement, StrategyBody};
 use mergeql_lang::diagnostic::nearest;
 use mergeql_lang::lower::{DELETED, Lowering, STATE, Sqlite, quote, sqlite_type_name, text as literal};
-use mergeql_lang::plan::{Plan, Relation, SourceColumn};
+use mergeql_lang::plan::{Plan, Reading, Relation, SourceColumn};
 use mergeql_lang::{
     Diagnostic, Kept, Span, UserStrategies, added_columns, bind, bind_into, check_unverified, find_strategy, parse,
 };
@@ -352,7 +352,7 @@ impl<'a> Session<'a> {
             .collect();
         let origin =
             found.as_ref().map(|(database, name)| if database == "main" { name.clone() } else { format!("{database}.{name}") });
-        Ok(Described { relation: Relation { sql, origin, columns, rows: None, stored: false }, table: found, kept })
+        Ok(Described { relation: Relation { sql, origin, columns, rows: None, reading: Reading::Any }, table: found, kept })
     }
 
     /// The types of columns whose declaration does not say: those of their values. Gives back which hold whole numbers beside reals.

@@ -16,8 +16,19 @@ pub struct Relation {
     pub columns: Vec<SourceColumn>,
     /// How many rows it has, where that is known.
     pub rows: Option<usize>,
+    /// How often it may be read.
+    pub reading: Reading,
+}
+
+/// How often a source may be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reading {
     /// It is a table, whose keys cost little to read once more.
-    pub stored: bool,
+    Cheap,
+    /// As often as the plan likes.
+    Any,
+    /// Not twice: it may give other rows then.
+    Once,
 }
 
 /// A column of a source.

@@ -3,7 +3,7 @@
 
 use mergeql_lang::ast::{Explain, Piece, Statement};
 use mergeql_lang::lower::{DataFusion, Lowering};
-use mergeql_lang::plan::{Plan, Relation, SourceColumn};
+use mergeql_lang::plan::{Plan, Reading, Relation, SourceColumn};
 use mergeql_lang::{Diagnostic, UserStrategies, bind, format, parse, split};
 use mergeql_udfs::Type;
 
@@ -15,7 +15,7 @@ fn relation(name: &str) -> Relation {
         column("salary", Type::Float64, true),
         column("ts", Type::INT64, false),
     ];
-    Relation { sql: format!("\"{name}\""), origin: Some(name.to_owned()), columns, rows: None, stored: false }
+    Relation { sql: format!("\"{name}\""), origin: Some(name.to_owned()), columns, rows: None, reading: Reading::Any }
 }
 
 fn plan(text: &str) -> Result<Plan, Box<Diagnostic>> {

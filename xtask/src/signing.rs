@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// DuckDB releases that read repositories of others; each has a folder of its own.
-const RELEASES: [&str; 1] = ["2.0.0"];
+const RELEASES: [&str; 2] = ["2.0.0", "2.0.1"];
 const SIGNATURE: usize = 256;
 const PART: usize = 1 << 20;
 

@@ -47,6 +47,11 @@ fn no_overload(function: &Function, ty: &Type) -> Error {
     }
     let state = function.name.replacen("_with", "_state_with", 1);
     let state = if function.configured { state } else { format!("{}_state", function.name) };
+    if mergeql_lang::lower::DuckDb::is_native(ty) || *ty == Type::Null {
+        let message = format!("DuckDB's interface has no `{}` for the type of this argument", function.name);
+        return Error::new(mergeql_udfs::Code::Unsupported, message)
+            .with_help("cast it: an ENUM to VARCHAR, a NULL to the type that it stands for; MERGE does so by itself");
+    }
     let name = mergeql_lang::lower::duckdb_type_name(ty);
     Error::new(mergeql_udfs::Code::Unsupported, format!("DuckDB's interface lets `{}` not return {name}", function.name)).with_help(
         match ty {

@@ -1,7 +1,7 @@
 //! Two tables whose keys do not repeat, joined by key: of two candidates the stronger is told by comparing them, without an aggregate.
 
 use super::{Lowering, list, quote};
-use crate::plan::{Cell, Input, Plan};
+use crate::plan::{Cell, Input, Plan, Reading};
 use mergeql_udfs::slot::Shape;
 use mergeql_udfs::{Order, Type};
 use std::fmt::Write;
@@ -28,8 +28,8 @@ fn candidate(plan: &Plan, cell: &Cell) -> Option<(Vec<usize>, Order)> {
 
 /// Whether the merge may be a join, if no key repeats: the plan can tell everything but that.
 pub(crate) fn may_join(plan: &Plan) -> bool {
-    let stored = plan.sources.iter().all(|s| s.relation.stored && s.columns.iter().any(Option::is_some));
-    stored
+    let cheap = plan.sources.iter().all(|s| s.relation.reading == Reading::Cheap && s.columns.iter().any(Option::is_some));
+    cheap
         && plan.sources.len() == 2
         // A condition is most often on the key, and few rows are no reason to look through all keys.
         && plan.filter.is_none()

@@ -16,7 +16,7 @@ pub use postgres::{Postgres, postgres_type_name};
 pub use sqlite::{Sqlite, sqlite_type_name};
 
 use crate::ast::Returning;
-use crate::plan::{Cell, Column, Fold, Input, Plan, Why};
+use crate::plan::{Cell, Column, Fold, Input, Plan, Reading, Why};
 use mergeql_udfs::Order;
 use mergeql_udfs::catalog::ArgKind;
 use mergeql_udfs::slot::Shape;
@@ -185,6 +185,8 @@ pub const DELETED: &str = "__mergeql_deleted";
 const DELETED_STATE: &str = "_mergeql_deleted";
 /// The name of a column that the lowering adds.
 const ROW: &str = "__mergeql_row";
+/// The CTE of all rows, where they are read once.
+const ROWS: &str = "__mergeql_rows";
 /// The column of a delta that says which rows are gone.
 pub const GONE: &str = "_deleted";
 /// The column that state targets add.
@@ -473,8 +475,16 @@ impl Lowering<'_> {
         let (seen, hidden) = names.split_at(names.len() - unseen);
         let confused =
             |i: usize| i.checked_sub(plan.key).and_then(|i| self.type_of(&items[i].1)).filter(|ty| self.dialect.confuses(ty));
+        // Both kinds of rows come from one reading where another would give others.
+        let once = plan.sources.iter().any(|s| s.relation.reading == Reading::Once);
+        let (with, rows, sorted) = match once {
+            true => {
+                (format!("WITH {ROWS} AS MATERIALIZED ({rows}) "), format!("SELECT * FROM {ROWS}"), format!("SELECT * FROM {ROWS}"))
+            }
+            false => (String::new(), rows, sorted),
+        };
         let inner = format!("SELECT {outputs} FROM ({rows}) AS r WHERE {null} GROUP BY {}", list(all));
-        let rows_with_key = format!("SELECT {outputs} FROM ({sorted}) AS r WHERE {not_null} GROUP BY {by_key}");
+        let rows_with_key = format!("{with}SELECT {outputs} FROM ({sorted}) AS r WHERE {not_null} GROUP BY {by_key}");
         let equal = |i: usize| {
             i.checked_sub(plan.key).and_then(|i| self.type_of(&items[i].1)).is_none_or(|ty| self.dialect.has_equality(ty))
         };
