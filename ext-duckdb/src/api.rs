@@ -525,6 +525,22 @@ pub unsafe extern "C" fn drop_box<T>(pointer: Pointer) {
 
 #[cfg(test)]
 mod tests {
+    use super::{Failure, guarded};
+    use mergeql_udfs::Error;
+
+    #[test]
+    fn a_panic_is_an_error() {
+        let said = |run: fn() -> Result<(), Failure>| {
+            let mut said = None;
+            guarded(run, |message| said = Some(message.to_string_lossy().into_owned()));
+            said
+        };
+        assert_eq!(said(|| Ok(())), None);
+        assert_eq!(said(|| panic!("of {}", "some kind")).as_deref(), Some("error[unsupported]: MergeQL failed: of some kind"));
+        let known = said(|| std::panic::resume_unwind(Box::new(Error::invalid_argument("too long"))));
+        assert!(known.is_some_and(|said| said.contains("invalid_argument") && said.contains("too long")));
+    }
+
     #[test]
     fn duckdb_before_1_5_is_refused() {
         for (version, serves) in [("v1.3.2", false), ("v1.4.5", false), ("v1.5.0", true), ("v2.0.0", true), ("9a3f21c", true)] {

@@ -7,7 +7,8 @@ use mergeql_host_tests::{Host, Sample, one, run_slt_files, sample};
 use mergeql_lang::lower::duckdb_type_name;
 use mergeql_sql_tests::cases;
 use mergeql_sql_tests::pages::{blocks, run_js};
-use mergeql_udfs::{Call, catalog};
+use mergeql_udfs::laws::Random;
+use mergeql_udfs::{Call, catalog, functions};
 
 /// What `cargo xtask test` prepared: the Python interpreters that have DuckDB, and the extension.
 fn pythons() -> Vec<String> {
@@ -224,6 +225,44 @@ fn random_blobs_never_crash_the_process() {
         for function in ["crdt_join", "crdt_compare", "crdt_leq", "crdt_delta"] {
             one(&mut host, &format!("SELECT count(TRY({function}(b, s))) + count(TRY({function}(s, b))) FROM blobs, good"));
         }
+        // States of every strategy with other bodies under a sum that is right, given to every function of ours.
+        let mut random = Random(7);
+        let forged = catalog::all()
+            .iter()
+            .flat_map(|entry| (entry.spec().samples)().into_iter().map(move |call| (entry, call)))
+            .filter_map(|(entry, call)| {
+                let made = sample(entry, &call, duckdb_type_name, |hex| format!("unhex('{hex}')"), |_| true)?.state;
+                let mut bytes: Vec<u8> =
+                    (0..made.len() / 2).map(|i| u8::from_str_radix(&made[2 * i..2 * i + 2], 16).unwrap()).collect();
+                let end = bytes.len() - 4;
+                for _ in 0..1 + random.below(3) {
+                    bytes[3 + random.below(end - 3)] = random.below(256) as u8;
+                }
+                let sum = crc32c::crc32c(&bytes[..end]).to_le_bytes();
+                bytes[end..].copy_from_slice(&sum);
+                Some(format!("(unhex('{}'))", bytes.iter().map(|b| format!("{b:02X}")).collect::<String>()))
+            });
+        let forged: Vec<String> = forged.collect();
+        assert!(forged.len() > 40, "{}", forged.len());
+        host.execute(&format!("CREATE TABLE few AS (FROM blobs LIMIT 50) UNION ALL (FROM (VALUES {}) AS t(b))", forged.join(", ")))
+            .unwrap();
+        let (mut called, mut failed) = (0, Vec::new());
+        for function in functions::all() {
+            let most = (*function.arguments.end()).min(*function.arguments.start() + 2).max(1);
+            for count in *function.arguments.start()..=most {
+                for rest in ["b", "s", "1", "'a'"] {
+                    let arguments: Vec<&str> = (0..count).map(|i| if i == 0 { "b" } else { rest }).collect();
+                    let call = format!("{}({})", function.name, arguments.join(", "));
+                    match host.query(&format!("SELECT count(TRY({call})) FROM few, good")) {
+                        Err(e) if e.0.contains("is gone") => panic!("{call}: {e}"),
+                        Err(e) if e.0.contains("MergeQL failed") => failed.push(format!("{call}: {e}")),
+                        // Some are volatile, and are in no TRY; then the first row that is none ends the query.
+                        _ => called += 1,
+                    }
+                }
+            }
+        }
+        assert!(failed.is_empty() && called > 300, "{called}: {failed:#?}");
         assert!(host.query("SELECT crdt_merge(b) FROM blobs").is_err());
         assert_eq!(one(&mut host, "SELECT crdt_value(s) FROM good"), "\"a,b,c\"");
     }
@@ -309,6 +348,87 @@ fn statements_see_what_their_caller_sees() {
         let explained = host.query("EXPLAIN MERGE nyc ON id STRATEGY salary = max").unwrap().unwrap();
         assert!(explained.iter().any(|r| r[0].as_deref() == Some("key")), "{explained:?}");
     }
+}
+
+/// What COMPAT.md says of DuckDB and no other test holds.
+#[test]
+fn what_differs_is_as_the_table_says() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    for python in pythons() {
+        let mut host = start(&python, 2);
+        let mut run = |sql: &str| host.execute(sql).unwrap_or_else(|e| panic!("{sql}: {e}"));
+        run(
+            "CREATE TYPE mood AS ENUM ('low', 'high'); CREATE TABLE t (id INTEGER, m mood, j JSON, a INTEGER[2], \"Name\" TEXT, x INTEGER GENERATED ALWAYS AS (id + 1))",
+        );
+        run("INSERT INTO t VALUES (1, 'low', '{\"k\": 1}', [1, 2], 'n')");
+        run(&format!("COPY (SELECT 1 AS id, 2 AS n) TO '{}' (FORMAT parquet)", path("p1.parquet")));
+        let answers = [
+            ("SELECT concat_ws(' ', typeof(m), m, typeof(j), j, typeof(a), a) FROM mergeql.merge('MERGE (SELECT id, m, j, a FROM t) AS t ON id')".to_owned(),
+             "VARCHAR low VARCHAR {\"k\": 1} INTEGER[] [1, 2]"),
+            ("SELECT string_agg(column_name, ',') FROM (DESCRIBE FROM mergeql.merge('MERGE (SELECT id, \"Name\" FROM t) AS t, (SELECT 1 AS ID, 2 AS name) AS u ON id STRATEGY name = any'))".to_owned(), "type_mismatch"),
+            ("SELECT string_agg(column_name, ',') FROM (DESCRIBE FROM mergeql.merge('MERGE (SELECT id, \"Name\" FROM t) AS t, (SELECT 1 AS ID, ''z'' AS name) AS u ON id'))".to_owned(), "id,Name"),
+            ("SELECT crdt_lww(v, a, b, c, d) FROM (VALUES (1, 1, 1, 1, 1)) AS t(v, a, b, c, d)".to_owned(), "1"),
+            ("SELECT crdt_lww(v, a, b, c, d, e) FROM (VALUES (1, 1, 1, 1, 1, 1)) AS t(v, a, b, c, d, e)".to_owned(), "No function matches"),
+            ("SELECT crdt_lww(v, ROW(a, b, c, d, e)) FROM (VALUES (1, 1, 1, 1, 1, 1)) AS t(v, a, b, c, d, e)".to_owned(), "1"),
+            ("SELECT crdt_priority(v, 'a', 'b', 'c', 'd', 'e', 'f', 'g', 'h') FROM (VALUES ('h')) AS t(v)".to_owned(), "h"),
+            ("SELECT crdt_priority(v, 'a', 'b', 'c', 'd', 'e', 'f', 'g', 'h', 'i') FROM (VALUES ('h')) AS t(v)".to_owned(), "No function matches"),
+            (format!("FROM mergeql.merge('MERGE ''{}'' ON id STRATEGY n = counter')", path("p*.parquet")), "invalid_argument"),
+            ("SELECT string_agg(column_name, ',') FROM (DESCRIBE FROM mergeql.merge('MERGE (VALUES (1, 2)) AS v ON col0'))".to_owned(), "col0,col1"),
+            ("SELECT count(*) FROM mergeql.merge('MERGE (SELECT id FROM t) AS t ON id WITH (memory_limit = ''1MB'')')".to_owned(), "1"),
+            ("SELECT crdt_max(v) FROM (VALUES (TIME_NS '00:00:01.000000001'), (TIME_NS '00:00:02')) AS t(v)".to_owned(), "unsupported"),
+            ("SELECT v::VARCHAR FROM mergeql.merge('MERGE (SELECT 1 AS id, TIME_NS ''00:00:01.000000001'' AS v) AS t ON id STRATEGY v = max')".to_owned(), "00:00:01.000000001"),
+            ("SELECT crdt_max(m) FROM t".to_owned(), "an ENUM to VARCHAR"),
+            ("SELECT crdt_gset('1010'::BIT)".to_owned(), "type BIT cannot be merged"),
+            ("SELECT n FROM mergeql.merge('-- a comment\nSELECT count(*) AS n FROM (MERGE (SELECT id FROM t) AS t ON id) AS m')".to_owned(), "1"),
+            ("FROM mergeql.merge('EXPLAIN SELECT 1')".to_owned(), "put EXPLAIN before the whole query"),
+            ("SELECT count(*) FROM \"/* why */ MERGE (SELECT id FROM t) AS t ON id\"".to_owned(), "1"),
+            // A query is read once, whatever it gives; one row in two has no key.
+            ("SELECT count(*) || ' ' || count(DISTINCT v) FROM mergeql.merge('MERGE (SELECT CASE WHEN random() < 0.5 THEN i END AS id, i AS v FROM range(1000) AS r(i)) AS a ON id')".to_owned(), "1000 1000"),
+        ];
+        for (sql, says) in answers {
+            let said = match host.ask(&serde_json::json!({ "sql": sql })) {
+                Ok(answer) => answer["rows"][0][0].to_string().trim_matches('"').replace("\\\"", "\""),
+                Err(e) => e.0,
+            };
+            assert!(said == says || said.contains(says) && said.contains(' '), "{sql}\nsays {said}");
+        }
+        // A target with a key twice has both rows afterwards; generated columns cannot be written.
+        host.execute("CREATE TABLE twice AS SELECT 1 AS id, unnest([1, 2]) AS v").unwrap();
+        host.execute("MERGE INTO twice USING (SELECT 1 AS id, 5 AS v) AS s ON id STRATEGY v = max").unwrap();
+        assert_eq!(one(&mut host, "SELECT string_agg(v, ',') FROM twice"), "5,5");
+        assert!(host.execute("MERGE INTO t USING (SELECT id, x FROM t) AS s ON id STRATEGY * = max").is_err());
+        // A schema that is called as our database is told when the extension is loaded.
+        let script = format!(
+            "import duckdb\ncon = duckdb.connect(config={{'allow_unsigned_extensions': 'true'}})\ncon.execute('CREATE SCHEMA mergeql')\n\
+             try:\n    con.execute(\"LOAD '{}'\")\nexcept Exception as e:\n    print(e)",
+            std::env::var("MERGEQL_DUCKDB_EXTENSION").unwrap()
+        );
+        let output = std::process::Command::new(&python).args(["-c", &script]).output().unwrap();
+        assert!(String::from_utf8_lossy(&output.stdout).contains("a schema is called `mergeql`"), "{output:?}");
+    }
+}
+
+/// What the community repository reads: the version is ours, and its example runs.
+#[test]
+fn the_description_is_true() {
+    let description = include_str!("../../../ext-duckdb/description.yml");
+    let example: String = description
+        .split("hello_world: |\n")
+        .nth(1)
+        .unwrap()
+        .lines()
+        .take_while(|line| line.starts_with("    "))
+        .map(|line| format!("{}\n", line.trim()))
+        .collect();
+    let mut host = start(&pythons()[0], 1);
+    let (before, last) = example.trim().trim_end_matches(';').rsplit_once(';').unwrap();
+    let version = one(&mut host, "SELECT mergeql_version()");
+    assert!(description.contains(&format!("version: {version}\n")), "{version}");
+    for statement in before.split(';') {
+        host.execute(statement).unwrap();
+    }
+    assert_eq!(one(&mut host, &last.trim().replace("FROM", "SELECT salary FROM")), "95");
 }
 
 /// Collations, spellings and equalities of DuckDB's own are no part of a merge.
