@@ -27,6 +27,9 @@ pub mod values;
 use rusqlite::{Connection, ffi};
 use std::ffi::{c_char, c_int};
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Where SQLite enters.
 ///
 /// # Safety
