@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use mergeql_host_tests::cluster::Cluster;
+use mergeql_sql_tests::pages::blocks;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -185,4 +186,17 @@ fn the_example_shop() {
         assert!(fine, "{output}");
     }
     project.lint("examples/dbt_shop");
+
+    // The profile on DuckDB's page loads the extension by itself.
+    let page = blocks(include_str!("../../../docs/hosts/duckdb.md"));
+    let profile = &page.iter().find(|block| block.language == "yaml").unwrap().code;
+    let profile = profile.replace("/path/to/mergeql.duckdb_extension", &variable("MERGEQL_DUCKDB_EXTENSION"));
+    let mut project = Project::new("duckdb", String::new(), Vec::new());
+    project.target = "dev";
+    std::fs::write(project.folder.path().join("examples/dbt_shop/profiles.yml"), profile).unwrap();
+    for arguments in [&["deps"][..], &["build"]] {
+        let (fine, output) = project.command("examples/dbt_shop", arguments, "");
+        assert!(fine, "{output}");
+    }
+    assert!(project.folder.path().join("examples/dbt_shop/shop.duckdb").is_file());
 }
