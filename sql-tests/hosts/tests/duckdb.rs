@@ -364,8 +364,8 @@ fn what_differs_is_as_the_table_says() {
         run("INSERT INTO t VALUES (1, 'low', '{\"k\": 1}', [1, 2], 'n')");
         run(&format!("COPY (SELECT 1 AS id, 2 AS n) TO '{}' (FORMAT parquet)", path("p1.parquet")));
         let answers = [
-            ("SELECT concat_ws(' ', typeof(m), m, typeof(j), j, typeof(a), a) FROM mergeql.merge('MERGE (SELECT id, m, j, a FROM t) AS t ON id')".to_owned(),
-             "VARCHAR low VARCHAR {\"k\": 1} INTEGER[] 1 2"),
+            ("SELECT concat_ws(' ', typeof(m), m, typeof(j), j, typeof(a), a::VARCHAR) FROM mergeql.merge('MERGE (SELECT id, m, j, a FROM t) AS t ON id')".to_owned(),
+             "VARCHAR low VARCHAR {\"k\": 1} INTEGER[] [1, 2]"),
             ("SELECT string_agg(column_name, ',') FROM (DESCRIBE FROM mergeql.merge('MERGE (SELECT id, \"Name\" FROM t) AS t, (SELECT 1 AS ID, 2 AS name) AS u ON id STRATEGY name = any'))".to_owned(), "type_mismatch"),
             ("SELECT string_agg(column_name, ',') FROM (DESCRIBE FROM mergeql.merge('MERGE (SELECT id, \"Name\" FROM t) AS t, (SELECT 1 AS ID, ''z'' AS name) AS u ON id'))".to_owned(), "id,Name"),
             ("SELECT crdt_lww(v, a, b, c, d) FROM (VALUES (1, 1, 1, 1, 1)) AS t(v, a, b, c, d)".to_owned(), "1"),
@@ -468,7 +468,7 @@ fn joined_tables_are_as_grouped_ones() {
         let mut host = start(&python, 4);
         host.execute("SET default_collation = 'nocase'").unwrap();
         for (key, expression, last, apart) in KEYS {
-            for (side, table) in [(0, "a"), (500, "b")] {
+            for (side, table) in [(0, "a"), (350, "b")] {
                 let random = |n: usize| format!("(hash(i * 31 + {n} + side) % 4)::BIGINT");
                 let column = |(n, (ty, value)): (usize, &(&str, &str))| {
                     let value = value.replace('x', &format!("({})", random(n)));
@@ -478,7 +478,7 @@ fn joined_tables_are_as_grouped_ones() {
                 let name = if last.is_empty() { "id" } else { last };
                 host.execute(&format!(
                     "CREATE OR REPLACE TABLE {table} AS SELECT {expression} AS {name}, {}, nullif({}, 0) AS v, nullif({}, 0) AS w, {} = 0 AS gone \
-                     FROM (SELECT i, {side} AS side FROM range(1000) AS r(i))",
+                     FROM (SELECT i, {side} AS side FROM range(700) AS r(i))",
                     columns.join(", "),
                     random(100),
                     random(101),
@@ -489,10 +489,14 @@ fn joined_tables_are_as_grouped_ones() {
                 let repeats = format!("SELECT mergeql_repeats({keys}) FROM {table} WHERE id IS NOT NULL");
                 assert_eq!(one(&mut host, &repeats), (!apart).to_string(), "{key} {expression} {table}");
             }
-            let all = |strategy: &str| (0..COLUMNS.len()).map(|n| format!("c{n} = {strategy}")).collect::<Vec<_>>().join(", ");
-            for strategy in ["max", "min", "lww", "fww"] {
+            // Each column has each pair of strategies once.
+            let all = |at: usize| {
+                let strategy = |n: usize| ["max", "lww", "min", "fww"][(n + at) % 4];
+                (0..COLUMNS.len()).map(|n| format!("c{n} = {}", strategy(n))).collect::<Vec<_>>().join(", ")
+            };
+            for strategy in [0, 1] {
                 for (version, rest) in
-                    [("v", ""), ("w DESC", ""), ("v, w DESC", "DELETE BY gone"), ("c6, c13", "ORDER BY id LIMIT 700")]
+                    [("v", ""), ("w DESC", ""), ("v, w DESC", "DELETE BY gone"), ("c6, c13", "ORDER BY id LIMIT 500")]
                 {
                     let merge = |a: &str, b: &str| {
                         format!("MERGE {a}, {b} ON ({key}) STRATEGY {} VERSION BY {version} {rest}", all(strategy))
@@ -508,7 +512,7 @@ fn joined_tables_are_as_grouped_ones() {
                         assert_eq!(one(&mut host, &differ), "0", "{a} EXCEPT {b}");
                     }
                     let rows: usize = one(&mut host, &format!("SELECT count(*) {}", read(&joined))).parse().unwrap();
-                    assert!(rows > 300, "{rows}: {joined}");
+                    assert!(rows > 200, "{rows}: {joined}");
                 }
             }
         }
