@@ -1,6 +1,7 @@
 //! The partial state of one group by itself, for hosts that keep a state for each group in memory of their own.
 
 use crate::aggregate::{State, Strategy, check_inputs, decode, encode};
+use crate::batch::Column;
 use crate::catalog::Spec;
 use crate::error::{Error, Result};
 use crate::value::Value;
@@ -18,6 +19,12 @@ pub trait Partial: Any + Debug + Send + Sync {
     /// # Errors
     /// As [`Strategy::update`].
     fn update(&mut self, row: &[Value]) -> Result<()>;
+
+    /// As [`Partial::update`] with row `i` of columns, without values where the strategy can; `row` is there to be used again.
+    ///
+    /// # Errors
+    /// As [`Strategy::update`].
+    fn update_at(&mut self, columns: &[Column<'_>], i: usize, row: &mut Vec<Value>) -> Result<()>;
 
     /// Joins the state of another group of the same strategy; the other is not changed.
     ///
@@ -67,6 +74,11 @@ impl<S: Strategy> Partial for Single<S> {
     fn update(&mut self, row: &[Value]) -> Result<()> {
         check_inputs::<S>(row.len())?;
         self.strategy.update(&mut self.state, row)
+    }
+
+    fn update_at(&mut self, columns: &[Column<'_>], i: usize, row: &mut Vec<Value>) -> Result<()> {
+        check_inputs::<S>(columns.len())?;
+        self.strategy.update_at(&mut self.state, columns, i, row)
     }
 
     fn join(&mut self, other: &dyn Partial) -> Result<()> {

@@ -7,9 +7,22 @@ use crate::vectors::{Scratch, Vector, put_value};
 use mergeql_udfs::{Aggregate, Call, Column, Error, Partial, Type, Value};
 use std::sync::Arc;
 
-/// The state of any strategy, once a row gave its configuration.
+/// The state of any strategy, once a row gave its configuration. Shared with the state that it was joined from, for as long as neither
+/// changes: DuckDB joins the one state of a thread into a fresh one, and the state of a window's part into many.
 #[derive(Default)]
-pub(super) struct Object(Option<Box<Configured>>);
+pub(super) struct Object(Option<Arc<Configured>>);
+
+impl Object {
+    fn partial(configured: &mut Arc<Configured>) -> &mut Box<dyn Partial> {
+        &mut Arc::make_mut(configured).partial
+    }
+}
+
+impl Clone for Configured {
+    fn clone(&self) -> Configured {
+        Configured { literals: self.literals.clone(), partial: self.partial.copy() }
+    }
+}
 
 struct Configured {
     literals: Arc<[Value]>,
@@ -86,12 +99,10 @@ impl Kept for Object {
             }
             let Some(bound) = &bound else { continue };
             let object = states.at(i).0.get_or_insert_with(|| {
-                Box::new(Configured { literals: bound.literals.clone(), partial: bound.aggregate.partial() })
+                Arc::new(Configured { literals: bound.literals.clone(), partial: bound.aggregate.partial() })
             });
             check_same(function, &object.literals, &bound.literals)?;
-            row.clear();
-            row.extend(columns.iter().map(|c| c.value(i)));
-            object.partial.update(&row)?;
+            Object::partial(object).update_at(&columns, i, &mut row)?;
         }
         Ok(())
     }
@@ -101,10 +112,10 @@ impl Kept for Object {
         match &mut self.0 {
             Some(target) => {
                 check_same(function, &target.literals, &source.literals)?;
-                target.partial.join(&*source.partial)
+                Object::partial(target).join(&*source.partial)
             }
             empty => {
-                *empty = Some(Box::new(Configured { literals: source.literals.clone(), partial: source.partial.copy() }));
+                *empty = Some(source.clone());
                 Ok(())
             }
         }

@@ -25,6 +25,9 @@ mod mark {
     pub const NODE: u8 = 1;
     pub const KEY: u8 = 2;
     pub const ROW: u8 = 3;
+    pub const LEFT_ROW: u8 = 4;
+    pub const RIGHT_ROW: u8 = 5;
+    pub const ROWS: u8 = 6;
 }
 
 /// Where a key lies: the first half of the hash of its encoding. The tree is over these, so that it is as deep as it must be whatever
@@ -34,12 +37,40 @@ fn position(key: &[u8]) -> u128 {
     u128::from_be_bytes(*hash.first_chunk().expect("invariant: a hash has 32 bytes"))
 }
 
-fn leaf(position: u128, digest: &Hash) -> Hash {
-    marked(mark::LEAF, &[&position.to_be_bytes(), digest])
+/// What a node stands over on one side. A row needs no hash of its own there: the mark of the node says that it is one, which saves the
+/// fourth of what there is to hash.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Child {
+    Row(u128, Hash),
+    Node(Hash),
 }
 
-fn node(left: &Hash, right: &Hash) -> Hash {
-    marked(mark::NODE, &[left, right])
+impl Child {
+    /// The hash of all that is under it.
+    fn hash(&self) -> Hash {
+        match self {
+            Child::Row(position, digest) => marked(mark::LEAF, &[&position.to_be_bytes(), digest]),
+            Child::Node(hash) => *hash,
+        }
+    }
+
+    /// Its bytes in hex: twice as long for a row as for half a node.
+    fn to_hex(self) -> String {
+        match self {
+            Child::Row(position, digest) => format!("{position:032x}{}", hex(&digest)),
+            Child::Node(hash) => hex(&hash),
+        }
+    }
+}
+
+fn node(left: &Child, right: &Child) -> Hash {
+    // A case each, so that all lengths are known.
+    match (left, right) {
+        (Child::Node(l), Child::Node(r)) => marked(mark::NODE, &[l, r]),
+        (Child::Row(at, l), Child::Node(r)) => marked(mark::LEFT_ROW, &[&at.to_be_bytes(), l, r]),
+        (Child::Node(l), Child::Row(at, r)) => marked(mark::RIGHT_ROW, &[l, &at.to_be_bytes(), r]),
+        (Child::Row(a, l), Child::Row(b, r)) => marked(mark::ROWS, &[&a.to_be_bytes(), l, &b.to_be_bytes(), r]),
+    }
 }
 
 /// Rows, each a position, a digest and the encoding of a key; of a key that comes with two digests the greater counts.
@@ -154,8 +185,8 @@ impl Tree {
     /// neighbours: one pass with a stack builds it (Vuillemin 1980, A unifying look at data structures).
     fn root(&self, mut see: impl FnMut(usize, &Hash)) -> Hash {
         let rows = self.in_order();
-        let mut waiting: Vec<(Hash, u32, usize)> = Vec::new();
-        let mut hash = [0; 32];
+        let mut waiting: Vec<(Child, u32, usize)> = Vec::new();
+        let mut child = Child::Node([0; 32]);
         let mut leaves = Vec::with_capacity(BATCH);
         for (batch, some) in rows.chunks(BATCH).enumerate() {
             // Rows lie anywhere: they are fetched together, before any is hashed.
@@ -163,17 +194,18 @@ impl Tree {
             leaves.extend(some.iter().map(|row| (self.positions[*row as usize], self.digests[*row as usize])));
             let next = rows.get((batch + 1) * BATCH).map(|row| self.positions[*row as usize]);
             for (i, (position, digest)) in leaves.iter().enumerate() {
-                hash = leaf(*position, digest);
+                child = Child::Row(*position, *digest);
                 let next = leaves.get(i + 1).map(|(next, _)| *next).or(next);
                 let bit = next.map_or(u32::MAX, |next| 127 - (position ^ next).leading_zeros());
                 while let Some((left, _, place)) = waiting.pop_if(|(_, left_bit, _)| *left_bit < bit) {
-                    hash = node(&left, &hash);
+                    let hash = node(&left, &child);
                     see(place, &hash);
+                    child = Child::Node(hash);
                 }
-                waiting.push((hash, bit, batch * BATCH + i));
+                waiting.push((child, bit, batch * BATCH + i));
             }
         }
-        hash
+        child.hash()
     }
 
     /// What a reader of single paths needs beside the state, whose rows are in order: the positions, and the hashes of the nodes.

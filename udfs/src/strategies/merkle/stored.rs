@@ -1,6 +1,6 @@
 //! Stored trees: where two differ, and proofs, by reading the paths alone.
 
-use super::{MERKLE, Merkle, leaf, mark, node, position_of, short, split};
+use super::{Child, MERKLE, Merkle, mark, node, position_of, short, split};
 use crate::aggregate::{bytes_of, decode};
 use crate::codec::{self, Reader, Writer};
 use crate::error::{Error, Result};
@@ -69,12 +69,12 @@ impl<'a> Stored<'a> {
         self.index.get(nodes + 32 * at..).and_then(|b| b.first_chunk()).copied().unwrap_or_default()
     }
 
-    /// The hash of rows that are a node or a leaf; `None` of none.
-    fn hash(&self, rows: &Range<usize>) -> Option<Hash> {
+    /// Rows as what a node stands over; `None` of none.
+    fn child(&self, rows: &Range<usize>) -> Option<Child> {
         match rows.len() {
             0 => None,
-            1 => Some(leaf(self.position(rows.start), &self.digest(rows.start))),
-            _ => Some(self.node(split(rows.clone(), |i| self.position(i)))),
+            1 => Some(Child::Row(self.position(rows.start), self.digest(rows.start))),
+            _ => Some(Child::Node(self.node(split(rows.clone(), |i| self.position(i))))),
         }
     }
 
@@ -114,7 +114,7 @@ enum Difference {
 fn differ(a: &Stored<'_>, b: &Stored<'_>, left: Range<usize>, right: Range<usize>, found: &mut Vec<Difference>) -> Result<()> {
     let mut waiting = vec![(left, right)];
     while let Some((left, right)) = waiting.pop() {
-        if a.hash(&left) == b.hash(&right) {
+        if a.child(&left) == b.child(&right) {
             continue;
         }
         if left.is_empty() || right.is_empty() {
@@ -163,7 +163,7 @@ fn diff(args: &[Value]) -> Result<Value> {
     Ok(Value::List(rows.into_iter().map(row).collect()))
 }
 
-/// The hashes beside the path of a key, from the leaf up, as hex; `<` before those on the left.
+/// What lies beside the path of a key, from its row up, as hex; `<` before what is on the left.
 fn prove(args: &[Value]) -> Result<Value> {
     let Some(tree) = Stored::open(&args[0])? else { return Ok(Value::Null) };
     let Some(row) = tree.find(position_of(&args[1])) else { return Ok(Value::Null) };
@@ -174,16 +174,25 @@ fn prove(args: &[Value]) -> Result<Value> {
             return Err(unordered());
         }
         let (side, beside, rest) = if row < at { (">", at..rows.end, rows.start..at) } else { ("<", rows.start..at, at..rows.end) };
-        steps.push(format!("{side}{}", hex(&tree.hash(&beside).unwrap_or_default())));
+        steps.extend(tree.child(&beside).map(|beside| format!("{side}{}", beside.to_hex())));
         rows = rest;
     }
     steps.reverse();
     Ok(Value::text(steps.join(" ")))
 }
 
-fn hash_of_hex(text: &str) -> Option<Hash> {
-    let bytes: Option<Vec<u8>> = text.as_bytes().chunks(2).map(|b| u8::from_str_radix(std::str::from_utf8(b).ok()?, 16).ok()).collect();
-    (text.len() == 64 && text.is_ascii()).then(|| bytes?.try_into().ok()).flatten()
+fn bytes_of_hex<const N: usize>(text: &str) -> Option<[u8; N]> {
+    let digits = text.as_bytes().as_chunks::<2>().0;
+    let bytes: Option<Vec<u8>> = digits.iter().map(|b| u8::from_str_radix(std::str::from_utf8(b).ok()?, 16).ok()).collect();
+    (text.len() == 2 * N && text.bytes().all(|b| b.is_ascii_hexdigit())).then(|| bytes?.try_into().ok()).flatten()
+}
+
+fn child_of_hex(text: &str) -> Option<Child> {
+    let row = || {
+        let (position, digest) = text.split_at_checked(32)?;
+        Some(Child::Row(u128::from_be_bytes(bytes_of_hex(position)?), bytes_of_hex(digest)?))
+    };
+    bytes_of_hex(text).map(Child::Node).or_else(row)
 }
 
 fn verify(args: &[Value]) -> Result<Value> {
@@ -195,15 +204,15 @@ fn verify(args: &[Value]) -> Result<Value> {
         };
     };
     let Ok(digest) = Hash::try_from(&**digest) else { return Ok(Value::Bool(false)) };
-    let mut hash = leaf(position_of(&args[1]), &digest);
+    let mut child = Child::Row(position_of(&args[1]), digest);
     for step in proof.split_whitespace() {
-        let (left, beside) = (step.starts_with('<'), step.get(1..).and_then(hash_of_hex));
+        let (left, beside) = (step.starts_with('<'), step.get(1..).and_then(child_of_hex));
         let Some(beside) = beside.filter(|_| left || step.starts_with('>')) else {
-            return Err(Error::invalid_argument("a step of a proof is `<` or `>` and 64 hex digits"));
+            return Err(Error::invalid_argument("a step of a proof is `<` or `>` and 64 hex digits, or 96 for a row"));
         };
-        hash = if left { node(&beside, &hash) } else { node(&hash, &beside) };
+        child = Child::Node(if left { node(&beside, &child) } else { node(&child, &beside) });
     }
-    Ok(Value::Bool(hash_of_hex(root) == Some(hash)))
+    Ok(Value::Bool(bytes_of_hex(root) == Some(child.hash())))
 }
 
 fn bits(value: &Value) -> Result<u32> {
@@ -222,7 +231,7 @@ fn buckets(args: &[Value]) -> Result<Value> {
             [rows.start..at, at..rows.end]
         }).collect();
     }
-    let shown = |rows: Range<usize>| tree.hash(&rows).map_or(Value::Null, |hash| Value::text(hex(&hash)));
+    let shown = |rows: Range<usize>| tree.child(&rows).map_or(Value::Null, |child| Value::text(hex(&child.hash())));
     Ok(Value::List(parts.into_iter().map(shown).collect()))
 }
 
