@@ -456,7 +456,7 @@ impl Collected {
 
     /// The sorted list, once something was seen.
     pub fn list(&self) -> Option<Value> {
-        (self.0.values().len() > 0).then(|| self.0.to_list())
+        (!self.0.is_empty()).then(|| self.0.to_list())
     }
 }
 

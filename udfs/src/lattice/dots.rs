@@ -4,26 +4,67 @@
 //! Of each dot one of three things is known, in this order: nothing; that it holds a value; that it is over. A removal ends the dots that
 //! it has seen, so that a dot made elsewhere at the same time lives on. Two values under one dot are a fault of whoever numbers them:
 //! the dot is over then, which is their least upper bound.
+//!
+//! What is known lies in sorted arrays, which two stores are joined by in one pass. A store that learns keeps what is new in arrays of its
+//! own, each at least twice as large as the next, so that `n` rows or joins cost `n log n` (O'Neil et al. 1996, The log-structured
+//! merge-tree); who reads has them as one.
 
 use crate::codec::{Reader, Writer};
 use crate::error::{Code, Error, Result};
 use crate::lattice::origins::Origins;
 use crate::value::Value;
+use crate::value::packed::{self, Packed, with_bytes};
+use std::borrow::Cow;
+use std::cmp::Ordering;
 
-/// Counters of one origin that were seen, as runs of neighbours: first and last, in order, with gaps between them.
-pub type Runs = Vec<(u64, u64)>;
-
-/// The dots of a value: origin and counter, in order.
-type Dots = Vec<(Value, u64)>;
-
-/// What is known of dots.
-#[derive(Debug, Clone, PartialEq, Default)]
-pub struct DotStore {
-    /// Every dot that was seen.
-    seen: Origins<Runs>,
-    /// Values with the dots that hold them, sorted by value.
-    live: Vec<(Value, Dots)>,
+/// Neighbouring counters of an origin that were seen.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Run {
+    origin: u32,
+    first: u64,
+    last: u64,
 }
+
+/// A dot, and the place of the value that it holds.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Dot {
+    origin: u32,
+    value: u32,
+    n: u64,
+}
+
+impl Dot {
+    fn key(&self) -> (u32, u64) {
+        (self.origin, self.n)
+    }
+}
+
+/// Knowledge in order.
+#[derive(Debug, Clone, Default)]
+struct Known {
+    /// Every dot that was seen; runs do not touch.
+    runs: Vec<Run>,
+    /// Those that hold a value.
+    live: Vec<Dot>,
+    /// The values that they hold, each once.
+    values: Packed,
+}
+
+/// What is known of dots. Origins have numbers, in the order in which they came.
+#[derive(Debug, Clone, Default)]
+pub struct DotStore {
+    origins: Origins<u32>,
+    /// The greatest first.
+    levels: Vec<Known>,
+    /// What was learned since: dots, with the places of their values, or [`OVER`].
+    rows: Vec<Dot>,
+    row_values: Packed,
+}
+
+/// The place of no value: the dot is over.
+const OVER: u32 = u32::MAX;
+/// How many rows wait before they are put in order.
+const ROWS: usize = 64;
 
 /// The dot of a row (value, origin, counter, ...); `None` for a row of nothing.
 ///
@@ -50,100 +91,287 @@ pub(crate) fn counted(origin: &Value) -> Error {
         .with_help("go on with an origin of another name")
 }
 
-fn contains(runs: &Runs, n: u64) -> bool {
-    runs.binary_search_by(|(first, last)| {
-        if *last < n {
-            std::cmp::Ordering::Less
-        } else if *first > n {
-            std::cmp::Ordering::Greater
-        } else {
-            std::cmp::Ordering::Equal
-        }
-    })
-    .is_ok()
+/// Adds a run behind those that begin before it; runs that touch become one.
+fn add_run(runs: &mut Vec<Run>, run: Run) {
+    match runs.last_mut() {
+        Some(last) if last.origin == run.origin && run.first <= last.last.saturating_add(1) => last.last = last.last.max(run.last),
+        _ => runs.push(run),
+    }
 }
 
-fn add_run(runs: &mut Runs, first: u64, last: u64) {
-    // Runs that touch the new one become part of it.
-    let from = runs.partition_point(|(_, l)| l.saturating_add(1) < first);
-    let to = runs.partition_point(|(f, _)| *f <= last.saturating_add(1));
-    if from == to {
-        runs.insert(from, (first, last));
-        return;
+/// Asks of ascending dots whether runs have them.
+struct Seen<'a>(&'a [Run]);
+
+impl Seen<'_> {
+    fn has(&mut self, origin: u32, n: u64) -> bool {
+        while let Some(run) = self.0.first()
+            && (run.origin, run.last) < (origin, n)
+        {
+            self.0 = &self.0[1..];
+        }
+        self.0.first().is_some_and(|run| run.origin == origin && run.first <= n)
     }
-    let joined = (runs[from].0.min(first), runs[to - 1].1.max(last));
-    runs.splice(from..to, [joined]);
+}
+
+/// Two lists in one order as one; of items that are equal in it, both.
+fn in_step<'a, T>(a: &'a [T], b: &'a [T], compare: impl Fn(&T, &T) -> Ordering) -> impl Iterator<Item = (Option<&'a T>, Option<&'a T>)> {
+    let (mut a, mut b) = (a.iter().peekable(), b.iter().peekable());
+    std::iter::from_fn(move || {
+        let order = match (a.peek(), b.peek()) {
+            (Some(x), Some(y)) => compare(x, y),
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+            (None, None) => return None,
+        };
+        let x = if order == Ordering::Greater { None } else { a.next() };
+        let y = if order == Ordering::Less { None } else { b.next() };
+        Some((x, y))
+    })
+}
+
+impl Known {
+    fn size(&self) -> usize {
+        self.runs.len() + self.live.len()
+    }
+
+    fn knows(&self, origin: u32, n: u64) -> bool {
+        let at = self.runs.partition_point(|run| (run.origin, run.last) < (origin, n));
+        self.runs.get(at).is_some_and(|run| run.origin == origin && run.first <= n)
+    }
+
+    /// The runs of an origin.
+    fn runs_of(&self, origin: u32) -> &[Run] {
+        let start = self.runs.partition_point(|run| run.origin < origin);
+        let end = self.runs.partition_point(|run| run.origin <= origin);
+        &self.runs[start..end]
+    }
+
+    /// The least upper bound. A dot lives on where both hold it, or one does and the other has not seen it.
+    fn join(&self, other: &Known) -> Known {
+        let mut runs = Vec::with_capacity(self.runs.len() + other.runs.len());
+        for (a, b) in in_step(&self.runs, &other.runs, |a, b| (a.origin, a.first).cmp(&(b.origin, b.first))) {
+            a.into_iter().chain(b).for_each(|run| add_run(&mut runs, *run));
+        }
+        let (mut seen, mut seen_there) = (Seen(&self.runs), Seen(&other.runs));
+        let mut live = Vec::new();
+        // The places of values behind all those of this side are those of the other.
+        let there = self.values.len() as u32;
+        for (a, b) in in_step(&self.live, &other.live, |a, b| a.key().cmp(&b.key())) {
+            match (a, b) {
+                (Some(a), Some(b)) if self.values.get(a.value as usize) == other.values.get(b.value as usize) => live.push(*a),
+                (Some(a), None) if !seen_there.has(a.origin, a.n) => live.push(*a),
+                (None, Some(b)) if !seen.has(b.origin, b.n) => live.push(Dot { value: there + b.value, ..*b }),
+                _ => {}
+            }
+        }
+        let (values, places) = merged(&self.values, &other.values, &live);
+        live.iter_mut().for_each(|dot| dot.value = places[dot.value as usize]);
+        Known { runs, live, values }
+    }
+
+    /// With only the dots that are to be kept.
+    fn keep(&mut self, kept: impl Fn(&Dot) -> bool) {
+        self.live.retain(kept);
+        let (values, places) = merged(&self.values, &Packed::default(), &self.live);
+        self.live.iter_mut().for_each(|dot| dot.value = places[dot.value as usize]);
+        self.values = values;
+    }
+
+    /// With other numbers of origins.
+    fn renumber(&mut self, numbers: &[u32]) {
+        if numbers.iter().enumerate().all(|(i, number)| i as u32 == *number) {
+            return;
+        }
+        self.runs.iter_mut().for_each(|run| run.origin = numbers[run.origin as usize]);
+        self.live.iter_mut().for_each(|dot| dot.origin = numbers[dot.origin as usize]);
+        self.runs.sort_unstable_by_key(|run| (run.origin, run.first));
+        self.live.sort_unstable_by_key(Dot::key);
+    }
+}
+
+/// The values of two sorted lists that some dot holds, as one list, and where each of both came to be in it.
+fn merged(left: &Packed, right: &Packed, live: &[Dot]) -> (Packed, Vec<u32>) {
+    let mut places = vec![OVER; left.len() + right.len()];
+    live.iter().for_each(|dot| places[dot.value as usize] = 0);
+    let used = |from: usize, n: usize| (from..from + n).filter(|i| places[*i] != OVER).map(|i| i as u32).collect::<Vec<_>>();
+    let (a, b) = (used(0, left.len()), used(left.len(), right.len()));
+    let bytes = |i: &u32| (*i as usize).checked_sub(left.len()).map_or_else(|| left.get(*i as usize), |i| right.get(i));
+    let mut values = Packed::default();
+    for (x, y) in in_step(&a, &b, |x, y| packed::compare(bytes(x), bytes(y))) {
+        x.into_iter().chain(y).for_each(|i| places[*i as usize] = values.len() as u32);
+        x.or(y).into_iter().for_each(|i| values.push(bytes(i)));
+    }
+    values.shrink_to_fit();
+    (values, places)
+}
+
+impl PartialEq for DotStore {
+    fn eq(&self, other: &Self) -> bool {
+        if self.is_empty() || other.is_empty() {
+            return self.is_empty() && other.is_empty();
+        }
+        let bytes = |store: &DotStore| {
+            let mut w = Writer::default();
+            store.encode(&mut w);
+            w
+        };
+        bytes(self).as_bytes() == bytes(other).as_bytes()
+    }
 }
 
 impl DotStore {
+    /// Puts what was learned in order, as one.
+    fn settle(&mut self) -> &mut Known {
+        self.settle_rows();
+        while self.levels.len() > 1 {
+            self.join_last();
+        }
+        if self.levels.is_empty() {
+            self.levels.push(Known::default());
+        }
+        &mut self.levels[0]
+    }
+
+    fn join_last(&mut self) {
+        if let (Some(last), Some(before)) = (self.levels.pop(), self.levels.last_mut()) {
+            *before = before.join(&last);
+        }
+    }
+
+    /// All that is known, as one.
+    fn settled(&self) -> Cow<'_, Known> {
+        match self.levels.as_slice() {
+            [] if self.rows.is_empty() => Cow::Owned(Known::default()),
+            [known] if self.rows.is_empty() => Cow::Borrowed(known),
+            _ => Cow::Owned(std::mem::take(self.clone().settle())),
+        }
+    }
+
+    fn settle_rows(&mut self) {
+        if self.rows.is_empty() {
+            return;
+        }
+        let (mut rows, bytes) = (std::mem::take(&mut self.rows), std::mem::take(&mut self.row_values));
+        // The values, each once, and where each row's came to be.
+        let mut order: Vec<u32> = (0..bytes.len() as u32).collect();
+        order.sort_unstable_by(|a, b| packed::compare(bytes.get(*a as usize), bytes.get(*b as usize)));
+        let (mut values, mut places) = (Packed::default(), vec![0; bytes.len()]);
+        for i in order {
+            let value = bytes.get(i as usize);
+            if values.is_empty() || values.get(values.len() - 1) != value {
+                values.push(value);
+            }
+            places[i as usize] = values.len() as u32 - 1;
+        }
+        rows.iter_mut().filter(|row| row.value != OVER).for_each(|row| row.value = places[row.value as usize]);
+        rows.sort_unstable_by_key(Dot::key);
+        let mut known = Known { values, ..Known::default() };
+        for rows in rows.chunk_by(|a, b| a.key() == b.key()) {
+            let dot = rows[0];
+            add_run(&mut known.runs, Run { origin: dot.origin, first: dot.n, last: dot.n });
+            if dot.value != OVER && rows.iter().all(|row| row.value == dot.value) {
+                known.live.push(dot);
+            }
+        }
+        // What stood under a dot with another value is held by none.
+        known.keep(|_| true);
+        self.push(known);
+    }
+
+    /// Adds knowledge, so that each level stays at least twice as large as the next.
+    fn push(&mut self, known: Known) {
+        self.levels.push(known);
+        while let [.., before, last] = self.levels.as_slice()
+            && before.size() < 2 * last.size()
+        {
+            self.join_last();
+        }
+    }
+
+    fn number(&mut self, origin: &Value) -> u32 {
+        let (new, mut number) = (self.origins.len() as u32, None);
+        self.origins.say(origin, |known| number = Some(*known), || new);
+        number.unwrap_or(new)
+    }
+
+    /// The origins by their numbers.
+    fn names(&self) -> Vec<Value> {
+        let mut names = vec![Value::Null; self.origins.len()];
+        self.origins.iter().for_each(|(origin, number)| names[*number as usize] = origin.into_owned());
+        names
+    }
+
+    /// The numbers that the other's origins have here, by their numbers there.
+    fn numbers_of(&mut self, other: &DotStore) -> Vec<u32> {
+        let mut numbers = vec![0; other.origins.len()];
+        other.origins.iter().for_each(|(origin, number)| numbers[*number as usize] = self.number(&origin));
+        numbers
+    }
+
     /// Whether a dot was seen.
     pub fn knows(&self, origin: &Value, n: u64) -> bool {
-        self.seen.get(origin).is_some_and(|runs| contains(runs, n))
-    }
-
-    fn see(&mut self, origin: &Value, first: u64, last: u64) {
-        self.seen.say(origin, |runs| add_run(runs, first, last), || vec![(first, last)]);
-    }
-
-    /// The greatest counter of an origin.
-    pub fn last(&self, origin: &Value) -> u64 {
-        self.seen.get(origin).and_then(|runs| runs.last()).map_or(0, |(_, last)| *last)
+        self.origins.get(origin).is_some_and(|origin| self.settled().knows(*origin, n))
     }
 
     /// The counters that were seen of each origin, as runs: first and last.
-    pub fn seen(&self) -> impl Iterator<Item = (&Value, &Runs)> {
-        self.seen.iter()
+    pub fn seen(&self) -> Vec<(Value, Vec<(u64, u64)>)> {
+        let known = self.settled();
+        let runs = |origin: &u32| known.runs_of(*origin).iter().map(|run| (run.first, run.last)).collect();
+        self.origins.iter().map(|(origin, number)| (origin.into_owned(), runs(number))).collect()
     }
 
     /// Nothing was seen?
     pub fn is_empty(&self) -> bool {
-        self.seen.is_empty()
+        self.origins.is_empty()
+    }
+
+    /// Whether some dot holds a value.
+    pub fn holds_any(&self) -> bool {
+        !self.settled().live.is_empty()
     }
 
     /// The values that some dot holds, in order.
-    pub fn values(&self) -> impl ExactSizeIterator<Item = &Value> {
-        self.live.iter().map(|(value, _)| value)
+    pub fn values(&self) -> Vec<Value> {
+        self.settled().values.iter().map(packed::value).collect()
     }
 
-    fn end(&mut self, origin: &Value, n: u64) {
-        for (_, dots) in &mut self.live {
-            dots.retain(|(o, m)| !(o == origin && *m == n));
+    /// Room for so many bytes of values more.
+    ///
+    /// # Errors
+    /// `limit_exceeded`.
+    fn make_room(&self, bytes: usize) -> Result<()> {
+        let held: usize = self.levels.iter().map(|known| known.values.as_bytes().len()).sum();
+        if held + self.row_values.as_bytes().len() + bytes > u32::MAX as usize {
+            return Err(Error::new(Code::LimitExceeded, "the values that dots hold take more than 4 GiB"));
         }
-        self.live.retain(|(_, dots)| !dots.is_empty());
-    }
-
-    fn holds(&self, value: &Value, origin: &Value, n: u64) -> bool {
-        let dots = self.live.binary_search_by(|(v, _)| v.cmp(value)).map(|at| &self.live[at].1);
-        dots.is_ok_and(|dots| dots.iter().any(|(o, m)| o == origin && *m == n))
-    }
-
-    fn hold(&mut self, value: &Value, origin: &Value, n: u64) {
-        let dot = (origin.clone(), n);
-        match self.live.binary_search_by(|(v, _)| v.cmp(value)) {
-            Ok(at) => {
-                let dots = &mut self.live[at].1;
-                if let Err(place) = dots.binary_search(&dot) {
-                    dots.insert(place, dot);
-                }
-            }
-            Err(at) => self.live.insert(at, (value.clone(), vec![dot])),
-        }
+        Ok(())
     }
 
     /// Learns that a dot holds a value, or with `None` that it is over.
-    pub fn learn(&mut self, value: Option<&Value>, origin: &Value, n: u64) {
-        match value {
-            Some(value) if !self.knows(origin, n) => self.hold(value, origin, n),
-            Some(value) if self.holds(value, origin, n) => {}
-            _ => self.end(origin, n),
+    ///
+    /// # Errors
+    /// `limit_exceeded` beyond 4 GiB of values.
+    pub fn learn(&mut self, value: Option<&Value>, origin: &Value, n: u64) -> Result<()> {
+        let origin = self.number(origin);
+        let value = match value {
+            None => OVER,
+            Some(value) => with_bytes(value, |bytes| {
+                self.make_room(bytes.len())?;
+                self.row_values.push(bytes);
+                Ok::<u32, Error>(self.row_values.len() as u32 - 1)
+            })?,
+        };
+        self.rows.push(Dot { origin, value, n });
+        if self.rows.len() >= ROWS {
+            self.settle_rows();
         }
-        self.see(origin, n, n);
+        Ok(())
     }
 
     /// Learns that a run of dots, of which none holds a value, is over.
     pub fn learn_run(&mut self, origin: &Value, first: u64, last: u64) {
-        debug_assert!(self.live.is_empty());
-        self.see(origin, first, last);
+        let origin = self.number(origin);
+        self.push(Known { runs: vec![Run { origin, first, last }], ..Known::default() });
     }
 
     /// The counter of an origin's next dot.
@@ -151,7 +379,8 @@ impl DotStore {
     /// # Errors
     /// `limit_exceeded`.
     pub fn next(&self, origin: &Value) -> Result<u64> {
-        let next = self.last(origin) + 1;
+        let last = self.origins.get(origin).and_then(|origin| Some(self.settled().runs_of(*origin).last()?.last));
+        let next = last.unwrap_or(0) + 1;
         if next <= LAST { Ok(next) } else { Err(counted(origin)) }
     }
 
@@ -162,104 +391,128 @@ impl DotStore {
     pub fn add(&mut self, value: &Value, origin: &Value) -> Result<()> {
         let n = self.next(origin)?;
         self.remove(value);
-        self.learn(Some(value), origin, n);
-        Ok(())
+        self.learn(Some(value), origin, n)
     }
 
     /// The dots that hold a value are over; they stay seen.
     pub fn remove(&mut self, value: &Value) {
-        self.live.retain(|(v, _)| v != value);
+        let known = self.settle();
+        if let Ok(place) = with_bytes(value, |bytes| known.values.search(bytes)) {
+            known.keep(|dot| dot.value as usize != place);
+        }
     }
 
     /// Every dot that was seen is over.
     pub fn clear(&mut self) {
-        self.live.clear();
+        self.settle().keep(|_| false);
     }
 
     /// The least upper bound.
-    pub fn join(&mut self, other: &DotStore) {
-        // A dot lives on where both hold it, or one does and the other has not seen it.
-        let mut live = Vec::new();
-        for (value, dots) in &self.live {
-            let kept = |(origin, n): &&(Value, u64)| !other.knows(origin, *n) || other.holds(value, origin, *n);
-            let kept: Dots = dots.iter().filter(kept).cloned().collect();
-            if !kept.is_empty() {
-                live.push((value.clone(), kept));
-            }
-        }
-        let fresh: Vec<(Value, Value, u64)> = other
-            .live
-            .iter()
-            .flat_map(|(value, dots)| dots.iter().map(move |(origin, n)| (value, origin, *n)))
-            .filter(|(_, origin, n)| !self.knows(origin, *n))
-            .map(|(value, origin, n)| (value.clone(), origin.clone(), n))
-            .collect();
-        self.live = live;
-        for (value, origin, n) in &fresh {
-            self.hold(value, origin, *n);
-        }
-        for (origin, runs) in other.seen.iter() {
-            runs.iter().for_each(|(first, last)| self.see(origin, *first, *last));
-        }
+    ///
+    /// # Errors
+    /// `limit_exceeded` beyond 4 GiB of values.
+    pub fn join(&mut self, other: &DotStore) -> Result<()> {
+        let mut known = other.settled().into_owned();
+        self.make_room(known.values.as_bytes().len())?;
+        known.renumber(&self.numbers_of(other));
+        self.push(known);
+        Ok(())
     }
 
     /// The least store that adds to `since` what this one does.
     pub fn delta(&self, since: &DotStore) -> DotStore {
-        let mut delta = DotStore::default();
-        for (origin, runs) in self.seen.iter() {
-            for (first, last) in runs {
-                // Stretches that the other has not seen.
-                let mut from = *first;
-                let none = Runs::new();
-                for (known_first, known_last) in since.seen.get(origin).unwrap_or(&none) {
-                    if *known_last < from || *known_first > *last {
-                        continue;
+        let mut delta = DotStore { origins: self.origins.clone(), ..DotStore::default() };
+        let (known, mut there) = (self.settled(), since.settled().into_owned());
+        there.renumber(&delta.numbers_of(since));
+        // Stretches that the other has not seen.
+        let mut runs = Vec::new();
+        let mut seen_there = there.runs.as_slice();
+        for run in &known.runs {
+            let mut from = run.first;
+            while let Some(other) = seen_there.first()
+                && (other.origin, other.first) <= (run.origin, run.last)
+            {
+                if other.origin == run.origin && other.last >= from {
+                    if other.first > from {
+                        runs.push(Run { first: from, last: other.first - 1, ..*run });
                     }
-                    if *known_first > from {
-                        delta.see(origin, from, known_first - 1);
+                    from = other.last.saturating_add(1);
+                    // It may reach into the next run.
+                    if other.last > run.last {
+                        break;
                     }
-                    from = known_last.saturating_add(1);
                 }
-                if from <= *last {
-                    delta.see(origin, from, *last);
+                seen_there = &seen_there[1..];
+            }
+            if from <= run.last {
+                runs.push(Run { first: from, ..*run });
+            }
+        }
+        // What lives here and was not seen there; what is over here and lives there.
+        let mut live = Vec::new();
+        let mut over = Vec::new();
+        let (mut seen, mut seen_there) = (Seen(&known.runs), Seen(&there.runs));
+        for (a, b) in in_step(&known.live, &there.live, |a, b| a.key().cmp(&b.key())) {
+            match (a, b) {
+                (Some(a), None) if !seen_there.has(a.origin, a.n) => live.push(*a),
+                (None, Some(b)) if seen.has(b.origin, b.n) => over.push(Run { origin: b.origin, first: b.n, last: b.n }),
+                (Some(a), Some(b)) if known.values.get(a.value as usize) != there.values.get(b.value as usize) => {
+                    over.push(Run { origin: b.origin, first: b.n, last: b.n });
                 }
+                _ => {}
             }
         }
-        for (value, dots) in &self.live {
-            for (origin, n) in dots.iter().filter(|(origin, n)| !since.knows(origin, *n)) {
-                delta.hold(value, origin, *n);
-            }
+        let (values, places) = merged(&known.values, &Packed::default(), &live);
+        live.iter_mut().for_each(|dot| dot.value = places[dot.value as usize]);
+        let news = Known { runs, live, values }.join(&Known { runs: over, ..Known::default() });
+        delta.levels.push(news);
+        delta.without_silent_origins()
+    }
+
+    /// Without the origins of which nothing was seen.
+    fn without_silent_origins(self) -> DotStore {
+        let known = self.settled();
+        let mut less = DotStore::default();
+        let mut numbers = vec![0; self.origins.len()];
+        for (origin, number) in self.origins.iter().filter(|(_, number)| !known.runs_of(**number).is_empty()) {
+            numbers[*number as usize] = less.number(&origin);
         }
-        // What is over here and lives there.
-        for (value, dots) in &since.live {
-            for (origin, n) in dots.iter().filter(|(origin, n)| self.knows(origin, *n) && !self.holds(value, origin, *n)) {
-                delta.see(origin, *n, *n);
-            }
-        }
-        delta
+        let mut known = known.into_owned();
+        known.renumber(&numbers);
+        less.levels.push(known);
+        less
     }
 
     /// Writes origins with their runs, then values with their dots, an origin by its place in the list.
     pub fn encode(&self, w: &mut Writer) {
-        let origins: Vec<&Value> = self.seen.iter().map(|(origin, _)| origin).collect();
-        w.length(origins.len());
-        for (origin, runs) in self.seen.iter() {
-            w.value(origin);
+        let known = self.settled();
+        let mut places = vec![0; self.origins.len()];
+        w.length(self.origins.len());
+        for (place, (origin, number)) in self.origins.iter().enumerate() {
+            places[*number as usize] = place;
+            let runs = known.runs_of(*number);
+            w.value(&origin);
             w.length(runs.len());
             let mut before = 0;
-            for (first, last) in runs {
-                w.varint((first - before).into());
-                w.varint((last - first).into());
-                before = *last;
+            for run in runs {
+                w.varint((run.first - before).into());
+                w.varint((run.last - run.first).into());
+                before = run.last;
             }
         }
-        w.length(self.live.len());
-        for (value, dots) in &self.live {
-            w.value(value);
+        let dot = |i: &u32| {
+            let dot = known.live[*i as usize];
+            (dot.value, places[dot.origin as usize], dot.n)
+        };
+        let mut live: Vec<u32> = (0..known.live.len() as u32).collect();
+        live.sort_unstable_by_key(dot);
+        w.length(known.values.len());
+        for (value, dots) in known.values.iter().zip(live.chunk_by(|a, b| dot(a).0 == dot(b).0)) {
+            w.raw(value);
             w.length(dots.len());
-            for (origin, n) in dots {
-                w.length(origins.binary_search(&origin).unwrap_or_default());
-                w.varint((*n).into());
+            for (_, origin, n) in dots.iter().map(dot) {
+                w.length(origin);
+                w.varint(n.into());
             }
         }
     }
@@ -271,83 +524,87 @@ impl DotStore {
     pub fn decode(r: &mut Reader<'_>) -> Result<DotStore> {
         let corrupt = |what: &str| Error::corrupt_state(format!("the dots in the state {what}"));
         let counter = |r: &mut Reader<'_>| u64::try_from(r.varint()?).map_err(|_| corrupt("are too great"));
-        let mut store = DotStore::default();
-        let mut origins: Vec<Value> = Vec::new();
-        for _ in 0..r.length()? {
-            let origin = r.value()?;
-            if origin.is_null() || origins.last().is_some_and(|last| *last >= origin) {
-                return Err(corrupt("have origins out of order"));
-            }
+        let (mut known, mut last) = (Known::default(), None);
+        let mut number = 0;
+        let origins = crate::lattice::origins::decode(r, |r| {
             let mut before = 0u64;
-            let mut runs = Runs::new();
+            let from = known.runs.len();
             for _ in 0..r.length()? {
                 let (gap, length) = (counter(r)?, counter(r)?);
                 // Runs that touch are one run, and counters begin at one.
-                let least = if runs.is_empty() { 1 } else { 2 };
+                let least = if known.runs.len() == from { 1 } else { 2 };
                 let first = before.checked_add(gap).filter(|_| gap >= least).ok_or_else(|| corrupt("are out of order"))?;
-                let last = first.checked_add(length).filter(|last| *last <= LAST).ok_or_else(|| corrupt("are too great"))?;
-                runs.push((first, last));
-                before = last;
+                before = first.checked_add(length).filter(|last| *last <= LAST).ok_or_else(|| corrupt("are too great"))?;
+                known.runs.push(Run { origin: number, first, last: before });
             }
-            if runs.is_empty() {
+            if known.runs.len() == from {
                 return Err(corrupt("have an origin without any"));
             }
-            store.seen.say(&origin, |_| (), || runs);
-            origins.push(origin);
+            number += 1;
+            Ok(number - 1)
+        })?;
+        if origins.get(&Value::Null).is_some() {
+            return Err(corrupt("have an origin that is NULL"));
         }
-        let mut dots_of_all: Vec<(usize, u64)> = Vec::new();
-        for _ in 0..r.length()? {
-            let value = r.value()?;
-            if store.live.last().is_some_and(|(last, _)| *last >= value) {
+        for place in 0..r.length()? {
+            let value = r.skip()?;
+            if last.replace(value).is_some_and(|last| packed::compare(last, value) != Ordering::Less) {
                 return Err(corrupt("hold values out of order"));
             }
-            let mut dots = Dots::new();
-            for _ in 0..r.length()? {
-                let (at, n) = (counter(r)? as usize, counter(r)?);
-                let origin = origins.get(at).ok_or_else(|| corrupt("have an unknown origin"))?;
-                let dot = (origin.clone(), n);
-                if !store.knows(origin, n) || dots.last().is_some_and(|last| *last >= dot) {
+            known.values.push(value);
+            let dots = r.length()?;
+            let from = known.live.len();
+            for _ in 0..dots {
+                let origin = u32::try_from(r.varint()?).ok().filter(|origin| *origin < number);
+                let dot = Dot { origin: origin.ok_or_else(|| corrupt("have an unknown origin"))?, n: counter(r)?, value: place as u32 };
+                if known.live.len() > from && known.live.last().is_some_and(|last| last.key() >= dot.key()) {
                     return Err(corrupt("are out of order"));
                 }
-                dots_of_all.push((at, n));
-                dots.push(dot);
+                known.live.push(dot);
             }
-            if dots.is_empty() {
+            if dots == 0 {
                 return Err(corrupt("hold a value without any"));
             }
-            store.live.push((value, dots));
         }
-        dots_of_all.sort_unstable();
-        if dots_of_all.windows(2).any(|w| w[0] == w[1]) {
+        known.live.sort_unstable_by_key(Dot::key);
+        if known.live.windows(2).any(|dots| dots[0].key() == dots[1].key()) {
             return Err(corrupt("hold two values"));
         }
-        Ok(store)
+        let mut seen = Seen(&known.runs);
+        if !known.live.iter().all(|dot| seen.has(dot.origin, dot.n)) {
+            return Err(corrupt("hold a value and were not seen"));
+        }
+        Ok(DotStore { origins, levels: if number == 0 { Vec::new() } else { vec![known] }, ..DotStore::default() })
     }
 
     /// Memory held, in bytes.
     pub fn heap_size(&self) -> usize {
-        let seen = crate::lattice::origins::heap_size(&self.seen, |runs| runs.len() * size_of::<(u64, u64)>());
-        let live = self.live.iter().map(|(v, dots)| {
-            size_of::<(Value, Dots)>()
-                + v.heap_size()
-                + dots.iter().map(|(o, _)| size_of::<(Value, u64)>() + o.heap_size()).sum::<usize>()
-        });
-        seen + live.sum::<usize>()
+        let known = |known: &Known| {
+            known.runs.capacity() * size_of::<Run>() + known.live.capacity() * size_of::<Dot>() + known.values.heap_size()
+        };
+        crate::lattice::origins::heap_size(&self.origins, |_| 0)
+            + self.levels.capacity() * size_of::<Known>()
+            + self.levels.iter().map(known).sum::<usize>()
+            + self.rows.capacity() * size_of::<Dot>()
+            + self.row_values.heap_size()
     }
 
     /// Everything, for people.
     pub fn info(&self) -> Value {
-        let dot = |(origin, n): &(Value, u64)| Value::List(vec![origin.clone(), Value::Int((*n).into())]);
-        let held = |(value, dots): &(Value, Dots)| {
-            Value::record(vec![("value".into(), value.clone()), ("dots".into(), Value::List(dots.iter().map(dot).collect()))])
+        let (known, names) = (self.settled(), self.names());
+        let mut dots = vec![Vec::new(); known.values.len()];
+        for dot in &known.live {
+            dots[dot.value as usize].push(Value::List(vec![names[dot.origin as usize].clone(), Value::Int(dot.n.into())]));
+        }
+        let held = |(value, mut dots): (&[u8], Vec<Value>)| {
+            dots.sort();
+            Value::record(vec![("value".into(), packed::value(value)), ("dots".into(), Value::List(dots))])
         };
         let run = |(first, last): &(u64, u64)| Value::List(vec![Value::Int((*first).into()), Value::Int((*last).into())]);
+        let seen = self.seen().into_iter().map(|(origin, runs)| (origin, Value::List(runs.iter().map(run).collect())));
         Value::record(vec![
-            (
-                "seen".into(),
-                Value::map(self.seen.iter().map(|(o, runs)| (o.clone(), Value::List(runs.iter().map(run).collect()))).collect()),
-            ),
-            ("held".into(), Value::List(self.live.iter().map(held).collect())),
+            ("seen".into(), Value::map(seen.collect())),
+            ("held".into(), Value::List(known.values.iter().zip(dots).map(held).collect())),
         ])
     }
 }
@@ -355,17 +612,19 @@ impl DotStore {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::laws::Random;
+    use std::collections::{BTreeMap, BTreeSet};
 
     #[test]
     fn runs_that_touch_become_one() {
-        let mut runs = Runs::new();
+        let mut store = DotStore::default();
         for n in [5, 1, 2, 9, 4, 3] {
-            add_run(&mut runs, n, n);
+            store.learn(None, &Value::Int(7), n).unwrap();
         }
-        assert_eq!(runs, [(1, 5), (9, 9)]);
-        add_run(&mut runs, 6, 8);
-        assert_eq!(runs, [(1, 9)]);
-        assert!(contains(&runs, 9) && !contains(&runs, 10));
+        assert_eq!(store.seen(), [(Value::Int(7), vec![(1, 5), (9, 9)])]);
+        store.learn_run(&Value::Int(7), 6, 8);
+        assert_eq!(store.seen(), [(Value::Int(7), vec![(1, 9)])]);
+        assert!(store.knows(&Value::Int(7), 9) && !store.knows(&Value::Int(7), 10));
     }
 
     #[test]
@@ -375,12 +634,64 @@ mod tests {
         left.add(&elem, &a).unwrap();
         let mut right = left.clone();
         right.remove(&elem);
-        left.join(&right);
-        assert_eq!(left.values().len(), 0);
+        left.join(&right).unwrap();
+        assert!(!left.holds_any());
         // Added on one side while it is removed on the other: it stays.
         let mut other = right.clone();
         other.add(&elem, &b).unwrap();
-        other.join(&left);
+        other.join(&left).unwrap();
         assert_eq!(other.values().len(), 1);
+    }
+
+    /// What is known of each dot, by the definition.
+    type Plain = BTreeMap<(i128, u64), BTreeSet<Option<i128>>>;
+
+    fn read(plain: &Plain) -> (BTreeSet<i128>, Vec<(i128, u64)>) {
+        let live = plain.values().filter(|claims| claims.len() == 1).filter_map(|claims| *claims.first()?).collect();
+        (live, plain.keys().copied().collect())
+    }
+
+    /// Thousands of rows, by levels and joins, are what the definition says; so are deltas.
+    #[test]
+    fn many_dots_are_as_the_definition_says() {
+        for seed in 0..60 {
+            let mut random = Random(seed);
+            let mut stores = vec![(DotStore::default(), Plain::new()); 3];
+            // Few, and many.
+            for _ in 0..[20, 100, 3000][seed as usize % 3] {
+                let i = random.below(3);
+                if random.below(300) == 0 {
+                    let (other, plain) = stores[random.below(3)].clone();
+                    stores[i].0.join(&other).unwrap();
+                    plain.into_iter().for_each(|(dot, claims)| stores[i].1.entry(dot).or_default().extend(claims));
+                    continue;
+                }
+                let (origin, n) = (random.below(90) as i128, random.below(40) as u64 + 1);
+                let value = [None, Some(origin * 40 + i128::from(n)), Some(random.below(9) as i128)][random.below(8).saturating_sub(5).min(2)];
+                stores[i].0.learn(value.map(Value::Int).as_ref(), &Value::Int(origin), n).unwrap();
+                stores[i].1.entry((origin, n)).or_default().insert(value);
+            }
+            for (store, plain) in &stores {
+                let (live, seen) = read(plain);
+                assert_eq!(store.values(), live.into_iter().map(Value::Int).collect::<Vec<_>>());
+                let dots = store.seen().into_iter().flat_map(|(origin, runs)| {
+                    let Value::Int(origin) = origin else { panic!("no origin") };
+                    runs.into_iter().flat_map(move |(first, last)| (first..=last).map(move |n| (origin, n)))
+                });
+                assert_eq!(dots.collect::<Vec<_>>(), seen);
+                let mut w = Writer::default();
+                store.encode(&mut w);
+                let decoded = DotStore::decode(&mut Reader::new(w.as_bytes())).unwrap();
+                assert_eq!(decoded, *store);
+                for (since, _) in &stores {
+                    let mut joined = since.clone();
+                    joined.join(store).unwrap();
+                    let mut by_delta = since.clone();
+                    by_delta.join(&store.delta(since)).unwrap();
+                    assert_eq!(by_delta, joined);
+                }
+                assert!(store.delta(store).is_empty());
+            }
+        }
     }
 }

@@ -2,18 +2,21 @@
 
 use crate::codec::{Reader, Writer};
 use crate::error::{Error, Result};
+use crate::lattice::blocks::Blocks;
 use crate::types::Type;
 use crate::value::{Exact, Value};
-use std::collections::BTreeMap;
+use crate::value::packed::{self, with_bytes};
+use std::borrow::Cow;
+use std::cmp::Ordering;
 
 /// What each origin said, a lattice of its own that the strategy chooses; in the order of origins. Most groups have few, which lie side by
-/// side; many are a tree, so that one more costs the logarithm of their number.
-#[derive(Debug, Clone, PartialEq)]
+/// side; many are in blocks, so that one more costs the logarithm of their number.
+#[derive(Debug, Clone)]
 pub enum Origins<E> {
     /// At most [`FEW`].
     Few(Vec<(Value, E)>),
     /// More than that.
-    Many(BTreeMap<Value, E>),
+    Many(Blocks<E>),
 }
 
 /// How many entries lie side by side.
@@ -25,32 +28,13 @@ impl<E> Default for Origins<E> {
     }
 }
 
-/// The entries of a map in order.
-#[derive(Clone)]
-pub enum Entries<'a, E> {
-    /// Of few.
-    Few(std::slice::Iter<'a, (Value, E)>),
-    /// Of many.
-    Many(std::collections::btree_map::Iter<'a, Value, E>),
-}
-
-impl<'a, E> Iterator for Entries<'a, E> {
-    type Item = (&'a Value, &'a E);
-
-    fn next(&mut self) -> Option<Self::Item> {
-        match self {
-            Entries::Few(entries) => entries.next().map(|(origin, entry)| (origin, entry)),
-            Entries::Many(entries) => entries.next(),
-        }
+impl<E: PartialEq> PartialEq for Origins<E> {
+    fn eq(&self, other: &Self) -> bool {
+        self.len() == other.len() && self.iter().eq(other.iter())
     }
 }
 
 impl<E> Origins<E> {
-    /// A map of entries that are in order.
-    fn of_sorted(entries: Vec<(Value, E)>) -> Self {
-        if entries.len() <= FEW { Origins::Few(entries) } else { Origins::Many(entries.into_iter().collect()) }
-    }
-
     /// What an origin said, changed by `more` if it is known, else made by `new`.
     pub fn say(&mut self, origin: &Value, more: impl FnOnce(&mut E), new: impl FnOnce() -> E) {
         match self {
@@ -58,15 +42,32 @@ impl<E> Origins<E> {
                 Ok(at) => more(&mut entries[at].1),
                 Err(at) => {
                     entries.insert(at, (origin.clone(), new()));
-                    if entries.len() > FEW {
-                        *self = Self::of_sorted(std::mem::take(entries));
-                    }
+                    self.settle();
                 }
             },
-            Origins::Many(entries) => match entries.get_mut(origin) {
-                Some(entry) => more(entry),
-                None => drop(entries.insert(origin.clone(), new())),
-            },
+            Origins::Many(entries) => with_bytes(origin, |origin| entries.say(origin, more, new)),
+        }
+    }
+
+    /// Few that have become many move into blocks.
+    fn settle(&mut self) {
+        if let Origins::Few(entries) = self
+            && entries.len() > FEW
+        {
+            let mut blocks = Blocks::default();
+            std::mem::take(entries).into_iter().for_each(|(origin, entry)| with_bytes(&origin, |origin| blocks.push(origin, entry)));
+            *self = Origins::Many(blocks);
+        }
+    }
+
+    /// Adds an origin behind all others.
+    fn push(&mut self, origin: Value, entry: E) {
+        match self {
+            Origins::Few(entries) => {
+                entries.push((origin, entry));
+                self.settle();
+            }
+            Origins::Many(entries) => with_bytes(&origin, |origin| entries.push(origin, entry)),
         }
     }
 
@@ -74,24 +75,28 @@ impl<E> Origins<E> {
     pub fn get(&self, origin: &Value) -> Option<&E> {
         match self {
             Origins::Few(entries) => entries.binary_search_by(|(known, _)| known.cmp(origin)).ok().map(|at| &entries[at].1),
-            Origins::Many(entries) => entries.get(origin),
+            Origins::Many(entries) => with_bytes(origin, |origin| entries.get(origin)),
         }
     }
 
     /// Each origin and what it said, in order.
-    pub fn iter(&self) -> Entries<'_, E> {
-        match self {
-            Origins::Few(entries) => Entries::Few(entries.iter()),
-            Origins::Many(entries) => Entries::Many(entries.iter()),
-        }
+    pub fn iter(&self) -> impl Iterator<Item = (Cow<'_, Value>, &E)> + Clone {
+        let (few, many) = match self {
+            Origins::Few(entries) => (Some(entries), None),
+            Origins::Many(entries) => (None, Some(entries)),
+        };
+        let few = few.into_iter().flatten().map(|(origin, entry)| (Cow::Borrowed(origin), entry));
+        let many = many.into_iter().flat_map(Blocks::iter).map(|(origin, entry)| (Cow::Owned(packed::value(origin)), entry));
+        few.chain(many)
     }
 
     /// What each origin said.
-    pub fn values(&self) -> impl Iterator<Item = &E> + Clone
-    where
-        E: Clone,
-    {
-        self.iter().map(|(_, entry)| entry)
+    pub fn values(&self) -> impl Iterator<Item = &E> + Clone {
+        let (few, many) = match self {
+            Origins::Few(entries) => (Some(entries), None),
+            Origins::Many(entries) => (None, Some(entries)),
+        };
+        few.into_iter().flatten().map(|(_, entry)| entry).chain(many.into_iter().flat_map(Blocks::iter).map(|(_, entry)| entry))
     }
 
     /// How many origins there are.
@@ -111,8 +116,11 @@ impl<E> Origins<E> {
 impl<E: Clone + PartialEq> Origins<E> {
     /// Only the origins that say something else than in the other map.
     pub fn news(&self, since: &Self) -> Self {
-        let news = self.iter().filter(|(origin, entry)| since.get(origin) != Some(*entry));
-        Self::of_sorted(news.map(|(origin, entry)| (origin.clone(), entry.clone())).collect())
+        let mut news = Origins::default();
+        for (origin, entry) in self.iter().filter(|(origin, entry)| since.get(origin) != Some(*entry)) {
+            news.push(origin.into_owned(), entry.clone());
+        }
+        news
     }
 }
 
@@ -250,7 +258,7 @@ pub fn check_number(strategy: &str, ty: &Type) -> Result<()> {
 pub fn encode<E>(origins: &Origins<E>, w: &mut Writer, mut entry: impl FnMut(&E, &mut Writer)) {
     w.length(origins.len());
     for (origin, e) in origins.iter() {
-        w.value(origin);
+        w.value(&origin);
         entry(e, w);
     }
 }
@@ -260,19 +268,23 @@ pub fn encode<E>(origins: &Origins<E>, w: &mut Writer, mut entry: impl FnMut(&E,
 /// # Errors
 /// `corrupt_state` if the origins are not strictly ascending.
 pub fn decode<E>(r: &mut Reader<'_>, mut entry: impl FnMut(&mut Reader<'_>) -> Result<E>) -> Result<Origins<E>> {
-    let n = r.length()?;
-    let mut origins = Vec::new();
-    for _ in 0..n {
-        let origin = r.value()?;
-        if origins.last().is_some_and(|(last, _)| *last >= origin) {
+    let mut origins = Origins::default();
+    let mut last: Option<&[u8]> = None;
+    for _ in 0..r.length()? {
+        let origin = r.skip()?;
+        if last.replace(origin).is_some_and(|last| packed::compare(last, origin) != Ordering::Less) {
             return Err(Error::corrupt_state("the origins in the state are not in order"));
         }
-        origins.push((origin, entry(r)?));
+        origins.push(packed::value(origin), entry(r)?);
     }
-    Ok(Origins::of_sorted(origins))
+    Ok(origins)
 }
 
 /// Memory held by a map of origins, in bytes.
 pub fn heap_size<E>(origins: &Origins<E>, entry: impl Fn(&E) -> usize) -> usize {
-    origins.iter().map(|(o, e)| size_of::<(Value, E)>() + o.heap_size() + entry(e)).sum()
+    let held: usize = origins.values().map(entry).sum();
+    held + match origins {
+        Origins::Few(entries) => entries.iter().map(|(o, _)| size_of::<(Value, E)>() + o.heap_size()).sum(),
+        Origins::Many(entries) => entries.heap_size(),
+    }
 }

@@ -2,18 +2,63 @@
 
 use crate::codec::{Reader, Writer};
 use crate::error::{Error, Result};
+use crate::lattice::blocks::Blocks;
 use crate::value::Value;
 use crate::value::packed::{self, Packed, with_bytes};
 use std::cmp::Ordering;
 
 /// A set of values, packed and sorted.
-#[derive(Debug, Clone, PartialEq, Default)]
-pub struct ValueSet(Packed);
+#[derive(Debug, Clone)]
+pub struct ValueSet(Form);
+
+#[derive(Debug, Clone)]
+enum Form {
+    /// At most [`FEW`], one behind the other.
+    Few(Packed),
+    /// More than that.
+    Many(Box<Blocks<()>>),
+}
+
+/// How many values lie in one block of memory.
+const FEW: usize = 128;
+
+impl Default for ValueSet {
+    fn default() -> Self {
+        ValueSet(Form::Few(Packed::default()))
+    }
+}
+
+impl PartialEq for ValueSet {
+    fn eq(&self, other: &Self) -> bool {
+        self.len() == other.len() && self.iter().eq(other.iter())
+    }
+}
 
 impl ValueSet {
+    fn len(&self) -> usize {
+        match &self.0 {
+            Form::Few(values) => values.len(),
+            Form::Many(values) => values.len(),
+        }
+    }
+
+    /// None?
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The bytes of each, ascending.
+    fn iter(&self) -> impl Iterator<Item = &[u8]> + Clone {
+        let (few, many) = match &self.0 {
+            Form::Few(values) => (Some(values), None),
+            Form::Many(values) => (None, Some(values)),
+        };
+        few.into_iter().flat_map(Packed::iter).chain(many.into_iter().flat_map(|values| values.iter()).map(|(bytes, ())| bytes))
+    }
+
     /// The values, ascending.
-    pub fn values(&self) -> impl ExactSizeIterator<Item = Value> {
-        self.0.iter().map(packed::value)
+    pub fn values(&self) -> impl Iterator<Item = Value> {
+        self.iter().map(packed::value)
     }
 
     /// The values as a list, ascending.
@@ -32,39 +77,71 @@ impl ValueSet {
     }
 
     fn insert_bytes(&mut self, bytes: &[u8]) {
-        if let Err(at) = self.0.search(bytes) {
-            self.0.insert(at, bytes);
+        match &mut self.0 {
+            Form::Few(values) => {
+                if let Err(at) = values.search(bytes) {
+                    values.insert(at, bytes);
+                    self.settle();
+                }
+            }
+            Form::Many(values) => values.say(bytes, |()| (), || ()),
+        }
+    }
+
+    /// Few that have become many move into blocks.
+    fn settle(&mut self) {
+        if let Form::Few(values) = &self.0
+            && values.len() > FEW
+        {
+            let mut blocks = Blocks::default();
+            values.iter().for_each(|bytes| blocks.push(bytes, ()));
+            self.0 = Form::Many(Box::new(blocks));
+        }
+    }
+
+    /// Adds a value that is greater than all others.
+    fn push(&mut self, bytes: &[u8]) {
+        match &mut self.0 {
+            Form::Few(values) => {
+                values.push(bytes);
+                self.settle();
+            }
+            Form::Many(values) => values.push(bytes, ()),
         }
     }
 
     /// The union.
     pub fn union(&mut self, other: &ValueSet) {
-        if other.0.len() <= 4 {
-            other.0.iter().for_each(|bytes| self.insert_bytes(bytes));
+        // Some into many: the many stay where they are.
+        if other.len() <= 4 || other.len() < self.len() / 16 {
+            other.iter().for_each(|bytes| self.insert_bytes(bytes));
             return;
         }
-        self.0 = merge(&self.0, &other.0, [true, true, true]);
+        *self = merge(self, other, [true, true, true]);
     }
 
     /// The values that are not in the other.
     pub fn without(&self, other: &ValueSet) -> ValueSet {
-        ValueSet(merge(&self.0, &other.0, [true, false, false]))
+        merge(self, other, [true, false, false])
     }
 
     /// The intersection.
     pub fn intersect(&mut self, other: &ValueSet) {
-        self.0 = merge(&self.0, &other.0, [false, true, false]);
+        *self = merge(self, other, [false, true, false]);
     }
 
     /// Memory held, in bytes.
     pub fn heap_size(&self) -> usize {
-        self.0.heap_size()
+        match &self.0 {
+            Form::Few(values) => values.heap_size(),
+            Form::Many(values) => size_of::<Blocks<()>>() + values.heap_size(),
+        }
     }
 
     /// Writes the values.
     pub fn encode(&self, w: &mut Writer) {
-        w.length(self.0.len());
-        w.raw(self.0.as_bytes());
+        w.length(self.len());
+        self.iter().for_each(|bytes| w.raw(bytes));
     }
 
     /// Reads them.
@@ -72,38 +149,39 @@ impl ValueSet {
     /// # Errors
     /// `corrupt_state` if they are not strictly ascending.
     pub fn decode(r: &mut Reader<'_>) -> Result<ValueSet> {
-        let mut values = Packed::default();
-        for i in 0..r.length()? {
+        let mut values = ValueSet::default();
+        let mut last: Option<&[u8]> = None;
+        for _ in 0..r.length()? {
             let bytes = r.skip()?;
-            if i > 0 && packed::compare(values.get(i - 1), bytes) != Ordering::Less {
+            if last.replace(bytes).is_some_and(|last| packed::compare(last, bytes) != Ordering::Less) {
                 return Err(Error::corrupt_state("the elements of a set in the state are not in order"));
             }
             values.push(bytes);
         }
-        Ok(ValueSet(values))
+        Ok(values)
     }
 }
 
 /// Two sorted sets as one: what only the left has, what both have, what only the right has.
-fn merge(left: &Packed, right: &Packed, [only_left, both, only_right]: [bool; 3]) -> Packed {
-    let mut merged = Packed::default();
-    let (mut i, mut j) = (0, 0);
-    while i < left.len() || j < right.len() {
-        let order = match (i < left.len(), j < right.len()) {
-            (true, true) => packed::compare(left.get(i), right.get(j)),
-            (true, false) => Ordering::Less,
-            _ => Ordering::Greater,
+fn merge(left: &ValueSet, right: &ValueSet, [only_left, both, only_right]: [bool; 3]) -> ValueSet {
+    let mut merged = ValueSet::default();
+    let (mut left, mut right) = (left.iter().peekable(), right.iter().peekable());
+    loop {
+        let order = match (left.peek(), right.peek()) {
+            (Some(l), Some(r)) => packed::compare(l, r),
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+            (None, None) => return merged,
         };
-        match order {
-            Ordering::Less if only_left => merged.push(left.get(i)),
-            Ordering::Equal if both => merged.push(left.get(i)),
-            Ordering::Greater if only_right => merged.push(right.get(j)),
+        let l = if order == Ordering::Greater { None } else { left.next() };
+        let r = if order == Ordering::Less { None } else { right.next() };
+        match (l, r) {
+            (Some(bytes), None) if only_left => merged.push(bytes),
+            (Some(bytes), Some(_)) if both => merged.push(bytes),
+            (None, Some(bytes)) if only_right => merged.push(bytes),
             _ => {}
         }
-        i += usize::from(order != Ordering::Greater);
-        j += usize::from(order != Ordering::Less);
     }
-    merged
 }
 
 impl FromIterator<Value> for ValueSet {
@@ -112,7 +190,7 @@ impl FromIterator<Value> for ValueSet {
         values.sort();
         values.dedup();
         let mut set = ValueSet::default();
-        values.iter().for_each(|v| with_bytes(v, |bytes| set.0.push(bytes)));
+        values.iter().for_each(|v| with_bytes(v, |bytes| set.push(bytes)));
         set
     }
 }

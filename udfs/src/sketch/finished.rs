@@ -146,7 +146,7 @@ impl<F: Family> State for Latest<F> {
         if self.versions != other.versions {
             return Err(Error::type_mismatch("the two states order versions differently"));
         }
-        other.origins.iter().for_each(|(origin, (image, version))| self.offer(origin, image, version));
+        other.origins.iter().for_each(|(origin, (image, version))| self.offer(&origin, image, version));
         Ok(())
     }
 
@@ -197,7 +197,7 @@ impl<F: Family> State for Latest<F> {
                 ("version".into(), Value::List(version.clone())),
             ])
         };
-        Value::map(self.origins.iter().map(|(o, e)| (o.clone(), entry(e))).collect())
+        Value::map(self.origins.iter().map(|(o, e)| (o.into_owned(), entry(e))).collect())
     }
 }
 

@@ -9,6 +9,8 @@ use crate::lattice::origins::{self, Origins, origin};
 use crate::sketch::{differ, number};
 use crate::types::Type;
 use crate::value::Value;
+use std::borrow::Cow;
+use std::collections::BTreeMap;
 
 pub(crate) fn register(entries: &mut Vec<Entry>) {
     entries.push(Entry::of::<Bounded>().with_functions(functions));
@@ -32,7 +34,7 @@ impl Account {
     fn raise(&mut self, other: &Account) {
         self.added = self.added.max(other.added);
         self.used = self.used.max(other.used);
-        other.given.iter().for_each(|(to, n)| self.given.say(to, |known| *known = *n.max(known), || *n));
+        other.given.iter().for_each(|(to, n)| self.given.say(&to, |known| *known = *n.max(known), || *n));
     }
 }
 
@@ -144,7 +146,7 @@ impl State for Accounts {
         if self.bound != other.bound {
             return Err(differ("bound", self.bound, other.bound));
         }
-        other.origins.iter().for_each(|(who, account)| self.origins.say(who, |known| known.raise(account), || account.clone()));
+        other.origins.iter().for_each(|(who, account)| self.origins.say(&who, |known| known.raise(account), || account.clone()));
         Ok(())
     }
 
@@ -187,15 +189,25 @@ impl State for Accounts {
 
     fn info(&self) -> Value {
         let n = |n: u64| Value::Int(n.into());
-        let account = |(who, account): (&Value, &Account)| {
-            let given = Value::map(account.given.iter().map(|(to, given)| (to.clone(), n(*given))).collect());
+        // What each was given, in one pass: of many origins each may have given to any.
+        let mut rights: BTreeMap<Value, i128> = BTreeMap::new();
+        for (who, account) in self.origins.iter() {
+            let mut own = i128::from(account.added) - i128::from(account.used);
+            for (to, n) in account.given.iter() {
+                own -= i128::from(*n);
+                *rights.entry(to.into_owned()).or_default() += i128::from(*n);
+            }
+            *rights.entry(who.into_owned()).or_default() += own;
+        }
+        let account = |(who, account): (Cow<'_, Value>, &Account)| {
+            let given = Value::map(account.given.iter().map(|(to, given)| (to.into_owned(), n(*given))).collect());
             let fields = vec![
                 ("added".into(), n(account.added)),
                 ("used".into(), n(account.used)),
                 ("given".into(), given),
-                ("rights".into(), Value::Int(self.rights(who))),
+                ("rights".into(), Value::Int(rights.get(&who).copied().unwrap_or(0))),
             ];
-            (who.clone(), Value::record(fields))
+            (who.into_owned(), Value::record(fields))
         };
         Value::record(vec![
             ("bound".into(), Value::Int(self.bound.into())),

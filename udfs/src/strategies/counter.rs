@@ -89,7 +89,7 @@ fn keep_greatest(map: &mut Origins<Value>, origin: &Value, count: &Value) {
 
 impl State for Grown {
     fn join(&mut self, other: &Self) -> Result<()> {
-        other.0.iter().for_each(|(origin, count)| keep_greatest(&mut self.0, origin, count));
+        other.0.iter().for_each(|(origin, count)| keep_greatest(&mut self.0, &origin, count));
         Ok(())
     }
 
@@ -123,7 +123,7 @@ impl State for Grown {
     }
 
     fn info(&self) -> Value {
-        Value::map(self.0.iter().map(|(o, c)| (o.clone(), c.clone())).collect())
+        Value::map(self.0.iter().map(|(o, c)| (o.into_owned(), c.clone())).collect())
     }
 }
 
@@ -217,7 +217,7 @@ fn keep_both(map: &mut Origins<(Value, Value)>, origin: &Value, (up, down): &(Va
 
 impl State for UpAndDown {
     fn join(&mut self, other: &Self) -> Result<()> {
-        other.0.iter().for_each(|(origin, counts)| keep_both(&mut self.0, origin, counts));
+        other.0.iter().for_each(|(origin, counts)| keep_both(&mut self.0, &origin, counts));
         Ok(())
     }
 
@@ -237,11 +237,11 @@ impl State for UpAndDown {
     fn delta(&self, since: &Self) -> Self {
         let mut delta = Self::default();
         for (origin, (up, down)) in self.0.iter() {
-            let known = since.0.get(origin);
+            let known = since.0.get(&origin);
             let news = |count: &Value, known: Option<&Value>| if known.is_some_and(|k| k >= count) { Value::Int(0) } else { count.clone() };
             let news = (news(up, known.map(|k| &k.0)), news(down, known.map(|k| &k.1)));
             if known.is_none() || news != (Value::Int(0), Value::Int(0)) {
-                keep_both(&mut delta.0, origin, &news);
+                keep_both(&mut delta.0, &origin, &news);
             }
         }
         delta
@@ -267,7 +267,7 @@ impl State for UpAndDown {
         let pair = |(up, down): &(Value, Value)| {
             Value::record(vec![("increments".into(), up.clone()), ("decrements".into(), down.clone())])
         };
-        Value::map(self.0.iter().map(|(o, e)| (o.clone(), pair(e))).collect())
+        Value::map(self.0.iter().map(|(o, e)| (o.into_owned(), pair(e))).collect())
     }
 }
 

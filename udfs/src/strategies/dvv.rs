@@ -69,7 +69,7 @@ impl Strategy for Dotted {
             return Ok(());
         }
         if let Some((origin, n)) = dot_of(&[Value::Null, row[1].clone(), row[0].clone()])? {
-            state.0.learn(None, origin, n);
+            state.0.learn(None, origin, n)?;
         }
         Ok(())
     }
@@ -77,16 +77,16 @@ impl Strategy for Dotted {
 
 impl State for Seen {
     fn join(&mut self, other: &Self) -> Result<()> {
-        self.0.join(&other.0);
-        Ok(())
+        self.0.join(&other.0)
     }
 
     fn value(&self) -> Result<Value> {
         if self.0.is_empty() {
             return Ok(Value::Null);
         }
-        let run = |(first, last): &(u64, u64)| Value::List(vec![Value::Int((*first).into()), Value::Int((*last).into())]);
-        Ok(Value::map(self.0.seen().map(|(origin, runs)| (origin.clone(), Value::List(runs.iter().map(run).collect()))).collect()))
+        let run = |(first, last): (u64, u64)| Value::List(vec![Value::Int(first.into()), Value::Int(last.into())]);
+        let runs = |(origin, runs): (Value, Vec<_>)| (origin, Value::List(runs.into_iter().map(run).collect()));
+        Ok(Value::map(self.0.seen().into_iter().map(runs).collect()))
     }
 
     fn bottom(&self) -> Self {
@@ -103,7 +103,7 @@ impl State for Seen {
 
     fn decode(r: &mut Reader<'_>) -> Result<Self> {
         let dots = DotStore::decode(r)?;
-        if dots.values().len() > 0 {
+        if dots.holds_any() {
             return Err(Error::corrupt_state("a dot of a version vector holds a value"));
         }
         Ok(Seen(dots))
@@ -134,7 +134,7 @@ fn functions() -> Vec<Function> {
         Function::state("dvv_event", "the version vector after one more event of an origin", 2, |a| {
             let (mut seen, who) = (seen(&a[0])?, origin(&a[1])?);
             let next = seen.0.next(who)?;
-            seen.0.learn(None, who, next);
+            seen.0.learn(None, who, next)?;
             Ok(Value::Bytes(encode::<Dotted>(&seen).into()))
         }),
         Function::of("dvv_contains", "whether an event of an origin was seen", 3..=3, Type::Boolean, |a| {

@@ -141,7 +141,7 @@ impl<const STATISTIC: u8> State for Newest<STATISTIC> {
         if self.versions != other.versions {
             return Err(Error::type_mismatch("the two states order versions differently"));
         }
-        other.origins.iter().for_each(|(origin, (value, version))| self.offer(origin, value, version));
+        other.origins.iter().for_each(|(origin, (value, version))| self.offer(&origin, value, version));
         Ok(())
     }
 
@@ -203,6 +203,6 @@ impl<const STATISTIC: u8> State for Newest<STATISTIC> {
         let entry = |(value, version): &(Value, Vec<Value>)| {
             Value::record(vec![("value".into(), value.clone()), ("version".into(), Value::List(version.clone()))])
         };
-        Value::map(self.origins.iter().map(|(o, e)| (o.clone(), entry(e))).collect())
+        Value::map(self.origins.iter().map(|(o, e)| (o.into_owned(), entry(e))).collect())
     }
 }

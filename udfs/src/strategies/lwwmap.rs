@@ -95,7 +95,7 @@ impl State for Registers {
         if self.versions != other.versions {
             return Err(Error::type_mismatch("the two states order versions differently"));
         }
-        other.entries.iter().for_each(|(key, (value, version))| self.offer(key, value, version));
+        other.entries.iter().for_each(|(key, (value, version))| self.offer(&key, value, version));
         Ok(())
     }
 
@@ -104,7 +104,7 @@ impl State for Registers {
             return Ok(Value::Null);
         }
         let there = self.entries.iter().filter(|(_, (value, _))| !value.is_null());
-        Ok(Value::map(there.map(|(key, (value, _))| (key.clone(), value.clone())).collect()))
+        Ok(Value::map(there.map(|(key, (value, _))| (key.into_owned(), value.clone())).collect()))
     }
 
     fn bottom(&self) -> Self {
@@ -145,7 +145,7 @@ impl State for Registers {
         let entry = |(value, version): &(Value, Vec<Value>)| {
             Value::record(vec![("value".into(), value.clone()), ("version".into(), Value::List(version.clone()))])
         };
-        Value::map(self.entries.iter().map(|(key, e)| (key.clone(), entry(e))).collect())
+        Value::map(self.entries.iter().map(|(key, e)| (key.into_owned(), entry(e))).collect())
     }
 }
 

@@ -70,7 +70,7 @@ impl Strategy for ModelSet {
 
     fn update(&self, state: &mut Set, row: &[Value]) -> Result<()> {
         if let Some((origin, n)) = dot_of(row)? {
-            state.models.learn((!row[0].is_null()).then_some(&row[0]), origin, n);
+            state.models.learn((!row[0].is_null()).then_some(&row[0]), origin, n)?;
         }
         Ok(())
     }
@@ -160,7 +160,7 @@ impl State for Set {
             (None, Some(recipe)) => self.recipe = Some(recipe.clone()),
             _ => {}
         }
-        self.models.join(&other.models);
+        self.models.join(&other.models)?;
         Ok(())
     }
 
@@ -168,7 +168,7 @@ impl State for Set {
         if self.models.is_empty() {
             return Ok(Value::Null);
         }
-        Ok(Value::List(self.models.values().cloned().collect()))
+        Ok(Value::List(self.models.values()))
     }
 
     fn bottom(&self) -> Self {
@@ -193,7 +193,7 @@ impl State for Set {
             other => return Err(Error::corrupt_state(format!("a set of models has a recipe or none, not {other}"))),
         };
         let models = DotStore::decode(r)?;
-        if models.values().any(|v| !matches!(v, Value::Text(_))) {
+        if models.values().iter().any(|v| !matches!(v, Value::Text(_))) {
             return Err(Error::corrupt_state("a contribution is a text"));
         }
         Ok(Set { recipe, models })
@@ -224,7 +224,7 @@ impl Set {
             (_, Value::Text(text)) => marked(0, &[text.as_bytes()]),
             _ => marked(0, &[]),
         };
-        let root = merkle::root(self.models.values().map(leaf).collect());
+        let root = merkle::root(self.models.values().iter().map(leaf).collect());
         let recipe = self.recipe.as_deref().map(|recipe| essence(recipe).to_string());
         marked(2, &[&root, recipe.unwrap_or_default().as_bytes()])
     }
@@ -234,7 +234,8 @@ impl Set {
         let quoted = |text: &str| format!("'{}'", text.replace('\'', "''"));
         let text_of = |leaf: &Value, name: &str| field(leaf, name).and_then(|v| v.as_str().map(str::to_owned));
         let mut newest: std::collections::BTreeMap<String, String> = std::collections::BTreeMap::new();
-        for leaf in self.models.values() {
+        let leaves = self.models.values();
+        for leaf in &leaves {
             let named = text_of(leaf, "name").unwrap_or_default();
             let (seen, own) = (newest.entry(named).or_default(), text_of(leaf, "version").unwrap_or_default());
             if (version(&own), &own) > (version(seen), seen) {
@@ -242,7 +243,7 @@ impl Set {
             }
         }
         let mut models: Vec<(String, String)> = Vec::new();
-        for leaf in self.models.values() {
+        for leaf in &leaves {
             let text = |name: &str| text_of(leaf, name);
             if newest.get(&text("name").unwrap_or_default()).is_some_and(|newest| *newest != text("version").unwrap_or_default()) {
                 continue;
@@ -319,11 +320,10 @@ fn functions() -> Vec<Function> {
         Function::state("model_set_remove", "the set without the contributions of a name or a hash, as far as they were seen", 2, |a| {
             let mut set = open(&a[0])?;
             let Value::Text(which) = &a[1] else { return Err(Error::invalid_argument("a contribution is removed by its name or hash")) };
-            let named = |leaf: &&Value| {
-                **leaf == a[1] || ["name", "sha256"].iter().any(|f| field(leaf, f).is_some_and(|v| v.as_str() == Some(which.as_ref())))
+            let named = |leaf: &Value| {
+                *leaf == a[1] || ["name", "sha256"].iter().any(|f| field(leaf, f).is_some_and(|v| v.as_str() == Some(which.as_ref())))
             };
-            let gone: Vec<Value> = set.models.values().filter(named).cloned().collect();
-            gone.iter().for_each(|leaf| set.models.remove(leaf));
+            set.models.values().iter().filter(|leaf| named(leaf)).for_each(|leaf| set.models.remove(leaf));
             closed(&set)
         }),
         Function::state("model_set_join", "the join of two sets of models with one recipe", 2, |a| {

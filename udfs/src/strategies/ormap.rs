@@ -21,96 +21,95 @@ struct ObservedMap;
 #[derive(Debug, Clone, PartialEq, Default)]
 struct Entries(DotStore);
 
+/// A key and a state under it.
+fn parts(held: Value) -> Option<(Value, Box<[u8]>)> {
+    let Value::List(pair) = held else { return None };
+    match <[Value; 2]>::try_from(pair) {
+        Ok([key, Value::Bytes(state)]) => Some((key, state)),
+        _ => None,
+    }
+}
+
+/// The states under a key.
+type States = Vec<Box<[u8]>>;
+
 impl Entries {
-    /// Key and state of each dot that holds one.
-    fn held(&self) -> impl Iterator<Item = (&Value, &[u8])> {
-        self.0.values().filter_map(|held| match held {
-            Value::List(pair) => match &pair[..] {
-                [key, Value::Bytes(state)] => Some((key, &**state)),
-                _ => None,
-            },
-            _ => None,
-        })
-    }
-
-    /// The state of a key.
-    ///
-    /// # Errors
-    /// `type_mismatch` where states of several kinds were put under it.
-    fn get(&self, key: &Value) -> Result<Option<Vec<u8>>> {
-        let mut joined: Option<Vec<u8>> = None;
-        for (_, state) in self.held().filter(|(known, _)| *known == key) {
-            joined = Some(match joined {
-                Some(known) => catalog::join(&known, state)?,
-                None => state.to_vec(),
-            });
-        }
-        Ok(joined)
-    }
-
-    /// The states of a key: one, or where replicas put states under it that don't join, each kind of them, in the order of their bytes.
-    fn siblings(&self, key: &Value) -> Vec<Vec<u8>> {
-        let mut kinds: Vec<Vec<u8>> = Vec::new();
-        for (_, state) in self.held().filter(|(known, _)| *known == key) {
-            let joined = kinds.iter_mut().find_map(|known| catalog::join(known, state).ok().map(|joined| *known = joined));
-            if joined.is_none() {
-                kinds.push(state.to_vec());
+    /// Each key and the states that its dots hold, in the order of their bytes.
+    fn entries(&self) -> Vec<(Value, States)> {
+        let mut entries: Vec<(Value, States)> = Vec::new();
+        // Values in order are keys in order.
+        for (key, state) in self.0.values().into_iter().filter_map(parts) {
+            match entries.last_mut() {
+                Some((last, states)) if *last == key => states.push(state),
+                _ => entries.push((key, vec![state])),
             }
         }
-        kinds
+        entries
     }
 
-    /// A key's states as `show` shows them: one by itself, several as a list.
-    fn shown(&self, key: &Value, show: impl Fn(&[u8]) -> Result<Value>) -> Result<Value> {
-        let mut shown = self.siblings(key).iter().map(|state| show(state)).collect::<Result<Vec<_>>>()?;
-        Ok(match shown.len() {
-            1 => shown.remove(0),
-            _ => Value::List(shown),
-        })
+    /// The states of a key: one, or where replicas put states under it that don't join, each kind of them.
+    fn get(&self, key: &Value) -> Vec<Vec<u8>> {
+        self.entries().into_iter().find(|(known, _)| known == key).map_or_else(Vec::new, |(_, states)| kinds(&states))
     }
 
-    fn keys(&self) -> Vec<Value> {
-        let mut keys: Vec<Value> = self.held().map(|(key, _)| key.clone()).collect();
-        // Values in order are keys in order.
-        keys.dedup();
-        keys
+    /// What `show` shows of each key's states: one by itself, several as a list.
+    fn shown(&self, show: impl Fn(&[u8]) -> Result<Value>) -> Result<Value> {
+        let shown = |(key, states): (Value, States)| {
+            let mut shown = kinds(&states).iter().map(|state| show(state)).collect::<Result<Vec<_>>>()?;
+            Ok((key, if shown.len() == 1 { shown.remove(0) } else { Value::List(shown) }))
+        };
+        Ok(Value::map(self.entries().into_iter().map(shown).collect::<Result<_>>()?))
     }
 
     /// Ends the dots of a key that were seen.
     fn forget(&mut self, key: &Value) {
-        let ended: Vec<Value> = self.0.values().filter(|held| matches!(held, Value::List(pair) if pair.first() == Some(key))).cloned().collect();
-        ended.iter().for_each(|held| self.0.remove(held));
+        for held in self.0.values().iter().filter(|held| matches!(held, Value::List(pair) if pair.first() == Some(key))) {
+            self.0.remove(held);
+        }
     }
+}
+
+/// States that join as one, in the order in which they come.
+fn kinds(states: &States) -> Vec<Vec<u8>> {
+    let mut kinds: Vec<Vec<u8>> = Vec::new();
+    for state in states {
+        let joined = kinds.iter_mut().find_map(|known| catalog::join(known, state).ok().map(|joined| *known = joined));
+        if joined.is_none() {
+            kinds.push(state.to_vec());
+        }
+    }
+    kinds
 }
 
 /// A state in a map lies in a list in the map's body: two levels deeper than the map.
 const LEVELS: usize = 2;
 
-/// What a dot of a map at this depth holds: a key, and a state in its canonical bytes.
-fn held(key: &Value, state: &Value, depth: usize) -> Result<Value> {
+/// The canonical bytes of the state of an entry in a map at this depth.
+fn canonical(key: &Value, state: &[u8], depth: usize) -> Result<Vec<u8>> {
     if key.is_null() {
         return Err(Error::invalid_argument("the key of an entry is NULL"));
     }
-    let Value::Bytes(bytes) = state else {
-        return Err(Error::new(Code::NotAState, format!("an entry of a map is a CRDT state, not a {}", state.kind())));
-    };
-    let opened = catalog::open_within(bytes, depth + LEVELS)?;
+    let opened = catalog::open_within(state, depth + LEVELS)?;
     if opened.spec().name == "state" {
         return Err(Error::new(Code::Unsupported, "a map of states of `state`").with_help("put the state itself into the map: crdt_value gives it"));
     }
-    Ok(Value::List(vec![key.clone(), Value::Bytes(opened.encode().into())]))
+    Ok(opened.encode())
 }
 
 /// What a new dot holds.
 fn placed(key: &Value, state: &Value) -> Result<Value> {
-    held(key, state, 0).map_err(|error| match state {
+    let Value::Bytes(bytes) = state else {
+        return Err(Error::new(Code::NotAState, format!("an entry of a map is a CRDT state, not a {}", state.kind())));
+    };
+    match canonical(key, bytes, 0) {
+        Ok(state) => Ok(Value::List(vec![key.clone(), Value::Bytes(state.into())])),
         // By itself it is a state: in here it would lie too deep.
-        Value::Bytes(bytes) if error.code == Code::CorruptState && catalog::open(bytes).is_ok() => {
-            Error::new(Code::LimitExceeded, format!("states nest deeper than {}", MAX_DEPTH / LEVELS))
-                .with_help("make one key of several: 'outer/inner'")
+        Err(error) if error.code == Code::CorruptState && catalog::open(bytes).is_ok() => {
+            Err(Error::new(Code::LimitExceeded, format!("states nest deeper than {}", MAX_DEPTH / LEVELS))
+                .with_help("make one key of several: 'outer/inner'"))
         }
-        _ => error,
-    })
+        Err(error) => Err(error),
+    }
 }
 
 impl Strategy for ObservedMap {
@@ -162,8 +161,7 @@ impl Strategy for ObservedMap {
     fn update(&self, state: &mut Entries, row: &[Value]) -> Result<()> {
         let Some((origin, n)) = dot_of(row)? else { return Ok(()) };
         let held = if row[0].is_null() { None } else { Some(placed(&row[3], &row[0])?) };
-        state.0.learn(held.as_ref(), origin, n);
-        Ok(())
+        state.0.learn(held.as_ref(), origin, n)
     }
 
     fn resolve(&self, state: &Entries) -> Result<Value> {
@@ -174,19 +172,14 @@ impl Strategy for ObservedMap {
 
 impl State for Entries {
     fn join(&mut self, other: &Self) -> Result<()> {
-        self.0.join(&other.0);
-        Ok(())
+        self.0.join(&other.0)
     }
 
     fn value(&self) -> Result<Value> {
         if self.0.is_empty() {
             return Ok(Value::Null);
         }
-        let value = |key: Value| {
-            let value = self.shown(&key, |state| catalog::open(state)?.value())?;
-            Ok((key, value))
-        };
-        Ok(Value::map(self.keys().into_iter().map(value).collect::<Result<_>>()?))
+        self.shown(|state| catalog::open(state)?.value())
     }
 
     fn bottom(&self) -> Self {
@@ -205,13 +198,9 @@ impl State for Entries {
         let entries = Entries(DotStore::decode(r)?);
         for value in entries.0.values() {
             let corrupt = || Error::corrupt_state("a dot of a map holds no key and state");
-            let Value::List(pair) = value else { return Err(corrupt()) };
-            let [key, state] = &pair[..] else { return Err(corrupt()) };
+            let (key, state) = parts(value).ok_or_else(corrupt)?;
             // Compressed states, which would inflate one inside the other, are in no map.
-            if matches!(state, Value::Bytes(bytes) if is_compressed(bytes)) {
-                return Err(corrupt());
-            }
-            if held(key, state, r.depth()).map_err(|_| corrupt())? != *value {
+            if is_compressed(&state) || canonical(&key, &state, r.depth()).map_err(|_| corrupt())? != *state {
                 return Err(corrupt());
             }
         }
@@ -223,15 +212,11 @@ impl State for Entries {
     }
 
     fn info(&self) -> Value {
-        let entry = |key: Value| {
-            let state = |state: &[u8]| {
-                let state = catalog::open(state)?;
-                Ok(Value::record(vec![("type".into(), Value::text(state.spec().name)), ("state".into(), state.info())]))
-            };
-            let shown = self.shown(&key, state).unwrap_or(Value::Null);
-            (key, shown)
+        let state = |state: &[u8]| {
+            let state = catalog::open(state)?;
+            Ok(Value::record(vec![("type".into(), Value::text(state.spec().name)), ("state".into(), state.info())]))
         };
-        Value::map(self.keys().into_iter().map(entry).collect())
+        self.shown(state).unwrap_or(Value::Null)
     }
 }
 
@@ -248,10 +233,16 @@ fn functions() -> Vec<Function> {
         Function::state("ormap_put", "the map whose entry is joined with a state, by an origin", 4, |a| {
             let (mut entries, who) = (known(&a[0])?, origin(&a[3])?);
             let mut entry = placed(&a[1], &a[2])?;
-            if let (Some(before), Value::Bytes(state)) = (entries.get(&a[1])?, &a[2]) {
-                entry = placed(&a[1], &Value::Bytes(catalog::join(&before, state)?.into()))?;
+            // What joins with it is in it; states of other types under the key stay.
+            for held in entries.0.values() {
+                if let (Some((known, before)), Some((_, state))) = (parts(held.clone()), parts(entry.clone()))
+                    && known == a[1]
+                    && let Ok(joined) = catalog::join(&before, &state)
+                {
+                    entries.0.remove(&held);
+                    entry = Value::List(vec![known, Value::Bytes(joined.into())]);
+                }
             }
-            entries.forget(&a[1]);
             entries.0.add(&entry, who)?;
             Ok(bytes(&entries))
         }),
@@ -260,8 +251,20 @@ fn functions() -> Vec<Function> {
             entries.forget(&a[1]);
             Ok(bytes(&entries))
         }),
-        Function::state("ormap_get", "the state of a key; NULL where there is none", 2, |a| {
-            Ok(known(&a[0])?.get(&a[1])?.map_or(Value::Null, |state| Value::Bytes(state.into())))
+        Function::of("ormap_get", "the state of a key, or that of a type where a key has states of several; NULL where there is none", 2..=3, Type::Bytes, |a| {
+            let mut states = Vec::new();
+            for state in known(&a[0])?.get(&a[1]) {
+                states.push((catalog::open(&state)?.spec().name, state));
+            }
+            if let Some(Value::Text(ty)) = a.get(2) {
+                states.retain(|(name, _)| **name == **ty);
+            }
+            match states.as_slice() {
+                [] => Ok(Value::Null),
+                [(_, state)] => Ok(Value::Bytes(state.clone().into())),
+                [(first, _), .., (last, _)] => Err(Error::type_mismatch(format!("`{}` has states of several types: `{first}` and `{last}`", a[1]))
+                    .with_help(format!("ormap_get(state, key, '{last}') gives one of them"))),
+            }
         }),
     ]
 }

@@ -151,15 +151,13 @@ impl<const READ: u8> Strategy for Dotted<READ> {
             (DISABLE, Value::Bool(flag)) => (!flag).then_some(&row[0]),
             (_, value) => Some(value),
         };
-        state.0.learn(held, origin, n);
-        Ok(())
+        state.0.learn(held, origin, n)
     }
 }
 
 impl<const READ: u8> State for Known<READ> {
     fn join(&mut self, other: &Self) -> Result<()> {
-        self.0.join(&other.0);
-        Ok(())
+        self.0.join(&other.0)
     }
 
     fn value(&self) -> Result<Value> {
@@ -167,9 +165,9 @@ impl<const READ: u8> State for Known<READ> {
             return Ok(Value::Null);
         }
         Ok(match READ {
-            ENABLE => Value::Bool(self.0.values().len() > 0),
-            DISABLE => Value::Bool(self.0.values().len() == 0),
-            _ => Value::List(self.0.values().cloned().collect()),
+            ENABLE => Value::Bool(self.0.holds_any()),
+            DISABLE => Value::Bool(!self.0.holds_any()),
+            _ => Value::List(self.0.values()),
         })
     }
 
@@ -216,9 +214,8 @@ fn written(dots: &mut DotStore, row: &[Value]) -> Result<()> {
             .with_help("vclock_inc(clock, origin) counts the write before it is made"));
     };
     let held = if row[0].is_null() { None } else { Some(&row[0]) };
-    write.learn(held, origin, n);
-    dots.join(&write);
-    Ok(())
+    write.learn(held, origin, n)?;
+    dots.join(&write)
 }
 
 /// A state that a function changes; no state is the empty one.

@@ -78,15 +78,13 @@ impl Strategy for RemoveWins {
         let Some((origin, n)) = crate::lattice::dots::dot_of(row)? else { return Ok(()) };
         let removes = row.get(3) == Some(&Value::Bool(true));
         let held = (!row[0].is_null()).then(|| claim(&row[0], removes));
-        state.0.learn(held.as_ref(), origin, n);
-        Ok(())
+        state.0.learn(held.as_ref(), origin, n)
     }
 }
 
 impl State for Claims {
     fn join(&mut self, other: &Self) -> Result<()> {
-        self.0.join(&other.0);
-        Ok(())
+        self.0.join(&other.0)
     }
 
     fn value(&self) -> Result<Value> {
@@ -94,10 +92,14 @@ impl State for Claims {
             return Ok(Value::Null);
         }
         // Sorted by element, and an addition before a removal of the same.
-        let claims: Vec<(&Value, bool)> = self.0.values().filter_map(parts).collect();
-        let removed = |e: &Value| claims.iter().any(|(other, removes)| *removes && *other == e);
-        let left = claims.iter().filter(|(e, removes)| !*removes && !removed(e));
-        Ok(Value::List(left.map(|(e, _)| (*e).clone()).collect()))
+        let mut claims = self.0.values().into_iter().filter_map(parts).peekable();
+        let mut elements = Vec::new();
+        while let Some((element, removes)) = claims.next() {
+            if !removes && claims.peek().is_none_or(|(next, _)| *next != element) {
+                elements.push(element);
+            }
+        }
+        Ok(Value::List(elements))
     }
 
     fn bottom(&self) -> Self {
@@ -114,7 +116,7 @@ impl State for Claims {
 
     fn decode(r: &mut Reader<'_>) -> Result<Self> {
         let store = DotStore::decode(r)?;
-        if store.values().any(|v| parts(v).is_none()) {
+        if store.values().into_iter().any(|v| parts(v).is_none()) {
             return Err(Error::corrupt_state("a dot of the state holds no element"));
         }
         Ok(Claims(store))
@@ -130,12 +132,10 @@ impl State for Claims {
 }
 
 /// The element of a claim, and whether it removes it.
-fn parts(claim: &Value) -> Option<(&Value, bool)> {
-    match claim {
-        Value::List(items) => match items.as_slice() {
-            [element, Value::Bool(removes)] if !element.is_null() => Some((element, *removes)),
-            _ => None,
-        },
+fn parts(claim: Value) -> Option<(Value, bool)> {
+    let Value::List(items) = claim else { return None };
+    match <[Value; 2]>::try_from(items) {
+        Ok([element, Value::Bool(removes)]) if !element.is_null() => Some((element, removes)),
         _ => None,
     }
 }

@@ -78,7 +78,7 @@ impl Strategy for TwoPhase {
 
 impl State for Phases {
     fn join(&mut self, other: &Self) -> Result<()> {
-        other.0.iter().for_each(|(element, removed)| self.learn(element, *removed));
+        other.0.iter().for_each(|(element, removed)| self.learn(&element, *removed));
         Ok(())
     }
 
@@ -86,7 +86,7 @@ impl State for Phases {
         if self.0.is_empty() {
             return Ok(Value::Null);
         }
-        Ok(Value::List(self.0.iter().filter(|(_, removed)| !**removed).map(|(element, _)| element.clone()).collect()))
+        Ok(Value::List(self.0.iter().filter(|(_, removed)| !**removed).map(|(element, _)| element.into_owned()).collect()))
     }
 
     fn bottom(&self) -> Self {
@@ -115,7 +115,7 @@ impl State for Phases {
     }
 
     fn info(&self) -> Value {
-        let part = |wanted: bool| Value::List(self.0.iter().filter(|(_, removed)| **removed == wanted).map(|(e, _)| e.clone()).collect());
+        let part = |wanted: bool| Value::List(self.0.iter().filter(|(_, removed)| **removed == wanted).map(|(e, _)| e.into_owned()).collect());
         Value::record(vec![("added".into(), part(false)), ("removed".into(), part(true))])
     }
 }

@@ -81,7 +81,7 @@ impl Strategy for VersionVector {
 
 impl State for Clocks {
     fn join(&mut self, other: &Self) -> Result<()> {
-        other.0.iter().for_each(|(who, n)| self.reach(who, *n));
+        other.0.iter().for_each(|(who, n)| self.reach(&who, *n));
         Ok(())
     }
 
@@ -89,7 +89,7 @@ impl State for Clocks {
         if self.0.is_empty() {
             return Ok(Value::Null);
         }
-        Ok(Value::map(self.0.iter().map(|(who, n)| (who.clone(), Value::Int((*n).into()))).collect()))
+        Ok(Value::map(self.0.iter().map(|(who, n)| (who.into_owned(), Value::Int((*n).into()))).collect()))
     }
 
     fn bottom(&self) -> Self {
@@ -127,7 +127,7 @@ impl State for Clocks {
 /// `not_a_state`, `corrupt_state`, `type_mismatch` for another state.
 pub(crate) fn clock(state: &Value) -> Result<Vec<(Value, u64)>> {
     let clocks = argument::<VersionVector>(state)?.unwrap_or_default();
-    Ok(clocks.0.iter().map(|(who, n)| (who.clone(), *n)).collect())
+    Ok(clocks.0.iter().map(|(who, n)| (who.into_owned(), *n)).collect())
 }
 
 fn functions() -> Vec<Function> {

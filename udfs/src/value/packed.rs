@@ -3,7 +3,7 @@
 
 use super::Value;
 use crate::codec::{self, Reader, Writer};
-use std::cell::RefCell;
+use std::cell::Cell;
 use std::cmp::Ordering;
 
 /// R2 between two values in their canonical bytes.
@@ -49,7 +49,7 @@ impl Packed {
     }
 
     /// The bytes of each.
-    pub fn iter(&self) -> impl ExactSizeIterator<Item = &[u8]> {
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = &[u8]> + Clone {
         (0..self.len()).map(|i| self.get(i))
     }
 
@@ -92,6 +92,20 @@ impl Packed {
         Err(low)
     }
 
+    /// The values from place `i`, which leave.
+    pub fn split_off(&mut self, i: usize) -> Packed {
+        let start = self.start(i);
+        let mut ends = self.ends.split_off(i);
+        ends.iter_mut().for_each(|end| *end -= start as u32);
+        Packed { bytes: self.bytes.split_off(start), ends }
+    }
+
+    /// Gives back memory that nothing is in.
+    pub fn shrink_to_fit(&mut self) {
+        self.bytes.shrink_to_fit();
+        self.ends.shrink_to_fit();
+    }
+
     /// Memory held, in bytes.
     pub fn heap_size(&self) -> usize {
         self.bytes.capacity() + self.ends.capacity() * size_of::<u32>()
@@ -104,16 +118,22 @@ impl Packed {
 }
 
 thread_local! {
-    static BUFFER: RefCell<Writer> = const { RefCell::new(Writer::new()) };
+    // Taken while it is in use: what runs with the bytes of one value may ask for those of another.
+    static BUFFER: Cell<Writer> = const { Cell::new(Writer::new()) };
+}
+
+fn with_buffer<T>(write: impl FnOnce(&mut Writer), run: impl FnOnce(&[u8]) -> T) -> T {
+    let mut w = BUFFER.take();
+    w.clear();
+    write(&mut w);
+    let result = run(w.as_bytes());
+    BUFFER.set(w);
+    result
 }
 
 /// The canonical bytes of a text, in a buffer that is used again.
 pub fn with_text<T>(text: &str, run: impl FnOnce(&[u8]) -> T) -> T {
-    BUFFER.with_borrow_mut(|w| {
-        w.clear();
-        w.text(text);
-        run(w.as_bytes())
-    })
+    with_buffer(|w| w.text(text), run)
 }
 
 /// The canonical bytes of a value, in a buffer that is used again.
@@ -124,9 +144,5 @@ pub fn with_bytes<T>(value: &Value, run: impl FnOnce(&[u8]) -> T) -> T {
         let (bytes, n) = codec::integer(v);
         return run(&bytes[..n]);
     }
-    BUFFER.with_borrow_mut(|w| {
-        w.clear();
-        w.value(value);
-        run(w.as_bytes())
-    })
+    with_buffer(|w| w.value(value), run)
 }
