@@ -134,7 +134,7 @@ fn fold(context: &Context<'_>) -> rusqlite::Result<Answer> {
     let connection = unsafe { context.get_connection()? };
     let mut statement = connection.prepare(&format!("SELECT {step} FROM (SELECT ?1 AS {left}, ?2 AS {right})"))?;
     for next in values {
-        folded = statement.query_row([plain(folded)?, plain(next)?], |row| Ok(value(row.get_ref(0)?)))?;
+        folded = statement.query_row([plain(folded)?, plain(next)?], |row| value(row.get_ref(0)?))?;
         if let Value::Float(v) = folded
             && v.is_nan()
         {

@@ -1,6 +1,5 @@
 //! States of fixed size: the strongest value with its version, while all values are of one class, and all versions.
 
-use crate::values::value;
 use mergeql_udfs::slot::{Held, Key, Parts, Slot, SmallBytes, Timed};
 use mergeql_udfs::value::order_key::{float_bits, float_from_bits};
 use mergeql_udfs::{Order, Value};
@@ -49,12 +48,13 @@ impl InSlot for SmallBytes {
     #[inline]
     fn get<'a>(plain: ValueRef<'a>, is_blob: bool) -> Option<&'a [u8]> {
         match (plain, is_blob) {
-            (Text(v), false) | (Blob(v), true) => Some(v),
+            (Text(v), false) => utf8(v),
+            (Blob(v), true) => Some(v),
             _ => None,
         }
     }
     fn value(seen: &[u8], is_blob: bool) -> Value {
-        value(if is_blob { Blob(seen) } else { Text(seen) })
+        if is_blob { Value::Bytes(seen.into()) } else { text_value(Some(seen)) }
     }
 }
 
@@ -94,13 +94,19 @@ fn number(key: Option<u64>, classes: &Classes) -> Value {
 fn text(plain: ValueRef<'_>) -> Option<Option<&[u8]>> {
     match plain {
         Null => Some(None),
-        Text(v) => Some(Some(v)),
+        Text(v) => utf8(v).map(Some),
         _ => None,
     }
 }
 
+/// A text, which is an error elsewhere if it is not UTF-8.
+#[inline]
+fn utf8(text: &[u8]) -> Option<&[u8]> {
+    std::str::from_utf8(text).is_ok().then_some(text)
+}
+
 fn text_value(part: Option<&[u8]>) -> Value {
-    part.map_or(Value::Null, |v| value(Text(v)))
+    part.map_or(Value::Null, |v| Value::text(String::from_utf8_lossy(v)))
 }
 
 impl InKey for () {

@@ -2,7 +2,7 @@
 
 use mergeql_lang::Diagnostic;
 use mergeql_udfs::codec::{Reader, Writer};
-use mergeql_udfs::{Error, Type, Value};
+use mergeql_udfs::{Code, Error, Type, Value};
 use rusqlite::functions::{Context, SqlFnOutput};
 use rusqlite::types::{ToSqlOutput, Value as Plain, ValueRef};
 
@@ -13,18 +13,31 @@ const JSON: u32 = b'J' as u32;
 
 /// An error as SQLite shows it: code, message, place, help.
 pub fn shown(error: impl Into<Box<Diagnostic>>) -> rusqlite::Error {
-    rusqlite::Error::UserFunctionError(error.into())
+    let mut error = error.into();
+    // SQLite takes a message up to the first NUL, and the bindings none that has one.
+    for text in [Some(&mut error.message), error.help.as_mut()].into_iter().flatten() {
+        if text.contains('\0') {
+            *text = text.replace('\0', "\\0");
+        }
+    }
+    rusqlite::Error::UserFunctionError(error)
 }
 
 /// A plain value as ours.
-pub fn value(plain: ValueRef<'_>) -> Value {
-    match plain {
+///
+/// # Errors
+/// `invalid_argument` for text that is not UTF-8: what would replace it makes one value of several.
+pub fn value(plain: ValueRef<'_>) -> rusqlite::Result<Value> {
+    Ok(match plain {
         ValueRef::Null => Value::Null,
         ValueRef::Integer(v) => Value::Int(v.into()),
         ValueRef::Real(v) => Value::float(v),
-        ValueRef::Text(v) => Value::text(String::from_utf8_lossy(v)),
+        ValueRef::Text(v) => Value::text(std::str::from_utf8(v).map_err(|_| {
+            let message = format!("a text is not UTF-8: {}", String::from_utf8_lossy(v));
+            shown(Diagnostic::new(Code::InvalidArgument, message).help("CAST(... AS BLOB) keeps such bytes"))
+        })?),
         ValueRef::Blob(v) => Value::Bytes(v.into()),
-    }
+    })
 }
 
 /// Argument `i` as a value of ours.
@@ -39,7 +52,7 @@ pub fn argument(context: &Context<'_>, i: usize) -> rusqlite::Result<Value> {
             reader.end().map_err(shown)?;
             Ok(value)
         }
-        plain => Ok(value(plain)),
+        plain => value(plain),
     }
 }
 
@@ -132,7 +145,7 @@ pub fn guarded<T>(run: impl FnOnce() -> rusqlite::Result<T>) -> rusqlite::Result
     std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).unwrap_or_else(|panic| {
         let said = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
         let message = format!("MergeQL failed: {}", said.unwrap_or("no reason is known"));
-        Err(shown(Diagnostic::new(mergeql_udfs::Code::Unsupported, message)))
+        Err(shown(Diagnostic::new(Code::Unsupported, message)))
     })
 }
 

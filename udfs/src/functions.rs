@@ -45,7 +45,17 @@ impl Function {
 
     /// A function of `n` arguments, the first a state, that gives a state.
     pub(crate) fn state(name: &'static str, title: &'static str, n: usize, run: fn(&[Value]) -> Result<Value>) -> Function {
-        Function { gives_state: true, ..Function::of(name, title, n..=n, Type::Bytes, run) }
+        Function::state_of(name, title, n..=n, run)
+    }
+
+    /// As [`Function::state`], of some number of arguments.
+    pub(crate) fn state_of(
+        name: &'static str,
+        title: &'static str,
+        arguments: RangeInclusive<usize>,
+        run: fn(&[Value]) -> Result<Value>,
+    ) -> Function {
+        Function { gives_state: true, ..Function::of(name, title, arguments, Type::Bytes, run) }
     }
 }
 
@@ -93,6 +103,20 @@ pub fn record(arguments: &[Value]) -> Result<Value> {
         }
     }
     Ok(Value::record(fields))
+}
+
+/// A state after one row more of a strategy without arguments; no state is the empty one.
+///
+/// # Errors
+/// As [`crate::Partial::update`] and [`crate::Partial::join_bytes`].
+pub(crate) fn updated(strategy: &str, before: &Value, row: &[Value]) -> Result<Value> {
+    let entry = catalog::find(strategy).ok_or_else(|| Error::invalid_argument(format!("there is no strategy `{strategy}`")))?;
+    let mut partial = entry.bind(&Call::new(row.iter().map(Type::of).collect()))?.partial();
+    if let Some(bytes) = state(before)? {
+        partial.join_bytes(bytes)?;
+    }
+    partial.update(row)?;
+    Ok(partial.encode().map_or(Value::Null, |bytes| Value::Bytes(bytes.into())))
 }
 
 /// Every scalar function that a host registers.

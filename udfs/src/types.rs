@@ -82,6 +82,22 @@ pub enum Type {
 }
 
 impl Type {
+    /// The type that a value is of by itself.
+    pub(crate) fn of(value: &crate::value::Value) -> Type {
+        use crate::value::Value;
+        match value {
+            Value::Null => Type::Null,
+            Value::Bool(_) => Type::Boolean,
+            Value::Int(_) => Type::INT64,
+            Value::Float(_) => Type::Float64,
+            Value::Decimal { .. } => Type::NUMERIC,
+            Value::Bytes(_) => Type::Bytes,
+            Value::List(items) => Type::List(Box::new(items.first().map_or(Type::Null, Type::of))),
+            Value::Struct(fields) => Type::Struct(fields.iter().map(|(name, value)| (name.clone(), Type::of(value))).collect()),
+            _ => Type::Text,
+        }
+    }
+
     /// `BIGINT`
     pub const INT64: Type = Type::Int { bits: 64, signed: true };
     /// `NUMERIC` without precision and scale.

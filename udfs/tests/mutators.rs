@@ -62,6 +62,13 @@ const TYPES: &[(fn() -> Value, &[&str], Change)] = &[
         &["counter_add"],
         |s, who, _, n, _| run("counter_add", &[s.clone(), who.clone(), Value::Int(i128::from(n) - 128)]),
     ),
+    (nothing, &["gcounter_add"], |s, who, _, n, _| run("gcounter_add", &[s.clone(), who.clone(), Value::Int(n.into())])),
+    (nothing, &["gset_add"], |s, _, _, n, _| run("gset_add", &[s.clone(), element(n)])),
+    (nothing, &["twopset_add", "twopset_remove"], |s, _, which, n, _| {
+        run(if which % 3 == 0 { "twopset_remove" } else { "twopset_add" }, &[s.clone(), element(n)])
+    }),
+    (nothing, &["gauge_set"], |s, who, _, n, m| run("gauge_set", &[s.clone(), who.clone(), element(n), version(m)])),
+    (nothing, &["lww_set"], |s, who, _, n, m| run("lww_set", &[s.clone(), element(n), version(m), who.clone()])),
     (nothing, &["vclock_inc"], |s, who, _, _, _| run("vclock_inc", &[s.clone(), who.clone()])),
     (nothing, &["dvv_event"], |s, who, _, _, _| run("dvv_event", &[s.clone(), who.clone()])),
     (nothing, &["hlc_at"], |s, who, _, n, _| {
@@ -86,7 +93,7 @@ const TYPES: &[(fn() -> Value, &[&str], Change)] = &[
         let key = Value::text(["k", "l"][usize::from(n % 2)]);
         match which % 4 {
             0 if !s.is_null() => run("ormap_remove", &[s.clone(), key]),
-            // Sometimes a state that does not join with what is there: then nothing changes.
+            // Sometimes a state that does not join with what is there: then the key has both.
             1 => run("ormap_put", &[s.clone(), key, run("orset_add", &[Value::Null, element(n), who.clone()])?, who.clone()]),
             _ => run("ormap_put", &[s.clone(), key, run("counter_add", &[Value::Null, who.clone(), element(n)])?, who.clone()]),
         }
@@ -218,4 +225,35 @@ fn a_map_with_two_types_under_a_key_stays_readable() {
     let shown = run("crdt_value", std::slice::from_ref(&both)).unwrap().to_string();
     assert!(shown.contains("\"n\":2") && shown.contains("[\"x\"]"), "{shown}");
     assert_eq!(run("ormap_get", &[both, Value::text("k")]).unwrap_err().code, Code::TypeMismatch);
+}
+
+/// Two replicas put states of two types under one key: each is read and changed by its type.
+#[test]
+fn a_key_of_two_types_is_read_by_type() {
+    let (null, k, who) = (Value::Null, Value::text("k"), Value::text("a"));
+    let clock = run("vclock_inc", &[null.clone(), who.clone()]).unwrap();
+    let count = run("counter_add", &[null.clone(), who.clone(), Value::Int(2)]).unwrap();
+    let put = |map: &Value, state: &Value, who: &str| run("ormap_put", &[map.clone(), k.clone(), state.clone(), Value::text(who)]).unwrap();
+    let both = joined(&put(&null, &clock, "a"), &put(&null, &count, "b"));
+    let error = run("ormap_get", &[both.clone(), k.clone()]).unwrap_err();
+    assert!(error.help.unwrap().contains("ormap_get(state, key, '"), "no way out is told");
+    assert_eq!(run("ormap_get", &[both.clone(), k.clone(), Value::text("pncounter")]).unwrap(), count);
+    // A change of one leaves the other.
+    let more = put(&both, &run("counter_add", &[count, who, Value::Int(3)]).unwrap(), "b");
+    assert_eq!(run("ormap_get", &[more.clone(), k.clone(), Value::text("vclock")]).unwrap(), clock);
+    assert_eq!(run("crdt_value", &[more]).unwrap(), Value::text(r#"{"k":[5,{"a":1}]}"#));
+}
+
+#[test]
+fn what_is_no_number_is_not_counted() {
+    let add = |n: f64| run("counter_add", &[Value::Null, Value::text("a"), Value::float(n)]);
+    assert!([f64::NAN, f64::INFINITY].into_iter().all(|n| add(n).unwrap_err().code == Code::InvalidArgument));
+    let more = run("counter_add", &[add(1e308).unwrap(), Value::text("b"), Value::float(1e308)]).unwrap();
+    assert!(run("crdt_value", &[more]).is_err(), "a sum beyond doubles");
+}
+
+#[test]
+fn an_empty_bounded_counter_stands_at_its_bound() {
+    let new = run("bounded_new", &[Value::Int(5)]).unwrap();
+    assert_eq!(run("crdt_value", &[new]).unwrap(), Value::text("5"));
 }

@@ -271,3 +271,20 @@ fn many_groups_equal_one_by_one() {
         assert_eq!(shown(whole.finish(11).unwrap()), values);
     }
 }
+
+/// An image of a theta sketch does not say its precision; sketches of two join at the smaller, in any order.
+#[test]
+fn theta_sketches_of_two_precisions_join_at_the_smaller() {
+    let of = |precision: i128, range| bytes(state("theta", &[("precision", Value::Int(precision))], range));
+    let (small, large, other) = (of(5, 0..1000), of(8, 500..4000), of(6, 3000..9000));
+    let join = |a: &Value, b: &Value| run("crdt_join", &[a.clone(), b.clone()]).unwrap();
+    let one = join(&join(&small, &large), &other);
+    assert_eq!(one, join(&join(&other, &large), &small));
+    assert_eq!(one, join(&one, &small));
+    assert!(run("crdt_info", &[one]).unwrap().to_string().contains("\"precision\":5"));
+    // From another library: a few values, and many.
+    let image = |state: &Value| run("crdt_to_sketch", &[state.clone()]).unwrap();
+    let (few, many) = (of(14, 0..10), of(14, 0..100_000));
+    let read = |image: Value| run("crdt_from_sketch", &[image, Value::Int(14)]).unwrap();
+    assert_eq!(join(&read(image(&few)), &read(image(&many))), join(&few, &many));
+}

@@ -1,7 +1,7 @@
 //! Values: any of them survives the codec, and the order is one total order.
 #![allow(clippy::unwrap_used, missing_docs)]
 
-use mergeql_udfs::Value;
+use mergeql_udfs::{Value, functions};
 use mergeql_udfs::codec::{Reader, Writer};
 use mergeql_udfs::value::order_key::order_key;
 use proptest::prelude::*;
@@ -91,4 +91,22 @@ proptest! {
             }
         }
     }
+}
+
+/// A map has the names of a JSON object where its keys are written apart, and pairs where they are not.
+#[test]
+fn keys_that_are_written_alike_stay_two() {
+    let map = |keys: [Value; 2]| Value::map(keys.into_iter().zip([Value::Int(1), Value::Int(2)]).collect()).to_json();
+    assert_eq!(map([Value::Int(1), Value::text("x")]), r#"{"1":1,"x":2}"#);
+    assert_eq!(map([Value::Int(1), Value::text("1")]), r#"[[1,1],["1",2]]"#);
+}
+
+#[test]
+fn worth_is_at_any_depth() {
+    let digest = |value: Value| (functions::all().iter().find(|f| f.name == "row_digest").unwrap().run)(&[value]).unwrap();
+    let list = |value: Value| Value::List(vec![Value::record(vec![("a".into(), value)])]);
+    let tenth = Value::Decimal { unscaled: 10, scale: 1 };
+    assert_eq!(digest(list(Value::Int(1))), digest(list(Value::float(1.0))));
+    assert_eq!(digest(list(Value::Int(1))), digest(list(tenth)));
+    assert_ne!(digest(list(Value::Int(1))), digest(list(Value::float(1.5))));
 }

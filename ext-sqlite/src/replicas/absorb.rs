@@ -119,7 +119,7 @@ fn absorb_as(connection: &Connection, replica: &Replica, counted_by: Option<&str
             continue;
         }
         let mut writer = mergeql_udfs::codec::Writer::default();
-        writer.value(&super::definition::key(&[value((&pk).into())]));
+        writer.value(&super::definition::key(&[value((&pk).into())?]));
         let place = *places.entry((table, writer.as_bytes().to_vec())).or_insert(noted.len());
         if place == noted.len() {
             noted.push((table, pk, Noted::default()));
@@ -233,7 +233,7 @@ fn write_columns(
         let clock = clocks[&column.name].max(before.as_ref().map_or(forgotten, |(_, c)| *c).saturating_add(1));
         let state = before.as_ref().map(|(s, _)| s.as_slice());
         let origin = if before.is_none() && cell::counts(column) { by.counted_by } else { by.origin };
-        let made = cell::written(column, state, &value((&held).into()), clock, origin)
+        let made = cell::written(column, state, &value((&held).into())?, clock, origin)
             .map_err(|e| shown(Diagnostic::new(Code::TypeMismatch, format!("`{}.{}`: {e}", definition.table, column.name))))?;
         if let Some(made) = &made {
             keep(connection, numbers, &definition.table, pk, &column.name, made, clock, by.origin)?;
@@ -392,7 +392,7 @@ pub(super) fn missing(connection: &Connection, definition: &Definition) -> Resul
     for pk in there(connection, definition)?.into_iter().filter_map(|(pk, there)| there.then_some(pk)) {
         let key = key_parts(&pk, definition.key.len())?;
         if shows.query_row(rusqlite::params_from_iter(&key), |_| Ok(())).optional()?.is_none() {
-            found.push(key.iter().map(|part| value(part.into())).collect());
+            found.push(key.iter().map(|part| value(part.into())).collect::<rusqlite::Result<_>>()?);
         }
     }
     Ok(found)

@@ -51,6 +51,35 @@ mod tests {
         lines.map(read).collect()
     }
 
+    /// What a frame cannot tell apart is refused, and what it says twice.
+    #[test]
+    fn nothing_is_guessed() {
+        let run = |name: &str, args: &[Value]| {
+            (crate::functions::all().into_iter().find(|f| f.name == name).expect("a function").run)(args)
+        };
+        let (one, text) = (Value::Int(1), Value::text("a"));
+        let frame = |state: Value| match state {
+            Value::Bytes(state) => to_frame(&state),
+            other => panic!("{other:?} is no state"),
+        };
+        let unsupported = |state: Value| assert_eq!(frame(state).expect_err("a frame").code, Code::Unsupported);
+        unsupported(run("counter_add", &[Value::Null, one.clone(), Value::Int(5)]).expect("a counter"));
+        unsupported(run("vclock_inc", &[Value::Null, one.clone()]).expect("a clock"));
+        unsupported(run("map_set", &[Value::Null, one, text.clone(), Value::float(1.0), text.clone()]).expect("a map"));
+        let json = |kind: u8, payload: &str| {
+            let mut frame = [&MAGIC[..], &[0, 1, kind, 0]].concat();
+            frame.extend((payload.len() as u32).to_be_bytes());
+            frame.extend(payload.bytes());
+            from_frame(&frame, None).map_err(|e| e.code)
+        };
+        assert!(json(VECTOR_CLOCK, r#"{"type":"vector_clock","clocks":{"a":1,"b":12345678901}}"#).is_ok());
+        for twice in [r#"{"type":"vector_clock","clocks":{"a":1,"a":5}}"#, r#"{"type":"vector_clock","type":"vector_clock","clocks":{"a":1}}"#] {
+            assert_eq!(json(VECTOR_CLOCK, twice), Err(Code::CorruptState));
+        }
+        let deep = format!(r#"{{"type":"vector_clock","clocks":{{"a":1}},"more":{}{}}}"#, "[".repeat(90), "]".repeat(90));
+        assert_eq!(json(VECTOR_CLOCK, &deep), Err(Code::CorruptState));
+    }
+
     #[test]
     fn frames_of_every_type_with_a_state_come_back_as_they_were() {
         let mut back = Vec::new();

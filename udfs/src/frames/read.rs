@@ -9,6 +9,7 @@ use crate::strategies::dvv;
 use crate::strategies::frame_sketches::{Bloom, CountMin, Hll, Joined, OfFrames, Sketch};
 use crate::types::Type;
 use crate::value::Value;
+use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use std::collections::{HashMap, HashSet};
 use std::io::Read;
 
@@ -238,19 +239,6 @@ fn nothing(strategy: &str) -> Result<Vec<u8>> {
 }
 
 /// The type of a value of a payload.
-fn type_of(value: &Value) -> Type {
-    match value {
-        Value::Null => Type::Null,
-        Value::Bool(_) => Type::Boolean,
-        Value::Int(_) => Type::INT64,
-        Value::Float(_) => Type::Float64,
-        Value::Bytes(_) => Type::Bytes,
-        Value::List(items) => Type::List(Box::new(items.first().map_or(Type::Null, type_of))),
-        Value::Struct(fields) => Type::Struct(fields.iter().map(|(name, value)| (name.clone(), type_of(value))).collect()),
-        _ => Type::Text,
-    }
-}
-
 fn counts(counter: &Item) -> Result<Vec<(Value, Value)>> {
     let counts = counter.of_type("g_counter")?.field("counts")?.pairs()?;
     counts.into_iter().map(|(node, n)| Ok((Value::text(node), n.plain()?.clone()))).collect()
@@ -259,11 +247,102 @@ fn counts(counter: &Item) -> Result<Vec<(Value, Value)>> {
 /// A value of a register and its version: time, then node.
 fn register(item: &Item) -> Result<[Value; 3]> {
     let item = item.of_type("lww_register")?;
-    let time = match item.field("timestamp")?.plain()? {
-        time @ (Value::Float(_) | Value::Int(_)) => time.to_owned(),
-        other => return Err(corrupt(format!("the time of a register is {other}"))),
+    let node = match item.field("node_id")?.plain()? {
+        node @ Value::Text(_) => node.clone(),
+        other => return Err(corrupt(format!("the node of a register is {other}"))),
     };
-    Ok([item.field("value")?.value()?, time, item.field("node_id")?.plain()?.clone()])
+    Ok([item.field("value")?.value()?, time(item.field("timestamp")?)?, node])
+}
+
+/// The time of a register or of its removal.
+fn time(item: &Item) -> Result<Value> {
+    match item.plain()? {
+        time @ (Value::Float(_) | Value::Int(_)) if !time.is_nan() => Ok(time.clone()),
+        other => Err(corrupt(format!("the time of a register is {other}"))),
+    }
+}
+
+/// A JSON payload: no name twice in an object, no nesting beyond what states have.
+#[derive(Debug)]
+struct Strict(serde_json::Value);
+
+fn json(payload: &[u8]) -> Result<serde_json::Value> {
+    fn depth(json: &serde_json::Value) -> usize {
+        match json {
+            serde_json::Value::Array(items) => 1 + items.iter().map(depth).max().unwrap_or(0),
+            serde_json::Value::Object(fields) => 1 + fields.values().map(depth).max().unwrap_or(0),
+            _ => 0,
+        }
+    }
+    let Strict(json) = serde_json::from_slice(payload).map_err(corrupt)?;
+    if depth(&json) > MAX_DEPTH {
+        return Err(corrupt(format!("it nests deeper than {MAX_DEPTH}")));
+    }
+    Ok(json)
+}
+
+impl<'de> Deserialize<'de> for Strict {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Strict, D::Error> {
+        deserializer.deserialize_any(StrictVisitor).map(Strict)
+    }
+}
+
+struct StrictVisitor;
+
+impl<'de> Visitor<'de> for StrictVisitor {
+    type Value = serde_json::Value;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("JSON")
+    }
+
+    fn visit_bool<E>(self, v: bool) -> std::result::Result<Self::Value, E> {
+        Ok(v.into())
+    }
+
+    fn visit_i64<E>(self, v: i64) -> std::result::Result<Self::Value, E> {
+        Ok(v.into())
+    }
+
+    fn visit_u64<E>(self, v: u64) -> std::result::Result<Self::Value, E> {
+        Ok(v.into())
+    }
+
+    fn visit_f64<E>(self, v: f64) -> std::result::Result<Self::Value, E> {
+        Ok(v.into())
+    }
+
+    fn visit_str<E>(self, v: &str) -> std::result::Result<Self::Value, E> {
+        Ok(v.into())
+    }
+
+    fn visit_unit<E>(self) -> std::result::Result<Self::Value, E> {
+        Ok(serde_json::Value::Null)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> std::result::Result<Self::Value, A::Error> {
+        let mut list = Vec::new();
+        while let Some(Strict(item)) = items.next_element()? {
+            list.push(item);
+        }
+        Ok(list.into())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> std::result::Result<Self::Value, A::Error> {
+        let mut object = serde_json::Map::new();
+        while let Some((name, Strict(field))) = fields.next_entry::<String, Strict>()? {
+            // How serde_json hands on a number with all its digits.
+            if name == "$serde_json::private::Number" {
+                let digits = field.as_str().and_then(|digits| digits.parse::<serde_json::Number>().ok());
+                return digits.map(Into::into).ok_or_else(|| serde::de::Error::custom("a number has no digits"));
+            }
+            if object.contains_key(&name) {
+                return Err(serde::de::Error::custom(format!("a key stands twice in a map: {name:?}")));
+            }
+            object.insert(name, field);
+        }
+        Ok(object.into())
+    }
 }
 
 /// The payload of a frame, as a tree.
@@ -349,7 +428,7 @@ fn delta(item: &Item, key: Option<&str>) -> Result<Vec<u8>> {
     for id in item.field("removed")?.items()? {
         rows.push(vec![Value::Null, id.plain()?.clone(), time.clone(), node.clone()]);
     }
-    let (ty, key) = rows.first().map_or((Type::Null, Type::Text), |row| (type_of(&row[0]), type_of(&row[1])));
+    let (ty, key) = rows.first().map_or((Type::Null, Type::Text), |row| (Type::of(&row[0]), Type::of(&row[1])));
     state_of("lwwmap", vec![ty, key, Type::Float64, Type::Text], rows)
 }
 
@@ -381,18 +460,18 @@ pub fn from_frame(frame: &[u8], key: Option<&str>) -> Result<Vec<u8>> {
         DELTA => return delta(&tree(&payload)?, key),
         GENERIC => {
             let value = tree(&payload)?.value()?;
-            return state_of("lww", vec![type_of(&value)], [vec![value]]);
+            return state_of("lww", vec![Type::of(&value)], [vec![value]]);
         }
         HLL => return hll(frame).map(sketch),
         BLOOM => return bloom(frame).map(sketch),
         COUNT_MIN => return count_min(frame).map(sketch),
         VECTOR_CLOCK => {
-            let json: serde_json::Value = serde_json::from_slice(&payload).map_err(corrupt)?;
+            let json = json(&payload)?;
             let rows = clocks(&json)?.into_iter().map(|(node, n)| vec![Value::Int(n.into()), Value::text(node)]);
             return state_of("vclock", vec![Type::INT64, Type::Text], rows);
         }
         DOTTED_CLOCK => {
-            let json: serde_json::Value = serde_json::from_slice(&payload).map_err(corrupt)?;
+            let json = json(&payload)?;
             if json["type"] != "dotted_version_vector" {
                 return Err(corrupt("it does not say that it is a dotted_version_vector"));
             }
@@ -428,7 +507,7 @@ pub fn from_frame(frame: &[u8], key: Option<&str>) -> Result<Vec<u8>> {
         }
         REGISTER => {
             let [value, time, node] = register(&item)?;
-            state_of("lww", vec![type_of(&value), Type::Float64, Type::Text], [vec![value, time, node]])
+            state_of("lww", vec![Type::of(&value), Type::Float64, Type::Text], [vec![value, time, node]])
         }
         OR_SET => {
             let item = item.of_type("or_set")?;
@@ -460,7 +539,7 @@ pub fn from_frame(frame: &[u8], key: Option<&str>) -> Result<Vec<u8>> {
                     rows.push(vec![element.clone(), tag.clone(), Value::Int(1)]);
                 }
             }
-            let ty = rows.first().map_or(Type::Text, |row| type_of(&row[0]));
+            let ty = rows.first().map_or(Type::Text, |row| Type::of(&row[0]));
             state_of("orset", vec![ty, Type::Text, Type::INT64], rows)
         }
         _ => {
@@ -477,9 +556,9 @@ pub fn from_frame(frame: &[u8], key: Option<&str>) -> Result<Vec<u8>> {
                 rows.push(vec![value, Value::text(key), time, node]);
             }
             for (key, time) in item.field("tombstones")?.pairs()? {
-                rows.push(vec![Value::Null, Value::text(key), time.plain()?.clone(), Value::Null]);
+                rows.push(vec![Value::Null, Value::text(key), self::time(time)?, Value::Null]);
             }
-            let ty = rows.first().map_or(Type::Text, |row| type_of(&row[0]));
+            let ty = rows.first().map_or(Type::Text, |row| Type::of(&row[0]));
             state_of("lwwmap", vec![ty, Type::Text, Type::Float64, Type::Text], rows)
         }
     }

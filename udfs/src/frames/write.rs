@@ -72,14 +72,14 @@ fn put_type(out: &mut Vec<u8>, fields: usize, name: &str) {
     put_text(out, name);
 }
 
-/// A map of the state's content, by text keys.
+/// A map of the state's content, by text keys: another kind of key would come back as a text, which is another key.
 fn entries(content: &Value) -> Result<Vec<(String, &Value)>> {
     let Value::Map(pairs) = content else { return Err(Error::new(Code::Unsupported, "the state has no origins")) };
-    let text = |value: &Value| match value {
-        Value::Text(text) => text.to_string(),
-        other => other.to_string(),
+    let text = |(key, value)| match key {
+        &Value::Text(ref text) => Ok((text.to_string(), value)),
+        other => Err(Error::new(Code::Unsupported, format!("a frame names origins and keys by texts, and `{other}` is a {}", other.kind()))),
     };
-    Ok(pairs.iter().map(|(key, value)| (text(key), value)).collect())
+    pairs.iter().map(|(key, value)| text((key, value))).collect()
 }
 
 fn part<'v>(record: &'v Value, name: &str) -> &'v Value {
@@ -220,7 +220,7 @@ pub fn to_frame(state: &[u8]) -> Result<Vec<u8>> {
             let Value::List(held) = part(&content, "held") else { return Err(Error::corrupt_state("the set holds no list")) };
             let mut types = Vec::new();
             let mut elements: Vec<(String, Vec<String>)> = Vec::new();
-            let mut texts = HashSet::new();
+            let (mut texts, mut tags) = (HashSet::new(), HashSet::new());
             for one in held {
                 let (element, dots) = (part(one, "value"), part(one, "dots"));
                 let (text, ty) = match element {
@@ -246,7 +246,12 @@ pub fn to_frame(state: &[u8]) -> Result<Vec<u8>> {
                     },
                     _ => String::new(),
                 };
-                elements.push((text, dots.iter().map(tag).collect()));
+                let dots: Vec<String> = dots.iter().map(tag).collect();
+                if let Some(twice) = dots.iter().find(|tag| !tags.insert((*tag).clone())) {
+                    let message = format!("two additions of the set would be the tag `{twice}` in a frame");
+                    return Err(Error::new(Code::Unsupported, message));
+                }
+                elements.push((text, dots));
             }
             put_type(out, if types.is_empty() { 2 } else { 3 }, "or_set");
             put_text(out, "elements");

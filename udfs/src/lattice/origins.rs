@@ -172,8 +172,9 @@ pub fn sum<'a>(values: impl Iterator<Item = &'a Value> + Clone) -> Result<Value>
     if let Some(total) = integers {
         return Ok(Value::Int(total));
     }
+    let finite = |value: &Value| !matches!(value, Value::Float(v) if !v.is_finite());
     let (mut exact, mut float, mut scale) = (Exact::default(), false, None);
-    for value in values {
+    for value in values.clone() {
         exact.add(value);
         match value {
             Value::Float(_) => float = true,
@@ -182,7 +183,11 @@ pub fn sum<'a>(values: impl Iterator<Item = &'a Value> + Clone) -> Result<Value>
         }
     }
     if float {
-        return Ok(Value::float(exact.quotient(1)));
+        let sum = exact.quotient(1);
+        if sum.is_finite() || !values.clone().all(finite) {
+            return Ok(Value::float(sum));
+        }
+        return Err(Error::invalid_argument("the sum does not fit into a double"));
     }
     let overflow = || Error::invalid_argument("the sum does not fit into 128 bits");
     match scale {

@@ -124,9 +124,9 @@ pub(crate) fn deviations(n: u8) -> NumStdDev {
     }
 }
 
-/// That two states cannot join.
-pub(crate) fn differ(what: &str, a: impl Display, b: impl Display) -> Error {
-    Error::type_mismatch(format!("a sketch of {what} {a} cannot join one of {what} {b}"))
+/// That two states of a kind cannot join.
+pub(crate) fn differ(kind: &str, what: &str, a: impl Display, b: impl Display) -> Error {
+    Error::type_mismatch(format!("a {kind} of {what} {a} cannot join one of {what} {b}"))
         .with_help("make both with the same arguments")
 }
 
@@ -187,7 +187,16 @@ fn jaccard(args: &[Value]) -> Result<Value> {
 }
 
 /// The state of an image of DataSketches; the third byte says of which family.
-fn from_image(image: &[u8]) -> Result<Value> {
+fn from_image(image: &[u8], precision: Option<&Value>) -> Result<Value> {
+    if let Some(precision) = precision
+        && image.get(2) == Some(&3)
+    {
+        let lg_k = match precision.to_worth() {
+            Value::Int(n @ 4..=26) => n as u8,
+            other => return Err(Error::invalid_argument(format!("the precision of a theta sketch is from 4 to 26, not {other}"))),
+        };
+        return Ok(state_of(&Theta::from_image(image)?.with_precision(lg_k)));
+    }
     Ok(match image.get(2) {
         Some(3) => state_of(&Theta::from_image(image)?),
         Some(7) => state_of(&Hll::from_image(image)?),
@@ -262,12 +271,15 @@ pub(crate) fn functions() -> Vec<Function> {
                 .map_or(Value::Null, |(filter, item)| Value::Bool(filter.contains(&item))))
         }),
         f("crdt_to_sketch", "the sketch as other libraries of DataSketches read it", 1..=1, Type::Bytes, |a| to_image(&a[0])),
-        Function::state("crdt_from_sketch", "the state of a sketch that another library of DataSketches wrote", 1, |a| {
-            match &a[0] {
+        Function::state_of(
+            "crdt_from_sketch",
+            "the state of a sketch that another library of DataSketches wrote; the image of a theta sketch does not say its precision, which may be given",
+            1..=2,
+            |a| match &a[0] {
                 Value::Null => Ok(Value::Null),
-                Value::Bytes(image) => from_image(image),
+                Value::Bytes(image) => from_image(image, a.get(1).filter(|precision| !precision.is_null())),
                 other => Err(Error::type_mismatch(format!("a sketch is bytes, not a {}", other.kind()))),
-            }
-        }),
+            },
+        ),
     ]
 }

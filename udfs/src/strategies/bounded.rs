@@ -124,6 +124,11 @@ impl Strategy for Bounded {
         Accounts { bound: self.bound, origins: Origins::default() }
     }
 
+    /// Of no rows nothing is known.
+    fn resolve(&self, state: &Accounts) -> Result<Value> {
+        if state.origins.is_empty() { Ok(Value::Null) } else { state.value() }
+    }
+
     fn update(&self, state: &mut Accounts, row: &[Value]) -> Result<()> {
         if row[0].is_null() && row[1].is_null() {
             return Ok(());
@@ -144,16 +149,13 @@ impl Strategy for Bounded {
 impl State for Accounts {
     fn join(&mut self, other: &Self) -> Result<()> {
         if self.bound != other.bound {
-            return Err(differ("bound", self.bound, other.bound));
+            return Err(differ("counter", "bound", self.bound, other.bound));
         }
         other.origins.iter().for_each(|(who, account)| self.origins.say(&who, |known| known.raise(account), || account.clone()));
         Ok(())
     }
 
     fn value(&self) -> Result<Value> {
-        if self.origins.is_empty() {
-            return Ok(Value::Null);
-        }
         let sum: i128 = self.origins.values().map(|account| i128::from(account.added) - i128::from(account.used)).sum();
         i64::try_from(i128::from(self.bound) + sum).map(|v| Value::Int(v.into())).map_err(|_| overflow())
     }

@@ -5,6 +5,7 @@ use crate::catalog::{Arg, ArgKind, Entry, Input, Spec};
 use crate::codec::{Reader, Writer};
 use crate::error::{Error, Result};
 use crate::fast::slot::Shape;
+use crate::functions::{Function, updated};
 use crate::lattice::set::{ValueSet, join_texts, separator};
 use crate::types::Type;
 use crate::value::Value;
@@ -12,7 +13,9 @@ use std::sync::Arc;
 
 pub(crate) fn register(entries: &mut Vec<Entry>) {
     entries.push(Entry::of::<Concat>());
-    entries.push(Entry::of::<GrowOnlySet>());
+    entries.push(Entry::of::<GrowOnlySet>().with_functions(|| {
+        vec![Function::state("gset_add", "the set with an element more", 2, |a| updated("gset", &a[0], &a[1..]))]
+    }));
 }
 
 #[derive(Debug)]

@@ -273,11 +273,20 @@ impl State for UpAndDown {
 
 fn functions() -> Vec<Function> {
     let title = "the counter after an origin counted this much more, or less; no state is an empty `pncounter`";
-    vec![Function::state("counter_add", title, 3, |a| add(&a[0], &a[1], &a[2]))]
+    vec![
+        Function::state("counter_add", title, 3, |a| add(&a[0], &a[1], &a[2])),
+        Function::state("gcounter_add", "the grow-only counter after an origin counted this much more; no state is an empty `counter`", 3, |a| {
+            let empty = if a[0].is_null() { Value::Bytes(encode::<Counter>(&Grown::default()).into()) } else { a[0].clone() };
+            add(&empty, &a[1], &a[2])
+        }),
+    ]
 }
 
 fn add(state: &Value, who: &Value, n: &Value) -> Result<Value> {
     let (who, n) = (origin(who)?, number(n)?);
+    if matches!(n, Value::Float(v) if !v.is_finite()) {
+        return Err(Error::invalid_argument(format!("an origin cannot count {n} more")));
+    }
     let more = |known: &Value, n: &Value| sum([known.clone(), n.clone()].iter());
     let falls = *n < Value::Int(0);
     let bytes = bytes_of(state)?;

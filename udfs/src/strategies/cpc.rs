@@ -98,7 +98,7 @@ impl Sketch for Cpc {
 impl State for Cpc {
     fn join(&mut self, other: &Self) -> Result<()> {
         if self.0.lg_k() != other.0.lg_k() {
-            return Err(differ("precision", self.0.lg_k(), other.0.lg_k()));
+            return Err(differ("sketch", "precision", self.0.lg_k(), other.0.lg_k()));
         }
         *self = self.union(other);
         Ok(())

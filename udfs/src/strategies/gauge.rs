@@ -5,6 +5,7 @@ use crate::aggregate::{Call, State, Strategy};
 use crate::catalog::{Entry, Input, Spec};
 use crate::codec::{Reader, Writer};
 use crate::error::{Error, Result};
+use crate::functions::{Function, updated};
 use crate::lattice::best::nan_last;
 use crate::lattice::origins::{self, Origins, check_number, mean, mean_type, number, origin, sum, sum_type};
 use crate::lattice::version::VersionOrder;
@@ -13,7 +14,13 @@ use crate::value::Value;
 use std::cmp::Ordering;
 
 pub(crate) fn register(entries: &mut Vec<Entry>) {
-    entries.push(Entry::of::<PerOrigin<SUM>>());
+    entries.push(Entry::of::<PerOrigin<SUM>>().with_functions(|| {
+        let title = "the gauge after an origin measured a value, with its version";
+        vec![Function::state_of("gauge_set", title, 4..=usize::MAX, |a| {
+            let row: Vec<Value> = [&a[2], &a[1]].into_iter().chain(&a[3..]).cloned().collect();
+            updated("gauge", &a[0], &row)
+        })]
+    }));
     entries.push(Entry::of::<PerOrigin<MEAN>>());
     entries.push(Entry::of::<PerOrigin<MEDIAN>>());
 }

@@ -208,7 +208,7 @@ impl Sketch for Hll {
 impl State for Hll {
     fn join(&mut self, other: &Self) -> Result<()> {
         if self.lg_k != other.lg_k {
-            return Err(differ("precision", self.lg_k, other.lg_k));
+            return Err(differ("sketch", "precision", self.lg_k, other.lg_k));
         }
         match (&mut self.kept, &other.kept) {
             (_, Kept::Coupons(coupons)) => coupons.iter().for_each(|coupon| self.offer(*coupon)),

@@ -7,6 +7,7 @@ use crate::error::Result;
 use crate::fast::best::Order;
 use crate::fast::slot::Shape;
 use crate::fast;
+use crate::functions::{Function, updated};
 use crate::lattice::best::{Best, Candidate, Ranking, nan_last};
 use crate::lattice::version::VersionOrder;
 use crate::types::Type;
@@ -14,7 +15,10 @@ use crate::value::Value;
 use std::cmp::Ordering;
 
 pub(crate) fn register(entries: &mut Vec<Entry>) {
-    entries.push(Entry::of::<Register<false>>());
+    entries.push(Entry::of::<Register<false>>().with_functions(|| {
+        let title = "the register after a value was written, with its version";
+        vec![Function::state_of("lww_set", title, 3..=usize::MAX, |a| updated("lww", &a[0], &a[1..]))]
+    }));
     entries.push(Entry::of::<Register<true>>());
 }
 

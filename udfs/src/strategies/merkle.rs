@@ -272,7 +272,8 @@ const MERKLE: Spec = Spec {
           keys that differ, reading a path for each; `merkle_prove(tree, key)` shows that a row is in a table whose root is known, \
           `merkle_verify(root, key, digest, proof)` checks that. `merkle_buckets(tree, bits)` gives the hashes of parts of the keys, and \
           `merkle_bucket(key, bits)` says in which part a key is, so that two hosts that exchange a few hashes know which rows to exchange. The tree \
-          is over the hashes of keys: an insert changes one path.",
+          is over the hashes of keys: an insert changes one path. A table without rows has the tree NULL, which differs from others in all their rows. \
+          Rows whose key is NULL count as rows of one key, of which the greatest digest counts: leave them out, or give them keys.",
     inputs: &[Input::Value, Input::Digest],
     args: &[Arg { name: "digest", kind: ArgKind::Column(Input::Digest, true), doc: "the digest of the row" }],
     takes: "keys of any type, with digests of 32 bytes",

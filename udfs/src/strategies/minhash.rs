@@ -33,7 +33,7 @@ impl MinHash {
     /// The share of equal parts: an estimate of how much of their union two sets have in common.
     pub(crate) fn jaccard(&self, other: &MinHash) -> Result<f64> {
         if self.0.len() != other.0.len() {
-            return Err(differ("size", self.0.len(), other.0.len()));
+            return Err(differ("sketch", "size", self.0.len(), other.0.len()));
         }
         Ok(self.0.iter().zip(&other.0).filter(|(a, b)| a == b).count() as f64 / self.0.len() as f64)
     }
@@ -85,7 +85,7 @@ impl Sketch for MinHash {
 impl State for MinHash {
     fn join(&mut self, other: &Self) -> Result<()> {
         if self.0.len() != other.0.len() {
-            return Err(differ("size", self.0.len(), other.0.len()));
+            return Err(differ("sketch", "size", self.0.len(), other.0.len()));
         }
         self.0.iter_mut().zip(&other.0).for_each(|(own, other)| *own = (*own).min(*other));
         Ok(())

@@ -123,8 +123,10 @@ impl Strategy for ObservedMap {
               key that it has seen; a removal ends them too. So an entry that is changed here while it is removed there stays, with what the change had \
               seen; changes at the same time are joined. A row is (state, origin, counter, key): that dot holds the state under the key; a NULL state says \
               that the dot is over. `ormap_put(state, key, entry, origin)`, `ormap_remove(state, key)` and `ormap_get(state, key)` work on a state; the \
-              value is the map of the entries' values; where replicas put states of several types under one key, that key's value is the list of theirs. An entry that is put anew after it was removed counts its changes from the beginning: where \
-              another replica may still hold the old one, put it under a new key or with a new origin, or changes of both count as the same.",
+              value is the map of the entries' values; where replicas put states of several types under one key, that key's value is the list of theirs, `ormap_get(state, key, 'counter')` gives one and \
+              `ormap_put` changes the one of its type. An entry that is put anew after it was removed numbers its changes from the beginning: where \
+              another replica may still hold the old one, put it under a new key or with a new origin. Otherwise two changes count as the same one, and \
+              what was added under that number, here or there, is lost.",
         inputs: &[Input::Value, Input::Origin, Input::Versions],
         args: &[super::r#counter::ORIGIN],
         takes: "states, with the origin, its counter and the key",
@@ -251,7 +253,7 @@ fn functions() -> Vec<Function> {
             entries.forget(&a[1]);
             Ok(bytes(&entries))
         }),
-        Function::of("ormap_get", "the state of a key, or that of a type where a key has states of several; NULL where there is none", 2..=3, Type::Bytes, |a| {
+        Function::state_of("ormap_get", "the state of a key, or that of a type where a key has states of several; NULL where there is none", 2..=3, |a| {
             let mut states = Vec::new();
             for state in known(&a[0])?.get(&a[1]) {
                 states.push((catalog::open(&state)?.spec().name, state));

@@ -21,10 +21,10 @@ pub(crate) fn register(entries: &mut Vec<Entry>) {
 /// The marks of a five-number summary (Tukey 1977).
 const SUMMARY: [f64; 5] = [0.0, 0.25, 0.5, 0.75, 1.0];
 
-/// Numbers as doubles; what is no number is left out, as the libraries of the family do.
+/// Numbers as doubles; NaN is left out, as the libraries of the family do.
 fn double(value: &Value) -> Result<Option<Value>> {
     match value.to_f64() {
-        Some(v) => Ok(v.is_finite().then(|| Value::float(v))),
+        Some(v) => Ok((!v.is_nan()).then(|| Value::float(v))),
         None if value.is_null() => Ok(None),
         None => Err(Error::type_mismatch(format!("quantiles are of numbers, not of a {}", value.kind()))),
     }

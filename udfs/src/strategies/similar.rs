@@ -249,7 +249,7 @@ impl State for Index {
     fn join(&mut self, other: &Self) -> Result<()> {
         if self.settings != other.settings {
             let shown = |s: Settings| format!("{}, shingle {}, size {}", s.threshold, s.shingle, s.size);
-            return Err(differ("threshold", shown(self.settings), shown(other.settings)));
+            return Err(differ("index", "threshold", shown(self.settings), shown(other.settings)));
         }
         other.signatures.iter().for_each(|(key, signature)| self.offer(key, signature));
         Ok(())

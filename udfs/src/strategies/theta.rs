@@ -4,7 +4,7 @@ use crate::aggregate::{Call, State};
 use crate::catalog::{Arg, ArgKind, Entry, Input, Spec};
 use crate::codec::{Reader, Writer};
 use crate::error::{Error, Result};
-use crate::sketch::{Sketch, Sketched, corrupt, differ, guarded, murmur, number};
+use crate::sketch::{Sketch, Sketched, corrupt, guarded, murmur, number};
 use crate::types::Type;
 use crate::value::Value;
 use datasketches::theta::CompactThetaSketch;
@@ -46,11 +46,18 @@ impl Theta {
         let sketch = guarded(|| CompactThetaSketch::deserialize(image).map_err(corrupt))?;
         let mut hashes: Vec<u64> = sketch.iter().map(|entry| entry.hash()).collect();
         hashes.sort_unstable();
-        // An image doesn't say its precision. One that was updated holds up to twice as many hashes as one that was trimmed.
-        let lg_k = (hashes.len().max(1).ilog2() as u8).clamp(12, 26);
-        let mut theta = Theta { lg_k, theta: sketch.theta64(), hashes };
-        theta.trim();
-        Ok(theta)
+        // An image doesn't say its precision. One that was updated holds up to twice as many hashes as one that was trimmed; one that holds
+        // all hashes may be of any.
+        let least = if sketch.theta64() < ONE { 4 } else { 12 };
+        let lg_k = (hashes.len().max(1).ilog2() as u8).clamp(least, 26);
+        Ok(Theta { lg_k, theta: sketch.theta64(), hashes }.with_precision(lg_k))
+    }
+
+    /// The sketch with another precision; a greater one than it was made with brings nothing back.
+    pub(crate) fn with_precision(mut self, lg_k: u8) -> Theta {
+        self.lg_k = lg_k;
+        self.trim();
+        self
     }
 
     fn sketch(&self) -> Result<CompactThetaSketch> {
@@ -106,7 +113,7 @@ impl Sketch for Theta {
         title: "about how many distinct values there are, and how many of them another set has too",
         doc: "A theta sketch of Apache DataSketches: the `2^precision` smallest hashes of the values. The standard error is about \
               `1 / sqrt(2^precision)`: 1.6 % at 12. `theta_intersect` and `theta_difference` give sketches of what two sets have in common and not, \
-              `jaccard` how alike they are.",
+              `jaccard` how alike they are. Sketches of two precisions join at the smaller.",
         inputs: &[Input::Value],
         args: &[Arg { name: "precision", kind: ArgKind::Number, doc: "lg of the number of hashes kept, from 4 to 26; default 12" }],
         takes: "any type",
@@ -161,9 +168,8 @@ impl Sketch for Theta {
 
 impl State for Theta {
     fn join(&mut self, other: &Self) -> Result<()> {
-        if self.lg_k != other.lg_k {
-            return Err(differ("precision", self.lg_k, other.lg_k));
-        }
+        // The smaller precision is what both have; whoever joins further sketches comes to it in any order.
+        self.lg_k = self.lg_k.min(other.lg_k);
         self.theta = self.theta.min(other.theta);
         // Two runs that ascend: what the sort is quickest with.
         self.hashes.extend(&other.hashes);

@@ -4,12 +4,22 @@ use crate::aggregate::{Call, State, Strategy};
 use crate::catalog::{Entry, Input, Spec};
 use crate::codec::{Reader, Writer};
 use crate::error::{Error, Result};
+use crate::functions::{Function, updated};
 use crate::lattice::origins::{self, Origins};
 use crate::types::Type;
 use crate::value::Value;
 
 pub(crate) fn register(entries: &mut Vec<Entry>) {
-    entries.push(Entry::of::<TwoPhase>());
+    entries.push(Entry::of::<TwoPhase>().with_functions(|| {
+        vec![
+            Function::state("twopset_add", "the set with an element more, unless it was removed before", 2, |a| {
+                updated("twopset", &a[0], &[a[1].clone(), Value::Bool(false)])
+            }),
+            Function::state("twopset_remove", "the set without an element, for good", 2, |a| {
+                updated("twopset", &a[0], &[a[1].clone(), Value::Bool(true)])
+            }),
+        ]
+    }));
 }
 
 #[derive(Debug)]

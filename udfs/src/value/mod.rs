@@ -186,7 +186,7 @@ impl Value {
         })
     }
 
-    /// The value with numbers of every kind brought to one: equal exactly if the worth is equal.
+    /// The value with numbers of every kind brought to one, at any depth: equal exactly if the worth is equal.
     pub fn to_worth(&self) -> Value {
         match self {
             Value::Float(f) if f.fract() == 0.0 && f.abs() < 1e38 => Value::Int(*f as i128),
@@ -198,6 +198,9 @@ impl Value {
                 }
                 if scale == 0 { Value::Int(unscaled) } else { Value::Decimal { unscaled, scale } }
             }
+            Value::List(items) => Value::List(items.iter().map(Value::to_worth).collect()),
+            Value::Struct(fields) => Value::Struct(fields.iter().map(|(name, field)| (name.clone(), field.to_worth())).collect()),
+            Value::Map(entries) => Value::Map(entries.iter().map(|(key, entry)| (key.to_worth(), entry.to_worth())).collect()),
             other => other.clone(),
         }
     }

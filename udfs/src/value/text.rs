@@ -101,6 +101,14 @@ pub fn escape_json(f: &mut impl Write, text: &str) -> fmt::Result {
     f.write_char('"')
 }
 
+/// Whether keys are written apart as the names of a JSON object.
+fn tells_keys_apart(entries: &[(Value, Value)]) -> bool {
+    let mut names = std::collections::HashSet::new();
+    entries.iter().all(|(key, _)| matches!(key, Value::Text(_)))
+        || entries.iter().all(|(key, _)| matches!(key, Value::Int(_)))
+        || entries.iter().all(|(key, _)| names.insert(key.to_string()))
+}
+
 fn write_json(f: &mut impl Write, value: &Value) -> fmt::Result {
     match value {
         Value::Null => f.write_str("null"),
@@ -127,6 +135,11 @@ fn write_json(f: &mut impl Write, value: &Value) -> fmt::Result {
                 write_json(f, field)?;
             }
             f.write_char('}')
+        }
+        // Keys that are written alike, as 1 and '1' are, would be one.
+        Value::Map(entries) if !tells_keys_apart(entries) => {
+            let pairs = entries.iter().map(|(key, entry)| Value::List(vec![key.clone(), entry.clone()]));
+            write_json(f, &Value::List(pairs.collect()))
         }
         Value::Map(entries) => {
             f.write_char('{')?;

@@ -22,8 +22,11 @@ pub(super) struct Stored<'a> {
 }
 
 impl<'a> Stored<'a> {
-    fn open(state: &'a Value) -> Result<Option<Stored<'a>>> {
-        let Some(bytes) = bytes_of(state)? else { return Ok(None) };
+    /// The tree in a state; no state is the tree of no rows.
+    fn open(state: &'a Value) -> Result<Stored<'a>> {
+        let Some(bytes) = bytes_of(state)? else {
+            return Ok(Stored { n: 0, body: Cow::Borrowed(&[0; 4]), index: Cow::Borrowed(&[]), read: std::cell::Cell::new(0) });
+        };
         let (id, body, index) = codec::open_indexed(bytes)?;
         if id != MERKLE.type_id {
             return Err(Error::type_mismatch("this state is no Merkle tree").with_help("merkle_agg(key, digest) makes one"));
@@ -38,7 +41,7 @@ impl<'a> Stored<'a> {
         // Every array is there as a whole.
         let size = 4 + n.checked_mul(36).ok_or_else(short)? + keys;
         let whole = stored.body.len() == size && stored.index.len() == 16 * n + 32 * n.saturating_sub(1);
-        if whole { Ok(Some(stored)) } else { Err(short()) }
+        if whole { Ok(stored) } else { Err(short()) }
     }
 
     fn end(&self, row: usize) -> Result<usize> {
@@ -143,7 +146,7 @@ fn unordered() -> Error {
 }
 
 fn diff(args: &[Value]) -> Result<Value> {
-    let (Some(a), Some(b)) = (Stored::open(&args[0])?, Stored::open(&args[1])?) else { return Ok(Value::Null) };
+    let (a, b) = (Stored::open(&args[0])?, Stored::open(&args[1])?);
     let mut found = Vec::new();
     differ(&a, &b, 0..a.n, 0..b.n, &mut found)?;
     let mut rows = Vec::with_capacity(found.len());
@@ -165,7 +168,7 @@ fn diff(args: &[Value]) -> Result<Value> {
 
 /// What lies beside the path of a key, from its row up, as hex; `<` before what is on the left.
 fn prove(args: &[Value]) -> Result<Value> {
-    let Some(tree) = Stored::open(&args[0])? else { return Ok(Value::Null) };
+    let tree = Stored::open(&args[0])?;
     let Some(row) = tree.find(position_of(&args[1])) else { return Ok(Value::Null) };
     let (mut rows, mut steps) = (0..tree.n, Vec::new());
     while rows.len() > 1 {
@@ -223,7 +226,7 @@ fn bits(value: &Value) -> Result<u32> {
 }
 
 fn buckets(args: &[Value]) -> Result<Value> {
-    let (Some(tree), bits) = (Stored::open(&args[0])?, bits(&args[1])?) else { return Ok(Value::Null) };
+    let (tree, bits) = (Stored::open(&args[0])?, bits(&args[1])?);
     let mut parts = Vec::from([Range { start: 0, end: tree.n }]);
     for bit in (128 - bits..128).rev() {
         parts = parts.into_iter().flat_map(|rows| {
@@ -277,7 +280,7 @@ mod tests {
         let n = 100_000;
         let a = tree((0..n).map(|i| (i, 1)));
         let b = tree((0..n + 3).filter(|i| *i != 7 && *i != 70).map(|i| (i, if i == 500 { 2 } else { 1 })));
-        let (left, right) = (Stored::open(&a).unwrap().unwrap(), Stored::open(&b).unwrap().unwrap());
+        let (left, right) = (Stored::open(&a).unwrap(), Stored::open(&b).unwrap());
         let mut found = Vec::new();
         differ(&left, &right, 0..left.n, 0..right.n, &mut found).unwrap();
         assert_eq!(found.len(), 6);
@@ -288,6 +291,16 @@ mod tests {
             shown,
             r#"[{"key":"7","side":"left"},{"key":"70","side":"left"},{"key":"500","side":"both"},{"key":"100000","side":"right"},{"key":"100001","side":"right"},{"key":"100002","side":"right"}]"#
         );
+    }
+
+    /// A table without rows has no state: it lacks all that the other has.
+    #[test]
+    fn no_rows_differ_from_some() {
+        let some = tree((0..3).map(|i| (i, 1)));
+        let sides = |a: &Value, b: &Value| diff(&[a.clone(), b.clone()]).unwrap().to_json().matches("side").count();
+        assert_eq!((sides(&Value::Null, &some), sides(&some, &Value::Null), sides(&Value::Null, &Value::Null)), (3, 3, 0));
+        assert_eq!(buckets(&[Value::Null, Value::Int(1)]).unwrap().to_json(), "[null,null]");
+        assert!(prove(&[Value::Null, Value::Int(1)]).unwrap().is_null());
     }
 
     /// An index is not part of what a state's checksum makes sure of for other states: a tree from elsewhere may hold anything.
