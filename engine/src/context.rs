@@ -6,6 +6,7 @@ use crate::error::{MergeError, Result};
 use crate::hashed::HashedMerges;
 use crate::names::{Names, Passing};
 use crate::objects::{Object, Stores};
+use crate::serve::limits::giving_way;
 use crate::sorted::SortedMerges;
 use crate::sources::{Format, ReadOptions, Resolved};
 use crate::store::{Manifest, Store};
@@ -30,7 +31,7 @@ use mergeql_lang::{Diagnostic, Kept, UserStrategies, bind, parse};
 use mergeql_udfs::{Code, Value};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// How a session runs.
@@ -91,6 +92,14 @@ pub(crate) struct Shared {
     memory: Mutex<Memory>,
     /// Bytes of a merged model that are written, and how many there will be.
     merged: [AtomicU64; 2],
+    /// Clients that don't know of each other share the session.
+    served: AtomicBool,
+}
+
+/// Why a client of a server sets nothing of the engine's.
+pub(crate) fn settings_are_shared() -> MergeError {
+    MergeError::new(Code::Unsupported, "the settings of the engine are shared by all clients of the server")
+        .help("start the server with the setting, --memory-limit for one; WITH (memory_limit = ...) is of one statement")
 }
 
 /// What stands before the sources of a merge.
@@ -190,6 +199,7 @@ impl MergeContext {
             memory_limit: config.memory_limit,
             memory: Mutex::new(Memory::default()),
             merged: Default::default(),
+            served: AtomicBool::new(false),
         };
         let context = MergeContext { session, shared: Arc::new(shared) };
         explain::register(context.session(), Arc::downgrade(&context.shared));
@@ -322,10 +332,20 @@ impl MergeContext {
 
     // What statements may do.
 
+    /// From now on clients that don't know of each other share the session.
+    pub(crate) fn serve(&self) {
+        self.shared.served.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_served(&self) -> bool {
+        self.shared.served.load(Ordering::Relaxed)
+    }
+
     /// Lets one statement at a time change something.
     pub(crate) async fn changing(&self) -> Result<tokio::sync::MutexGuard<'_, ()>> {
         self.check_writable()?;
-        Ok(self.shared.changing.lock().await)
+        // Who waits for those that change something takes no turn from those that only read.
+        Ok(giving_way(self.shared.changing.lock()).await)
     }
 
     /// # Errors

@@ -1,7 +1,7 @@
 //! What a statement is before it runs: servers ask for the columns of a query, and must not run a command to learn them.
 
 use crate::context::MergeContext;
-use crate::error::Result;
+use crate::error::{MergeError, Result};
 use crate::tables::single_call;
 use arrow::array::{RecordBatch, UInt64Array};
 use datafusion::common::ParamValues;
@@ -10,9 +10,10 @@ use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::logical_expr::{DdlStatement, LogicalPlan};
 use datafusion::prelude::DataFrame;
 use datafusion::sql::sqlparser::dialect::GenericDialect;
-use datafusion::sql::sqlparser::tokenizer::{Token, Tokenizer};
+use datafusion::sql::sqlparser::tokenizer::{Token, TokenWithSpan, Tokenizer};
 use mergeql_lang::ast::{Explain, Statement};
 use mergeql_lang::parse;
+use mergeql_udfs::Code;
 use std::borrow::Cow;
 
 /// A statement that was looked at and has not run.
@@ -41,7 +42,10 @@ impl MergeContext {
 
     async fn prepared(&self, text: &str) -> Result<Prepared> {
         self.refresh().await?;
-        let command = |tag| Ok(Prepared::Command { tag, plan: None });
+        let command = |tag| {
+            refuse_parameters(text)?;
+            Ok(Prepared::Command { tag, plan: None })
+        };
         match parse(text)? {
             Statement::Merge { explain: Explain::No, merge } if merge.into.is_some() => command("MERGE"),
             Statement::MergeInto { explain: Explain::No, .. } | Statement::MergeModels { explain: false, .. } => command("MERGE"),
@@ -56,6 +60,9 @@ impl MergeContext {
                     return Ok(Prepared::Query(self.run_sql(&sql, text).await?));
                 }
                 let plan = self.plan_sql(&sql).await?;
+                if matches!(plan, LogicalPlan::Ddl(DdlStatement::CreateView(_))) {
+                    refuse_parameters(text)?;
+                }
                 Ok(match self.changes(&plan)? {
                     true => Prepared::Command { tag: tag(&plan), plan: Some(plan) },
                     false => Prepared::Query(DataFrame::new(self.session.state(), plan)),
@@ -83,10 +90,23 @@ impl MergeContext {
     }
 }
 
+fn tokens(text: &str) -> Vec<TokenWithSpan> {
+    // A text that is no SQL is told so by the parser.
+    Tokenizer::new(&GenericDialect {}, text).tokenize_with_location().unwrap_or_default()
+}
+
+/// Refuses parameters where nothing would ever be put in their places.
+fn refuse_parameters(text: &str) -> Result<()> {
+    match tokens(text).iter().any(|t| matches!(t.token, Token::Placeholder(_))) {
+        true => Err(MergeError::new(Code::Unsupported, "parameters are for queries and for plain SQL that writes: this statement takes none")
+            .help("write the values into it, or INSERT INTO ... MERGE ... WHERE column > $1")),
+        false => Ok(()),
+    }
+}
+
 /// The text with parameters that are written as `?`, as ADBC and ODBC have them, as `$1`, `$2` and on.
 fn numbered(text: &str) -> Cow<'_, str> {
-    // A text that is no SQL is told so by the parser.
-    let tokens = Tokenizer::new(&GenericDialect {}, text).tokenize_with_location().unwrap_or_default();
+    let tokens = tokens(text);
     let asked = tokens.iter().filter(|t| matches!(&t.token, Token::Placeholder(name) if name == "?"));
     let places: Vec<(u64, u64)> = asked.map(|t| (t.span.start.line, t.span.start.column)).collect();
     if places.is_empty() {

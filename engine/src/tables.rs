@@ -1,17 +1,17 @@
 //! Tables of a session, in memory or in the `--db` folder, and the SQL that makes, fills and drops them.
 
 use crate::columns::external;
-use crate::context::{MergeContext, collect};
+use crate::context::{MergeContext, collect, settings_are_shared};
 use crate::error::{MergeError, Result};
 use crate::sinks;
 use crate::sources::{Format, ReadOptions};
 use crate::store::{File, Manifest, Store, Table};
-use arrow::array::{ArrayRef, RecordBatch};
+use arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use datafusion::catalog::TableProvider;
 use datafusion::datasource::MemTable;
 use datafusion::execution::SendableRecordBatchStream;
-use datafusion::logical_expr::{DdlStatement, LogicalPlan, WriteOp};
+use datafusion::logical_expr::{DdlStatement, LogicalPlan, Statement as PlanStatement, WriteOp};
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::prelude::DataFrame;
 use futures::StreamExt;
@@ -338,6 +338,9 @@ impl MergeContext {
 
     /// Runs the plan of a statement.
     pub(crate) async fn run_plan(&self, plan: LogicalPlan, written: &str) -> Result<DataFrame> {
+        if self.is_served() && matches!(&plan, LogicalPlan::Statement(PlanStatement::SetVariable(_) | PlanStatement::ResetVariable(_))) {
+            return Err(settings_are_shared());
+        }
         let _changing = match self.changes(&plan)? {
             true => Some(self.changing().await?),
             false => None,
@@ -541,7 +544,14 @@ fn as_declared(schema: SchemaRef, rows: SendableRecordBatchStream) -> SendableRe
                 field.name()
             ))));
         }
-        Ok(RecordBatch::try_new(fitted.clone(), batch.columns().to_vec())?)
+        // What is computed is sometimes a view of what is planned: texts of Parquet beside those of CSV.
+        let like_planned = |(column, field): (&ArrayRef, &Arc<Field>)| match column.data_type() == field.data_type() {
+            true => Ok(column.clone()),
+            false => arrow::compute::cast(column, field.data_type()),
+        };
+        let columns = batch.columns().iter().zip(fitted.fields()).map(like_planned).collect::<std::result::Result<_, _>>()?;
+        let options = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
+        Ok(RecordBatch::try_new_with_options(fitted.clone(), columns, &options)?)
     };
     Box::pin(RecordBatchStreamAdapter::new(schema, rows.map(move |batch| batch.and_then(&fit))))
 }

@@ -57,6 +57,22 @@ if what == "statements":
         cursor.execute("SELECT id, tag FROM london WHERE id > 3 ORDER BY id")
         assert cursor.fetchall() == [(8, "p"), (9, None)]
         assert cursor.adbc_ingest("nyc", nyc, mode="append") == 2
+        # By the names of the columns.
+        assert cursor.adbc_ingest("named", pa.table({"a": [1], "b": [2]})) == 1
+        assert cursor.adbc_ingest("named", pa.table({"b": [20], "a": [10]}), mode="append") == 1
+        cursor.execute("SELECT a, b FROM named ORDER BY a")
+        assert cursor.fetchall() == [(1, 2), (10, 20)]
+        try:
+            cursor.adbc_ingest("named", pa.table({"b": [20], "c": [10]}), mode="append")
+            raise AssertionError("there is no column c")
+        except Error:
+            pass
+        try:
+            cursor.execute("SET datafusion.catalog.default_schema = 'nope'")
+            cursor.fetchall()
+            raise AssertionError("settings are shared")
+        except Error:
+            pass
         cursor.execute("SELECT count(*) FROM nyc")
         assert cursor.fetchall() == [(5,)]
         # A batch beyond gRPC's usual 4 MB.

@@ -1,9 +1,12 @@
 """psycopg against `mergeql serve --postgres PORT`: prepared statements, parameters, cursors, cancelling."""
 
+import decimal
 import sys
 import threading
 
 import psycopg
+import psycopg.generators
+import psycopg.waiting
 
 conninfo = f"host=127.0.0.1 port={sys.argv[1]} user=me dbname=datafusion"
 merge = "MERGE nyc, london ON id STRATEGY salary = max, tag = union"
@@ -44,4 +47,56 @@ with psycopg.connect(conninfo) as connection:
     except psycopg.errors.QueryCanceled:
         connection.rollback()
     assert cursor.execute("SELECT 1 + 1").fetchone() == (2,)
+    # Also while its rows come.
+    rows = cursor.stream("SELECT value, repeat('x', 100) FROM generate_series(1, 3000000)")
+    seen = 0
+    try:
+        for _ in rows:
+            seen += 1
+            if seen == 10:
+                connection.cancel()
+        raise AssertionError("it must be cancelled")
+    except psycopg.errors.QueryCanceled:
+        connection.rollback()
+    assert seen < 2_000_000, seen
+    # Numbers of any length, in both formats; what no client reads as a number ends no server.
+    for binary in (False, True):
+        for number in ("0.5", "-123456789012345678901234567890", "1234567890123456789012345678.5"):
+            for ty in ("decimal(38,5)", "decimal(38,0)", "decimal(38,10)", "decimal(60,20)"):
+                if ty == "decimal(38,10)" and len(number) > 20:
+                    continue
+                (got,) = cursor.execute(f"SELECT cast('{number}' AS {ty})", binary=binary).fetchone()
+                scale = int(ty.rstrip(")").split(",")[1])
+                assert got == decimal.Decimal(number).quantize(decimal.Decimal(1).scaleb(-scale), decimal.ROUND_HALF_UP), (got, number, ty)
+        assert cursor.execute("SELECT arrow_cast(3, 'Float16')", binary=binary).fetchone() == (3.0,)
+        assert cursor.execute("SELECT cast('0.5' AS decimal(38,30))", binary=binary).fetchone() == (decimal.Decimal("0.5"),)
+    connection.commit()
+
+# What was done before an error is told.
+with psycopg.connect(conninfo, autocommit=True) as connection:
+    done = connection.pgconn.exec_(b"INSERT INTO fresh VALUES (9, 'z')")
+    assert done.command_status == b"INSERT 0 1", done.command_status
+    connection.pgconn.send_query(b"INSERT INTO fresh VALUES (10, 'z'); SELECT * FROM nope")
+    said = []
+    while (result := psycopg.generators.fetch(connection.pgconn)) is not None:
+        try:
+            result = psycopg.waiting.wait(result, connection.pgconn.socket)
+        except Exception as error:
+            raise AssertionError(error)
+        if result is None:
+            break
+        said.append(result.command_status or result.error_message.split(b"\n")[0])
+    assert said[0] == b"INSERT 0 1" and b"nope" in said[1], said
+    for refused in (
+        "SET datafusion.runtime.memory_limit = '2G'",
+        "RESET datafusion.runtime.memory_limit",
+        "COPY nyc TO STDOUT",
+        "CREATE VIEW v AS SELECT * FROM nyc WHERE id = %s",
+        "MERGE INTO nyc USING (SELECT * FROM nyc WHERE id = %s) AS z ON id",
+    ):
+        try:
+            connection.execute(refused, (1,) if "%s" in refused else None)
+            raise AssertionError(f"it must be refused: {refused}")
+        except psycopg.errors.FeatureNotSupported:
+            pass
 print("done")

@@ -129,14 +129,14 @@ pub async fn run() -> ExitCode {
     result.unwrap_or_else(|error| report(&error))
 }
 
-/// Runs a task of its own until it ends or Ctrl-C is pressed (`None`). What it was writing is gone by then.
+/// Runs a task of its own until it ends, or Ctrl-C is pressed or SIGTERM comes (`None`). What it was writing is gone by then.
 async fn interruptible<T: Send + 'static>(
     task: impl Future<Output = Result<T, MergeError>> + Send + 'static,
 ) -> Option<Result<T, MergeError>> {
     let mut task = tokio::spawn(task);
     tokio::select! {
         result = &mut task => Some(result.unwrap_or_else(|e| Err(io("the statement", &std::io::Error::other(e))))),
-        _ = tokio::signal::ctrl_c() => {
+        () = serve::told_to_stop() => {
             task.abort();
             // Its files are removed as it is dropped; a computation that does not yield is not waited for.
             tokio::time::timeout(std::time::Duration::from_secs(2), task).await.ok();
@@ -181,6 +181,15 @@ async fn dispatch(arguments: Arguments) -> Result<ExitCode, MergeError> {
         Some(text) => Some(parse_size(text).ok_or_else(|| bad(format!("`{text}` is no size; write 2GB or 500MB")))?),
     };
     if let Some(Command::Worker(command)) = &arguments.command {
+        let given = [
+            ("--threads", arguments.threads.is_some()),
+            ("--db", arguments.db.is_some()),
+            ("--source", !arguments.sources.is_empty()),
+            ("--cluster", arguments.cluster.is_some()),
+        ];
+        if let Some((option, _)) = given.iter().find(|(_, given)| *given) {
+            return Err(bad(format!("{option} is for those who send statements: a worker computes what it is sent")));
+        }
         return serve::work(command, memory_limit).await;
     }
     let cluster = arguments.cluster.as_deref().map(Cluster::read).transpose()?;

@@ -4,7 +4,7 @@ use clap::{Args, ValueEnum};
 use mergeql::cluster::{Worker, WorkerOptions};
 use mergeql::serve::{Credentials, Options, Server};
 use mergeql::{Access, MergeContext, MergeError};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -40,8 +40,8 @@ pub struct Serve {
 /// Where a server listens and who may come in.
 #[derive(Debug, Args)]
 pub struct Door {
-    /// The address to listen on; one that is not loopback needs passwords or tokens
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
+    /// The address to listen on, a number or `localhost`; one that is not loopback needs passwords or tokens
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1", value_parser = address)]
     pub listen: IpAddr,
     /// Users, a line `name:password` each
     #[arg(long, value_name = "FILE")]
@@ -55,6 +55,19 @@ pub struct Door {
     /// Key of the certificate (PEM)
     #[arg(long, value_name = "FILE", requires = "tls_cert")]
     pub tls_key: Option<PathBuf>,
+}
+
+fn address(text: &str) -> Result<IpAddr, String> {
+    if text == "localhost" {
+        return Ok(IpAddr::V4(Ipv4Addr::LOCALHOST));
+    }
+    text.parse().map_err(|_| "it is a number like 127.0.0.1 or ::1, or `localhost`".to_owned())
+}
+
+fn address_and_port(text: &str) -> Result<SocketAddr, String> {
+    let (host, port) = text.rsplit_once(':').ok_or("it is like 127.0.0.1:7001")?;
+    let port = port.parse().map_err(|_| format!("`{port}` is no port"))?;
+    Ok(SocketAddr::new(address(host.trim_start_matches('[').trim_end_matches(']'))?, port))
 }
 
 impl Door {
@@ -71,7 +84,7 @@ impl Door {
 #[derive(Debug, Args)]
 pub struct Work {
     /// The address to listen on; port 0 takes a free one, and one that is not loopback needs tokens
-    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:0")]
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:0", value_parser = address_and_port)]
     listen: SocketAddr,
     /// Tokens that clients and other workers show, one a line; the first is shown to other workers
     #[arg(long, value_name = "FILE")]
@@ -126,6 +139,14 @@ pub async fn run(context: MergeContext, serve: &Serve) -> Result<ExitCode, Merge
 
 /// Runs a server until Ctrl-C or SIGTERM.
 pub async fn until_stopped(server: impl Future<Output = Result<(), MergeError>>) -> Result<ExitCode, MergeError> {
+    tokio::select! {
+        done = server => done.map(|()| ExitCode::SUCCESS),
+        () = told_to_stop() => Ok(ExitCode::SUCCESS),
+    }
+}
+
+/// Waits for Ctrl-C or SIGTERM.
+pub async fn told_to_stop() {
     #[cfg(unix)]
     let told = async {
         let signal = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate());
@@ -137,8 +158,7 @@ pub async fn until_stopped(server: impl Future<Output = Result<(), MergeError>>)
     #[cfg(not(unix))]
     let told = std::future::pending::<()>();
     tokio::select! {
-        done = server => done.map(|()| ExitCode::SUCCESS),
-        _ = tokio::signal::ctrl_c() => Ok(ExitCode::SUCCESS),
-        () = told => Ok(ExitCode::SUCCESS),
+        _ = tokio::signal::ctrl_c() => (),
+        () = told => (),
     }
 }

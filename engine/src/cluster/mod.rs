@@ -59,9 +59,16 @@ impl Cluster {
         let bad = |what: String| MergeError::new(Code::InvalidArgument, format!("{}: {what}", path.display()));
         let mut workers = Vec::new();
         for line in text.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with('#')) {
-            let whole = if line.contains("://") { line.to_owned() } else { format!("http://{line}") };
-            let url = Url::parse(&whole).ok().filter(|u| u.scheme() == "http" && u.port().is_some());
-            workers.push(url.ok_or_else(|| bad(format!("`{line}` is not `host:port`")))?);
+            let address = line.strip_prefix("http://").unwrap_or(line).trim_end_matches('/');
+            let url = Url::parse(&format!("http://{address}")).ok().filter(|url| {
+                let named = address.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok());
+                named && url.path() == "/" && url.username().is_empty() && url.query().is_none() && url.fragment().is_none()
+            });
+            let url = url.ok_or_else(|| bad(format!("`{line}` is not `host:port`; a comment is a line of its own")))?;
+            if workers.contains(&url) {
+                return Err(bad(format!("`{line}` is there twice")));
+            }
+            workers.push(url);
         }
         if workers.is_empty() {
             return Err(bad("it names no workers".to_owned()));

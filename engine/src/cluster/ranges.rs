@@ -69,6 +69,8 @@ impl Cut {
 pub(crate) async fn divide(merge: &Merge, plan: &Plan, user_defined: bool, task_size: usize) -> Option<Vec<String>> {
     let whole = plan.returning == Returning::Rows && !plan.keeps_state() && !plan.nullable_key() && plan.order.is_empty();
     let simple = merge.limit.is_none() && merge.offset.is_none() && merge.map.is_empty() && !user_defined;
+    // Its arguments are sources by their names, which are other paths in the statements of the ranges.
+    let simple = simple && plan.cells.iter().all(|cell| cell.entry.spec().name != "source");
     let key = plan.key_columns().first()?;
     if !whole || !simple || !matches!(key.ty, Type::Int { signed: true, .. } | Type::Text) {
         return None;

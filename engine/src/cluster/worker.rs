@@ -4,7 +4,7 @@ use super::{Channels, Codec, VERSION};
 use crate::context::{Access, Config, MergeContext, functions};
 use crate::error::{MergeError, Result};
 use crate::serve::flight::Flight;
-use crate::serve::incoming::incoming;
+use crate::serve::incoming::{Heard, incoming};
 use crate::serve::limits::Limits;
 use crate::serve::{Credentials, check_open, listener};
 use arrow_flight::flight_service_server::FlightServiceServer;
@@ -85,7 +85,10 @@ impl Worker {
             let token =
                 request.metadata().get("authorization").and_then(|h| h.to_str().ok()).and_then(|h| h.strip_prefix("Bearer "));
             match !credentials.is_some() || token.is_some_and(|t| credentials.allows_token(t)) {
-                true => Ok(request),
+                true => {
+                    Heard::tell(&request);
+                    Ok(request)
+                }
                 false => Err(Status::unauthenticated("a token is needed")),
             }
         };

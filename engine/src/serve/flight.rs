@@ -1,6 +1,6 @@
 //! Arrow Flight SQL: rows as Arrow batches.
 
-use super::incoming::{GREETING, incoming};
+use super::incoming::{GREETING, Heard, incoming};
 use super::limits::Limits;
 use super::{Credentials, Options, Tls};
 use crate::context::MergeContext;
@@ -28,6 +28,7 @@ use arrow_flight::{
 };
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use datafusion::catalog::TableProvider;
 use datafusion::common::{ParamValues, ScalarValue};
 use datafusion::logical_expr::LogicalPlan;
 use datafusion::prelude::DataFrame;
@@ -62,7 +63,10 @@ pub(super) async fn serve(
     let credentials = options.credentials.clone();
     let known = move |request: Request<()>| -> std::result::Result<Request<()>, Status> {
         match allowed(&credentials, &sessions, request.metadata()) {
-            true => Ok(request),
+            true => {
+                Heard::tell(&request);
+                Ok(request)
+            }
             false => Err(Status::unauthenticated("a user with a password or a token is needed")),
         }
     };
@@ -428,11 +432,15 @@ impl FlightSqlService for Flight {
         let there = self.context.has_table(&ticket.table);
         let table = quote(&ticket.table);
         let incoming = received.table().map_err(status)?;
+        let columns = incoming.schema();
         let passing = self.context.shared.names.pass("ingest", Arc::new(incoming));
         let name = &passing.name;
         let replaces = definition.if_exists() == TableExistsOption::Replace;
         let text = if there && definition.if_exists() == TableExistsOption::Append {
-            format!("INSERT INTO {table} SELECT * FROM {name}")
+            // By name, as everywhere.
+            let columns: Vec<String> = columns.fields().iter().map(|f| quote(f.name())).collect();
+            let columns = columns.join(", ");
+            format!("INSERT INTO {table} ({columns}) SELECT {columns} FROM {name}")
         } else {
             format!("CREATE {}TABLE {table} AS SELECT * FROM {name}", if there && replaces { "OR REPLACE " } else { "" })
         };

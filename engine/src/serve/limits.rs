@@ -3,9 +3,9 @@
 use crate::error::{MergeError, Result};
 use arrow::array::RecordBatch;
 use datafusion::execution::SendableRecordBatchStream;
-use futures::{Stream, StreamExt};
+use futures::{FutureExt, Stream, StreamExt};
 use mergeql_udfs::Code;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -24,8 +24,43 @@ pub(crate) struct Limits {
 pub(crate) struct Turn {
     compute: Handle,
     deadline: Option<Instant>,
+    held: Arc<Held>,
+}
+
+/// A turn that a statement has, unless it gave it back for a while.
+struct Held {
     turns: Arc<Semaphore>,
-    _permit: OwnedSemaphorePermit,
+    permit: Mutex<Option<OwnedSemaphorePermit>>,
+}
+
+impl Held {
+    fn permit(&self) -> std::sync::MutexGuard<'_, Option<OwnedSemaphorePermit>> {
+        self.permit.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn acquire(&self) {
+        // Turns are never closed.
+        if let Ok(permit) = self.turns.clone().acquire_owned().await {
+            *self.permit() = Some(permit);
+        }
+    }
+}
+
+tokio::task_local! {
+    static HELD: Arc<Held>;
+}
+
+/// Waits without a turn where waiting is needed: those that are waited for, and others, have it meanwhile.
+pub(crate) async fn giving_way<T>(wait: impl Future<Output = T>) -> T {
+    let mut wait = std::pin::pin!(wait);
+    if let Some(at_once) = wait.as_mut().now_or_never() {
+        return at_once;
+    }
+    let Ok(held) = HELD.try_with(Arc::clone) else { return wait.await };
+    drop(held.permit().take());
+    let result = wait.await;
+    held.acquire().await;
+    result
 }
 
 impl Limits {
@@ -40,7 +75,8 @@ impl Limits {
         let deadline = time.map(|t| Instant::now() + t);
         let permit = in_time(deadline, self.turns.clone().acquire_owned()).await?;
         let permit = permit.map_err(|_| MergeError::new(Code::LimitExceeded, "the server is closing"))?;
-        Ok(Turn { compute: self.compute.clone(), deadline, turns: self.turns.clone(), _permit: permit })
+        let held = Arc::new(Held { turns: self.turns.clone(), permit: Mutex::new(Some(permit)) });
+        Ok(Turn { compute: self.compute.clone(), deadline, held })
     }
 }
 
@@ -49,7 +85,7 @@ impl Turn {
     /// panics in it is an error of this statement alone.
     pub(crate) async fn run<T: Send + 'static>(&self, part: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
         let mut task = JoinSet::new();
-        task.spawn_on(part, &self.compute);
+        task.spawn_on(HELD.scope(self.held.clone(), part), &self.compute);
         match in_time(self.deadline, task.join_next()).await? {
             Some(Ok(result)) => result,
             _ => Err(broken()),
@@ -60,16 +96,14 @@ impl Turn {
     pub(crate) fn rows(self, mut rows: SendableRecordBatchStream) -> impl Stream<Item = Result<RecordBatch>> + Send + 'static {
         let (sender, receiver) = tokio::sync::mpsc::channel(2);
         let mut task = JoinSet::new();
-        let Turn { compute, deadline, turns, _permit: first } = self;
-        let mut held = Some(first);
+        let Turn { compute, deadline, held } = self;
         let give = async move {
             loop {
-                let turn = match held.take() {
-                    Some(turn) => turn,
-                    None => turns.clone().acquire_owned().await.expect("the turns are never closed"),
-                };
+                if held.permit().is_none() {
+                    held.acquire().await;
+                }
                 let next = rows.next().await;
-                drop(turn);
+                drop(held.permit().take());
                 let Some(batch) = next else { break };
                 if sender.send(batch).await.is_err() {
                     break;
@@ -139,6 +173,40 @@ mod tests {
         assert_eq!(turn.run(async { Ok(2) }).await.expect("it runs"), 2);
         drop(turn);
         assert_eq!(unread.count().await, 99);
+    }
+
+    /// Writers wait for each other, and readers go on.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn who_waits_for_a_writer_holds_no_turn() {
+        let limits = Limits::new(2, Some(Duration::from_secs(20)));
+        let changing = Arc::new(tokio::sync::Mutex::new(()));
+        let (started, goes_on) = (Arc::new(tokio::sync::Notify::new()), Arc::new(tokio::sync::Notify::new()));
+        let write = |turn: Turn, work: bool| {
+            let (changing, started, goes_on) = (changing.clone(), started.clone(), goes_on.clone());
+            tokio::spawn(async move {
+                let part = async move {
+                    let _changing = giving_way(changing.lock()).await;
+                    if work {
+                        started.notify_one();
+                        goes_on.notified().await;
+                    }
+                    Ok(())
+                };
+                turn.run(part).await
+            })
+        };
+        let first = write(limits.turn(None).await.expect("a turn"), true);
+        started.notified().await;
+        let waiting: Vec<_> = [limits.turn(None).await, limits.turn(None).await].map(|turn| write(turn.expect("a turn"), false)).into();
+        // The first has one of the two turns; those that wait for it have none.
+        let reads = limits.turn(None).await.expect("a turn for a reader");
+        assert_eq!(reads.run(async { Ok(3) }).await.expect("it reads"), 3);
+        drop(reads);
+        goes_on.notify_one();
+        first.await.expect("a task").expect("it wrote");
+        for writer in waiting {
+            writer.await.expect("a task").expect("it wrote");
+        }
     }
 
     #[tokio::test(flavor = "multi_thread")]

@@ -8,6 +8,7 @@ pub(crate) mod flight;
 pub(crate) mod incoming;
 pub(crate) mod limits;
 mod postgres;
+mod rows;
 
 use crate::context::MergeContext;
 use crate::error::{MergeError, Result};
@@ -82,10 +83,15 @@ impl Server {
                 .help("give --postgres PORT, --flight PORT or both"));
         }
         check_open(options.listen, &options.credentials, options.postgres.is_some())?;
+        if options.postgres.is_some() && options.credentials.is_some() && !options.credentials.has_users() {
+            return Err(MergeError::new(Code::InvalidArgument, "tokens keep nobody out of --postgres, whose clients have no place for them")
+                .help("give --password-file FILE too, or serve --flight alone"));
+        }
         let tls = options.tls.as_ref().map(|(certificate, key)| Tls::read(certificate, key)).transpose()?;
         let at = |port: Option<u16>| port.map(|port| listener(SocketAddr::new(options.listen, port))).transpose();
         let (postgres, flight) = (at(options.postgres)?, at(options.flight)?);
         postgres::prepare(&context)?;
+        context.serve();
         let limits = Arc::new(Limits::new(options.max_statements, options.statement_timeout));
         Ok(Server { context, options, limits, tls, postgres, flight })
     }

@@ -2,19 +2,20 @@
 
 use super::incoming::{GREETING, accept};
 use super::limits::{Limits, TIMED_OUT, Turn};
+use super::rows::{encoded, fields};
 use super::{Credentials, Options, Tls};
-use crate::context::MergeContext;
+use crate::context::{MergeContext, settings_are_shared};
 use crate::error::{MergeError, Result};
 use crate::prepare::{Prepared, bound, touched};
 use crate::spool::Spool;
-use arrow::array::{ArrayRef, RecordBatch, StringArray};
-use arrow::datatypes::{DataType, Field, Schema};
+use arrow::array::RecordBatch;
+use arrow::datatypes::DataType;
 use async_trait::async_trait;
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::logical_expr::{EmptyRelation, LogicalPlan};
 use datafusion::prelude::{DataFrame, SessionContext};
 use datafusion_postgres::arrow_pg::datatypes::df::deserialize_parameters_with_server_types;
-use datafusion_postgres::arrow_pg::datatypes::{arrow_schema_to_pg_fields, encode_recordbatch, into_pg_type};
+use datafusion_postgres::arrow_pg::datatypes::into_pg_type;
 use datafusion_postgres::datafusion_pg_catalog::pg_catalog::context::EmptyContextProvider;
 use datafusion_postgres::datafusion_pg_catalog::pg_catalog::setup_pg_catalog;
 use datafusion_postgres::datafusion_pg_catalog::sql::PostgresCompatibilityParser;
@@ -33,14 +34,15 @@ use datafusion_postgres::pgwire::api::results::{FieldInfo, QueryResponse, Respon
 use datafusion_postgres::pgwire::api::stmt::{QueryParser, StoredStatement};
 use datafusion_postgres::pgwire::api::store::{MemPortalStore, PortalStore};
 use datafusion_postgres::pgwire::api::{
-    ClientInfo, ClientPortalStore, ConnectionManager, PgWireConnectionState, PgWireServerHandlers, Type,
+    ClientInfo, ClientPortalStore, ConnectionHandle, ConnectionManager, PgWireConnectionState, PgWireServerHandlers, Type,
 };
 use datafusion_postgres::pgwire::error::{ErrorInfo, PgWireError, PgWireResult};
 use datafusion_postgres::pgwire::messages::{PgWireBackendMessage, PgWireFrontendMessage};
 use datafusion_postgres::pgwire::tokio::process_socket;
 use datafusion_postgres::pgwire::types::format::FormatOptions;
 use datafusion_postgres::{QueryHook, pgwire::tokio::TlsAcceptor};
-use futures::{Sink, Stream, StreamExt};
+use futures::future::Either;
+use futures::{FutureExt, Sink, StreamExt};
 use mergeql_lang::ast::{Piece, Statement};
 use mergeql_udfs::Code;
 use std::sync::Arc;
@@ -267,6 +269,11 @@ impl Service {
         if let Some(tag) = housekeeping(statement) {
             return Some(Ok(Response::Execution(Tag::new(tag))));
         }
+        if let sql::Statement::Set(sql::Set::SingleAssignment { variable, .. }) = statement
+            && variable.to_string().starts_with("datafusion.")
+        {
+            return Some(Err(told(&settings_are_shared(), "")));
+        }
         SetShowHook.handle_simple_query(statement, &self.settings, client).await
     }
 
@@ -318,6 +325,28 @@ impl Service {
     }
 }
 
+/// Responses whose rows end when the client cancels while it reads them.
+async fn cancellable<C: ClientInfo + ?Sized>(client: &C, mut responses: Vec<Response>) -> Vec<Response> {
+    let queries = responses.iter().any(|response| matches!(response, Response::Query(_)));
+    let Some(connection) = client.session_extensions().get::<Arc<ConnectionHandle>>().filter(|_| queries) else { return responses };
+    // A receiver that nothing reaches any more is that of an earlier statement, whose rows a cursor still gives.
+    let canceled = connection.start_query().await.map(|canceled| canceled.is_ok()).shared();
+    for response in &mut responses {
+        let Response::Query(query) = response else { continue };
+        let rows = std::mem::replace(query.data_rows(), futures::stream::empty().boxed());
+        let watched = futures::stream::unfold((rows, Some(canceled.clone())), |(mut rows, canceled)| async move {
+            let Some(signal) = canceled else { return rows.next().await.map(|row| (row, (rows, None))) };
+            match futures::future::select(signal.clone(), rows.next()).await {
+                Either::Left((true, _)) => Some((Err(PgWireError::QueryCanceled), (futures::stream::empty().boxed(), None))),
+                Either::Left((false, next)) => next.await.map(|row| (row, (rows, None))),
+                Either::Right((row, _)) => row.map(|row| (row, (rows, Some(signal)))),
+            }
+        });
+        *query.data_rows() = watched.boxed();
+    }
+    responses
+}
+
 fn look(context: &MergeContext, text: &str) -> impl Future<Output = Result<Prepared>> + Send + use<> {
     let (context, text) = (context.clone(), text.to_owned());
     async move { context.prepare(&text).await }
@@ -333,71 +362,27 @@ async fn command(turn: Turn, tag: &str, run: impl Future<Output = Result<DataFra
     Ok(Response::Execution(counted(tag, &batches)))
 }
 
-/// Whether the protocol has a type of values: maps, and lists of lists, it has not.
-fn is_known(ty: &DataType) -> bool {
-    match ty {
-        DataType::Map(..) => false,
-        DataType::List(f) | DataType::LargeList(f) | DataType::FixedSizeList(f, _) => {
-            !matches!(f.data_type(), DataType::List(_) | DataType::LargeList(_) | DataType::FixedSizeList(..))
-                && is_known(f.data_type())
-        }
-        DataType::Struct(fields) => fields.iter().all(|f| is_known(f.data_type())),
-        DataType::Dictionary(_, values) => is_known(values),
-        _ => true,
-    }
-}
-
-/// The same rows with JSON in place of values that the protocol does not have.
-fn with_json(batch: RecordBatch) -> Result<RecordBatch> {
-    if batch.schema().fields().iter().all(|f| is_known(f.data_type())) {
-        return Ok(batch);
-    }
-    let schema = json_schema(batch.schema().as_ref());
-    let columns = batch.columns().iter().map(|column| match is_known(column.data_type()) {
-        true => column.clone(),
-        false => {
-            let values = (0..column.len()).map(|i| match crate::columns::value_at(column.as_ref(), i) {
-                mergeql_udfs::Value::Null => None,
-                value => Some(value.to_json()),
-            });
-            Arc::new(values.collect::<StringArray>()) as ArrayRef
-        }
-    });
-    Ok(RecordBatch::try_new(Arc::new(schema), columns.collect())?)
-}
-
-fn json_schema(schema: &Schema) -> Schema {
-    let field = |f: &Arc<Field>| match is_known(f.data_type()) {
-        true => f.clone(),
-        false => Arc::new(f.as_ref().clone().with_data_type(DataType::Utf8)),
-    };
-    Schema::new(schema.fields().iter().map(field).collect::<Vec<_>>())
-}
-
-fn fields(schema: &Schema, format: &Format, options: Option<Arc<FormatOptions>>) -> Result<Vec<FieldInfo>> {
-    arrow_schema_to_pg_fields(&json_schema(schema), format, options).map_err(|e| MergeError::new(Code::Unsupported, e.to_string()))
-}
-
-/// Rows as the protocol has them.
-fn encoded(
-    batches: impl Stream<Item = Result<RecordBatch>> + Send + 'static,
-    fields: Arc<Vec<FieldInfo>>,
-) -> impl Stream<Item = PgWireResult<datafusion_postgres::pgwire::messages::data::DataRow>> + Send + 'static {
-    batches.flat_map(move |batch| {
-        let rows: Vec<_> = match batch.and_then(with_json) {
-            Ok(batch) => encode_recordbatch(fields.clone(), batch).collect(),
-            Err(error) => vec![Err(told(&error, ""))],
-        };
-        futures::stream::iter(rows)
-    })
-}
-
 /// The tag of a command, with the rows that it says it touched.
 fn counted(tag: &str, batches: &[RecordBatch]) -> Tag {
     match (tag, touched(batches).map(|n| n as usize)) {
         ("INSERT", Some(rows)) => Tag::new(tag).with_oid(0).with_rows(rows),
         ("MERGE" | "COPY", Some(rows)) => Tag::new(tag).with_rows(rows),
         _ => Tag::new(tag),
+    }
+}
+
+/// Refuses COPY through the connection.
+fn refuse_streams(text: &str) -> PgWireResult<()> {
+    let words: Vec<String> = text.split(|c: char| !c.is_alphanumeric()).map(str::to_ascii_uppercase).collect();
+    let copies = words.iter().find(|word| !word.is_empty()).is_some_and(|word| word == "COPY");
+    let through = words.windows(2).any(|w| matches!((&*w[0], &*w[1]), ("FROM", "STDIN") | ("TO", "STDOUT")));
+    match copies && through {
+        true => Err(told(
+            &MergeError::new(Code::Unsupported, "rows are not copied through the connection")
+                .help("INSERT takes many rows; COPY (...) TO 'file' writes on the server; Arrow Flight SQL ingests in bulk"),
+            "",
+        )),
+        false => Ok(()),
     }
 }
 
@@ -415,7 +400,7 @@ const TABLES: &str = "SELECT table_schema, table_name, table_type FROM informati
     WHERE table_schema NOT IN ('information_schema', 'pg_catalog') ORDER BY 1, 2";
 
 /// An error as Postgres tells it.
-fn told(error: &MergeError, text: &str) -> PgWireError {
+pub(super) fn told(error: &MergeError, text: &str) -> PgWireError {
     let diagnostic = &error.diagnostic;
     let timed_out = diagnostic.code == Code::LimitExceeded && diagnostic.message == TIMED_OUT;
     let state = if timed_out { "57014" } else { diagnostic.code.sqlstate() };
@@ -449,29 +434,51 @@ impl SimpleQueryHandler for Service {
         let last = statements.len() - 1;
         let mut responses = Vec::new();
         for (i, text) in statements.into_iter().enumerate() {
-            let offset = text.as_ptr() as usize - query.as_ptr() as usize;
-            if let Some((name, of)) = declared(text) {
-                refuse_after_failure(client)?;
-                let offset = of.as_ptr() as usize - query.as_ptr() as usize;
-                responses.push(self.declare(client, name, of).await.map_err(|e| in_query(e, offset))?);
-                continue;
+            match self.one(client, query, text, i == last).await {
+                Ok(response) => responses.push(response),
+                // What was done before is told, and then that this one was not.
+                Err(PgWireError::UserError(error)) if i > 0 => {
+                    responses.push(Response::Error(error));
+                    break;
+                }
+                Err(error) => return Err(error),
             }
-            let foreign = self.foreign(text);
-            if let Some(statement) = &foreign
-                && let Some(response) = self.hooked(statement, client).await
-            {
-                responses.push(response?);
-                continue;
-            }
-            if foreign.is_none() {
-                refuse_after_failure(client)?;
-            }
-            let options = Arc::new(FormatOptions::from_client_metadata(client.metadata()));
-            let to_run = Service::to_run(text, foreign.as_ref());
-            let response = self.run(&to_run, &Format::UnifiedText, timeout(client), options, i == last).await;
-            responses.push(response.map_err(|e| in_query(e, offset))?);
         }
-        Ok(responses)
+        Ok(cancellable(client, responses).await)
+    }
+}
+
+impl Service {
+    /// Runs one statement of a query of the simple protocol.
+    async fn one<C>(&self, client: &mut C, query: &str, text: &str, last: bool) -> PgWireResult<Response>
+    where
+        C: ClientInfo + ClientPortalStore + Sink<PgWireBackendMessage> + Unpin + Send + Sync,
+        C::PortalStore: PortalStore,
+        C::Error: std::fmt::Debug,
+        PgWireError: From<<C as Sink<PgWireBackendMessage>>::Error>,
+    {
+        let in_query = |e: MergeError, offset: usize| told(&e.map(|d| d.in_script(query, offset, None)), query);
+        let offset = text.as_ptr() as usize - query.as_ptr() as usize;
+        if let Some((name, of)) = declared(text) {
+            refuse_after_failure(client)?;
+            let offset = of.as_ptr() as usize - query.as_ptr() as usize;
+            return self.declare(client, name, of).await.map_err(|e| in_query(e, offset));
+        }
+        refuse_streams(text)?;
+        let foreign = self.foreign(text);
+        if let Some(statement) = &foreign
+            && let Some(response) = self.hooked(statement, client).await
+        {
+            return response;
+        }
+        if foreign.is_none() {
+            refuse_after_failure(client)?;
+        }
+        let options = Arc::new(FormatOptions::from_client_metadata(client.metadata()));
+        let to_run = Service::to_run(text, foreign.as_ref());
+        let response = self.run(&to_run, &Format::UnifiedText, timeout(client), options, last).await;
+        // A place in other text than the client's would mislead.
+        response.map_err(|e| if to_run == text { in_query(e, offset) } else { told(&e, "") })
     }
 }
 
@@ -595,6 +602,7 @@ impl QueryParser for Parser {
         if declared(text).is_some() {
             return Ok(Some((text.to_owned(), Some(marked(DECLARE, nothing())))));
         }
+        refuse_streams(text)?;
         let foreign = service.foreign(text);
         if let Some(statement @ sql::Statement::Fetch { name, .. }) = &foreign {
             let cursors = client.session_extensions().get_or_insert_with(Cursors::default);
@@ -691,7 +699,8 @@ impl ExtendedQueryHandler for Extended {
             let frame = DataFrame::new(context.session().state(), plan);
             service.rows(turn, frame, &portal.result_column_format, options).await
         };
-        answer.await.map_err(|e: MergeError| told(&e, text))
+        let response = answer.await.map_err(|e: MergeError| told(&e, text))?;
+        Ok(cancellable(client, vec![response]).await.remove(0))
     }
 }
 

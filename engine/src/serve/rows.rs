@@ -1,0 +1,185 @@
+//! Rows as Postgres' protocol has them.
+
+use super::postgres::told;
+use crate::columns::value_at;
+use crate::error::{MergeError, Result};
+use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, StringArray};
+use arrow::datatypes::{DataType, Decimal128Type, Decimal256Type, Field, Schema};
+use bytes::{BufMut, BytesMut};
+use datafusion_postgres::arrow_pg::datatypes::arrow_schema_to_pg_fields;
+use datafusion_postgres::arrow_pg::encoder::encode_value;
+use datafusion_postgres::pgwire::api::portal::Format;
+use datafusion_postgres::pgwire::api::results::{DataRowEncoder, FieldInfo};
+use datafusion_postgres::pgwire::error::PgWireResult;
+use datafusion_postgres::pgwire::messages::data::DataRow;
+use datafusion_postgres::pgwire::types::ToSqlText;
+use datafusion_postgres::pgwire::types::format::FormatOptions;
+use futures::{Stream, StreamExt};
+use mergeql_udfs::Code;
+use postgres_types::{IsNull, ToSql, Type};
+use std::sync::Arc;
+
+/// What the columns of a result are on the wire.
+pub(super) fn fields(schema: &Schema, format: &Format, options: Option<Arc<FormatOptions>>) -> Result<Vec<FieldInfo>> {
+    let typed = |f: &Arc<Field>| match f.data_type() {
+        // Numbers of Postgres' own have any number of digits.
+        DataType::Decimal256(..) => f.as_ref().clone().with_data_type(DataType::Decimal128(38, 0)),
+        _ => f.as_ref().clone(),
+    };
+    let schema = Schema::new(shown_schema(schema).fields().iter().map(typed).collect::<Vec<_>>());
+    arrow_schema_to_pg_fields(&schema, format, options).map_err(|e| MergeError::new(Code::Unsupported, e.to_string()))
+}
+
+/// Rows, up to the first that fails.
+pub(super) fn encoded(
+    batches: impl Stream<Item = Result<RecordBatch>> + Send + 'static,
+    fields: Arc<Vec<FieldInfo>>,
+) -> impl Stream<Item = PgWireResult<DataRow>> + Send + 'static {
+    let rows = batches.flat_map(move |batch| {
+        let fields = fields.clone();
+        let rows: Box<dyn Iterator<Item = PgWireResult<DataRow>> + Send> = match batch.and_then(shown) {
+            Ok(batch) => {
+                let mut encoder = DataRowEncoder::new(fields.clone());
+                Box::new((0..batch.num_rows()).map(move |i| row(&mut encoder, &batch, i, &fields)))
+            }
+            Err(error) => Box::new(std::iter::once(Err(told(&error, "")))),
+        };
+        futures::stream::iter(rows)
+    });
+    let mut failed = false;
+    rows.take_while(move |row| {
+        let before = failed;
+        failed |= row.is_err();
+        futures::future::ready(!before)
+    })
+}
+
+fn row(encoder: &mut DataRowEncoder, batch: &RecordBatch, i: usize, fields: &[FieldInfo]) -> PgWireResult<DataRow> {
+    for ((column, field), shown) in batch.columns().iter().zip(batch.schema_ref().fields()).zip(fields) {
+        let numeric = match column.data_type() {
+            DataType::Decimal128(..) => column.as_primitive::<Decimal128Type>().value_as_string(i),
+            DataType::Decimal256(..) => column.as_primitive::<Decimal256Type>().value_as_string(i),
+            _ => {
+                encode_value(encoder, column, i, field, shown)?;
+                continue;
+            }
+        };
+        let numeric = column.is_valid(i).then_some(Numeric(numeric));
+        encoder.encode_field_with_type_and_format(&numeric, shown.datatype(), shown.format(), shown.format_options())?;
+    }
+    Ok(encoder.take_row())
+}
+
+/// Whether the protocol has a type of values: maps, lists of lists and lists of long decimals it has not.
+fn is_known(ty: &DataType) -> bool {
+    match ty {
+        DataType::Map(..) => false,
+        DataType::List(f) | DataType::LargeList(f) | DataType::FixedSizeList(f, _) => {
+            let inside = f.data_type();
+            !matches!(inside, DataType::List(_) | DataType::LargeList(_) | DataType::FixedSizeList(..))
+                && !matches!(inside, DataType::Decimal128(precision, scale) if *precision > 28 || *scale < 0)
+                && !matches!(inside, DataType::Decimal256(..) | DataType::Float16)
+                && is_known(inside)
+        }
+        DataType::Struct(fields) => fields.iter().all(|f| is_known(f.data_type()) && !f.data_type().is_decimal()),
+        DataType::Dictionary(_, values) => is_known(values) && !values.is_decimal(),
+        _ => true,
+    }
+}
+
+fn shown_type(ty: &DataType) -> DataType {
+    match ty {
+        DataType::Float16 => DataType::Float32,
+        ty if is_known(ty) => ty.clone(),
+        _ => DataType::Utf8,
+    }
+}
+
+fn shown_schema(schema: &Schema) -> Schema {
+    let field = |f: &Arc<Field>| f.as_ref().clone().with_data_type(shown_type(f.data_type()));
+    Schema::new(schema.fields().iter().map(field).collect::<Vec<_>>())
+}
+
+/// The same rows with JSON in place of values that the protocol does not have.
+fn shown(batch: RecordBatch) -> Result<RecordBatch> {
+    let schema = shown_schema(batch.schema().as_ref());
+    let column = |(column, field): (&ArrayRef, &Arc<Field>)| {
+        if column.data_type() == field.data_type() {
+            return Ok(column.clone());
+        }
+        if is_known(column.data_type()) {
+            return Ok(arrow::compute::cast(column, field.data_type())?);
+        }
+        let values = (0..column.len()).map(|i| match value_at(column.as_ref(), i) {
+            mergeql_udfs::Value::Null => None,
+            value => Some(value.to_json()),
+        });
+        Ok(Arc::new(values.collect::<StringArray>()) as ArrayRef)
+    };
+    let columns = batch.columns().iter().zip(schema.fields()).map(column).collect::<Result<Vec<_>>>()?;
+    let options = arrow::array::RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
+    Ok(RecordBatch::try_new_with_options(Arc::new(schema), columns, &options)?)
+}
+
+/// A decimal by its digits: more than the library's own type has.
+#[derive(Debug)]
+struct Numeric(String);
+
+type Written = std::result::Result<IsNull, Box<dyn std::error::Error + Sync + Send>>;
+
+impl ToSqlText for Numeric {
+    fn to_sql_text(&self, _: &Type, out: &mut BytesMut, _: &FormatOptions) -> Written {
+        out.put_slice(self.0.as_bytes());
+        Ok(IsNull::No)
+    }
+}
+
+impl ToSql for Numeric {
+    /// Groups of four digits: their number, the place of the first, the sign, the digits behind the point (Postgres, numeric_send).
+    fn to_sql(&self, _: &Type, out: &mut BytesMut) -> Written {
+        let (negative, digits) = self.0.strip_prefix('-').map_or((false, &*self.0), |digits| (true, digits));
+        let (whole, fraction) = digits.split_once('.').unwrap_or((digits, ""));
+        let zeros = |n: usize| "0".repeat((4 - n % 4) % 4);
+        let padded = format!("{}{whole}{fraction}{}", zeros(whole.len()), zeros(fraction.len()));
+        let groups: Vec<i16> = padded.as_bytes().chunks(4).map(|g| g.iter().fold(0, |n, d| 10 * n + i16::from(d - b'0'))).collect();
+        let first = groups.iter().position(|g| *g != 0).unwrap_or(groups.len());
+        let last = groups.iter().rposition(|g| *g != 0).map_or(first, |last| last + 1);
+        out.put_i16((last - first) as i16);
+        out.put_i16((whole.len().div_ceil(4) as i16) - 1 - first as i16);
+        out.put_u16(if negative && first < last { 0x4000 } else { 0 });
+        out.put_u16(fraction.len() as u16);
+        groups[first..last].iter().for_each(|g| out.put_i16(*g));
+        Ok(IsNull::No)
+    }
+
+    fn accepts(ty: &Type) -> bool {
+        *ty == Type::NUMERIC
+    }
+
+    postgres_types::to_sql_checked!();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As rust_decimal writes them, which the clients of many drivers read.
+    #[test]
+    fn numbers_have_postgres_bytes() {
+        for text in ["0", "0.00", "1", "-1", "10000", "12345678", "0.5", "-0.0001", "0.00001", "100.5", "-99999999.99999999", "10000.0001"] {
+            let number: rust_decimal::Decimal = text.parse().expect("a number");
+            let bytes = |number: &dyn ToSql| {
+                let mut out = BytesMut::new();
+                number.to_sql_checked(&Type::NUMERIC, &mut out).expect("it is written");
+                out
+            };
+            assert_eq!(bytes(&Numeric(text.to_owned())), bytes(&number), "{text}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_fails_ends_the_rows() {
+        let failing = futures::stream::repeat_with(|| Err(MergeError::new(Code::Unsupported, "no more")));
+        assert_eq!(encoded(failing, Arc::default()).count().await, 1);
+    }
+}
