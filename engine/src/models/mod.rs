@@ -117,7 +117,7 @@ pub async fn run(context: &MergeContext, explain: bool, models: Models) -> Resul
     let batch = blocking(move || {
         let shared = outer.shared.clone();
         let companion = request.base.as_ref().or(request.models.first()).map(|m| m.checkpoint.folder().to_owned());
-        let searched = search.is_some();
+        let (searched, has_base) = (search.is_some(), request.base.is_some());
         let (request, note, scratch) = match search {
             Some(search) => {
                 let (request, note, scratch) = found(&outer, &runtime, search, into.as_deref(), companion.as_deref())?;
@@ -132,6 +132,9 @@ pub async fn run(context: &MergeContext, explain: bool, models: Models) -> Resul
         let sealed = Sealed::new(plan)?;
         let hashes: BTreeMap<String, String> = match &into {
             Some(out) => {
+                // Beside a model without a base go the files of that whose hash is the least, in whatever order they are named.
+                let first = sealed.plan.models.iter().zip(&sealed.models).min_by_key(|(_, hash)| **hash);
+                let companion = has_base.then_some(companion).flatten().or(first.map(|(model, _)| model.checkpoint.folder().to_owned()));
                 let extras = Extras { companion, adapter, ..Extras::default() };
                 let merged = model::write(&sealed, out, &extras, |progress| shared.merging(progress.done, progress.total))?;
                 merged.tensors.into_iter().map(|w| (w.name, hex(&w.sha256))).collect()

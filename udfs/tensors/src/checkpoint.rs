@@ -301,7 +301,7 @@ impl Tensor {
         // Arithmetic is in f32.
         let what = if self.dtype == Dtype::F64 { "NaN, infinity or more than f32 can hold" } else { "NaN or infinity" };
         Error::invalid_argument(format!("tensor `{}` of `{}` holds {what} at element {at}", self.name, self.file().display()))
-            .with_help("mend the model, or let it through with WITH (nan = 'propagate')")
+            .with_help("mend the model, or let it through a merge WITH (nan = 'propagate')")
     }
 
     /// The first element, if there is one and it is a float.

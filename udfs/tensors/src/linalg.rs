@@ -79,9 +79,17 @@ pub fn nearest_orthogonal(matrix: &Mat<f64>) -> Result<Mat<f64>> {
     Ok(u * v.transpose())
 }
 
-/// X of a X = b; `None` where a has no inverse.
+/// X of a X = b; `None` where a has no inverse, as far as numbers can tell: its pivots fall to what rounding leaves.
 pub fn solve(a: Mat<f64>, b: Mat<f64>) -> Option<Mat<f64>> {
-    let solved = a.partial_piv_lu().solve(b);
+    let factors = a.partial_piv_lu();
+    let pivots = factors.U().diagonal();
+    let sizes = || (0..a.nrows()).map(|i| pivots[i].abs());
+    let (least, most) = (sizes().fold(f64::INFINITY, f64::min), sizes().fold(0.0, f64::max));
+    // What is not finite is no pivot either.
+    if !(least > 16.0 * a.nrows() as f64 * f64::EPSILON * most) {
+        return None;
+    }
+    let solved = factors.solve(b);
     (0..solved.ncols()).all(|c| (0..solved.nrows()).all(|r| solved[(r, c)].is_finite())).then_some(solved)
 }
 

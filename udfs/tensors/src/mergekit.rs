@@ -52,8 +52,8 @@ pub struct Stage {
     pub plan: Plan,
     /// The folder whose config and tokenizer files go along.
     pub companion: PathBuf,
-    /// How many layers the output has, where the config says how many there were.
-    pub layers: Option<usize>,
+    /// Where each layer of the output comes from: the folder of a model, and the number of the layer there.
+    pub layers: Vec<(PathBuf, usize)>,
     /// The tokens of the output, where the config asks for a tokenizer.
     pub tokens: Option<Tokens>,
     /// The template of chats, where the config asks for one.
@@ -160,9 +160,26 @@ fn layer_of(name: &str) -> Option<(&str, usize, &str)> {
     None
 }
 
-/// Whether a tensor outside of the layers comes before them.
+/// Whether a tensor outside of the layers comes before them: embeddings, and layers of what looks or listens.
 fn is_first(name: &str) -> bool {
-    ["embed", "wte", "wpe", "word_embeddings", "tok_embeddings"].iter().any(|part| name.contains(part))
+    let embeds = ["embed", "wte", "wpe", "word_embeddings", "tok_embeddings"].iter().any(|part| name.contains(part));
+    embeds && !name.contains("embed_out") || layer_of(name).is_some()
+}
+
+/// The stems of the layers that a config speaks of. Where a model has others beside them, as one that also looks at pictures has, they are
+/// those that are as many as its config says, and of these not those of pictures and sounds.
+fn stems<'n>(names: impl Iterator<Item = &'n String>, count: Option<usize>) -> BTreeSet<String> {
+    let mut found: BTreeMap<&str, BTreeSet<usize>> = BTreeMap::new();
+    for (stem, layer, _) in names.filter_map(|name| layer_of(name)) {
+        found.entry(stem).or_default().insert(layer);
+    }
+    let narrowed = |found: BTreeMap<&'n str, BTreeSet<usize>>, fits: &dyn Fn(&str, usize) -> bool| {
+        let fitting: BTreeMap<_, _> = found.iter().filter(|(stem, layers)| fits(stem, layers.len())).map(|(s, l)| (*s, l.clone())).collect();
+        if fitting.is_empty() { found } else { fitting }
+    };
+    let found = narrowed(found, &|_, layers| count.is_none_or(|count| layers == count));
+    let found = narrowed(found, &|stem, _| !["vision", "visual", "audio"].iter().any(|part| stem.contains(part)));
+    found.into_keys().map(str::to_owned).collect()
 }
 
 /// The template of chats that a config asks for: the one that it holds, or with `auto` that of most models.
@@ -200,7 +217,13 @@ fn text_of(json: &Json, what: &str) -> Result<String> {
         Json::String(text) => Ok(text.clone()),
         Json::Object(map) if map.contains_key("path") => text_of(&map["path"], what),
         // {model: {path: ..}, lora: ..} and the like
-        Json::Object(map) if map.contains_key("model") && map.get("lora").is_none_or(Json::is_null) => text_of(&map["model"], what),
+        Json::Object(map) if map.contains_key("model") => {
+            let model = text_of(&map["model"], what)?;
+            match map.get("lora").filter(|lora| !lora.is_null()) {
+                Some(lora) => Ok(format!("{model}+{}", text_of(lora, what)?)),
+                None => Ok(model),
+            }
+        }
         other => Err(wrong(format!("{what} is the name of a model, not {other}"))),
     }
 }
@@ -358,8 +381,10 @@ impl<'a> Planner<'a> {
     /// How many layers a model has: what its config says, or what its tensors show.
     fn layers(&self, model: usize) -> usize {
         let checkpoint = &self.models[model].checkpoint;
-        config_of(checkpoint.folder()).and_then(|config| layer_count(&config).map(|(_, n)| n)).unwrap_or_else(|| {
-            checkpoint.tensors.keys().filter_map(|name| layer_of(name)).map(|(_, layer, _)| layer + 1).max().unwrap_or(0)
+        layers_said(checkpoint).unwrap_or_else(|| {
+            let stems = stems(checkpoint.tensors.keys(), None);
+            let layers = checkpoint.tensors.keys().filter_map(|name| layer_of(name)).filter(|(stem, ..)| stems.contains(*stem));
+            layers.map(|(_, layer, _)| layer + 1).max().unwrap_or(0)
         })
     }
 
@@ -384,7 +409,8 @@ impl<'a> Planner<'a> {
                         continue;
                     }
                     // Some models say it and others don't: those get the default.
-                    let default = || Value::Number(param.default.parse().unwrap_or(1.0));
+                    let usual = if param.name == "epsilon" { methods::della::MERGEKIT_EPSILON } else { 1.0 };
+                    let default = || Value::Number(param.default.parse().unwrap_or(usual));
                     Value::List(values.into_iter().map(|v| v.unwrap_or_else(default)).collect())
                 } else {
                     match one(None, tensor)? {
@@ -458,8 +484,15 @@ impl<'a> Planner<'a> {
         let unknown = self.config.as_object().into_iter().flat_map(|map| map.keys()).filter(|key| !KEYS.contains(&key.as_str()));
         notes.extend(unknown.map(|key| format!("a config has no `{key}`: it has no effect")));
         notes.extend(self.unweighted());
+        if self.config.get("models").is_some() && slices.iter().flat_map(|s| &s.sources).any(|s| s.layers.is_some()) {
+            notes.push("`layer_range` of `models` is taken at its word; mergekit passes over it there".into());
+        }
+        let stems: BTreeSet<String> =
+            self.models.iter().flat_map(|model| stems(model.checkpoint.tensors.keys(), layers_said(&model.checkpoint))).collect();
+        let layer_of = |name: &str| layer_of(name).filter(|(stem, ..)| stems.contains(*stem)).map(|(stem, n, rest)| (stem.to_owned(), n, rest.to_owned()));
         let mut tasks = Vec::new();
-        let mut out_layer = 0;
+        // Where each layer of the output comes from: a model, and the number of the layer there.
+        let mut origins: Vec<(usize, usize)> = Vec::new();
         for (number, slice) in slices.iter().enumerate() {
             let base = slice.base.clone().map(|name| self.model(&name)).transpose()?.or(base);
             let members: Vec<usize> = slice.sources.iter().map(|s| self.model(&s.model)).collect::<Result<_>>()?;
@@ -528,7 +561,7 @@ impl<'a> Planner<'a> {
                         .filter(|name| is_weight(name))
                         .filter_map(|name| layer_of(name));
                     let here = names.filter(|(_, layer, _)| *layer == range.0 + step);
-                    parts.extend(here.map(|(stem, _, rest)| (stem.to_owned(), rest.to_owned())));
+                    parts.extend(here.map(|(stem, _, rest)| (stem, rest)));
                 }
                 if parts.is_empty() {
                     return Err(wrong(format!("`{}` has no layer {}", slice.sources[0].model, ranges[0].0 + step))
@@ -537,9 +570,9 @@ impl<'a> Planner<'a> {
                 for (stem, rest) in parts {
                     let names = ranges.iter().map(|(from, _)| Some(format!("{stem}{}{rest}", from + step))).collect();
                     let of_base = Some(format!("{stem}{}{rest}", base_range.0 + step));
-                    job(&mut self, names, of_base, &format!("{stem}{out_layer}{rest}"), t)?;
+                    job(&mut self, names, of_base, &format!("{stem}{}{rest}", origins.len()), t)?;
                 }
-                out_layer += 1;
+                origins.push((members[0], ranges[0].0 + step));
             }
             // What stands before the layers goes with the first slice, what stands after them with the last; a gradient begins there.
             let outside: BTreeSet<String> = members
@@ -559,7 +592,7 @@ impl<'a> Planner<'a> {
         if let Some(twice) = tasks.windows(2).find(|pair| pair[0].name == pair[1].name) {
             return Err(wrong(format!("tensor `{}` would be made twice", twice[0].name)));
         }
-        let layers = (out_layer > 0).then_some(out_layer);
+        let layers = origins.into_iter().map(|(model, layer)| (self.models[model].checkpoint.folder().to_owned(), layer)).collect();
         let chat_template = match self.config.get("chat_template").filter(|t| !t.is_null()) {
             Some(wanted) => chat_template(&text_of(wanted, "chat_template")?, &self.models, &mut notes)?,
             None => None,
@@ -637,7 +670,7 @@ pub fn run(text: &str, folder: &Path, out: &Path, options: &Options, mut report:
         let extras = Extras {
             companion: Some(stage.companion),
             layers: stage.layers,
-            tokenizer: stage.tokens.map(|t| (t.tokenizer().clone(), t.rows)),
+            tokenizer: stage.tokens,
             adapter: None,
             chat_template: stage.chat_template,
         };
@@ -656,6 +689,12 @@ pub fn run(text: &str, folder: &Path, out: &Path, options: &Options, mut report:
 /// A model's config.json.
 pub fn config_of(folder: &Path) -> Option<Json> {
     serde_json::from_str(&std::fs::read_to_string(folder.join("config.json")).ok()?).ok()
+}
+
+/// The number of layers that the config of a model says.
+fn layers_said(checkpoint: &Checkpoint) -> Option<usize> {
+    let config = config_of(checkpoint.folder())?;
+    layer_count(&config).or_else(|| layer_count(config.get("text_config")?)).map(|(_, n)| n)
 }
 
 /// What a config calls its number of layers, and the number.

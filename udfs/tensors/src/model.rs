@@ -8,6 +8,7 @@ use crate::output::is_begun;
 use crate::plan::How;
 use crate::run::{self, Progress, Written};
 use crate::sealed::{Sealed, parameters};
+use crate::tokenizer::{self, Tokens};
 use mergeql_udfs::merkle::{Hash, hex};
 use mergeql_udfs::{Code, Error, Result};
 use serde_json::{Value as Json, json};
@@ -20,10 +21,10 @@ use std::path::{Path, PathBuf};
 pub struct Extras {
     /// The folder whose config and tokenizer files are copied.
     pub companion: Option<PathBuf>,
-    /// How many layers there are now.
-    pub layers: Option<usize>,
-    /// The tokenizer, and how many rows the embeddings have.
-    pub tokenizer: Option<(Json, usize)>,
+    /// Where each layer comes from: the folder of a model, and the number of the layer there. None: they are as they were.
+    pub layers: Vec<(PathBuf, usize)>,
+    /// The tokens, whose tokenizer files are those of another folder.
+    pub tokenizer: Option<Tokens>,
     /// The template of chats, in the place of the companion's.
     pub chat_template: Option<String>,
     /// The config of an adapter, whose tensors are in `adapter_model.safetensors`.
@@ -146,15 +147,31 @@ pub fn write(sealed: &Sealed, out: &Path, extras: &Extras, report: impl FnMut(Pr
 /// The files of a model's folder that are copied along, and the template that is put beside them.
 fn companion_names(extras: &Extras) -> Result<Vec<String>> {
     let Some(folder) = &extras.companion else { return Ok(Vec::new()) };
-    let entries = std::fs::read_dir(folder).map_err(|e| failed(folder, e))?;
-    let mut names: Vec<String> =
-        entries.filter_map(|e| e.ok()?.file_name().into_string().ok()).filter(|name| goes_along(name)).collect();
+    let inside = |folder: &Path| -> Result<Vec<String>> {
+        let entries = std::fs::read_dir(folder).map_err(|e| failed(folder, e))?;
+        Ok(entries.filter_map(|e| e.ok()?.file_name().into_string().ok()).filter(|name| goes_along(name)).collect())
+    };
+    let mut names = inside(folder)?;
+    if let Some(tokens) = &extras.tokenizer {
+        names.retain(|name| !of_tokenizer(name));
+        // Of other tokens than those of the folder the one file is written anew; the older kinds of files would say something else.
+        let kept = |name: &String| of_tokenizer(name) && (!tokens.changed || CHANGED.contains(&name.as_str()) || name.starts_with("chat_template"));
+        names.extend(inside(&tokens.folder)?.into_iter().filter(kept));
+    }
     if extras.chat_template.is_some() {
         names.retain(|name| !name.starts_with("chat_template"));
         names.push(TEMPLATE.to_owned());
     }
     names.sort();
     Ok(names)
+}
+
+/// Files of a tokenizer that also go along with one that has other tokens.
+const CHANGED: [&str; 3] = ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"];
+
+/// Whether a file that goes along is the tokenizer's.
+fn of_tokenizer(name: &str) -> bool {
+    goes_along(name) && !["config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json"].contains(&name)
 }
 
 /// The file of a chat template.
@@ -167,12 +184,12 @@ fn companions(sealed: &Sealed, out: &Path, extras: &Extras) -> Result<()> {
             save(&out.join(&name), template)?;
             continue;
         }
-        let from = folder.join(&name);
+        let from = extras.tokenizer.as_ref().filter(|_| of_tokenizer(&name)).map_or(folder, |tokens| &tokens.folder).join(&name);
         let bytes = std::fs::read(&from).map_err(|e| failed(&from, e))?;
         let changed = match name.as_str() {
             "config.json" => Some(config(sealed, extras, &from, &bytes)?),
             "tokenizer_config.json" if extras.chat_template.is_some() => Some(without_template(&from, &bytes)?),
-            "tokenizer.json" => extras.tokenizer.as_ref().map(|(tokenizer, _)| format!("{tokenizer:#}\n")),
+            "tokenizer.json" => extras.tokenizer.as_ref().map(|tokens| format!("{:#}\n", tokens.tokenizer())),
             _ => None,
         };
         save(&out.join(&name), changed.map_or(bytes, String::into_bytes))?;
@@ -187,14 +204,43 @@ fn without_template(path: &Path, bytes: &[u8]) -> Result<String> {
     Ok(format!("{config:#}\n"))
 }
 
-/// The config with what the merge changed: layers, tokens, type.
+/// The config with what the merge changed: layers, tokens, type. Models of several parts have one of the language inside.
 fn config(sealed: &Sealed, extras: &Extras, path: &Path, bytes: &[u8]) -> Result<String> {
     let mut config: Json = serde_json::from_slice(bytes).map_err(|e| failed(path, e))?;
-    if let (Some(layers), Some((key, _))) = (extras.layers, mergekit::layer_count(&config)) {
-        config[key] = json!(layers);
+    change_config(sealed, extras, path, &mut config)?;
+    if let Some(inside) = config.get_mut("text_config").filter(|inside| inside.is_object()) {
+        change_config(sealed, extras, path, inside)?;
     }
-    if let (Some((_, rows)), true) = (&extras.tokenizer, config.get("vocab_size").is_some()) {
-        config["vocab_size"] = json!(rows);
+    Ok(format!("{config:#}\n"))
+}
+
+fn change_config(sealed: &Sealed, extras: &Extras, path: &Path, config: &mut Json) -> Result<()> {
+    if let Some((key, before)) = mergekit::layer_count(config).filter(|_| !extras.layers.is_empty()) {
+        config[key] = json!(extras.layers.len());
+        // Lists with an entry for each layer.
+        let lists = config.as_object().into_iter().flatten().filter(|(_, list)| list.as_array().is_some_and(|list| list.len() == before));
+        let as_they_were = extras.layers.len() == before && extras.layers.iter().enumerate().all(|(i, (_, layer))| i == *layer);
+        let names: Vec<String> = lists.map(|(name, _)| name.clone()).filter(|name| !as_they_were && name.contains("layer")).collect();
+        for name in names {
+            let entry = |(folder, layer): &(PathBuf, usize)| {
+                let own = mergekit::config_of(folder)?;
+                let list = own.get(&name).or_else(|| own.get("text_config")?.get(&name))?;
+                list.get(*layer).cloned()
+            };
+            let list: Option<Vec<Json>> = extras.layers.iter().map(entry).collect();
+            config[&name] = json!(list.ok_or_else(|| {
+                failed(path, format!("`{name}` has an entry for each layer, and the config of a model lacks one for a layer that is taken"))
+            })?);
+        }
+    }
+    if let (Some(tokens), true) = (&extras.tokenizer, config.get("vocab_size").is_some()) {
+        config["vocab_size"] = json!(tokens.rows);
+    }
+    // An output table of its own would be passed over.
+    let has = |is: &dyn Fn(&str) -> bool| sealed.plan.tasks.iter().any(|task| is(&task.name));
+    let own_output = has(&|name| tokenizer::has_rows(name) && !tokenizer::is_embedding(name)) && has(&|name| tokenizer::is_embedding(name));
+    if own_output && config["tie_word_embeddings"] == true {
+        config["tie_word_embeddings"] = json!(false);
     }
     let types: std::collections::BTreeSet<String> =
         sealed.plan.tasks.iter().filter(|t| dtype::is_float(t.dtype)).map(|t| dtype::torch_name(t.dtype).to_owned()).collect();
@@ -203,7 +249,7 @@ fn config(sealed: &Sealed, extras: &Extras, path: &Path, bytes: &[u8]) -> Result
             config[key] = json!(only);
         }
     }
-    Ok(format!("{config:#}\n"))
+    Ok(())
 }
 
 /// The rules of a plan as lines: method and parameters with the tensors that they made.
@@ -229,7 +275,7 @@ fn card(sealed: &Sealed, tensors: &[Written]) -> String {
         writeln!(text, "{}: the answer depends on the set of contributions and the parameters alone.\n", env!("CARGO_PKG_VERSION"));
     let _ = writeln!(
         text,
-        "- Set (root over the contributions): `{}`\n- Merge (set, base and parameters): `{}`\n\n## Contributions\n\n| model | weight | SHA-256 |\n|---|---|---|",
+        "- Set (root over the contributions): `{}`\n- Merge (set, base and parameters): `{}`\n\n## Contributions\n\n| model | weight | contribution (SHA-256 of its names, tensors and metadata) |\n|---|---|---|",
         hex(&sealed.set),
         hex(&sealed.hash)
     );
@@ -277,6 +323,8 @@ fn lineage(sealed: &Sealed, tensors: &[Written]) -> Json {
         .collect();
     sources.sort_by_key(|s| s["@id"].to_string());
     sources.dedup();
+    let base = sealed.plan.base.as_ref().zip(sealed.base);
+    sources.extend(base.map(|(m, hash)| json!({ "@id": format!("sha256:{}", hex(&hash)), "@type": "prov:Entity", "name": m.name })));
     let names: BTreeMap<String, String> =
         sealed.plan.models.iter().zip(&sealed.models).map(|(m, hash)| (hex(hash), m.name.clone())).collect();
     let written: BTreeMap<&str, &Written> = tensors.iter().map(|w| (w.name.as_str(), w)).collect();
@@ -291,7 +339,8 @@ fn lineage(sealed: &Sealed, tensors: &[Written]) -> Json {
                     (format!("{}({})", merge.method.name, parameters(merge)), json!(from))
                 }
                 How::Made { by, .. } => ((*by).to_owned(), json!(names.values().collect::<Vec<_>>())),
-                How::Copy { from, .. } => ("copy".to_owned(), json!([from.file().to_string_lossy()])),
+                // Of a tensor that is the same in all that have it, no file is the one.
+                How::Copy { .. } => ("copy".to_owned(), json!(names.values().collect::<Vec<_>>())),
             };
             json!({
                 "name": task.name, "dtype": dtype::name(task.dtype), "shape": task.shape, "strategy": strategy, "from": from,
@@ -300,12 +349,15 @@ fn lineage(sealed: &Sealed, tensors: &[Written]) -> Json {
         })
         .collect();
     json!({
-        "@context": { "prov": "http://www.w3.org/ns/prov#", "@vocab": "https://schema.org/" },
+        "@context": {
+            "prov": "http://www.w3.org/ns/prov#", "@vocab": "urn:mergeql:",
+            "name": "https://schema.org/name", "version": "https://schema.org/version", "hasPart": "https://schema.org/hasPart",
+        },
         "@id": format!("sha256:{}", hex(&sealed.hash)),
         "@type": "prov:Entity",
         "prov:wasGeneratedBy": { "@type": "prov:Activity", "name": "mergeql merge-models", "version": env!("CARGO_PKG_VERSION") },
         "prov:wasDerivedFrom": sources,
-        "base": sealed.base.map(|h| format!("sha256:{}", hex(&h))),
+        "base": sealed.base.map(|h| json!({ "@id": format!("sha256:{}", hex(&h)) })),
         "hasPart": parts,
     })
 }

@@ -416,7 +416,7 @@ impl Plan {
             if let Some(other) = other {
                 let [one, two] = [other, model].map(|m| m.checkpoint.path.display().to_string());
                 return Err(Error::new(Code::DuplicateSource, format!("two models are called `{}`: {one} and {two}", model.name))
-                    .with_help("give one of them another name with AS"));
+                    .with_help("give one of them another name with AS; in a set, remove one by its hash"));
             }
         }
         let mut notes = Vec::new();

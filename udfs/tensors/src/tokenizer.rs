@@ -33,6 +33,10 @@ pub struct Tokens {
     base: usize,
     said: BTreeMap<String, (From, bool)>,
     tokenizer: Json,
+    /// The folder of the leading tokenizer, whose other files go along.
+    pub folder: PathBuf,
+    /// Whether the tokens are others than those of that folder.
+    pub changed: bool,
 }
 
 /// Whether a tensor is a table of what tokens stand for, from which rows are looked up.
@@ -150,8 +154,10 @@ pub fn plan(config: &Json, models: &[(String, PathBuf)], base: usize) -> Result<
         _ => used,
     };
     let tokenizer = merged(&tokenizers, lead, &vocabulary);
+    check_numbers(&tokenizer, &vocabulary)?;
+    let (folder, changed) = (models[lead].1.clone(), vocabulary != vocabularies[lead]);
     let models = models.iter().map(|(name, _)| name.clone()).zip(vocabularies).collect();
-    Ok(Tokens { vocabulary, rows, models, base, said, tokenizer })
+    Ok(Tokens { vocabulary, rows, models, base, said, tokenizer, folder, changed })
 }
 
 /// The leading tokenizer with the tokens of the output.
@@ -178,7 +184,8 @@ fn merged(tokenizers: &[Json], lead: usize, vocabulary: &BTreeMap<String, u32>) 
         }
     }
     if out["model"]["vocab"].is_object() {
-        let mut tokens: Vec<(&String, &u32)> = vocabulary.iter().filter(|(token, _)| in_models.contains(token)).collect();
+        // All of them: readers number an added token that is not here anew, behind the others.
+        let mut tokens: Vec<(&String, &u32)> = vocabulary.iter().collect();
         tokens.sort_by_key(|(_, id)| **id);
         out["model"]["vocab"] = Json::Object(tokens.into_iter().map(|(token, id)| (token.clone(), json!(id))).collect());
         // Merge rules of the others come after the leading ones, by their bytes.
@@ -192,6 +199,29 @@ fn merged(tokenizers: &[Json], lead: usize, vocabulary: &BTreeMap<String, u32>) 
     }
     out["added_tokens"] = Json::Array(added.into_values().collect());
     out
+}
+
+/// Holds the numbers that readers give the tokens against those that the rows of the embeddings have: an added token that the vocabulary
+/// of the model lacks gets the next number, whatever is written beside it.
+fn check_numbers(tokenizer: &Json, vocabulary: &BTreeMap<String, u32>) -> Result<()> {
+    let mut inside: BTreeMap<&str, u32> = BTreeMap::new();
+    match &tokenizer["model"]["vocab"] {
+        Json::Object(map) => inside.extend(map.iter().filter_map(|(token, id)| Some((token.as_str(), id.as_u64()? as u32)))),
+        Json::Array(list) => inside.extend(list.iter().enumerate().filter_map(|(id, entry)| Some((entry.get(0)?.as_str()?, id as u32)))),
+        _ => {}
+    }
+    let mut last = None;
+    for token in tokenizer["added_tokens"].as_array().into_iter().flatten() {
+        let Some(content) = token["content"].as_str() else { continue };
+        let next = last.map_or(0, |last: u32| last + 1).max(inside.len() as u32);
+        let number = inside.get(content).copied().unwrap_or(next);
+        last = last.max(Some(number));
+        if vocabulary.get(content) != Some(&number) {
+            return Err(Error::new(Code::Unsupported, format!("readers of tokenizers would number the token `{content}` {number}, not {:?}", vocabulary.get(content)))
+                .with_help("the numbers of the leading tokenizer have gaps: choose another as source"));
+        }
+    }
+    Ok(())
 }
 
 impl Tokens {

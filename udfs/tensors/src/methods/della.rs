@@ -162,8 +162,11 @@ impl Thin for Della {
     }
 }
 
+/// How far probabilities lie from the mean where a config of mergekit doesn't say.
+pub const MERGEKIT_EPSILON: f64 = 0.15;
+
 fn epsilons(job: &Job<'_>) -> Vec<f64> {
-    let usual = if job.settings.semantics == Semantics::Mergekit { 0.15 } else { 0.0 };
+    let usual = if job.settings.semantics == Semantics::Mergekit { MERGEKIT_EPSILON } else { 0.0 };
     job.models.iter().map(|m| job.settings.of_model("epsilon", m.place).unwrap_or(usual)).collect()
 }
 
@@ -210,7 +213,7 @@ fn prepare<'a>(job: &'a Job<'a>, consensus: bool) -> Result<Kernel<'a>> {
         divide: rescale == "inv_p",
         plain: plain(job),
     };
-    // The authors divide by the weights that agree; mergekit does when asked to.
-    let normalize = job.settings.flag("normalize").unwrap_or(consensus && job.settings.semantics == Semantics::Paper);
+    // The authors divide by the weights that agree, and so does mergekit.
+    let normalize = job.settings.flag("normalize").unwrap_or(consensus);
     kernel(job, thin, Sum { normalize, ..Sum::of(job, consensus, rescale == "l1") }, rows.granule())
 }

@@ -25,7 +25,8 @@ fn prepare<'a>(job: &'a Job<'a>) -> Result<Kernel<'a>> {
     // mergekit's has no weights.
     let uniform = job.settings.semantics == Semantics::Mergekit;
     let shares = if uniform { vec![1.0 / gram.n as f64; gram.n] } else { job.shares("weight")? };
-    let none = if uniform { job.number("tol") } else { 0.0 };
+    // What is shorter has no direction that a factor in f32 could bring back.
+    let none = if uniform { job.number("tol") } else { 1e-30 };
     let present: Vec<usize> = (0..gram.n).filter(|i| gram.norm(*i) > none).collect();
     let mut factors = vec![0.0; gram.n];
     let total: f64 = present.iter().map(|i| shares[*i]).sum();

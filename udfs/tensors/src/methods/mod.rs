@@ -6,7 +6,7 @@ mod breadcrumbs;
 mod coefficients;
 mod consensus_ta;
 mod dare;
-mod della;
+pub(crate) mod della;
 mod dual_projection;
 mod emr;
 mod federated;

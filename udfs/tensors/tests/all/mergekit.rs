@@ -121,3 +121,134 @@ fn adapters_stand_behind_their_base_and_chats_have_a_template() {
     let error = run("chatml").expect_err("a name");
     assert!(error.message.contains("`chatml` is not built in"), "{error}");
 }
+
+type Tensors = Vec<(String, (Vec<usize>, Vec<f32>))>;
+
+/// A model as a folder: its tensors, and files beside them.
+fn model(folder: &std::path::Path, name: &str, tensors: Tensors, files: &[(&str, &Json)]) {
+    let own = folder.join(name);
+    std::fs::create_dir_all(&own).expect("a folder");
+    crate::properties::write(&own.join("model.safetensors"), &tensors.into_iter().collect());
+    for (file, json) in files {
+        std::fs::write(own.join(file), json.to_string()).expect("a file");
+    }
+}
+
+fn first(out: &std::path::Path, name: &str) -> f32 {
+    Checkpoint::open(out).expect("a model").tensors[name].all().expect("numbers")[0]
+}
+
+/// What a token stands for, in every model the same.
+fn meaning(token: &str) -> f32 {
+    token.bytes().fold(0.0, |sum, b| sum * 3.0 + f32::from(b))
+}
+
+fn bpe(tokens: &[&str], added: &[(&str, usize)]) -> Json {
+    let vocabulary: serde_json::Map<String, Json> = tokens.iter().enumerate().map(|(i, t)| ((*t).to_owned(), i.into())).collect();
+    let added: Vec<Json> = added
+        .iter()
+        .map(|(token, id)| {
+            serde_json::json!({ "id": id, "content": token, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true })
+        })
+        .collect();
+    serde_json::json!({ "version": "1.0", "added_tokens": added, "model": { "type": "BPE", "vocab": vocabulary, "merges": [] } })
+}
+
+/// Readers find every token at the row that stands for it, also added tokens that lie behind a vocabulary which has become longer.
+#[test]
+fn tokens_are_where_readers_look_for_them() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let embeddings = |tokens: &[&str]| vec![("model.embed_tokens.weight".to_owned(), (vec![tokens.len(), 1], tokens.iter().map(|t| meaning(t)).collect()))];
+    let a = bpe(&["a", "b", "c", "d"], &[("<|end|>", 4)]);
+    let b = bpe(&["a", "b", "x", "y", "z"], &[("<|end|>", 5), ("<|pad|>", 6)]);
+    let settings = |pad: &str| serde_json::json!({ "pad_token": pad });
+    let nothing = serde_json::json!({});
+    model(folder.path(), "a", embeddings(&["a", "b", "c", "d", "<|end|>"]), &[("tokenizer.json", &a), ("tokenizer_config.json", &settings("none")), ("vocab.json", &nothing)]);
+    model(folder.path(), "b", embeddings(&["a", "b", "x", "y", "z", "<|end|>", "<|pad|>"]), &[("tokenizer.json", &b), ("tokenizer_config.json", &settings("<|pad|>"))]);
+    for (source, count, pad) in [("union", 9, "none"), ("b", 7, "<|pad|>"), ("base", 5, "none")] {
+        let out = folder.path().join(format!("out-{source}"));
+        let config = format!(
+            "merge_method: linear\nbase_model: a\ntokenizer_source: {source}\nmodels:\n  - {{model: a, parameters: {{weight: 1}}}}\n  - {{model: b, parameters: {{weight: 1}}}}\n"
+        );
+        mergekit::run(&config, folder.path(), &out, &Options::default(), |_| ()).expect("a merge");
+        let rows = Checkpoint::open(&out).expect("a model").tensors["model.embed_tokens.weight"].all().expect("numbers");
+        let reader = tokenizers::Tokenizer::from_file(out.join("tokenizer.json")).expect("a tokenizer");
+        let tokens = reader.get_vocab(true);
+        assert_eq!((tokens.len(), rows.len()), (count, count), "{source}");
+        for (token, id) in tokens {
+            assert_eq!(rows[id as usize], meaning(&token), "{source}: {token} at {id}");
+        }
+        assert_eq!(json(&out.join("tokenizer_config.json"))["pad_token"], pad, "{source}");
+        // Older files of another vocabulary would say something else.
+        assert_eq!(out.join("vocab.json").exists(), source == "base", "{source}");
+    }
+}
+
+/// Slices are of the layers that the config speaks of; what stands behind them goes with the last one, what looks at pictures with the first.
+#[test]
+fn slices_take_the_layers_of_the_language() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for (name, value) in [("a", 1.0f32), ("b", 2.0)] {
+        let scalar = |name: &str, value: f32| (name.to_owned(), (vec![1], vec![value]));
+        let layers = |stem: &str, n: usize| -> Tensors { (0..n).map(|i| scalar(&format!("{stem}.{i}.w"), 10.0 * value + i as f32)).collect() };
+        let neox = [layers("gpt_neox.layers", 3), vec![scalar("gpt_neox.embed_in.weight", value), scalar("embed_out.weight", value)]].concat();
+        let config = serde_json::json!({ "num_hidden_layers": 3, "layer_types": [format!("{name}0"), format!("{name}1"), format!("{name}2")], "tie_word_embeddings": true });
+        model(folder.path(), &format!("neox-{name}"), neox, &[("config.json", &config)]);
+        let seeing = [layers("model.visual.blocks", 2), layers("model.language_model.layers", 3), vec![scalar("model.language_model.embed_tokens.weight", value)]].concat();
+        let config = serde_json::json!({ "text_config": { "num_hidden_layers": 3, "dtype": "bfloat16" } });
+        model(folder.path(), &format!("seeing-{name}"), seeing, &[("config.json", &config)]);
+    }
+    let run = |kind: &str| {
+        let out = folder.path().join(format!("out-{kind}"));
+        let config = format!(
+            "merge_method: passthrough\nslices:\n  - sources: [{{model: {kind}-a, layer_range: [0, 2]}}]\n  - sources: [{{model: {kind}-b, layer_range: [1, 3]}}]\n"
+        );
+        mergekit::run(&config, folder.path(), &out, &Options::default(), |_| ()).expect("a merge");
+        out
+    };
+    let out = run("neox");
+    assert_eq!((first(&out, "gpt_neox.embed_in.weight"), first(&out, "embed_out.weight")), (1.0, 2.0));
+    let config = json(&out.join("config.json"));
+    assert_eq!(config["layer_types"], serde_json::json!(["a0", "a1", "b1", "b2"]));
+    assert_eq!((&config["num_hidden_layers"], &config["tie_word_embeddings"]), (&4.into(), &false.into()));
+    let out = run("seeing");
+    let tower: Vec<f32> = (0..2).map(|i| first(&out, &format!("model.visual.blocks.{i}.w"))).collect();
+    let layers: Vec<f32> = (0..4).map(|i| first(&out, &format!("model.language_model.layers.{i}.w"))).collect();
+    assert_eq!((tower, layers), (vec![10.0, 11.0], vec![10.0, 11.0, 21.0, 22.0]));
+    let config = json(&out.join("config.json"));
+    assert_eq!(config["text_config"], serde_json::json!({ "num_hidden_layers": 4, "dtype": "float32" }));
+}
+
+/// As mergekit has them where a config leaves them out: DELLA divides by the weights, and its epsilon is 0.15.
+#[test]
+fn della_has_mergekits_defaults() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for (name, shift) in [("base", 0.0), ("a", 0.3), ("b", -0.2)] {
+        let values = (0..64).map(|i| (i as f32).sin() + shift * (i as f32 + 1.0).cos()).collect();
+        model(folder.path(), name, vec![("model.layers.0.w".to_owned(), (vec![8, 8], values))], &[]);
+    }
+    let run = |of_a: &str, of_b: &str, rest: &str| {
+        let out = folder.path().join("out");
+        let config = format!(
+            "merge_method: della\nbase_model: base\nmodels:\n  - {{model: a, parameters: {{weight: 0.4, density: 0.5{of_a}}}}}\n  - {{model: b, parameters: {{weight: 0.3, density: 0.4{of_b}}}}}\nparameters: {{seed: 3{rest}}}\n"
+        );
+        let options = Options { overwrite: true, ..Options::default() };
+        mergekit::run(&config, folder.path(), &out, &options, |_| ()).expect("a merge");
+        Checkpoint::open(&out).expect("a model").tensors["model.layers.0.w"].all().expect("numbers")
+    };
+    let plain = run("", "", "");
+    assert_eq!(plain, run("", "", ", normalize: true"));
+    assert_ne!(plain, run("", "", ", normalize: false"));
+    assert_eq!(run(", epsilon: 0.1", "", ""), run(", epsilon: 0.1", ", epsilon: 0.15", ""));
+}
+
+/// The map form of a model with an adapter is its `base+adapter`.
+#[test]
+fn models_with_adapters_are_written_in_two_ways() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let run = |model: &str| {
+        let config = format!("merge_method: linear\nmodels:\n  - {{model: {model}, parameters: {{weight: 1}}}}\n");
+        mergekit::run(&config, folder.path(), &folder.path().join("out"), &Options::default(), |_| ()).expect_err("there are no models").message
+    };
+    assert_eq!(run("{model: m, lora: l}"), run("m+l"));
+}
