@@ -288,3 +288,16 @@ fn theta_sketches_of_two_precisions_join_at_the_smaller() {
     let read = |image: Value| run("crdt_from_sketch", &[image, Value::Int(14)]).unwrap();
     assert_eq!(join(&read(image(&few)), &read(image(&many))), join(&few, &many));
 }
+
+/// Infinities have their ranks; NaN has none, and a t-digest, which works on distances, no infinities.
+#[test]
+fn quantiles_of_infinities() {
+    let values = [1.0, f64::INFINITY, f64::NEG_INFINITY, f64::NAN];
+    let of = |family: &str| {
+        let mut partial = catalog::find(family).unwrap().bind(&Call::new(vec![Type::Bytes, Type::Text])).unwrap().partial();
+        partial.update(&[made(family, &[], &values), Value::text("a")]).unwrap();
+        partial.value().unwrap().to_json()
+    };
+    assert_eq!(of("kll"), r#"["-Infinity","-Infinity",1.0,"Infinity","Infinity"]"#);
+    assert_eq!(of("tdigest"), "[1.0,1.0,1.0,1.0,1.0]");
+}

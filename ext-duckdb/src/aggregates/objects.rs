@@ -1,6 +1,6 @@
 //! States of any strategy, boxed: made with the configuration of their first row, because DuckDB combines into fresh ones.
 
-use super::Function;
+use super::{Function, returned};
 use super::driver::{Kept, States};
 use crate::api::Pointer;
 use crate::vectors::{Scratch, Vector, put_value};
@@ -66,7 +66,7 @@ fn no_overload(function: &Function, ty: &Type) -> Error {
             .with_help("cast it: an ENUM to VARCHAR, a NULL to the type that it stands for; MERGE does so by itself");
     }
     let name = mergeql_lang::lower::duckdb_type_name(ty);
-    Error::new(mergeql_udfs::Code::Unsupported, format!("DuckDB's interface lets `{}` not return {name}", function.name)).with_help(
+    Error::new(mergeql_udfs::Code::Unsupported, format!("DuckDB's interface does not let `{}` return {name}", function.name)).with_help(
         match ty {
             Type::List(_) | Type::Struct(_) | Type::Map(..) => {
                 format!("CAST(CAST(mergeql_json({state}(...)) AS JSON) AS {name}) gives the same; MERGE does so by itself")
@@ -91,7 +91,7 @@ impl Kept for Object {
             let same = bound.as_ref().is_some_and(|b| settings.iter().zip(&*b.literals).all(|(v, known)| v.value(i) == *known));
             if !same {
                 let new = function.bind(inputs, settings.iter().map(|v| v.value(i)).collect())?;
-                let result = new.aggregate.result_type();
+                let result = returned(new.aggregate.result_type());
                 if !function.state && function.result.as_ref() != Some(&result) {
                     return Err(no_overload(function, &result));
                 }

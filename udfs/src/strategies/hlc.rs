@@ -58,7 +58,8 @@ impl Strategy for Hybrid {
         doc: "A stamp is one integer, milliseconds since 1970 times 65536 and a counter: later events have greater stamps, even where the clock of a machine \
               is behind, and stamps are near the time of day. A row is (stamp, origin). `hlc_now(state, origin)` is the stamp of an event now, by an origin \
               that has seen the state; `hlc_at(state, origin, time)` the same at a given time; `hlc_time(stamp)` the time of one. Stamp and origin together \
-              make a version that no two events share: `VERSION BY stamp, origin`.",
+              make a version that no two events share: `VERSION BY stamp, origin`. So that every host's integers hold a stamp, its milliseconds have 47 bits, \
+              which is until the year 6429.",
         inputs: &[Input::Value, Input::Origin],
         args: &[super::r#counter::ORIGIN],
         takes: "stamps: integers that are not negative",

@@ -30,7 +30,8 @@ const ORSET: Spec = Spec {
     title: "a set with removals, where an addition wins over a removal that has not seen it",
     doc: "Every addition is a dot of its own: the `n`th event of an origin. A removal ends the dots that it has seen, so an element that was \
           removed stays removed whoever merges, until it is added anew; and an element that is added here while it is removed there stays. A \
-          row is (element, origin, counter): that dot holds the element; a NULL element says that the dot is over. `orset_add(state, element, \
+          row is (element, origin, counter): that dot holds the element; a NULL element says that the dot is over. An origin numbers each of its additions \
+          anew: of two elements under one dot neither is kept. `orset_add(state, element, \
           origin)` and `orset_remove(state, element)` change a state.",
     inputs: &[Input::Value, Input::Origin, Input::Versions],
     args: &[super::r#counter::ORIGIN],
@@ -56,7 +57,7 @@ const EWFLAG: Spec = Spec {
     type_id: 25,
     title: "a flag, where enabling wins over disabling that has not seen it",
     doc: "Enabling is a dot; disabling ends the dots that it has seen. A row is (flag, origin, counter): true says that the dot enables, false or \
-          NULL that it is over. `flag_enable(state, origin)` and `flag_disable(state)` change a state.",
+          NULL that it is over, and both under one dot end it. `flag_enable(state, origin)` and `flag_disable(state)` change a state.",
     takes: "booleans, with the origin and its counter",
     example: (
         "SELECT crdt_ewflag(f, o, n) AS f FROM (VALUES (true, 'a', 1), (true, 'b', 1), (false, 'a', 1)) AS t(f, o, n)",

@@ -88,7 +88,7 @@ impl Family for Kll {
         title: "quantiles over the sketches of all origins, by rank",
         doc: "Each origin brings a finished KLL sketch, made by `sketch_kll(value)` or by another library of DataSketches, with a version; the newest of \
               each counts, and its value is the least, the quartiles and the greatest of all values together. `sketch_quantile(state, q)` gives any \
-              other. The error is of ranks: about 0.7 % at the default k of 200.",
+              other. The error is of ranks: about 0.7 % at the default k of 200. NaN is left out.",
         example: (EXAMPLE_KLL, "[1.0,2.0,3.0,4.0,5.0]"),
         source: "Karnin, Lang, Liberty 2016, Optimal quantile approximation in streams; Apache DataSketches (KLL of doubles)",
         samples: || vec![Call::new(vec![Type::Bytes, Type::Text, Type::INT64])],
@@ -246,7 +246,7 @@ impl Family for TDigest {
         type_id: 40,
         title: "quantiles over the sketches of all origins, sharpest at both ends",
         doc: "As `kll`, with t-digests, made by `sketch_tdigest(value)`: the error is least at the ends, which suits the 99th percentile of latencies. Its \
-              value is the least, the quartiles and the greatest of all values together; `sketch_quantile(state, q)` gives any other.",
+              value is the least, the quartiles and the greatest of all values together; `sketch_quantile(state, q)` gives any other. It is of finite numbers: infinities and NaN are left out.",
         example: (EXAMPLE_TDIGEST, "[1.0,2.0,3.0,4.0,5.0]"),
         source: "Dunning, Ertl 2019, Computing extremely accurate quantiles using t-digests; Apache DataSketches (t-digest of doubles)",
         ..Kll::SPEC
@@ -286,7 +286,7 @@ impl Family for TDigest {
     }
 
     fn item(value: &Value) -> Result<Option<Value>> {
-        double(value)
+        Ok(double(value)?.filter(|v| matches!(v, Value::Float(v) if v.is_finite())))
     }
 
     fn build(call: &Call, counts: &BTreeMap<Value, u64>) -> Result<TDigestMut> {

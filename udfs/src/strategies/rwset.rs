@@ -34,7 +34,8 @@ impl Strategy for RemoveWins {
         since: "0.1.0",
         title: "a set with removals, where a removal wins over an addition that has not seen it",
         doc: "Additions and removals are dots, and each ends the dots of the other kind that it has seen: an element is in the set if some \
-              addition of it is left and no removal. A row is (element, origin, counter, removes); a NULL element says that the dot is over. \
+              addition of it is left and no removal. A row is (element, origin, counter, removes); a NULL element says that the dot is over; \
+              of two claims under one dot neither is kept. \
               `rwset_add(state, element, origin)` and `rwset_remove(state, element, origin)` change a state.",
         inputs: &[Input::Value, Input::Origin, Input::Versions],
         args: &[super::r#counter::ORIGIN],

@@ -182,9 +182,10 @@ impl Strategy for Similar {
         since: "0.1.0",
         title: "an index of texts that finds near duplicates",
         doc: "A row is (text, key). Of each text the MinHash signature of its runs of `shingle` characters is kept, letter case and runs of spaces aside; two \
-              texts are near duplicates if they share `threshold` of their shingles, or more. The value maps each key to the least key of its cluster, so \
+              texts are near duplicates if by their signatures they share `threshold` of their shingles, or more: an estimate, off by 0.04 at the default size of \
+              128 (one standard deviation), so that pairs near the threshold may fall on either side of it, the same on every machine. The value maps each key to the least key of its cluster, so \
               the rows to keep are those whose key is its own cluster. `similar_clusters(state)` lists keys and clusters, `similar_pairs(state)` the pairs. \
-              Indices join: of last year's rows and of today's. The hashes are the same on every machine; banded LSH compares only pairs that are likely, \
+              Indices join: of last year's rows and of today's. A key that comes with several texts is alike to what any of them is alike to. The hashes are the same on every machine; banded LSH compares only pairs that are likely, \
               and misses one in a hundred of those right at the threshold. Where more than 256 texts share a band, as those of one template do, each is \
               compared with the 16 that follow it in the order of signatures: still the same pairs whatever the order of rows.",
         inputs: &[Input::Value, Input::Origin],
