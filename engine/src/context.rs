@@ -4,6 +4,7 @@ use crate::checked::CheckedArithmetic;
 use crate::cluster::{Client, Cluster, ranges};
 use crate::error::{MergeError, Result};
 use crate::hashed::HashedMerges;
+use crate::memory::limited_runtime;
 use crate::names::{Names, Passing};
 use crate::objects::{Object, Stores};
 use crate::serve::limits::giving_way;
@@ -15,8 +16,7 @@ use arrow::array::{RecordBatch, UInt64Array};
 use arrow::datatypes::{DataType, Field, Schema};
 use datafusion::catalog::TableProvider;
 use datafusion::execution::SendableRecordBatchStream;
-use datafusion::execution::memory_pool::FairSpillPool;
-use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
+use datafusion::execution::runtime_env::RuntimeEnvBuilder;
 use datafusion::execution::session_state::SessionStateBuilder;
 use datafusion::logical_expr::{AggregateUDF, ScalarUDF};
 use datafusion::physical_optimizer::PhysicalOptimizerRule;
@@ -163,7 +163,7 @@ impl MergeContext {
             None => RuntimeEnvBuilder::new().with_object_store_registry(Arc::new(Stores::default())).build_arc()?,
             Some(limit) => {
                 session_config = bounded(session_config);
-                limited_runtime(limit)?
+                limited_runtime(limit, None)?
             }
         };
         let state = SessionStateBuilder::new().with_config(session_config).with_runtime_env(runtime).with_default_features();
@@ -556,12 +556,13 @@ impl MergeContext {
         };
         let limit =
             limit.ok_or_else(|| MergeError::new(Code::InvalidArgument, "`memory_limit` is a size like '2GB' or '500MB'"))?;
-        // A statement can ask for less than there is, not for more.
+        // A statement can ask for less than there is, not for more; and what it takes, the others have less.
+        let outer = self.shared.memory_limit.map(|_| self.session.runtime_env().memory_pool.clone());
         let limit = self.shared.memory_limit.map_or(limit, |most| limit.min(most));
         let state = self.session.state();
         // The tables are those of the session: no new default catalogue over them.
         let config = bounded(state.config().clone()).with_create_default_catalog_and_schema(false);
-        let state = SessionStateBuilder::new_from_existing(state).with_config(config).with_runtime_env(limited_runtime(limit)?);
+        let state = SessionStateBuilder::new_from_existing(state).with_config(config).with_runtime_env(limited_runtime(limit, outer)?);
         let state = if unsorted { state.with_physical_optimizer_rules(self.unsorted()) } else { state };
         Ok(SessionContext::new_with_state(state.build()))
     }
@@ -639,11 +640,6 @@ fn leaves(plan: &Arc<dyn ExecutionPlan>) -> (usize, Option<usize>) {
 /// One partition: with several, DataFusion 55.2 can hang near the limit (upstream issue 24883).
 fn bounded(config: SessionConfig) -> SessionConfig {
     config.with_target_partitions(1)
-}
-
-fn limited_runtime(limit: usize) -> Result<Arc<RuntimeEnv>> {
-    let runtime = RuntimeEnvBuilder::new().with_object_store_registry(Arc::new(Stores::default()));
-    Ok(runtime.with_memory_pool(Arc::new(FairSpillPool::new(limit))).build_arc()?)
 }
 
 /// A query sorted by the key of a plan, as files are written.

@@ -14,6 +14,7 @@ mod explain;
 mod hashed;
 mod into;
 mod layers;
+mod memory;
 mod merges;
 pub mod models;
 mod names;

@@ -258,6 +258,11 @@ impl PgType {
                     read(input, &shown(v), parameter)
                 }
                 (Form::Array(element), Value::List(items)) => element.array(items)?,
+                // Vectors that came as bytes, of f32.
+                (Form::Array(element), Value::Bytes(vector)) if vector.len() % 4 == 0 => {
+                    let floats = vector.as_chunks::<4>().0.iter().map(|v| Value::float(f32::from_le_bytes(*v).into()));
+                    element.array(floats.collect())?
+                }
                 (Form::Row(fields, description), Value::Struct(values)) => make_row(fields, *description, &values)?,
                 (_, other) => {
                     let message = format!("a {} does not fit into {}: {other}", other.kind(), self.ty);

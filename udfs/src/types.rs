@@ -24,6 +24,11 @@ impl Unit {
             Unit::Nanosecond => 1,
         }
     }
+
+    /// Digits behind the point of a second.
+    pub fn digits(self) -> u32 {
+        9 - self.nanos().ilog10()
+    }
 }
 
 /// A named field of a struct type.

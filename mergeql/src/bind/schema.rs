@@ -78,10 +78,17 @@ impl Binder<'_> {
             "right" => types.last().copied().flatten().cloned(),
             _ => all,
         };
+        // Types that differ in nothing but how fine their times are show that.
+        let alike = |a: &Type, b: &Type| a != b && a.to_string() == b.to_string();
+        let fine = there().any(|a| there().any(|b| alike(a, b)));
+        let named = |ty: &Type| match ty {
+            Type::Time(unit) | Type::Timestamp { unit, .. } if fine => format!("{ty}({})", unit.digits()),
+            _ => ty.to_string(),
+        };
         let shown = |(source, ty): (&crate::plan::Source, &Option<&Type>)| {
-            format!("{}: {}", source.name, ty.map_or("-".to_owned(), Type::to_string))
+            format!("{}: {}", source.name, ty.map_or("-".to_owned(), named))
         };
         let sources = self.sources.iter().zip(types).map(shown).collect::<Vec<_>>().join(", ");
-        SchemaRow { column, status, ty: ty.map(|ty| ty.to_string()), sources }
+        SchemaRow { column, status, ty: ty.as_ref().map(named), sources }
     }
 }

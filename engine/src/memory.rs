@@ -1,0 +1,93 @@
+//! Limits of memory: of a session, and within it of a statement.
+
+use crate::error::Result;
+use crate::objects::Stores;
+use datafusion::error::Result as Reserved;
+use datafusion::execution::memory_pool::{FairSpillPool, MemoryConsumer, MemoryLimit, MemoryPool, MemoryReservation};
+use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
+use std::fmt;
+use std::sync::Arc;
+
+/// A runtime whose queries take no more than so much; with an outer pool, that much of what it has.
+pub(crate) fn limited_runtime(limit: usize, outer: Option<Arc<dyn MemoryPool>>) -> Result<Arc<RuntimeEnv>> {
+    let own = FairSpillPool::new(limit);
+    let pool: Arc<dyn MemoryPool> = match outer {
+        None => Arc::new(own),
+        Some(outer) => Arc::new(Within { own, outer }),
+    };
+    let runtime = RuntimeEnvBuilder::new().with_object_store_registry(Arc::new(Stores::default()));
+    Ok(runtime.with_memory_pool(pool).build_arc()?)
+}
+
+/// The memory of one statement within that of all: what it takes is taken from both.
+#[derive(Debug)]
+struct Within {
+    own: FairSpillPool,
+    outer: Arc<dyn MemoryPool>,
+}
+
+impl fmt::Display for Within {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} within {}", self.own, self.outer)
+    }
+}
+
+impl MemoryPool for Within {
+    fn name(&self) -> &str {
+        "within"
+    }
+
+    fn register(&self, consumer: &MemoryConsumer) {
+        self.own.register(consumer);
+        self.outer.register(consumer);
+    }
+
+    fn unregister(&self, consumer: &MemoryConsumer) {
+        self.own.unregister(consumer);
+        self.outer.unregister(consumer);
+    }
+
+    fn grow(&self, reservation: &MemoryReservation, additional: usize) {
+        self.own.grow(reservation, additional);
+        self.outer.grow(reservation, additional);
+    }
+
+    fn shrink(&self, reservation: &MemoryReservation, shrink: usize) {
+        self.own.shrink(reservation, shrink);
+        self.outer.shrink(reservation, shrink);
+    }
+
+    fn try_grow(&self, reservation: &MemoryReservation, additional: usize) -> Reserved<()> {
+        self.own.try_grow(reservation, additional)?;
+        self.outer.try_grow(reservation, additional).inspect_err(|_| self.own.shrink(reservation, additional))
+    }
+
+    fn reserved(&self) -> usize {
+        self.own.reserved()
+    }
+
+    fn memory_limit(&self) -> MemoryLimit {
+        self.own.memory_limit()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn statements_share_what_there_is() {
+        let all: Arc<dyn MemoryPool> = Arc::new(FairSpillPool::new(100));
+        let pool = |limit| limited_runtime(limit, Some(all.clone())).expect("a runtime").memory_pool.clone();
+        let (one, two) = (pool(80), pool(80));
+        let first = MemoryConsumer::new("first").register(&one);
+        first.try_grow(70).expect("there is room");
+        assert!(first.try_grow(20).is_err(), "its own limit");
+        let second = MemoryConsumer::new("second").register(&two);
+        assert!(second.try_grow(40).is_err(), "the limit of all");
+        assert_eq!((one.reserved(), two.reserved(), all.reserved()), (70, 0, 70));
+        drop(first);
+        second.try_grow(40).expect("there is room again");
+        assert_eq!(all.reserved(), 40);
+    }
+}
