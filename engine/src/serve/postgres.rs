@@ -42,7 +42,7 @@ use datafusion_postgres::pgwire::tokio::process_socket;
 use datafusion_postgres::pgwire::types::format::FormatOptions;
 use datafusion_postgres::{QueryHook, pgwire::tokio::TlsAcceptor};
 use futures::future::Either;
-use futures::{FutureExt, Sink, StreamExt};
+use futures::{FutureExt, Sink, SinkExt, StreamExt};
 use mergeql_lang::ast::{Piece, Statement};
 use mergeql_udfs::Code;
 use std::sync::Arc;
@@ -659,7 +659,7 @@ impl ExtendedQueryHandler for Extended {
         self.0.clone()
     }
 
-    async fn do_query<C>(&self, client: &mut C, portal: &Portal<Held>, _max_rows: usize) -> PgWireResult<Response>
+    async fn do_query<C>(&self, client: &mut C, portal: &Portal<Held>, max_rows: usize) -> PgWireResult<Response>
     where
         C: ClientInfo + ClientPortalStore + Sink<PgWireBackendMessage> + Unpin + Send + Sync,
         C::PortalStore: PortalStore,
@@ -700,7 +700,19 @@ impl ExtendedQueryHandler for Extended {
             service.rows(turn, frame, &portal.result_column_format, options).await
         };
         let response = answer.await.map_err(|e: MergeError| told(&e, text))?;
-        Ok(cancellable(client, vec![response]).await.remove(0))
+        match response {
+            // All rows are asked for: they go out as they come, for a portal would hold them all before it gives the first.
+            Response::Query(mut query) if max_rows == 0 => {
+                let mut rows = 0;
+                while let Some(row) = query.data_rows().next().await {
+                    client.feed(PgWireBackendMessage::DataRow(row?)).await?;
+                    rows += 1;
+                }
+                portal.start(QueryResponse::new(query.row_schema(), futures::stream::empty())).await;
+                Ok(Response::Execution(Tag::new(query.command_tag()).with_rows(rows)))
+            }
+            response => Ok(cancellable(client, vec![response]).await.remove(0)),
+        }
     }
 }
 

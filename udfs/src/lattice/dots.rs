@@ -330,6 +330,11 @@ impl DotStore {
         !self.settled().live.is_empty()
     }
 
+    /// Whether all values that some dot holds are such as they should be.
+    pub fn all_values(&self, is: impl Fn(Value) -> bool) -> bool {
+        self.settled().values.iter().map(packed::value).all(is)
+    }
+
     /// The values that some dot holds, in order.
     pub fn values(&self) -> Vec<Value> {
         self.settled().values.iter().map(packed::value).collect()

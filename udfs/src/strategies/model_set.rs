@@ -193,7 +193,7 @@ impl State for Set {
             other => return Err(Error::corrupt_state(format!("a set of models has a recipe or none, not {other}"))),
         };
         let models = DotStore::decode(r)?;
-        if models.values().iter().any(|v| !matches!(v, Value::Text(_))) {
+        if !models.all_values(|v| matches!(v, Value::Text(_))) {
             return Err(Error::corrupt_state("a contribution is a text"));
         }
         Ok(Set { recipe, models })

@@ -117,7 +117,7 @@ impl State for Claims {
 
     fn decode(r: &mut Reader<'_>) -> Result<Self> {
         let store = DotStore::decode(r)?;
-        if store.values().into_iter().any(|v| parts(v).is_none()) {
+        if !store.all_values(|v| parts(v).is_some()) {
             return Err(Error::corrupt_state("a dot of the state holds no element"));
         }
         Ok(Claims(store))
