@@ -108,3 +108,24 @@ pub fn beside(parts: &[Mat<f64>]) -> Mat<f64> {
     let columns: Vec<(usize, usize)> = parts.iter().enumerate().flat_map(|(i, m)| (0..m.ncols()).map(move |c| (i, c))).collect();
     Mat::from_fn(parts.first().map_or(0, Mat::nrows), columns.len(), |r, c| parts[columns[c].0][(r, columns[c].1)])
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A sum of fewer products than it has columns has no inverse, which shows in its pivots alone: nothing in it is zero.
+    #[test]
+    fn matrices_without_full_rank_are_not_solved() {
+        let vector = |k: usize| (0..14).map(move |i| ((i * i * (k + 3) + 7 * k + i) % 11) as f64 - 5.0);
+        let gram = |rank: usize| {
+            let vectors: Vec<Vec<f64>> = (0..rank).map(|k| vector(k).collect()).collect();
+            Mat::from_fn(14, 14, |r, c| vectors.iter().map(|v| v[r] * v[c]).sum())
+        };
+        let ones = || Mat::from_fn(14, 1, |_, _| 1.0);
+        assert!(solve(gram(5), ones()).is_none());
+        let mut full = gram(5);
+        (0..14).for_each(|i| full[(i, i)] += 1.0);
+        assert!(solve(full, ones()).is_some());
+        assert!(solve(Mat::zeros(14, 14), ones()).is_none());
+    }
+}
