@@ -90,8 +90,8 @@ pub(crate) struct Shared {
     /// The most memory of all statements together.
     memory_limit: Option<usize>,
     memory: Mutex<Memory>,
-    /// Bytes of a merged model that are written, and how many there will be.
-    merged: [AtomicU64; 2],
+    /// Bytes of a merged model that are written, and how many there will be; the same of its tensors.
+    merged: [AtomicU64; 4],
     /// Clients that don't know of each other share the session.
     served: AtomicBool,
 }
@@ -135,10 +135,10 @@ pub(crate) struct Memory {
 }
 
 impl Shared {
-    /// Says how far the merge of models is.
-    pub(crate) fn merging(&self, done: u64, total: u64) {
-        self.merged[0].store(done, Ordering::Relaxed);
-        self.merged[1].store(total, Ordering::Relaxed);
+    /// Says how far the merge of models is, in bytes and in tensors.
+    pub(crate) fn merging(&self, done: u64, total: u64, tensors: (usize, usize)) {
+        let now = [done, total, tensors.0 as u64, tensors.1 as u64];
+        self.merged.iter().zip(now).for_each(|(kept, now)| kept.store(now, Ordering::Relaxed));
     }
 
     /// The text after AS of each user-defined strategy.
@@ -253,11 +253,10 @@ impl MergeContext {
         }
     }
 
-    /// Bytes of the model that is being merged: written, and in all. `None` while no model is.
-    pub fn merging(&self) -> Option<(u64, u64)> {
-        let [done, total] = &self.shared.merged;
-        let total = total.load(Ordering::Relaxed);
-        (total > 0).then(|| (done.load(Ordering::Relaxed), total))
+    /// Bytes of the model that is being merged: written, and in all; then its tensors: begun, and in all. `None` while no model is.
+    pub fn merging(&self) -> Option<[u64; 4]> {
+        let now = self.shared.merged.each_ref().map(|n| n.load(Ordering::Relaxed));
+        (now[1] > 0).then_some(now)
     }
 
     /// Gives a file, folder or pattern a name.

@@ -36,7 +36,7 @@ pub fn watch(context: MergeContext) -> Bar {
         while !stop.load(Ordering::SeqCst) {
             let models = context.merging();
             let (rows, total) = match models {
-                Some((done, total)) => (done as usize, Some(total as usize)),
+                Some([done, total, ..]) => (done as usize, Some(total as usize)),
                 None => context.progress(),
             };
             // A statement that merges models plans for a while before it counts bytes.
@@ -45,7 +45,7 @@ pub fn watch(context: MergeContext) -> Bar {
             }
             let (_, bar) = bar.get_or_insert_with(|| {
                 if models.is_some() {
-                    let bytes = ProgressStyle::with_template("{bar:30} {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left");
+                    let bytes = ProgressStyle::with_template("{bar:30} {bytes} of {total_bytes}, {msg}{bytes_per_sec}, {eta} left");
                     let bar = ProgressBar::new(total.unwrap_or(0) as u64);
                     return (true, bytes.map_or_else(|_| bar.clone(), |style| bar.clone().with_style(style)));
                 }
@@ -60,6 +60,9 @@ pub fn watch(context: MergeContext) -> Bar {
             });
             if let Some(total) = total.filter(|_| models.is_some()) {
                 bar.set_length(total as u64);
+            }
+            if let Some([.., begun, tensors]) = models {
+                bar.set_message(format!("{begun} of {tensors} tensors, "));
             }
             bar.set_position(rows as u64);
             tokio::time::sleep(Duration::from_millis(100)).await;

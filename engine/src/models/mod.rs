@@ -128,7 +128,7 @@ pub async fn run(context: &MergeContext, explain: bool, models: Models) -> Resul
         let (mut plan, adapter) = planned(request)?;
         plan.notes.extend(note);
         // Hashing the models comes first, and takes as long as merging them.
-        shared.merging(0, plan.writes());
+        shared.merging(0, plan.writes(), (0, plan.tasks.len()));
         let sealed = Sealed::new(plan)?;
         let hashes: BTreeMap<String, String> = match &into {
             Some(out) => {
@@ -136,12 +136,12 @@ pub async fn run(context: &MergeContext, explain: bool, models: Models) -> Resul
                 let first = sealed.plan.models.iter().zip(&sealed.models).min_by_key(|(_, hash)| **hash);
                 let companion = has_base.then_some(companion).flatten().or(first.map(|(model, _)| model.checkpoint.folder().to_owned()));
                 let extras = Extras { companion, adapter, ..Extras::default() };
-                let merged = model::write(&sealed, out, &extras, |progress| shared.merging(progress.done, progress.total))?;
+                let merged = model::write(&sealed, out, &extras, |progress| shared.merging(progress.done, progress.total, progress.tensors))?;
                 merged.tensors.into_iter().map(|w| (w.name, hex(&w.sha256))).collect()
             }
             None => run::hashes(&sealed)?.into_iter().map(|(name, hash)| (name, hex(&hash))).collect(),
         };
-        shared.merging(0, 0);
+        shared.merging(0, 0, (0, 0));
         scratch.map_or(Ok(()), Scratch::remove)?;
         Ok((sealed.plan, hashes, searched))
     });
@@ -186,7 +186,7 @@ fn found(
         plan.options.overwrite = true;
         let sealed = Sealed::with(plan, hashes.clone(), base)?;
         let extras = Extras { companion: companion.map(Path::to_owned), adapter, ..Extras::default() };
-        model::write(&sealed, &candidate, &extras, |progress| context.shared.merging(progress.done, progress.total))?;
+        model::write(&sealed, &candidate, &extras, |progress| context.shared.merging(progress.done, progress.total, progress.tensors))?;
         let worth = match &fitness {
             Fitness::Command(text) => search::command(text, &candidate),
             Fitness::Query(text) => runtime.block_on(queried(context, text, &candidate)),
@@ -329,10 +329,10 @@ pub async fn merge_config(
 ) -> Result<model::Merged> {
     let shared = context.shared.clone();
     let merged = blocking(move || {
-        mergeql_tensors::mergekit::run(&text, &folder, &out, &options, |progress| shared.merging(progress.done, progress.total))
+        mergeql_tensors::mergekit::run(&text, &folder, &out, &options, |progress| shared.merging(progress.done, progress.total, progress.tensors))
     });
     let merged = merged.await;
-    context.shared.merging(0, 0);
+    context.shared.merging(0, 0, (0, 0));
     merged
 }
 

@@ -140,7 +140,13 @@ pub fn write(sealed: &Sealed, out: &Path, extras: &Extras, report: impl FnMut(Pr
         save(&out.join("README.md"), card(sealed, tensors))?;
         save(&out.join("mergeql.jsonld"), format!("{:#}\n", lineage(sealed, tensors)))
     };
-    let tensors = run::write(sealed, &file, &metadata, report, beside)?;
+    let new = !single && !out.exists();
+    let tensors = run::write(sealed, &file, &metadata, report, beside).inspect_err(|_| {
+        // What failed leaves nothing, unless a later run goes on with it.
+        if new {
+            std::fs::remove_dir(out).ok();
+        }
+    })?;
     Ok(Merged { tensors, hash: sealed.hash, notes: sealed.plan.notes.clone() })
 }
 

@@ -43,6 +43,8 @@ pub struct Progress<'a> {
     pub done: u64,
     /// Bytes to write.
     pub total: u64,
+    /// Tensors that were begun, and how many there are.
+    pub tensors: (usize, usize),
 }
 
 /// A tensor that was written.
@@ -486,7 +488,10 @@ pub fn write(
     let layout = Layout::new(&plan.tasks, out, plan.options.max_shard_size.unwrap_or(SHARD), metadata)?;
     let mut writer = Writer::new(layout, &sealed.hash, plan.options.overwrite)?;
     let todo: Vec<usize> = (0..plan.tasks.len()).filter(|i| !writer.has(*i)).collect();
-    report(Progress { doing: "survey", tensor: "", done: 0, total });
+    let mut begun: Vec<bool> = (0..plan.tasks.len()).map(|i| writer.has(i)).collect();
+    let count = |begun: &[bool]| (begun.iter().filter(|begun| **begun).count(), begun.len());
+    report(Progress { doing: "survey", tensor: "", done: 0, total, tensors: count(&begun) });
+    let mut tensors = count(&begun);
     let mut done = (0..plan.tasks.len()).filter(|i| writer.has(*i)).map(|i| plan.tasks[i].bytes()).sum::<u64>();
     // One thread writes and hashes while the others compute; a few parts wait between them.
     std::thread::scope(|scope| {
@@ -502,7 +507,8 @@ pub fn write(
             let stopped = |_| Error::new(Code::Io, "the output can no longer be written");
             produce(sealed, &todo, |index, bytes| {
                 done += bytes.len() as u64;
-                report(Progress { doing: "merge", tensor: &plan.tasks[index].name, done, total });
+                tensors.0 += usize::from(!std::mem::replace(&mut begun[index], true));
+                report(Progress { doing: "merge", tensor: &plan.tasks[index].name, done, total, tensors });
                 send.send((index, bytes)).map_err(stopped)
             })?;
             let empty = todo.iter().filter(|i| plan.tasks[**i].is_empty());
