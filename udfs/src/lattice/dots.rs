@@ -130,6 +130,38 @@ fn in_step<'a, T>(a: &'a [T], b: &'a [T], compare: impl Fn(&T, &T) -> Ordering) 
 }
 
 impl Known {
+    /// What rows say, with the places of their values in a list.
+    fn of_rows(mut rows: Vec<Dot>, listed: &Packed) -> Known {
+        // The values, each once, and where each row's came to be.
+        let mut order: Vec<u32> = (0..listed.len() as u32).collect();
+        order.sort_unstable_by(|a, b| packed::compare(listed.get(*a as usize), listed.get(*b as usize)));
+        let (mut values, mut places) = (Packed::default(), vec![0; listed.len()]);
+        for i in order {
+            let value = listed.get(i as usize);
+            if values.is_empty() || values.get(values.len() - 1) != value {
+                values.push(value);
+            }
+            places[i as usize] = values.len() as u32 - 1;
+        }
+        rows.iter_mut().filter(|row| row.value != OVER).for_each(|row| row.value = places[row.value as usize]);
+        rows.sort_unstable_by_key(Dot::key);
+        let (mut known, mut lost) = (Known { values, ..Known::default() }, false);
+        for rows in rows.chunk_by(|a, b| a.key() == b.key()) {
+            let dot = rows[0];
+            add_run(&mut known.runs, Run { origin: dot.origin, first: dot.n, last: dot.n });
+            if rows.iter().any(|row| row.value != dot.value) {
+                lost = true;
+            } else if dot.value != OVER {
+                known.live.push(dot);
+            }
+        }
+        // What stood under a dot with another value is held by none.
+        if lost {
+            known.keep(|_| true);
+        }
+        known
+    }
+
     fn size(&self) -> usize {
         self.runs.len() + self.live.len()
     }
@@ -240,42 +272,20 @@ impl DotStore {
 
     /// All that is known, as one.
     fn settled(&self) -> Cow<'_, Known> {
-        match self.levels.as_slice() {
-            [] if self.rows.is_empty() => Cow::Owned(Known::default()),
-            [known] if self.rows.is_empty() => Cow::Borrowed(known),
-            _ => Cow::Owned(std::mem::take(self.clone().settle())),
-        }
+        let (last, before) = match (self.levels.as_slice(), self.rows.as_slice()) {
+            ([], []) => return Cow::Owned(Known::default()),
+            ([known], []) => return Cow::Borrowed(known),
+            ([before @ .., last], []) => (last.clone(), before),
+            (before, rows) => (Known::of_rows(rows.to_vec(), &self.row_values), before),
+        };
+        Cow::Owned(before.iter().rev().fold(last, |known, level| level.join(&known)))
     }
 
     fn settle_rows(&mut self) {
-        if self.rows.is_empty() {
-            return;
+        if !self.rows.is_empty() {
+            let known = Known::of_rows(std::mem::take(&mut self.rows), &std::mem::take(&mut self.row_values));
+            self.push(known);
         }
-        let (mut rows, bytes) = (std::mem::take(&mut self.rows), std::mem::take(&mut self.row_values));
-        // The values, each once, and where each row's came to be.
-        let mut order: Vec<u32> = (0..bytes.len() as u32).collect();
-        order.sort_unstable_by(|a, b| packed::compare(bytes.get(*a as usize), bytes.get(*b as usize)));
-        let (mut values, mut places) = (Packed::default(), vec![0; bytes.len()]);
-        for i in order {
-            let value = bytes.get(i as usize);
-            if values.is_empty() || values.get(values.len() - 1) != value {
-                values.push(value);
-            }
-            places[i as usize] = values.len() as u32 - 1;
-        }
-        rows.iter_mut().filter(|row| row.value != OVER).for_each(|row| row.value = places[row.value as usize]);
-        rows.sort_unstable_by_key(Dot::key);
-        let mut known = Known { values, ..Known::default() };
-        for rows in rows.chunk_by(|a, b| a.key() == b.key()) {
-            let dot = rows[0];
-            add_run(&mut known.runs, Run { origin: dot.origin, first: dot.n, last: dot.n });
-            if dot.value != OVER && rows.iter().all(|row| row.value == dot.value) {
-                known.live.push(dot);
-            }
-        }
-        // What stood under a dot with another value is held by none.
-        known.keep(|_| true);
-        self.push(known);
     }
 
     /// Adds knowledge, so that each level stays at least twice as large as the next.
