@@ -93,7 +93,7 @@ const TYPES: &[(fn() -> Value, &[&str], Change)] = &[
         let key = Value::text(["k", "l"][usize::from(n % 2)]);
         match which % 4 {
             0 if !s.is_null() => run("ormap_remove", &[s.clone(), key]),
-            // Sometimes a state that does not join with what is there: then the key has both.
+            // Sometimes a state that does not join with what is there: then nothing changes.
             1 => run("ormap_put", &[s.clone(), key, run("orset_add", &[Value::Null, element(n), who.clone()])?, who.clone()]),
             _ => run("ormap_put", &[s.clone(), key, run("counter_add", &[Value::Null, who.clone(), element(n)])?, who.clone()]),
         }

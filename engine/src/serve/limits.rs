@@ -197,7 +197,10 @@ mod tests {
         };
         let first = write(limits.turn(None).await.expect("a turn"), true);
         started.notified().await;
-        let waiting: Vec<_> = [limits.turn(None).await, limits.turn(None).await].map(|turn| write(turn.expect("a turn"), false)).into();
+        let mut waiting = Vec::new();
+        for _ in 0..3 {
+            waiting.push(write(limits.turn(None).await.expect("a turn"), false));
+        }
         // The first has one of the two turns; those that wait for it have none.
         let reads = limits.turn(None).await.expect("a turn for a reader");
         assert_eq!(reads.run(async { Ok(3) }).await.expect("it reads"), 3);

@@ -145,7 +145,7 @@ impl ToSql for Numeric {
         let first = groups.iter().position(|g| *g != 0).unwrap_or(groups.len());
         let last = groups.iter().rposition(|g| *g != 0).map_or(first, |last| last + 1);
         out.put_i16((last - first) as i16);
-        out.put_i16((whole.len().div_ceil(4) as i16) - 1 - first as i16);
+        out.put_i16(if first < last { (whole.len().div_ceil(4) as i16) - 1 - first as i16 } else { 0 });
         out.put_u16(if negative && first < last { 0x4000 } else { 0 });
         out.put_u16(fraction.len() as u16);
         groups[first..last].iter().for_each(|g| out.put_i16(*g));

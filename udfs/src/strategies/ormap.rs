@@ -235,15 +235,24 @@ fn functions() -> Vec<Function> {
         Function::state("ormap_put", "the map whose entry is joined with a state, by an origin", 4, |a| {
             let (mut entries, who) = (known(&a[0])?, origin(&a[3])?);
             let mut entry = placed(&a[1], &a[2])?;
-            // What joins with it is in it; states of other types under the key stay.
+            // What joins with it is in it; states of other types that replicas put under the key stay.
+            let (mut joins, mut fails) = (false, None);
             for held in entries.0.values() {
-                if let (Some((known, before)), Some((_, state))) = (parts(held.clone()), parts(entry.clone()))
-                    && known == a[1]
-                    && let Ok(joined) = catalog::join(&before, &state)
-                {
-                    entries.0.remove(&held);
-                    entry = Value::List(vec![known, Value::Bytes(joined.into())]);
+                let (Some((known, before)), Some((_, state))) = (parts(held.clone()), parts(entry.clone())) else { continue };
+                if known != a[1] {
+                    continue;
                 }
+                match catalog::join(&before, &state) {
+                    Ok(joined) => {
+                        joins = true;
+                        entries.0.remove(&held);
+                        entry = Value::List(vec![known, Value::Bytes(joined.into())]);
+                    }
+                    Err(error) => fails = Some(error),
+                }
+            }
+            if let Some(error) = fails.filter(|_| !joins) {
+                return Err(error);
             }
             entries.0.add(&entry, who)?;
             Ok(bytes(&entries))
