@@ -91,7 +91,7 @@ impl Strategy for GrowOnlySet {
         type_id: 12,
         since: "0.1.0",
         title: "the sorted list of distinct values",
-        doc: "A grow-only set: every distinct value, as a list in typed order. It is the state of `CREATE STRATEGY ... AS FOLD`.",
+        doc: "A grow-only set: every distinct value, as a list in typed order. It is the state of `CREATE STRATEGY ... AS FOLD`. `gset_add(state, element)` changes a state.",
         inputs: &[Input::Value],
         args: &[],
         takes: "any type",

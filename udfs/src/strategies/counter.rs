@@ -38,7 +38,7 @@ impl Strategy for Counter {
         since: "0.1.0",
         title: "a grow-only counter",
         doc: "Each origin's rows carry its running total; per origin the greatest counts, and the value is the exact sum over \
-              origins. Seeing a row again adds nothing. A negative value or a NULL origin is an error, and so is overflow.",
+              origins. Seeing a row again adds nothing. A negative value or a NULL origin is an error, and so is overflow. `gcounter_add(state, origin, n)` changes a state.",
         inputs: &[Input::Value, Input::Origin],
         args: &[ORIGIN],
         takes: "numbers that are not negative",

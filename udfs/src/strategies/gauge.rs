@@ -36,7 +36,7 @@ const GAUGE: Spec = Spec {
     since: "0.1.0",
     title: "the sum of each origin's newest value",
     doc: "Per origin the value of the newest version counts; the value is the exact sum over origins. Unlike a counter it may fall. \
-          Without a version there is no newest value: that is an error.",
+          Without a version there is no newest value: that is an error. `gauge_set(state, origin, value, version ...)` changes a state.",
     inputs: &[Input::Value, Input::Origin, Input::Versions],
     args: &[ORIGIN],
     takes: "numbers",

@@ -51,7 +51,7 @@ const LWW: Spec = Spec {
     title: "the value of the newest row",
     doc: "The value of the row with the greatest version (`VERSION BY`, or the strategy's own `BY`). Versions compare part by part in \
           typed order; a NULL or NaN part is the weakest. Where versions tie, the greater value wins, so that the answer never \
-          depends on which row came first. NULL values contribute nothing unless `RESPECT NULLS` is given.",
+          depends on which row came first. NULL values contribute nothing unless `RESPECT NULLS` is given. `lww_set(state, value, version ...)` changes a state.",
     inputs: &[Input::Value, Input::Versions],
     args: &[RESPECT_NULLS],
     takes: "any type",

@@ -45,7 +45,7 @@ impl Strategy for TwoPhase {
         since: "0.1.0",
         title: "a set whose elements can be removed, and then never come back",
         doc: "A row is (element, removed): an element is in the set once it was added, until some row says that it was removed; after that no \
-              addition brings it back, also not one that is heard of later. `orset` lets elements come back.",
+              addition brings it back, also not one that is heard of later. `orset` lets elements come back. `twopset_add(state, element)` and `twopset_remove(state, element)` change a state.",
         inputs: &[Input::Value, Input::Versions],
         args: &[],
         takes: "any type, with whether it was removed",
