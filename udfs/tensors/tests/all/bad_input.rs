@@ -208,7 +208,7 @@ fn outputs_that_cannot_be() {
         Code::InvalidArgument,
         &["`w`", "f16 cannot hold", "nan = 'propagate'"],
     );
-    assert_eq!(std::fs::read_dir(path("narrow")).expect("a folder").count(), 0);
+    assert!(!path("narrow").exists());
     says(&merge(&|_| (), 1.0, Path::new("")).expect_err("no name"), Code::InvalidArgument, &["is empty"]);
     let over = |o: &mut Options| o.overwrite = true;
     says(&merge(&over, 1.0, &path("in/a.safetensors")).expect_err("an input"), Code::Io, &["read from there"]);
