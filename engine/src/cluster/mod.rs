@@ -169,7 +169,7 @@ impl Client {
 pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 fn address(url: &Url) -> String {
-    format!("{}:{}", url.host_str().unwrap_or_default(), url.port().unwrap_or_default())
+    format!("{}:{}", url.host_str().unwrap_or_default(), url.port_or_known_default().unwrap_or_default())
 }
 
 async fn attempt(context: &MergeContext, frame: DataFrame) -> datafusion::common::Result<SendableRecordBatchStream> {

@@ -54,6 +54,9 @@ fn a_cluster_answers_as_one_process() {
         stdout(&run(folder.path(), &["-c", &format!("COPY (SELECT * FROM '{name}.csv') TO '{name}.parquet'")]));
         stdout(&run(folder.path(), &["-c", &format!("COPY (SELECT * FROM '{name}.csv') TO '{name}.ndjson' STORED AS JSON")]));
     }
+    for name in ["a", "b"] {
+        stdout(&run(folder.path(), &["-c", &format!("MERGE '{name}.csv' ON id INTO 'sorted-{name}.parquet'")]));
+    }
     let fold = "CREATE STRATEGY spaced AS FOLD (a, b) -> concat(a, ' ', b); \
         MERGE 'a.csv', 'b.csv', 'c.csv' ON id STRATEGY tag = spaced, * = max ORDER BY id";
     let statements = [
@@ -63,6 +66,9 @@ fn a_cluster_answers_as_one_process() {
         "MERGE '*.csv' ON id STRATEGY salary = avg, * = lww VERSION BY updated_at ORDER BY id".to_owned(),
         MERGE.replace(" ORDER BY id", " RETURNING CONFLICTS ORDER BY id, column_name LIMIT 500"),
         fold.to_owned(),
+        // Sorted files are merged by ranges, whose statements name them otherwise.
+        "MERGE 'sorted-a.parquet', 'sorted-b.parquet' ON id STRATEGY tag = source('sorted-b.parquet', 'sorted-a.parquet') ORDER BY id".to_owned(),
+        "MERGE 'sorted-a.parquet', 'sorted-b.parquet' ON id STRATEGY tag = source('sorted-b.parquet', 'sorted-a.parquet')".to_owned(),
         format!("SELECT tag, count(*), sum(salary) FROM ({}) AS m GROUP BY tag ORDER BY tag", MERGE.replace(" ORDER BY id", "")),
     ];
     for statement in &statements {
