@@ -283,7 +283,7 @@ fn theta_sketches_of_two_precisions_join_at_the_smaller() {
     assert_eq!(one, join(&one, &small));
     assert!(run("crdt_info", &[one]).unwrap().to_string().contains("\"precision\":5"));
     // From another library: a few values, and many.
-    let image = |state: &Value| run("crdt_to_sketch", &[state.clone()]).unwrap();
+    let image = |state: &Value| run("crdt_to_sketch", std::slice::from_ref(state)).unwrap();
     let (few, many) = (of(14, 0..10), of(14, 0..100_000));
     let read = |image: Value| run("crdt_from_sketch", &[image, Value::Int(14)]).unwrap();
     assert_eq!(join(&read(image(&few)), &read(image(&many))), join(&few, &many));

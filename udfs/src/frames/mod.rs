@@ -67,7 +67,7 @@ mod tests {
         unsupported(run("vclock_inc", &[Value::Null, one.clone()]).expect("a clock"));
         unsupported(run("map_set", &[Value::Null, one, text.clone(), Value::float(1.0), text.clone()]).expect("a map"));
         let json = |kind: u8, payload: &str| {
-            let mut frame = [&MAGIC[..], &[0, 1, kind, 0]].concat();
+            let mut frame = [MAGIC, &[0, 1, kind, 0]].concat();
             frame.extend((payload.len() as u32).to_be_bytes());
             frame.extend(payload.bytes());
             from_frame(&frame, None).map_err(|e| e.code)

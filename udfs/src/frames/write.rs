@@ -75,11 +75,11 @@ fn put_type(out: &mut Vec<u8>, fields: usize, name: &str) {
 /// A map of the state's content, by text keys: another kind of key would come back as a text, which is another key.
 fn entries(content: &Value) -> Result<Vec<(String, &Value)>> {
     let Value::Map(pairs) = content else { return Err(Error::new(Code::Unsupported, "the state has no origins")) };
-    let text = |(key, value)| match key {
-        &Value::Text(ref text) => Ok((text.to_string(), value)),
+    let text = |key: &Value| match key {
+        Value::Text(text) => Ok(text.to_string()),
         other => Err(Error::new(Code::Unsupported, format!("a frame names origins and keys by texts, and `{other}` is a {}", other.kind()))),
     };
-    pairs.iter().map(|(key, value)| text((key, value))).collect()
+    pairs.iter().map(|(key, value)| Ok((text(key)?, value))).collect()
 }
 
 fn part<'v>(record: &'v Value, name: &str) -> &'v Value {

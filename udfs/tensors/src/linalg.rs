@@ -85,8 +85,8 @@ pub fn solve(a: Mat<f64>, b: Mat<f64>) -> Option<Mat<f64>> {
     let pivots = factors.U().diagonal();
     let sizes = || (0..a.nrows()).map(|i| pivots[i].abs());
     let (least, most) = (sizes().fold(f64::INFINITY, f64::min), sizes().fold(0.0, f64::max));
-    // What is not finite is no pivot either.
-    if !(least > 16.0 * a.nrows() as f64 * f64::EPSILON * most) {
+    // A number that is not finite fails below.
+    if least <= 16.0 * a.nrows() as f64 * f64::EPSILON * most {
         return None;
     }
     let solved = factors.solve(b);
