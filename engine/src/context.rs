@@ -561,7 +561,8 @@ impl MergeContext {
         let state = self.session.state();
         // The tables are those of the session: no new default catalogue over them.
         let config = bounded(state.config().clone()).with_create_default_catalog_and_schema(false);
-        let state = SessionStateBuilder::new_from_existing(state).with_config(config).with_runtime_env(limited_runtime(limit, outer)?);
+        let state =
+            SessionStateBuilder::new_from_existing(state).with_config(config).with_runtime_env(limited_runtime(limit, outer)?);
         let state = if unsorted { state.with_physical_optimizer_rules(self.unsorted()) } else { state };
         Ok(SessionContext::new_with_state(state.build()))
     }

@@ -98,8 +98,11 @@ fn tokens(text: &str) -> Vec<TokenWithSpan> {
 /// Refuses parameters where nothing would ever be put in their places.
 fn refuse_parameters(text: &str) -> Result<()> {
     match tokens(text).iter().any(|t| matches!(t.token, Token::Placeholder(_))) {
-        true => Err(MergeError::new(Code::Unsupported, "parameters are for queries and for plain SQL that writes: this statement takes none")
-            .help("write the values into it, or INSERT INTO ... MERGE ... WHERE column > $1")),
+        true => Err(MergeError::new(
+            Code::Unsupported,
+            "parameters are for queries and for plain SQL that writes: this statement takes none",
+        )
+        .help("write the values into it, or INSERT INTO ... MERGE ... WHERE column > $1")),
         false => Ok(()),
     }
 }

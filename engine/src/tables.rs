@@ -338,7 +338,9 @@ impl MergeContext {
 
     /// Runs the plan of a statement.
     pub(crate) async fn run_plan(&self, plan: LogicalPlan, written: &str) -> Result<DataFrame> {
-        if self.is_served() && matches!(&plan, LogicalPlan::Statement(PlanStatement::SetVariable(_) | PlanStatement::ResetVariable(_))) {
+        if self.is_served()
+            && matches!(&plan, LogicalPlan::Statement(PlanStatement::SetVariable(_) | PlanStatement::ResetVariable(_)))
+        {
             return Err(settings_are_shared());
         }
         let _changing = match self.changes(&plan)? {

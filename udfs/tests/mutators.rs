@@ -233,7 +233,9 @@ fn a_key_of_two_types_is_read_by_type() {
     let (null, k, who) = (Value::Null, Value::text("k"), Value::text("a"));
     let clock = run("vclock_inc", &[null.clone(), who.clone()]).unwrap();
     let count = run("counter_add", &[null.clone(), who.clone(), Value::Int(2)]).unwrap();
-    let put = |map: &Value, state: &Value, who: &str| run("ormap_put", &[map.clone(), k.clone(), state.clone(), Value::text(who)]).unwrap();
+    let put = |map: &Value, state: &Value, who: &str| {
+        run("ormap_put", &[map.clone(), k.clone(), state.clone(), Value::text(who)]).unwrap()
+    };
     let both = joined(&put(&null, &clock, "a"), &put(&null, &count, "b"));
     let error = run("ormap_get", &[both.clone(), k.clone()]).unwrap_err();
     assert!(error.help.unwrap().contains("ormap_get(state, key, '"), "no way out is told");

@@ -1,9 +1,9 @@
 //! Values: any of them survives the codec, and the order is one total order.
 #![allow(clippy::unwrap_used, missing_docs)]
 
-use mergeql_udfs::{Value, functions};
 use mergeql_udfs::codec::{Reader, Writer};
 use mergeql_udfs::value::order_key::order_key;
+use mergeql_udfs::{Value, functions};
 use proptest::prelude::*;
 use std::cmp::Ordering;
 

@@ -68,7 +68,9 @@ const HISTORIES: [(&str, &str, &str); 9] = [
 fn chosen_history(entry: &Entry) -> Option<[String; 5]> {
     let (_, a, b) = HISTORIES.iter().find(|(name, ..)| *name == entry.spec().name)?;
     let rows = |json: &str| match mergeql_udfs::value::from_json(json) {
-        Ok(Value::List(rows)) => rows.into_iter().map(|row| if let Value::List(row) = row { row } else { Vec::new() }).collect::<Vec<Row>>(),
+        Ok(Value::List(rows)) => {
+            rows.into_iter().map(|row| if let Value::List(row) = row { row } else { Vec::new() }).collect::<Vec<Row>>()
+        }
         other => panic!("{other:?} are no rows"),
     };
     let (a, b) = (rows(a), rows(b));

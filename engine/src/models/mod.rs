@@ -134,9 +134,12 @@ pub async fn run(context: &MergeContext, explain: bool, models: Models) -> Resul
             Some(out) => {
                 // Beside a model without a base go the files of that whose hash is the least, in whatever order they are named.
                 let first = sealed.plan.models.iter().zip(&sealed.models).min_by_key(|(_, hash)| **hash);
-                let companion = has_base.then_some(companion).flatten().or(first.map(|(model, _)| model.checkpoint.folder().to_owned()));
+                let companion =
+                    has_base.then_some(companion).flatten().or(first.map(|(model, _)| model.checkpoint.folder().to_owned()));
                 let extras = Extras { companion, adapter, ..Extras::default() };
-                let merged = model::write(&sealed, out, &extras, |progress| shared.merging(progress.done, progress.total, progress.tensors))?;
+                let merged = model::write(&sealed, out, &extras, |progress| {
+                    shared.merging(progress.done, progress.total, progress.tensors)
+                })?;
                 merged.tensors.into_iter().map(|w| (w.name, hex(&w.sha256))).collect()
             }
             None => run::hashes(&sealed)?.into_iter().map(|(name, hash)| (name, hex(&hash))).collect(),
@@ -186,7 +189,9 @@ fn found(
         plan.options.overwrite = true;
         let sealed = Sealed::with(plan, hashes.clone(), base)?;
         let extras = Extras { companion: companion.map(Path::to_owned), adapter, ..Extras::default() };
-        model::write(&sealed, &candidate, &extras, |progress| context.shared.merging(progress.done, progress.total, progress.tensors))?;
+        model::write(&sealed, &candidate, &extras, |progress| {
+            context.shared.merging(progress.done, progress.total, progress.tensors)
+        })?;
         let worth = match &fitness {
             Fitness::Command(text) => search::command(text, &candidate),
             Fitness::Query(text) => runtime.block_on(queried(context, text, &candidate)),
@@ -329,7 +334,9 @@ pub async fn merge_config(
 ) -> Result<model::Merged> {
     let shared = context.shared.clone();
     let merged = blocking(move || {
-        mergeql_tensors::mergekit::run(&text, &folder, &out, &options, |progress| shared.merging(progress.done, progress.total, progress.tensors))
+        mergeql_tensors::mergekit::run(&text, &folder, &out, &options, |progress| {
+            shared.merging(progress.done, progress.total, progress.tensors)
+        })
     });
     let merged = merged.await;
     context.shared.merging(0, 0, (0, 0));

@@ -84,8 +84,11 @@ impl Server {
         }
         check_open(options.listen, &options.credentials, options.postgres.is_some())?;
         if options.postgres.is_some() && options.credentials.is_some() && !options.credentials.has_users() {
-            return Err(MergeError::new(Code::InvalidArgument, "tokens keep nobody out of --postgres, whose clients have no place for them")
-                .help("give --password-file FILE too, or serve --flight alone"));
+            return Err(MergeError::new(
+                Code::InvalidArgument,
+                "tokens keep nobody out of --postgres, whose clients have no place for them",
+            )
+            .help("give --password-file FILE too, or serve --flight alone"));
         }
         let tls = options.tls.as_ref().map(|(certificate, key)| Tls::read(certificate, key)).transpose()?;
         let at = |port: Option<u16>| port.map(|port| listener(SocketAddr::new(options.listen, port))).transpose();

@@ -166,7 +166,8 @@ mod tests {
     /// As rust_decimal writes them, which the clients of many drivers read.
     #[test]
     fn numbers_have_postgres_bytes() {
-        for text in ["0", "1", "-1", "10000", "12345678", "0.5", "-0.0001", "0.00001", "100.5", "-99999999.99999999", "10000.0001"] {
+        for text in ["0", "1", "-1", "10000", "12345678", "0.5", "-0.0001", "0.00001", "100.5", "-99999999.99999999", "10000.0001"]
+        {
             let number: rust_decimal::Decimal = text.parse().expect("a number");
             let bytes = |number: &dyn ToSql| {
                 let mut out = BytesMut::new();

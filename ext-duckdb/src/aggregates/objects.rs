@@ -1,7 +1,7 @@
 //! States of any strategy, boxed: made with the configuration of their first row, because DuckDB combines into fresh ones.
 
-use super::{Function, returned};
 use super::driver::{Kept, States};
+use super::{Function, returned};
 use crate::api::Pointer;
 use crate::vectors::{Scratch, Vector, put_value};
 use mergeql_udfs::{Aggregate, Call, Column, Error, Partial, Type, Value};
@@ -66,14 +66,13 @@ fn no_overload(function: &Function, ty: &Type) -> Error {
             .with_help("cast it: an ENUM to VARCHAR, a NULL to the type that it stands for; MERGE does so by itself");
     }
     let name = mergeql_lang::lower::duckdb_type_name(ty);
-    Error::new(mergeql_udfs::Code::Unsupported, format!("DuckDB's interface does not let `{}` return {name}", function.name)).with_help(
-        match ty {
+    Error::new(mergeql_udfs::Code::Unsupported, format!("DuckDB's interface does not let `{}` return {name}", function.name))
+        .with_help(match ty {
             Type::List(_) | Type::Struct(_) | Type::Map(..) => {
                 format!("CAST(CAST(mergeql_json({state}(...)) AS JSON) AS {name}) gives the same; MERGE does so by itself")
             }
             _ => format!("CAST(crdt_value_text({state}(...)) AS {name}) gives the same; MERGE does so by itself"),
-        },
-    )
+        })
 }
 
 impl Kept for Object {

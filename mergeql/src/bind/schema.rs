@@ -85,9 +85,8 @@ impl Binder<'_> {
             Type::Time(unit) | Type::Timestamp { unit, .. } if fine => format!("{ty}({})", unit.digits()),
             _ => ty.to_string(),
         };
-        let shown = |(source, ty): (&crate::plan::Source, &Option<&Type>)| {
-            format!("{}: {}", source.name, ty.map_or("-".to_owned(), named))
-        };
+        let shown =
+            |(source, ty): (&crate::plan::Source, &Option<&Type>)| format!("{}: {}", source.name, ty.map_or("-".to_owned(), named));
         let sources = self.sources.iter().zip(types).map(shown).collect::<Vec<_>>().join(", ");
         SchemaRow { column, status, ty: ty.as_ref().map(named), sources }
     }

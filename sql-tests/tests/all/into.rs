@@ -323,9 +323,12 @@ async fn tables_of_one_kind_of_file_take_rows_of_another() {
         let context = MergeContext::new(Config { db, ..Config::default() }).unwrap();
         let copy = format!("COPY (SELECT 2 AS id, 'b' AS t UNION ALL SELECT 1, 'z') TO '{}'", path("r.parquet"));
         context.sql(&copy).await.unwrap().collect().await.unwrap();
-        for make in [format!("MERGE '{}' ON id INTO tt", path("s.csv")), format!("CREATE TABLE tt AS SELECT * FROM '{}'", path("s.csv"))] {
+        for make in
+            [format!("MERGE '{}' ON id INTO tt", path("s.csv")), format!("CREATE TABLE tt AS SELECT * FROM '{}'", path("s.csv"))]
+        {
             context.sql(&make).await.unwrap().collect().await.unwrap();
-            let merge = format!("MERGE INTO tt USING (SELECT id, t FROM '{}' LIMIT 5) AS x ON id STRATEGY t = max", path("r.parquet"));
+            let merge =
+                format!("MERGE INTO tt USING (SELECT id, t FROM '{}' LIMIT 5) AS x ON id STRATEGY t = max", path("r.parquet"));
             context.sql(&merge).await.unwrap().collect().await.unwrap();
             assert_eq!(rows(&context, "SELECT id, t FROM tt").await.unwrap(), ["1|z", "2|b"]);
             context.sql("DROP TABLE tt").await.unwrap().collect().await.unwrap();

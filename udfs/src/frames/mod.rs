@@ -73,7 +73,10 @@ mod tests {
             from_frame(&frame, None).map_err(|e| e.code)
         };
         assert!(json(VECTOR_CLOCK, r#"{"type":"vector_clock","clocks":{"a":1,"b":12345678901}}"#).is_ok());
-        for twice in [r#"{"type":"vector_clock","clocks":{"a":1,"a":5}}"#, r#"{"type":"vector_clock","type":"vector_clock","clocks":{"a":1}}"#] {
+        for twice in [
+            r#"{"type":"vector_clock","clocks":{"a":1,"a":5}}"#,
+            r#"{"type":"vector_clock","type":"vector_clock","clocks":{"a":1}}"#,
+        ] {
             assert_eq!(json(VECTOR_CLOCK, twice), Err(Code::CorruptState));
         }
         let deep = format!(r#"{{"type":"vector_clock","clocks":{{"a":1}},"more":{}{}}}"#, "[".repeat(90), "]".repeat(90));

@@ -77,7 +77,10 @@ fn entries(content: &Value) -> Result<Vec<(String, &Value)>> {
     let Value::Map(pairs) = content else { return Err(Error::new(Code::Unsupported, "the state has no origins")) };
     let text = |key: &Value| match key {
         Value::Text(text) => Ok(text.to_string()),
-        other => Err(Error::new(Code::Unsupported, format!("a frame names origins and keys by texts, and `{other}` is a {}", other.kind()))),
+        other => Err(Error::new(
+            Code::Unsupported,
+            format!("a frame names origins and keys by texts, and `{other}` is a {}", other.kind()),
+        )),
     };
     pairs.iter().map(|(key, value)| Ok((text(key)?, value))).collect()
 }

@@ -114,7 +114,11 @@ impl Seen<'_> {
 }
 
 /// Two lists in one order as one; of items that are equal in it, both.
-fn in_step<'a, T>(a: &'a [T], b: &'a [T], compare: impl Fn(&T, &T) -> Ordering) -> impl Iterator<Item = (Option<&'a T>, Option<&'a T>)> {
+fn in_step<'a, T>(
+    a: &'a [T],
+    b: &'a [T],
+    compare: impl Fn(&T, &T) -> Ordering,
+) -> impl Iterator<Item = (Option<&'a T>, Option<&'a T>)> {
     let (mut a, mut b) = (a.iter().peekable(), b.iter().peekable());
     std::iter::from_fn(move || {
         let order = match (a.peek(), b.peek()) {
@@ -571,7 +575,8 @@ impl DotStore {
             let from = known.live.len();
             for _ in 0..dots {
                 let origin = u32::try_from(r.varint()?).ok().filter(|origin| *origin < number);
-                let dot = Dot { origin: origin.ok_or_else(|| corrupt("have an unknown origin"))?, n: counter(r)?, value: place as u32 };
+                let dot =
+                    Dot { origin: origin.ok_or_else(|| corrupt("have an unknown origin"))?, n: counter(r)?, value: place as u32 };
                 if known.live.len() > from && known.live.last().is_some_and(|last| last.key() >= dot.key()) {
                     return Err(corrupt("are out of order"));
                 }
@@ -682,7 +687,8 @@ mod tests {
                     continue;
                 }
                 let (origin, n) = (random.below(90) as i128, random.below(40) as u64 + 1);
-                let value = [None, Some(origin * 40 + i128::from(n)), Some(random.below(9) as i128)][random.below(8).saturating_sub(5).min(2)];
+                let value = [None, Some(origin * 40 + i128::from(n)), Some(random.below(9) as i128)]
+                    [random.below(8).saturating_sub(5).min(2)];
                 stores[i].0.learn(value.map(Value::Int).as_ref(), &Value::Int(origin), n).unwrap();
                 stores[i].1.entry((origin, n)).or_default().insert(value);
             }

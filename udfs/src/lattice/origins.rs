@@ -4,8 +4,8 @@ use crate::codec::{Reader, Writer};
 use crate::error::{Error, Result};
 use crate::lattice::blocks::Blocks;
 use crate::types::Type;
-use crate::value::{Exact, Value};
 use crate::value::packed::{self, with_bytes};
+use crate::value::{Exact, Value};
 use std::borrow::Cow;
 use std::cmp::Ordering;
 
@@ -55,7 +55,9 @@ impl<E> Origins<E> {
             && entries.len() > FEW
         {
             let mut blocks = Blocks::default();
-            std::mem::take(entries).into_iter().for_each(|(origin, entry)| with_bytes(&origin, |origin| blocks.push(origin, entry)));
+            std::mem::take(entries)
+                .into_iter()
+                .for_each(|(origin, entry)| with_bytes(&origin, |origin| blocks.push(origin, entry)));
             *self = Origins::Many(blocks);
         }
     }

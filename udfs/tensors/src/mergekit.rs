@@ -174,7 +174,8 @@ fn stems<'n>(names: impl Iterator<Item = &'n String>, count: Option<usize>) -> B
         found.entry(stem).or_default().insert(layer);
     }
     let narrowed = |found: BTreeMap<&'n str, BTreeSet<usize>>, fits: &dyn Fn(&str, usize) -> bool| {
-        let fitting: BTreeMap<_, _> = found.iter().filter(|(stem, layers)| fits(stem, layers.len())).map(|(s, l)| (*s, l.clone())).collect();
+        let fitting: BTreeMap<_, _> =
+            found.iter().filter(|(stem, layers)| fits(stem, layers.len())).map(|(s, l)| (*s, l.clone())).collect();
         if fitting.is_empty() { found } else { fitting }
     };
     let found = narrowed(found, &|_, layers| count.is_none_or(|count| layers == count));
@@ -489,7 +490,9 @@ impl<'a> Planner<'a> {
         }
         let stems: BTreeSet<String> =
             self.models.iter().flat_map(|model| stems(model.checkpoint.tensors.keys(), layers_said(&model.checkpoint))).collect();
-        let layer_of = |name: &str| layer_of(name).filter(|(stem, ..)| stems.contains(*stem)).map(|(stem, n, rest)| (stem.to_owned(), n, rest.to_owned()));
+        let layer_of = |name: &str| {
+            layer_of(name).filter(|(stem, ..)| stems.contains(*stem)).map(|(stem, n, rest)| (stem.to_owned(), n, rest.to_owned()))
+        };
         let mut tasks = Vec::new();
         // Where each layer of the output comes from: a model, and the number of the layer there.
         let mut origins: Vec<(usize, usize)> = Vec::new();

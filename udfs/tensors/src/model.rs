@@ -161,7 +161,9 @@ fn companion_names(extras: &Extras) -> Result<Vec<String>> {
     if let Some(tokens) = &extras.tokenizer {
         names.retain(|name| !of_tokenizer(name));
         // Of other tokens than those of the folder the one file is written anew; the older kinds of files would say something else.
-        let kept = |name: &String| of_tokenizer(name) && (!tokens.changed || CHANGED.contains(&name.as_str()) || name.starts_with("chat_template"));
+        let kept = |name: &String| {
+            of_tokenizer(name) && (!tokens.changed || CHANGED.contains(&name.as_str()) || name.starts_with("chat_template"))
+        };
         names.extend(inside(&tokens.folder)?.into_iter().filter(kept));
     }
     if extras.chat_template.is_some() {
@@ -177,7 +179,8 @@ const CHANGED: [&str; 3] = ["tokenizer.json", "tokenizer_config.json", "special_
 
 /// Whether a file that goes along is the tokenizer's.
 fn of_tokenizer(name: &str) -> bool {
-    goes_along(name) && !["config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json"].contains(&name)
+    goes_along(name)
+        && !["config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json"].contains(&name)
 }
 
 /// The file of a chat template.
@@ -224,9 +227,11 @@ fn change_config(sealed: &Sealed, extras: &Extras, path: &Path, config: &mut Jso
     if let Some((key, before)) = mergekit::layer_count(config).filter(|_| !extras.layers.is_empty()) {
         config[key] = json!(extras.layers.len());
         // Lists with an entry for each layer.
-        let lists = config.as_object().into_iter().flatten().filter(|(_, list)| list.as_array().is_some_and(|list| list.len() == before));
+        let lists =
+            config.as_object().into_iter().flatten().filter(|(_, list)| list.as_array().is_some_and(|list| list.len() == before));
         let as_they_were = extras.layers.len() == before && extras.layers.iter().enumerate().all(|(i, (_, layer))| i == *layer);
-        let names: Vec<String> = lists.map(|(name, _)| name.clone()).filter(|name| !as_they_were && name.contains("layer")).collect();
+        let names: Vec<String> =
+            lists.map(|(name, _)| name.clone()).filter(|name| !as_they_were && name.contains("layer")).collect();
         for name in names {
             let entry = |(folder, layer): &(PathBuf, usize)| {
                 let own = mergekit::config_of(folder)?;
@@ -235,7 +240,10 @@ fn change_config(sealed: &Sealed, extras: &Extras, path: &Path, config: &mut Jso
             };
             let list: Option<Vec<Json>> = extras.layers.iter().map(entry).collect();
             config[&name] = json!(list.ok_or_else(|| {
-                failed(path, format!("`{name}` has an entry for each layer, and the config of a model lacks one for a layer that is taken"))
+                failed(
+                    path,
+                    format!("`{name}` has an entry for each layer, and the config of a model lacks one for a layer that is taken"),
+                )
             })?);
         }
     }
@@ -244,7 +252,8 @@ fn change_config(sealed: &Sealed, extras: &Extras, path: &Path, config: &mut Jso
     }
     // An output table of its own would be passed over.
     let has = |is: &dyn Fn(&str) -> bool| sealed.plan.tasks.iter().any(|task| is(&task.name));
-    let own_output = has(&|name| tokenizer::has_rows(name) && !tokenizer::is_embedding(name)) && has(&|name| tokenizer::is_embedding(name));
+    let own_output =
+        has(&|name| tokenizer::has_rows(name) && !tokenizer::is_embedding(name)) && has(&|name| tokenizer::is_embedding(name));
     if own_output && config["tie_word_embeddings"] == true {
         config["tie_word_embeddings"] = json!(false);
     }
@@ -330,7 +339,8 @@ fn lineage(sealed: &Sealed, tensors: &[Written]) -> Json {
     sources.sort_by_key(|s| s["@id"].to_string());
     sources.dedup();
     let base = sealed.plan.base.as_ref().zip(sealed.base);
-    sources.extend(base.map(|(m, hash)| json!({ "@id": format!("sha256:{}", hex(&hash)), "@type": "prov:Entity", "name": m.name })));
+    sources
+        .extend(base.map(|(m, hash)| json!({ "@id": format!("sha256:{}", hex(&hash)), "@type": "prov:Entity", "name": m.name })));
     let names: BTreeMap<String, String> =
         sealed.plan.models.iter().zip(&sealed.models).map(|(m, hash)| (hex(hash), m.name.clone())).collect();
     let written: BTreeMap<&str, &Written> = tensors.iter().map(|w| (w.name.as_str(), w)).collect();

@@ -207,7 +207,9 @@ fn check_numbers(tokenizer: &Json, vocabulary: &BTreeMap<String, u32>) -> Result
     let mut inside: BTreeMap<&str, u32> = BTreeMap::new();
     match &tokenizer["model"]["vocab"] {
         Json::Object(map) => inside.extend(map.iter().filter_map(|(token, id)| Some((token.as_str(), id.as_u64()? as u32)))),
-        Json::Array(list) => inside.extend(list.iter().enumerate().filter_map(|(id, entry)| Some((entry.get(0)?.as_str()?, id as u32)))),
+        Json::Array(list) => {
+            inside.extend(list.iter().enumerate().filter_map(|(id, entry)| Some((entry.get(0)?.as_str()?, id as u32))))
+        }
         _ => {}
     }
     let mut last = None;
@@ -217,8 +219,11 @@ fn check_numbers(tokenizer: &Json, vocabulary: &BTreeMap<String, u32>) -> Result
         let number = inside.get(content).copied().unwrap_or(next);
         last = last.max(Some(number));
         if vocabulary.get(content) != Some(&number) {
-            return Err(Error::new(Code::Unsupported, format!("readers of tokenizers would number the token `{content}` {number}, not {:?}", vocabulary.get(content)))
-                .with_help("the numbers of the leading tokenizer have gaps: choose another as source"));
+            return Err(Error::new(
+                Code::Unsupported,
+                format!("readers of tokenizers would number the token `{content}` {number}, not {:?}", vocabulary.get(content)),
+            )
+            .with_help("the numbers of the leading tokenizer have gaps: choose another as source"));
         }
     }
     Ok(())

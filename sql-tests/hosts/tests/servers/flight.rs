@@ -49,7 +49,9 @@ fn bad_clients_hurt_nobody() {
     let connect = || std::net::TcpStream::connect(&server.addresses[0]).unwrap();
     let mut held: Vec<_> = (0..1000).map(|_| connect()).collect();
     // HTTP/2's preface is whole in one of them.
-    for garbage in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0xff; 4096], b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", &[0x16, 3, 1, 2, 0, 1], b"P"] {
+    for garbage in
+        [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0xff; 4096], b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", &[0x16, 3, 1, 2, 0, 1], b"P"]
+    {
         let mut socket = connect();
         std::io::Write::write_all(&mut socket, garbage).ok();
         held.push(socket);

@@ -158,13 +158,25 @@ fn bpe(tokens: &[&str], added: &[(&str, usize)]) -> Json {
 #[test]
 fn tokens_are_where_readers_look_for_them() {
     let folder = tempfile::tempdir().expect("a folder");
-    let embeddings = |tokens: &[&str]| vec![("model.embed_tokens.weight".to_owned(), (vec![tokens.len(), 1], tokens.iter().map(|t| meaning(t)).collect()))];
+    let embeddings = |tokens: &[&str]| {
+        vec![("model.embed_tokens.weight".to_owned(), (vec![tokens.len(), 1], tokens.iter().map(|t| meaning(t)).collect()))]
+    };
     let a = bpe(&["a", "b", "c", "d"], &[("<|end|>", 4)]);
     let b = bpe(&["a", "b", "x", "y", "z"], &[("<|end|>", 5), ("<|pad|>", 6)]);
     let settings = |pad: &str| serde_json::json!({ "pad_token": pad });
     let nothing = serde_json::json!({});
-    model(folder.path(), "a", embeddings(&["a", "b", "c", "d", "<|end|>"]), &[("tokenizer.json", &a), ("tokenizer_config.json", &settings("none")), ("vocab.json", &nothing)]);
-    model(folder.path(), "b", embeddings(&["a", "b", "x", "y", "z", "<|end|>", "<|pad|>"]), &[("tokenizer.json", &b), ("tokenizer_config.json", &settings("<|pad|>"))]);
+    model(
+        folder.path(),
+        "a",
+        embeddings(&["a", "b", "c", "d", "<|end|>"]),
+        &[("tokenizer.json", &a), ("tokenizer_config.json", &settings("none")), ("vocab.json", &nothing)],
+    );
+    model(
+        folder.path(),
+        "b",
+        embeddings(&["a", "b", "x", "y", "z", "<|end|>", "<|pad|>"]),
+        &[("tokenizer.json", &b), ("tokenizer_config.json", &settings("<|pad|>"))],
+    );
     for (source, count, pad) in [("union", 9, "none"), ("b", 7, "<|pad|>"), ("base", 5, "none")] {
         let out = folder.path().join(format!("out-{source}"));
         let config = format!(
@@ -175,9 +187,12 @@ fn tokens_are_where_readers_look_for_them() {
         // Readers take the number of an added token from the vocabulary of the model, where it has one, and from nothing else.
         let written = json(&out.join("tokenizer.json"));
         let tokens: BTreeMap<String, usize> = serde_json::from_value(written["model"]["vocab"].clone()).expect("numbers");
-        let added = written["added_tokens"].as_array().expect("added tokens").iter().map(|t| (t["content"].as_str(), t["id"].as_u64()));
+        let added =
+            written["added_tokens"].as_array().expect("added tokens").iter().map(|t| (t["content"].as_str(), t["id"].as_u64()));
         assert_eq!((tokens.len(), rows.len()), (count, count), "{source}");
-        for (token, id) in tokens.iter().map(|(t, id)| (t.as_str(), *id)).chain(added.map(|(t, id)| (t.unwrap(), id.unwrap() as usize))) {
+        for (token, id) in
+            tokens.iter().map(|(t, id)| (t.as_str(), *id)).chain(added.map(|(t, id)| (t.unwrap(), id.unwrap() as usize)))
+        {
             assert_eq!(rows[id], meaning(token), "{source}: {token} at {id}");
             assert_eq!(tokens.get(token), Some(&id), "{source}: {token}");
         }
@@ -193,11 +208,20 @@ fn slices_take_the_layers_of_the_language() {
     let folder = tempfile::tempdir().expect("a folder");
     for (name, value) in [("a", 1.0f32), ("b", 2.0)] {
         let scalar = |name: &str, value: f32| (name.to_owned(), (vec![1], vec![value]));
-        let layers = |stem: &str, n: usize| -> Tensors { (0..n).map(|i| scalar(&format!("{stem}.{i}.w"), 10.0 * value + i as f32)).collect() };
-        let neox = [layers("gpt_neox.layers", 3), vec![scalar("gpt_neox.embed_in.weight", value), scalar("embed_out.weight", value)]].concat();
+        let layers = |stem: &str, n: usize| -> Tensors {
+            (0..n).map(|i| scalar(&format!("{stem}.{i}.w"), 10.0 * value + i as f32)).collect()
+        };
+        let neox =
+            [layers("gpt_neox.layers", 3), vec![scalar("gpt_neox.embed_in.weight", value), scalar("embed_out.weight", value)]]
+                .concat();
         let config = serde_json::json!({ "num_hidden_layers": 3, "layer_types": [format!("{name}0"), format!("{name}1"), format!("{name}2")], "tie_word_embeddings": true });
         model(folder.path(), &format!("neox-{name}"), neox, &[("config.json", &config)]);
-        let seeing = [layers("model.visual.blocks", 2), layers("model.language_model.layers", 3), vec![scalar("model.language_model.embed_tokens.weight", value)]].concat();
+        let seeing = [
+            layers("model.visual.blocks", 2),
+            layers("model.language_model.layers", 3),
+            vec![scalar("model.language_model.embed_tokens.weight", value)],
+        ]
+        .concat();
         let config = serde_json::json!({ "text_config": { "num_hidden_layers": 3, "dtype": "bfloat16" } });
         model(folder.path(), &format!("seeing-{name}"), seeing, &[("config.json", &config)]);
     }
@@ -251,7 +275,9 @@ fn models_with_adapters_are_written_in_two_ways() {
     let folder = tempfile::tempdir().expect("a folder");
     let run = |model: &str| {
         let config = format!("merge_method: linear\nmodels:\n  - {{model: {model}, parameters: {{weight: 1}}}}\n");
-        mergekit::run(&config, folder.path(), &folder.path().join("out"), &Options::default(), |_| ()).expect_err("there are no models").message
+        mergekit::run(&config, folder.path(), &folder.path().join("out"), &Options::default(), |_| ())
+            .expect_err("there are no models")
+            .message
     };
     assert_eq!(run("{model: m, lora: l}"), run("m+l"));
 }
