@@ -162,20 +162,23 @@ impl ToSql for Numeric {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use postgres_types::FromSql;
 
-    /// As rust_decimal writes them, which the clients of many drivers read.
+    /// A reader of Postgres' own format reads them.
     #[test]
     fn numbers_have_postgres_bytes() {
-        for text in ["0", "1", "-1", "10000", "12345678", "0.5", "-0.0001", "0.00001", "100.5", "-99999999.99999999", "10000.0001"]
+        for text in
+            ["0", "0.00", "1", "-1", "10000", "12345678", "0.5", "-0.0001", "0.00001", "100.5", "-99999999.99999999", "10000.0001"]
         {
-            let number: rust_decimal::Decimal = text.parse().expect("a number");
-            let bytes = |number: &dyn ToSql| {
-                let mut out = BytesMut::new();
-                number.to_sql_checked(&Type::NUMERIC, &mut out).expect("it is written");
-                out
-            };
-            assert_eq!(bytes(&Numeric(text.to_owned())), bytes(&number), "{text}");
+            let mut bytes = BytesMut::new();
+            Numeric(text.to_owned()).to_sql_checked(&Type::NUMERIC, &mut bytes).expect("it is written");
+            let read = rust_decimal::Decimal::from_sql(&Type::NUMERIC, &bytes).expect("a number");
+            assert_eq!(read, text.parse().expect("a number"), "{text}");
         }
+        // One group of four digits, the second before the point.
+        let mut bytes = BytesMut::new();
+        Numeric("10000".to_owned()).to_sql(&Type::NUMERIC, &mut bytes).expect("it is written");
+        assert_eq!(bytes.as_ref(), [0, 1, 0, 1, 0, 0, 0, 0, 0, 1]);
     }
 
     #[tokio::test]
