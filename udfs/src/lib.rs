@@ -30,5 +30,6 @@ pub use fast::keys::KeyTable;
 pub use fast::slot;
 pub use partial::Partial;
 pub use size::parse_size;
+pub use strategies::model_set::TENSOR_STRATEGIES;
 pub use types::{Field, Type, Unit};
 pub use value::Value;

@@ -1,6 +1,7 @@
 //! MERGE MODELS: from the statement to a plan, its run, and EXPLAIN.
 
 mod functions;
+mod tables;
 
 use crate::context::MergeContext;
 use crate::error::{MergeError, Result};
@@ -96,7 +97,8 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + S
 /// # Errors
 /// Whatever is wrong with it, before a byte is written.
 pub async fn run(context: &MergeContext, explain: bool, models: Models) -> Result<DataFrame> {
-    let request = request(&models)?;
+    let mut request = request(&models)?;
+    request.options.tables = tables::read(context, &request).await?;
     let into = models.into.as_ref().map(|name| PathBuf::from(&name.value));
     let search = Search::of(&request)?;
     if explain {

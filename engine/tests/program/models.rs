@@ -56,7 +56,7 @@ fn the_page_on_models() {
         }
         ran += 1;
     }
-    assert_eq!(ran, 13);
+    assert_eq!(ran, 14);
     let report = std::fs::read_to_string(folder.path().join("report.html")).unwrap();
     assert!(report.ends_with("</html>\n") && report.matches("<svg").count() == 4 && report.matches("</svg>").count() == 4);
     // What only one of two models has, or has in another shape, is a row without numbers.
@@ -78,6 +78,58 @@ fn the_page_on_models() {
         bytes[8 + header..].to_vec()
     };
     assert_eq!(data(file("from-config")), data(file("from-statement")));
+}
+
+#[test]
+fn tables_stand_where_files_could() {
+    let folder = models();
+    let merge = |coefficients: &str, rest: &str| {
+        format!(
+            "MERGE MODELS 'math.safetensors', 'chat.safetensors' BASE 'base.safetensors'
+               STRATEGY * = adamerging(coefficients = '{coefficients}') {rest}"
+        )
+    };
+    let found = "CREATE TABLE found AS SELECT tensor, model, 0.2 + 0.1 * model AS coefficient, [0.2, 0.3] AS data
+                 FROM read_safetensors('base.safetensors') CROSS JOIN (VALUES (0), (1)) AS models(model);";
+    let one = "CREATE VIEW one AS SELECT tensor, data FROM found WHERE model = 0;";
+    let hashes = |coefficients: &str| {
+        let text = format!("{found} {one} COPY one TO 'one.parquet'; {}", merge(coefficients, ""));
+        let text = stdout(&run(folder.path(), &["-f", "csv", "-c", &text]));
+        text[text.find("tensor,dtype").expect("rows")..].to_owned()
+    };
+    // A query, a view, a file of rows and one number for all are the same merge.
+    let query = hashes("(SELECT tensor, array_agg(coefficient ORDER BY model) AS data FROM found GROUP BY tensor)");
+    assert_eq!(query, hashes("one"));
+    assert_eq!(query, hashes("one.parquet"));
+    assert_eq!(query, hashes("(SELECT tensor, data, [2] AS shape FROM one)"));
+    let written = format!("{found} {one} {}", merge("one", "INTO 'by-table/'"));
+    stdout(&run(folder.path(), &["-c", &written]));
+    let linear = "MERGE MODELS 'math.safetensors' WEIGHT 0.2, 'chat.safetensors' WEIGHT 0.3 BASE 'base.safetensors'
+                  STRATEGY * = task_arithmetic INTO 'by-hand/'";
+    stdout(&run(folder.path(), &["-c", linear]));
+    let bytes = |name: &str| std::fs::read(folder.path().join(name).join("model.safetensors")).unwrap();
+    let tail = |bytes: Vec<u8>| bytes[bytes.len() - 12900..].to_vec();
+    assert!(tail(bytes("by-table")) == tail(bytes("by-hand")));
+    // Rows that are no tensors, and what there is not.
+    for (coefficients, expected) in [
+        ("(SELECT tensor FROM one)", "has no column `data`"),
+        ("(SELECT tensor, ''x'' AS data FROM one)", "of type Utf8"),
+        ("(SELECT tensor, [1.0, NULL] AS data FROM one)", "with a NULL in it"),
+        ("(SELECT tensor, data FROM found)", "has two rows for the tensor `conv.kernel`"),
+        ("(SELECT tensor, [[1.0], [2.0, 3.0]] AS data FROM one)", "not as long as each other"),
+        ("(SELECT tensor, data, [3] AS shape FROM one)", "of the shape [3] with 2 numbers"),
+        ("(SELECT tensor, [1.0] AS data FROM one)", "has the shape [1], it should have [2]"),
+        ("(SELEC)", "the table `(SELEC)`"),
+        ("nothing", "`nothing`"),
+    ] {
+        let text = format!("{found} {one} {}", merge(coefficients, ""));
+        let (code, error) = failure(&run(folder.path(), &["-c", &text]));
+        assert!(error.contains(expected), "{code:?} {coefficients}: {error}");
+    }
+    // Names are a table, too.
+    let named = "CREATE VIEW names AS VALUES ('layers.*', 'model.layers.*');
+                 EXPLAIN MERGE MODELS 'math.safetensors' STRATEGY * = linear WITH (names = 'names')";
+    assert!(stdout(&run(folder.path(), &["-c", named])).contains("model.layers.0.mlp.weight"));
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use crate::aggregate::{Call, State, Strategy, argument, encode};
 use crate::catalog::{Entry, Input, Spec};
 use crate::codec::{Reader, Writer};
-use crate::error::{Error, Result};
+use crate::error::{Code, Error, Result};
 use crate::functions::Function;
 use crate::lattice::dots::{DotStore, dot_of};
 use crate::lattice::origins::origin;
@@ -11,6 +11,10 @@ use crate::merkle::{self, hex, marked};
 use crate::types::Type;
 use crate::value::Value;
 use serde_json::Value as Json;
+
+/// The version of what the strategies of tensors give. A change to the numbers of any of them is another version: sets with recipes of two
+/// versions don't join, and merged tensors that were kept for the next merge are not taken for those of another version.
+pub const TENSOR_STRATEGIES: &str = "1";
 
 pub(crate) fn register(entries: &mut Vec<Entry>) {
     entries.push(Entry::of::<ModelSet>().with_functions(functions));
@@ -35,7 +39,7 @@ impl Strategy for ModelSet {
         title: "the models of a merge, as a set with removals, with the recipe that resolves them",
         doc: "A contribution is a text, usually what `model_contribution('file')` gives: JSON with the hash of the model, its name, weight, version and \
               place. It is in the set while a dot holds it, as in `orset`: models that are added and removed at the same time stay, and removing \
-              and adding again works. The recipe (base, strategies, parameters) is part of the state: sets with different ones don't join. A row \
+              and adding again works. The recipe (base, strategies and their version, parameters) is part of the state: sets with different ones don't join. A row \
               is (contribution, origin, counter). `model_set_hash` names the set and the recipe; `model_set_resolve` gives the MERGE MODELS \
               statement of them: of several versions of one name the greatest takes part, numbers in versions by their worth.",
         inputs: &[Input::Value, Input::Origin, Input::Versions],
@@ -76,13 +80,15 @@ impl Strategy for ModelSet {
     }
 }
 
-/// What a recipe says: where the base lies counts for nothing if its hash is known.
+/// What a recipe says: where the base lies counts for nothing if its hash is known. One without a version is of the first.
 fn essence(recipe: &str) -> Json {
     let mut recipe = serde_json::from_str::<Json>(recipe).unwrap_or_default();
-    if recipe.get("base_sha256").is_some_and(Json::is_string)
-        && let Some(map) = recipe.as_object_mut()
-    {
-        map.remove("base");
+    let hashed = recipe.get("base_sha256").is_some_and(Json::is_string);
+    if let Some(map) = recipe.as_object_mut() {
+        if hashed {
+            map.remove("base");
+        }
+        map.entry("strategies").or_insert_with(|| "1".into());
     }
     recipe
 }
@@ -262,6 +268,10 @@ impl Set {
         // One contribution that lies at two places takes part once.
         models.dedup_by(|a, b| a == b || (!a.0.is_empty() && a.0 == b.0));
         let recipe: Json = self.recipe.as_deref().map_or(Ok(Json::Null), serde_json::from_str).unwrap_or_default();
+        if let Some(version) = recipe["strategies"].as_str().filter(|version| *version != TENSOR_STRATEGIES) {
+            return Err(Error::new(Code::Unsupported, format!("the recipe is for version {version} of the strategies, and this is version {TENSOR_STRATEGIES}"))
+                .with_help("resolve it with the release of MergeQL that has that version, or begin a new set"));
+        }
         let mut sql = format!("MERGE MODELS {}", models.into_iter().map(|(_, text)| text).collect::<Vec<_>>().join(", "));
         if let Some(base) = recipe["base"].as_str() {
             sql += &format!(" BASE {}", quoted(base));
@@ -300,13 +310,18 @@ fn functions() -> Vec<Function> {
                 .map_err(|e| Error::invalid_argument(format!("a recipe is a JSON object: {e}")).with_help("{\"strategy\": \"* = linear\"}"))?;
             for (name, value) in &recipe {
                 let known = ["base", "base_sha256", "strategy", "with"].contains(&name.as_str());
+                let version = name == "strategies" && value == TENSOR_STRATEGIES;
+                if version {
+                    continue;
+                }
                 if !known || !value.as_str().is_some_and(|text| name.starts_with("base") || is_part(text)) {
                     return Err(Error::invalid_argument(format!("`{name}` of a recipe is {value}"))
                         .with_help("a recipe has the texts base, base_sha256, strategy (what follows STRATEGY) and with (what stands in its parentheses)"));
                 }
             }
             // Keys in order, so that one recipe is one text.
-            let sorted: std::collections::BTreeMap<String, Json> = recipe.into_iter().collect();
+            let version = ("strategies".to_owned(), Json::from(TENSOR_STRATEGIES));
+            let sorted: std::collections::BTreeMap<String, Json> = recipe.into_iter().chain([version]).collect();
             closed(&Set { recipe: serde_json::to_string(&sorted).ok(), models: DotStore::default() })
         }),
         Function::state("model_set_add", "the set with a contribution more, added by an origin", 3, |a| {

@@ -79,6 +79,11 @@ const FAMILIES: &[Family] = &[
     ("electra", &[("electra.*", "bert.*")]),
 ];
 
+fn no_pair(what: String) -> Error {
+    Error::invalid_argument(what)
+        .with_help("a pair is from,to: `model.decoder.layers.*,model.layers.*`; what a * stands for is kept")
+}
+
 /// What tensors are called elsewhere: patterns with `*`, and what they become. The first that fits wins.
 #[derive(Debug)]
 pub struct Names {
@@ -92,7 +97,7 @@ impl Names {
     /// `io`; `invalid_argument` for a line that is none.
     pub fn open(text: &str) -> Result<Names> {
         if let Some((_, pairs)) = FAMILIES.iter().find(|(name, _)| *name == text) {
-            return Names::of(pairs.iter().map(|(from, to)| ((*from).to_owned(), (*to).to_owned())));
+            return Names::of(text, pairs.iter().map(|(from, to)| ((*from).to_owned(), (*to).to_owned())));
         }
         let families: Vec<&str> = FAMILIES.iter().map(|(name, _)| *name).collect();
         let lines = std::fs::read_to_string(text).map_err(|e| {
@@ -108,17 +113,16 @@ impl Names {
                 continue;
             }
             let pair = line.split_once(',').map(|(from, to)| (from.trim().to_owned(), to.trim().to_owned()));
-            let whole = |(from, to): &(String, String)| !to.is_empty() && from.matches('*').count() >= to.matches('*').count();
-            pairs.push(pair.filter(whole).ok_or_else(|| {
-                Error::invalid_argument(format!("line {} of `{text}` is `{line}`", number + 1))
-                    .with_help("write from,to: `model.decoder.layers.*,model.layers.*`; what a * stands for is kept")
-            })?);
+            pairs.push(pair.ok_or_else(|| no_pair(format!("line {} of `{text}` is `{line}`", number + 1)))?);
         }
-        Names::of(pairs)
+        Names::of(text, pairs)
     }
 
-    fn of(pairs: impl IntoIterator<Item = (String, String)>) -> Result<Names> {
+    fn of(text: &str, pairs: impl IntoIterator<Item = (String, String)>) -> Result<Names> {
         let rule = |(from, to): (String, String)| {
+            if to.is_empty() || from.matches('*').count() < to.matches('*').count() {
+                return Err(no_pair(format!("`{text}` has the pair `{from},{to}`")));
+            }
             // All but the last * stand within a part of the name.
             let parts: Vec<String> = from.split('*').map(regex::escape).collect();
             let mut pattern = parts[0].clone();
@@ -177,12 +181,16 @@ impl Names {
     }
 }
 
-/// Brings the tensors of each model under common names: one map for all models, or one for each in their order, `''` for none. What was
-/// renamed is listed, in an order that is not that of the models.
+/// Brings the tensors of each model under common names: one map for all models, or one for each in their order, `''` for none; maps that are
+/// tables are given with their rows. What was renamed is listed, in an order that is not that of the models.
 ///
 /// # Errors
 /// As [`Names::open`]; `invalid_argument` for another number of maps than there are models.
-pub fn named(models: Vec<Model>, maps: &[String]) -> Result<(Vec<Model>, Vec<String>)> {
+pub fn named(
+    models: Vec<Model>,
+    maps: &[String],
+    tables: &BTreeMap<String, Vec<(String, String)>>,
+) -> Result<(Vec<Model>, Vec<String>)> {
     let mut renamed = Vec::new();
     if maps.is_empty() {
         return Ok((models, renamed));
@@ -193,7 +201,11 @@ pub fn named(models: Vec<Model>, maps: &[String]) -> Result<(Vec<Model>, Vec<Str
     }
     let each = models.into_iter().enumerate().map(|(at, model)| match maps[at.min(maps.len() - 1)].as_str() {
         "" => Ok(model),
-        map => Names::open(map)?.model(model, &mut renamed),
+        map => match tables.get(map) {
+            Some(pairs) => Names::of(map, pairs.clone())?,
+            None => Names::open(map)?,
+        }
+        .model(model, &mut renamed),
     });
     let models = each.collect::<Result<_>>()?;
     renamed.sort();

@@ -6,6 +6,7 @@
 
 pub mod align;
 mod cache;
+mod chat;
 pub mod checkpoint;
 pub mod contribution;
 pub mod dtype;

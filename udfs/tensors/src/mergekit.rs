@@ -1,6 +1,7 @@
 //! Configs of mergekit, as they are: models or slices with layer ranges, parameters as numbers, gradients and filters, stages, tokenizers.
 //! The format is the one that mergekit documents; numbers are those of its version 0.1.5 ([`Semantics::Mergekit`]).
 
+use crate::chat;
 use crate::checkpoint::Checkpoint;
 use crate::dtype;
 use crate::lora;
@@ -181,36 +182,6 @@ fn stems<'n>(names: impl Iterator<Item = &'n String>, count: Option<usize>) -> B
     let found = narrowed(found, &|_, layers| count.is_none_or(|count| layers == count));
     let found = narrowed(found, &|stem, _| !["vision", "visual", "audio"].iter().any(|part| stem.contains(part)));
     found.into_keys().map(str::to_owned).collect()
-}
-
-/// The template of chats that a config asks for: the one that it holds, or with `auto` that of most models.
-fn chat_template(wanted: &str, models: &[Model], notes: &mut Vec<String>) -> Result<Option<String>> {
-    if wanted.contains('{') {
-        return Ok(Some(wanted.to_owned()));
-    }
-    if wanted != "auto" {
-        return Err(Error::new(Code::Unsupported, format!("the template `{wanted}` is not built in"))
-            .with_help("write the template itself, in Jinja; or 'auto', for that of most models"));
-    }
-    let mut counts: BTreeMap<String, usize> = BTreeMap::new();
-    for model in models {
-        let folder = model.checkpoint.folder();
-        let of_config = || -> Option<String> {
-            let text = std::fs::read_to_string(folder.join("tokenizer_config.json")).ok()?;
-            let config: Json = serde_json::from_str(&text).ok()?;
-            config["chat_template"].as_str().map(str::to_owned)
-        };
-        if let Some(template) = std::fs::read_to_string(folder.join("chat_template.jinja")).ok().or_else(of_config) {
-            *counts.entry(template).or_default() += 1;
-        }
-    }
-    // Of two as common the one whose bytes come first, whatever the order of the models.
-    let most = counts.values().max().copied();
-    let found = counts.into_iter().find(|(_, count)| Some(*count) == most).map(|(template, _)| template);
-    if found.is_none() {
-        notes.push("no model has a template of chats, and so the result has none".into());
-    }
-    Ok(found)
 }
 
 fn text_of(json: &Json, what: &str) -> Result<String> {
@@ -597,7 +568,7 @@ impl<'a> Planner<'a> {
         }
         let layers = origins.into_iter().map(|(model, layer)| (self.models[model].checkpoint.folder().to_owned(), layer)).collect();
         let chat_template = match self.config.get("chat_template").filter(|t| !t.is_null()) {
-            Some(wanted) => chat_template(&text_of(wanted, "chat_template")?, &self.models, &mut notes)?,
+            Some(wanted) => chat::template(&text_of(wanted, "chat_template")?, &self.models, &mut notes)?,
             None => None,
         };
         let context = tokens.as_ref().map(Tokens::describe).unwrap_or_default();

@@ -585,14 +585,18 @@ impl<'a> Job<'a> {
 
     /// A kernel that gives sums of the models, or of the base and the task vectors, with these factors.
     pub fn combine(&self, factors: Vec<f64>, tasks: bool) -> Kernel<'a> {
-        let factors: Vec<f32> = factors.into_iter().map(|f| f as f32).collect();
-        Kernel::Program {
-            program: Program::Combine { inputs: if tasks { Inputs::Tasks } else { Inputs::Models }, factors: factors.clone() },
-            run: Box::new(move |tile, out| {
-                combine(tile, &factors, tasks, out);
-                Ok(())
-            }),
-        }
+        combined(factors.into_iter().map(|f| f as f32).collect(), tasks)
+    }
+}
+
+/// A kernel that gives sums of the models, or of the base and the task vectors, with these factors.
+pub(crate) fn combined(factors: Vec<f32>, tasks: bool) -> Kernel<'static> {
+    Kernel::Program {
+        program: Program::Combine { inputs: if tasks { Inputs::Tasks } else { Inputs::Models }, factors: factors.clone() },
+        run: Box::new(move |tile, out| {
+            combine(tile, &factors, tasks, out);
+            Ok(())
+        }),
     }
 }
 

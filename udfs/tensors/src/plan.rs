@@ -84,6 +84,17 @@ pub struct Options {
     pub cache: Option<PathBuf>,
     /// The most bytes in it.
     pub cache_size: u64,
+    /// What is read from tables where files could stand.
+    pub tables: Tables,
+}
+
+/// Tables of a database in the place of files, by what they are called in parameters.
+#[derive(Debug, Clone, Default)]
+pub struct Tables {
+    /// Tensors beside the models.
+    pub tensors: BTreeMap<String, Checkpoint>,
+    /// Names of tensors: what they are, and what they become.
+    pub names: BTreeMap<String, Vec<(String, String)>>,
 }
 
 /// Where elements are computed. The bytes are the same.
@@ -114,6 +125,7 @@ impl Default for Options {
             align: false,
             cache: None,
             cache_size: 10_000_000_000,
+            tables: Tables::default(),
         }
     }
 }
@@ -323,6 +335,11 @@ pub fn choose(strategy: &str, params: &Params, options: &Options, models: usize,
 pub struct Files(BTreeMap<PathBuf, Checkpoint>);
 
 impl Files {
+    /// The tables of a merge, which are open.
+    pub fn of(tables: &Tables) -> Files {
+        Files(tables.tensors.iter().map(|(name, tensors)| (name.into(), tensors.clone())).collect())
+    }
+
     /// Opens a checkpoint, once.
     ///
     /// # Errors
@@ -420,14 +437,14 @@ impl Plan {
             }
         }
         let mut notes = Vec::new();
-        let (named, mut context) = align::named(models, &options.names)?;
+        let (named, mut context) = align::named(models, &options.names, &options.tables.names)?;
         models = named;
         models = lora::beside(models, base.as_ref(), &mut notes)?;
         if options.align {
             models = align::turned(models, base.as_ref(), &mut notes)?;
             context.push("align: procrustes".to_owned());
         }
-        let mut files = Files::default();
+        let mut files = Files::of(&options.tables);
         // What is named twice is there once; lists of parameters must keep their places.
         let lists = rules.iter().flat_map(|r| r.params.values()).any(|v| matches!(v, Value::List(_)));
         if !lists {

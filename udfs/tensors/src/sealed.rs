@@ -161,6 +161,7 @@ impl Sealed {
 fn task_hash(task: &Task, context: &str, base: Option<&Hash>, sides: &mut BTreeMap<PathBuf, Hash>) -> Result<Hash> {
     let mut hash = Sha256::new();
     part(&mut hash, b"mergeql.tensor.1");
+    part(&mut hash, mergeql_udfs::TENSOR_STRATEGIES.as_bytes());
     part(&mut hash, context.as_bytes());
     part(&mut hash, base.map_or(&[][..], |b| &b[..]));
     part(&mut hash, task.name.as_bytes());

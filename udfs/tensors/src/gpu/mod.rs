@@ -5,7 +5,7 @@
 //! changes a byte.
 
 use crate::method::Tile;
-use crate::program::{Inputs, Program, Thinned, in_range};
+use crate::program::{Inputs, Program, Rule, Thinned, in_range};
 use mergeql_udfs::{Code, Error, Result};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{LazyLock, Mutex, PoisonError};
@@ -22,6 +22,7 @@ pub struct Gpu {
     queue: wgpu::Queue,
     combine: wgpu::ComputePipeline,
     vectors: wgpu::ComputePipeline,
+    entries: wgpu::ComputePipeline,
     /// The most bytes that the inputs of a tile take.
     most: u64,
     /// Memory that no tile is in: as many as tiles were ever computed at once.
@@ -45,7 +46,9 @@ struct Buffers {
 
 /// Models that the settings have room for.
 const MOST_MODELS: usize = 250;
-const SETTINGS: u64 = 4 * (8 + 16 * MOST_MODELS as u64);
+const SETTINGS: u64 = 4 * (HEAD + 16 * MOST_MODELS) as u64;
+/// Words before those of the models.
+const HEAD: usize = 12;
 
 static GPU: LazyLock<std::result::Result<Gpu, String>> = LazyLock::new(|| pollster::block_on(open()));
 
@@ -83,7 +86,7 @@ async fn open() -> std::result::Result<Gpu, String> {
         })
     };
     let software = info.device_type == wgpu::DeviceType::Cpu;
-    let (combine, vectors) = (pipeline("combine"), pipeline("vectors"));
+    let (combine, vectors, entries) = (pipeline("combine"), pipeline("vectors"), pipeline("entries"));
     let gpu = Gpu {
         name: info.name,
         software,
@@ -91,6 +94,7 @@ async fn open() -> std::result::Result<Gpu, String> {
         queue,
         combine,
         vectors,
+        entries,
         most,
         idle: Mutex::default(),
         computed: AtomicU64::new(0),
@@ -99,11 +103,12 @@ async fn open() -> std::result::Result<Gpu, String> {
     Ok(gpu)
 }
 
-/// The words of a program for a tile that begins at an element.
-fn settings(program: &Program, start: usize, n: usize) -> Vec<u32> {
+/// The words of a program for a tile of so many inputs that begins at an element.
+fn settings(program: &Program, start: usize, n: usize, inputs: usize) -> Vec<u32> {
     let halves = |v: usize| [v as u32, (v as u64 >> 32) as u32];
     let [low, high] = halves(start);
-    let mut words = vec![n as u32, 0, 0, 0, low, high, 0, 0];
+    let mut words = vec![0; HEAD];
+    (words[0], words[4], words[5]) = (n as u32, low, high);
     match program {
         Program::Combine { inputs, factors } => {
             words[1] = factors.len() as u32;
@@ -149,6 +154,28 @@ fn settings(program: &Program, start: usize, n: usize) -> Vec<u32> {
                 words.extend(own);
             }
         }
+        Program::Entries { rule, models } => {
+            words[1] = (inputs - usize::from(rule.based())) as u32;
+            let mut own = |number: u32, a: f32, b: u32| (words[2], words[6], words[7]) = (number, a.to_bits(), b);
+            match *rule {
+                Rule::Greatest(scale) => own(0, scale, 0),
+                Rule::Agreeing(scale) => own(1, scale, 0),
+                Rule::Near(distance) => own(2, distance, 0),
+                Rule::Needed(count, scale) => own(3, scale, count),
+                Rule::Elected(None) => own(4, 1.0, u32::MAX),
+                Rule::Elected(Some((model, scale))) => own(4, scale, model as u32),
+                Rule::Shared(least) => own(5, least, 0),
+                Rule::Middle => own(6, 0.0, 0),
+                Rule::Moved => own(7, 0.0, 0),
+                Rule::Varying(cut, least) => {
+                    // A key that no magnitude has lies behind everything.
+                    let (key, index) = cut.place().unwrap_or((u32::MAX, 0));
+                    own(8, least, key);
+                    words[8..10].copy_from_slice(&halves(index));
+                }
+            }
+            models.iter().for_each(|[a, b]| words.extend([a.to_bits(), b.to_bits(), 0, 0, 0, 0, 0, 0]));
+        }
     }
     words
 }
@@ -162,10 +189,10 @@ impl Gpu {
     /// Computes a tile; false where it is the CPU's to compute, because of its numbers, its size, or the device.
     pub fn run(&self, program: &Program, tile: &Tile<'_>, out: &mut [f32]) -> bool {
         let (inputs, n) = (program.inputs(tile), out.len());
-        let own = settings(program, tile.range.start, n);
+        let own = settings(program, tile.range.start, n, inputs.len());
         let size = 4 * (n * inputs.len()) as u64;
         let fits = size <= self.most && own.len() as u64 * 4 <= SETTINGS && n > 0;
-        if !fits || !inputs.iter().all(|input| in_range(input)) {
+        if !fits || !in_range(&program.numbers()) || !inputs.iter().all(|input| in_range(input)) {
             return false;
         }
         let done = self.compute(program, &own, &inputs, n, out).is_some();
@@ -214,6 +241,7 @@ impl Gpu {
         let pipeline = match program {
             Program::Combine { .. } => &self.combine,
             Program::Vectors { .. } => &self.vectors,
+            Program::Entries { .. } => &self.entries,
         };
         let bound = [&buffers.settings, &buffers.inputs, &buffers.merged, &buffers.odd];
         let entries: Vec<wgpu::BindGroupEntry<'_>> = (0..)

@@ -1,7 +1,7 @@
 //! Consensus task arithmetic by TALL masks (Wang et al. 2024, Localizing task information, arXiv:2405.07813).
 
-use crate::method::{Job, Kernel, Kind, Method, each, param};
-use mergeql_udfs::Result;
+use crate::method::{Kernel, Kind, Method, each, param};
+use crate::program::{Program, Rule};
 
 pub const METHOD: Method = Method {
     name: "consensus_ta",
@@ -19,15 +19,19 @@ pub const METHOD: Method = Method {
         param("k", Kind::Count, "2", "to how many models an entry must matter"),
         param("alpha", Kind::Number, "0.3", "scales the merged task vector"),
     ],
-    prepare,
+    prepare: |job| {
+        let shares = job.of_models("lambda").into_iter().map(|s| s as f32).collect();
+        Ok(kernel(shares, job.number("k") as usize, job.number("alpha") as f32))
+    },
     ..Method::COMMON
 };
 
-fn prepare<'a>(job: &'a Job<'a>) -> Result<Kernel<'a>> {
-    let shares: Vec<f32> = job.of_models("lambda").into_iter().map(|s| s as f32).collect();
-    let (k, alpha) = (job.number("k") as usize, job.number("alpha") as f32);
-    Ok(Kernel::Tiles {
-        granule: 1,
+/// The kernel for each model's share, how many models an entry must matter to, and a scale.
+pub(crate) fn kernel(shares: Vec<f32>, k: usize, alpha: f32) -> Kernel<'static> {
+    // More models than there are is as good as any greater number.
+    let needed = Rule::Needed(u32::try_from(k).unwrap_or(u32::MAX), alpha);
+    Kernel::Program {
+        program: Program::Entries { rule: needed, models: shares.iter().map(|share| [*share, 0.0]).collect() },
         run: Box::new(move |tile, out| {
             for (at, o) in out.iter_mut().enumerate() {
                 let base = tile.base[at];
@@ -40,5 +44,5 @@ fn prepare<'a>(job: &'a Job<'a>) -> Result<Kernel<'a>> {
             }
             Ok(())
         }),
-    })
+    }
 }

@@ -4,6 +4,7 @@ use crate::checkpoint::{Checkpoint, Elements, Tensor};
 use crate::dtype::Dtype;
 use crate::method::{Input, Job, Kernel, Kind, Method, Pair, Survey, param};
 use crate::plan::{How, Merge, Plan, Task};
+use crate::program::{Program, Rule};
 use crate::reduce;
 use mergeql_udfs::{Error, Result};
 use std::collections::BTreeMap;
@@ -29,7 +30,8 @@ pub const METHOD: Method = Method {
 /// The unified task vector of some entries: a sum of 0 counts as negative, as with the authors.
 fn unified(deltas: &[Vec<f32>], at: usize) -> f32 {
     let sign = if deltas.iter().map(|d| d[at]).sum::<f32>() > 0.0 { 1.0 } else { -1.0 };
-    sign * deltas.iter().map(|d| d[at] * sign).fold(0.0, f32::max)
+    // Not `max`, which may give either of two zeros.
+    sign * deltas.iter().map(|d| d[at] * sign).fold(0.0, |most, along| if along > most { along } else { most })
 }
 
 fn task(job: &Job<'_>) -> Result<usize> {
@@ -43,8 +45,13 @@ fn task(job: &Job<'_>) -> Result<usize> {
 fn prepare<'a>(job: &'a Job<'a>) -> Result<Kernel<'a>> {
     let task = if job.settings.word("output") == Some("task") { Some(task(job)?) } else { None };
     let scale = job.survey.map_or(1.0, |survey| scale(&survey.numbers));
-    Ok(Kernel::Tiles {
-        granule: 1,
+    Ok(kernel(task, scale))
+}
+
+/// The kernel of the unified vector, or of what a task sees of it, by its rescaler.
+pub(crate) fn kernel(task: Option<usize>, scale: f32) -> Kernel<'static> {
+    Kernel::Program {
+        program: Program::Entries { rule: Rule::Elected(task.map(|task| (task, scale))), models: Vec::new() },
         run: Box::new(move |tile, out| {
             let deltas: Vec<Vec<f32>> = tile.models.iter().map(|m| m.iter().zip(tile.base).map(|(m, b)| m - b).collect()).collect();
             for (at, o) in out.iter_mut().enumerate() {
@@ -58,7 +65,7 @@ fn prepare<'a>(job: &'a Job<'a>) -> Result<Kernel<'a>> {
             }
             Ok(())
         }),
-    })
+    }
 }
 
 /// The L1 norms of a task's own vector, and of the unified one under its mask, over all tensors.

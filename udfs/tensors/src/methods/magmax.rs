@@ -1,7 +1,7 @@
 //! MagMax: of each entry the change of greatest magnitude (Marczak et al. 2024, arXiv:2407.06322).
 
-use crate::method::{Job, Kernel, Kind, Method, param};
-use mergeql_udfs::Result;
+use crate::method::{Kernel, Kind, Method, param};
+use crate::program::{Program, Rule};
 
 pub const METHOD: Method = Method {
     name: "magmax",
@@ -10,14 +10,14 @@ pub const METHOD: Method = Method {
     synonyms: &[("lambda", "scale")],
     reads_once: true,
     params: &[param("scale", Kind::Number, "1", "scales the merged task vector")],
-    prepare,
+    prepare: |job| Ok(kernel(job.number("scale") as f32)),
     ..Method::COMMON
 };
 
-fn prepare<'a>(job: &'a Job<'a>) -> Result<Kernel<'a>> {
-    let scale = job.number("scale") as f32;
-    Ok(Kernel::Tiles {
-        granule: 1,
+/// The kernel for a scale.
+pub(crate) fn kernel(scale: f32) -> Kernel<'static> {
+    Kernel::Program {
+        program: Program::Entries { rule: Rule::Greatest(scale), models: Vec::new() },
         run: Box::new(move |tile, out| {
             out.fill(0.0);
             for model in &tile.models {
@@ -30,5 +30,5 @@ fn prepare<'a>(job: &'a Job<'a>) -> Result<Kernel<'a>> {
             out.iter_mut().zip(tile.base).for_each(|(o, b)| *o = b + scale * *o);
             Ok(())
         }),
-    })
+    }
 }

@@ -1,7 +1,7 @@
 //! Nearswap: the nearer an entry of the model is to the base, the more of it is taken. As mergekit documents it.
 
-use crate::method::{Job, Kernel, Kind, Method, param};
-use mergeql_udfs::Result;
+use crate::method::{Kernel, Kind, Method, param};
+use crate::program::{Program, Rule};
 
 pub const METHOD: Method = Method {
     name: "nearswap",
@@ -10,14 +10,16 @@ pub const METHOD: Method = Method {
     models: (1, 1),
     reads_once: true,
     params: &[param("t", Kind::Number, "!", "the distance up to which an entry is taken whole")],
-    prepare,
+    prepare: |job| Ok(kernel(job.number("t") as f32)),
     ..Method::COMMON
 };
 
-fn prepare<'a>(job: &'a Job<'a>) -> Result<Kernel<'a>> {
-    let t = job.number("t") as f32;
-    Ok(Kernel::Tiles {
-        granule: 1,
+/// The kernel for a distance.
+pub(crate) fn kernel(t: f32) -> Kernel<'static> {
+    // One zero, not two.
+    let t = t + 0.0;
+    Kernel::Program {
+        program: Program::Entries { rule: Rule::Near(t), models: Vec::new() },
         run: Box::new(move |tile, out| {
             for (o, (m, b)) in out.iter_mut().zip(tile.models[0].iter().zip(tile.base)) {
                 let share = t / (m - b).abs();
@@ -26,5 +28,5 @@ fn prepare<'a>(job: &'a Job<'a>) -> Result<Kernel<'a>> {
             }
             Ok(())
         }),
-    })
+    }
 }

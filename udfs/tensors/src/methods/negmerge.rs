@@ -1,7 +1,7 @@
 //! NegMerge: unlearning by what all models agree on (Kim et al. 2024, arXiv:2410.05583).
 
-use crate::method::{Job, Kernel, Kind, Method, param};
-use mergeql_udfs::Result;
+use crate::method::{Kernel, Kind, Method, param};
+use crate::program::{Program, Rule};
 
 pub const METHOD: Method = Method {
     name: "negmerge",
@@ -9,14 +9,14 @@ pub const METHOD: Method = Method {
     paper: "Kim et al. 2024, arXiv:2410.05583",
     reads_once: true,
     params: &[param("lambda", Kind::Number, "1", "scales what is taken off")],
-    prepare,
+    prepare: |job| Ok(kernel((job.number("lambda") / job.models.len() as f64) as f32)),
     ..Method::COMMON
 };
 
-fn prepare<'a>(job: &'a Job<'a>) -> Result<Kernel<'a>> {
-    let scale = (job.number("lambda") / job.models.len() as f64) as f32;
-    Ok(Kernel::Tiles {
-        granule: 1,
+/// The kernel for a scale of the sum.
+pub(crate) fn kernel(scale: f32) -> Kernel<'static> {
+    Kernel::Program {
+        program: Program::Entries { rule: Rule::Agreeing(scale), models: Vec::new() },
         run: Box::new(move |tile, out| {
             for (at, o) in out.iter_mut().enumerate() {
                 let deltas = || tile.models.iter().map(|m| m[at] - tile.base[at]);
@@ -25,5 +25,5 @@ fn prepare<'a>(job: &'a Job<'a>) -> Result<Kernel<'a>> {
             }
             Ok(())
         }),
-    })
+    }
 }

@@ -1,6 +1,7 @@
 //! RAM: entries that one model alone changed are kept, those that several changed are averaged (arXiv:2601.13572).
 
 use crate::method::{Job, Kernel, Kind, Method, Pair, Param, param};
+use crate::program::{Program, Rule};
 use crate::reduce;
 use mergeql_udfs::Result;
 
@@ -59,8 +60,13 @@ fn prepare<'a>(job: &'a Job<'a>, plus: bool) -> Result<Kernel<'a>> {
             *scale = (1.0 + job.number("r") * overlap.clamp(0.0, job.number("alpha"))) as f32;
         }
     }
-    Ok(Kernel::Tiles {
-        granule: 1,
+    Ok(kernel(epsilon, scales))
+}
+
+/// The kernel for what counts as no change, and what each model's own changes are scaled by.
+pub(crate) fn kernel(epsilon: f32, scales: Vec<f32>) -> Kernel<'static> {
+    Kernel::Program {
+        program: Program::Entries { rule: Rule::Shared(epsilon), models: scales.iter().map(|scale| [*scale, 0.0]).collect() },
         run: Box::new(move |tile, out| {
             for (at, o) in out.iter_mut().enumerate() {
                 let base = tile.base[at];
@@ -82,5 +88,5 @@ fn prepare<'a>(job: &'a Job<'a>, plus: bool) -> Result<Kernel<'a>> {
             }
             Ok(())
         }),
-    })
+    }
 }

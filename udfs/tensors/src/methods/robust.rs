@@ -1,6 +1,7 @@
 //! Rules that some wrong models cannot move far.
 
-use crate::method::{Base, Gram, Job, Kernel, Kind, Method, Survey, WEIGHT, param};
+use crate::method::{Base, Gram, Job, Kernel, Kind, Method, Run, Survey, WEIGHT, param};
+use crate::program::{Program, Rule};
 use mergeql_udfs::{Error, Result};
 
 /// The median of each entry (Yin et al. 2018, Byzantine-robust distributed learning, arXiv:1803.01498).
@@ -11,7 +12,7 @@ pub const MEDIAN: Method = Method {
     paper: "Yin et al. 2018, arXiv:1803.01498",
     base: Base::None,
     reads_once: true,
-    prepare: |job| Ok(trimmed((job.models.len() - 1) / 2)),
+    prepare: |job| Ok(median(job.models.len())),
     ..Method::COMMON
 };
 
@@ -34,20 +35,28 @@ pub const TRIMMED: Method = Method {
     ..MEDIAN
 };
 
+/// The kernel of the median of so many models.
+pub(crate) fn median(models: usize) -> Kernel<'static> {
+    let program = Program::Entries { rule: Rule::Middle, models: Vec::new() };
+    Kernel::Program { program, run: without((models - 1) / 2) }
+}
+
 fn trimmed<'a>(trim: usize) -> Kernel<'a> {
-    Kernel::Tiles {
-        granule: 1,
-        run: Box::new(move |tile, out| {
-            let mut values = vec![0.0f32; tile.models.len()];
-            for (at, o) in out.iter_mut().enumerate() {
-                values.iter_mut().zip(&tile.models).for_each(|(v, m)| *v = m[at]);
-                values.sort_unstable_by(f32::total_cmp);
-                let kept = &values[trim..values.len() - trim];
-                *o = (kept.iter().map(|v| f64::from(*v)).sum::<f64>() / kept.len() as f64) as f32;
-            }
-            Ok(())
-        }),
-    }
+    Kernel::Tiles { granule: 1, run: without(trim) }
+}
+
+/// The mean without so many at each end, in f64.
+fn without<'a>(trim: usize) -> Run<'a> {
+    Box::new(move |tile, out| {
+        let mut values = vec![0.0f32; tile.models.len()];
+        for (at, o) in out.iter_mut().enumerate() {
+            values.iter_mut().zip(&tile.models).for_each(|(v, m)| *v = m[at]);
+            values.sort_unstable_by(f32::total_cmp);
+            let kept = &values[trim..values.len() - trim];
+            *o = (kept.iter().map(|v| f64::from(*v)).sum::<f64>() / kept.len() as f64) as f32;
+        }
+        Ok(())
+    })
 }
 
 /// Krum and Multi-Krum (Blanchard et al. 2017, Machine learning with adversaries, NeurIPS).

@@ -1,6 +1,7 @@
 //! SCE: select by variance, calculate weights, erase minority signs (Wan et al. 2024, FuseChat, arXiv:2408.07990).
 
 use crate::method::{Job, Kernel, Kind, Method, Pair, Semantics, param};
+use crate::program::{Program, Rule};
 use crate::reduce;
 use crate::select::{self, Cut};
 use mergeql_udfs::Result;
@@ -82,20 +83,22 @@ fn prepare<'a>(job: &'a Job<'a>) -> Result<Kernel<'a>> {
     } else {
         weights.iter_mut().for_each(|w| *w /= total);
     }
-    let weights: Vec<f32> = weights.into_iter().map(|w| w as f32).collect();
-    let least = least as f32;
-    Ok(Kernel::Tiles {
-        granule: 1,
+    // What nothing agrees on is divided by this: it must not be 0.
+    let least = (least as f32).max(f32::MIN_POSITIVE);
+    Ok(kernel(cut, weights.into_iter().map(|w| w as f32).collect(), least))
+}
+
+/// The kernel for the cut before which entries vary enough, the models' weights, and what is divided by at least.
+pub(crate) fn kernel(cut: Cut, weights: Vec<f32>, least: f32) -> Kernel<'static> {
+    Kernel::Program {
+        program: Program::Entries { rule: Rule::Varying(cut, least), models: weights.iter().map(|w| [*w, 0.0]).collect() },
         run: Box::new(move |tile, out| {
-            let mut deltas: Vec<Vec<f32>> = Vec::with_capacity(models);
-            for model in &tile.models {
-                deltas.push(model.iter().zip(tile.base).map(|(m, b)| m - b).collect());
-            }
+            let deltas: Vec<Vec<f32>> = tile.models.iter().map(|m| m.iter().zip(tile.base).map(|(m, b)| m - b).collect()).collect();
             let mut spread = Vec::new();
             variances(&deltas, &mut spread);
             for (at, o) in out.iter_mut().enumerate() {
                 *o = tile.base[at];
-                if !kept(spread[at], tile.range.start + at) {
+                if !cut.after(select::great_first(spread[at]), tile.range.start + at) {
                     continue;
                 }
                 let sign = if deltas.iter().map(|d| d[at]).sum::<f32>() >= 0.0 { 1.0 } else { -1.0 };
@@ -110,5 +113,5 @@ fn prepare<'a>(job: &'a Job<'a>) -> Result<Kernel<'a>> {
             }
             Ok(())
         }),
-    })
+    }
 }

@@ -2,6 +2,7 @@
 
 use crate::checkpoint::{Buffer, Tensor};
 use crate::method::{Base, Job, Kernel, Method, WEIGHT};
+use crate::program::{Program, Rule};
 use crate::reduce;
 use mergeql_udfs::Result;
 
@@ -37,22 +38,27 @@ fn prepare<'a>(job: &'a Job<'a>) -> Result<Kernel<'a>> {
         None => scopes.iter().zip(&shares).fold((0.0, 0.0), |(m, d), (scope, share)| (m + share * scope.0, d + share * scope.1)),
     };
     // share * ((v - own mean) * scale + mean)
-    let lines: Vec<(f32, f32)> = scopes
+    let lines = scopes
         .iter()
         .zip(&shares)
         .map(|((own, spread), share)| {
             let scale = if *spread > 0.0 { deviation / spread } else { 1.0 };
-            ((share * scale) as f32, (share * (mean - own * scale)) as f32)
+            [(share * scale) as f32, (share * (mean - own * scale)) as f32]
         })
         .collect();
-    Ok(Kernel::Tiles {
-        granule: 1,
+    Ok(kernel(lines))
+}
+
+/// The kernel for what each model is multiplied by, and moved by.
+pub(crate) fn kernel(lines: Vec<[f32; 2]>) -> Kernel<'static> {
+    Kernel::Program {
+        program: Program::Entries { rule: Rule::Moved, models: lines.clone() },
         run: Box::new(move |tile, out| {
             out.fill(0.0);
-            for (model, (scale, shift)) in tile.models.iter().zip(&lines) {
+            for (model, [scale, shift]) in tile.models.iter().zip(&lines) {
                 out.iter_mut().zip(*model).for_each(|(o, m)| *o += scale * m + shift);
             }
             Ok(())
         }),
-    })
+    }
 }

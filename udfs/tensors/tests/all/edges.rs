@@ -228,6 +228,11 @@ fn small_changes_are_changes() {
     // Weighted by the mean squares: 1e-10 and 1e-8.
     let sce = merged("sce", NONE, &[&[1e-5; 4], &[1e-4; 4]], Some(ZEROS), Options::default()).expect("a merge");
     assert!((sce[0] - 9.910_891e-5).abs() < 1e-10, "{sce:?}");
+    // Entries that no model changed stay as they are, among others that vary.
+    let frozen = merged("sce", NONE, &[&[0.0, 1.0, 0.0, 2.0], &[0.0, 2.0, 0.0, 1.0]], Some(&[0.5; 4]), Options::default());
+    let unchanged = merged("sce", NONE, &[&[0.5, 1.0, 0.5, 2.0], &[0.5, 2.0, 0.5, 1.0]], Some(&[0.5; 4]), Options::default());
+    assert!(frozen.expect("a merge").iter().all(|v| v.is_finite()));
+    assert_eq!(unchanged.expect("a merge")[..3].to_vec(), [0.5, 1.5, 0.5]);
     // What is found does not depend on the unit.
     let (one, other) = ([3.0, 1.0, -2.0, 0.5, 1.0, 4.0], [0.5, -1.0, 2.0, 2.0, 0.0, 1.0]);
     let usual = matrices("dual_projection", NONE, &[&one, &other], &[0.0; 6], Options::default()).expect("a merge");

@@ -46,6 +46,7 @@ fn numbers_that_devices_may_take_for_zero_are_left_to_the_cpu() {
     };
     assert_eq!(run(0.5, 3.0), Some(1.5));
     assert_eq!(run(0.0, 3.0), Some(0.0));
+    assert_eq!(run(1e-40, 3.0), None);
     for (factor, value) in [(1.0, 1e-40), (1.0, f32::INFINITY), (1.0, f32::NAN), (1e-30, 1e-10), (1e30, 1e10)] {
         assert_eq!(run(factor, value), None, "{factor} times {value}");
     }

@@ -118,8 +118,19 @@ fn adapters_stand_behind_their_base_and_chats_have_a_template() {
     let config = "merge_method: linear\nmodels:\n  - {model: adapter, parameters: {weight: 1}}\n";
     let error = mergekit::run(config, folder.path(), &out, &Options::default(), |_| ()).expect_err("no base");
     assert!(error.help.unwrap_or_default().contains("base+adapter"));
-    let error = run("chatml").expect_err("a name");
-    assert!(error.message.contains("`chatml` is not built in"), "{error}");
+    for (name, part) in [
+        ("chatml", "<|im_start|>"),
+        ("llama3", "<|eot_id|>"),
+        ("mistral", "[INST]"),
+        ("alpaca", "### Response:"),
+        ("exaone", "[|endofturn|]"),
+    ] {
+        run(name).expect("a merge");
+        assert!(template().starts_with('{') && template().contains(part), "{name}: {}", template());
+    }
+    let error = run("chatlm").expect_err("no name");
+    assert!(error.message.contains("no template of chats `chatlm`"), "{error}");
+    assert!(error.help.unwrap_or_default().contains("chatml, llama3"));
 }
 
 type Tensors = Vec<(String, (Vec<usize>, Vec<f32>))>;
