@@ -7,6 +7,7 @@ use crate::hashed::HashedMerges;
 use crate::memory::limited_runtime;
 use crate::names::{Names, Passing};
 use crate::objects::{Object, Stores};
+use crate::orders::Unclaimed;
 use crate::serve::limits::giving_way;
 use crate::sorted::SortedMerges;
 use crate::sources::{Format, ReadOptions, Resolved};
@@ -162,7 +163,7 @@ impl MergeContext {
         let runtime = match config.memory_limit {
             None => RuntimeEnvBuilder::new().with_object_store_registry(Arc::new(Stores::default())).build_arc()?,
             Some(limit) => {
-                session_config = bounded(session_config);
+                session_config = bounded(session_config, limit);
                 limited_runtime(limit, None)?
             }
         };
@@ -560,7 +561,7 @@ impl MergeContext {
         let limit = self.shared.memory_limit.map_or(limit, |most| limit.min(most));
         let state = self.session.state();
         // The tables are those of the session: no new default catalogue over them.
-        let config = bounded(state.config().clone()).with_create_default_catalog_and_schema(false);
+        let config = bounded(state.config().clone(), limit).with_create_default_catalog_and_schema(false);
         let state =
             SessionStateBuilder::new_from_existing(state).with_config(config).with_runtime_env(limited_runtime(limit, outer)?);
         let state = if unsorted { state.with_physical_optimizer_rules(self.unsorted()) } else { state };
@@ -613,8 +614,9 @@ impl MergeContext {
 fn rules(sorted: bool, hashed: bool) -> Vec<Arc<dyn PhysicalOptimizerRule + Send + Sync>> {
     // Before the rules that would repartition sorted inputs, and after those that make the steps of aggregations.
     let first = sorted.then(|| Arc::new(SortedMerges) as Arc<dyn PhysicalOptimizerRule + Send + Sync>);
+    let first = first.into_iter().chain([Arc::new(Unclaimed) as _]);
     let last = hashed.then(|| Arc::new(HashedMerges) as Arc<dyn PhysicalOptimizerRule + Send + Sync>);
-    nan::around(first.into_iter().chain(PhysicalOptimizer::new().rules).chain(last).collect())
+    nan::around(first.chain(PhysicalOptimizer::new().rules).chain(last).collect())
 }
 
 /// Every function of the catalogue.
@@ -638,8 +640,10 @@ fn leaves(plan: &Arc<dyn ExecutionPlan>) -> (usize, Option<usize>) {
 }
 
 /// One partition: with several, DataFusion 55.2 can hang near the limit (upstream issue 24883).
-fn bounded(config: SessionConfig) -> SessionConfig {
-    config.with_target_partitions(1)
+fn bounded(config: SessionConfig, limit: usize) -> SessionConfig {
+    // What a sort keeps back to merge what it has spilled, 10 MB by itself, must leave it room to sort.
+    let reserved = (limit / 8).min(config.options().execution.sort_spill_reservation_bytes);
+    config.with_target_partitions(1).with_sort_spill_reservation_bytes(reserved)
 }
 
 /// A query sorted by the key of a plan, as files are written.

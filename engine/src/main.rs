@@ -12,8 +12,12 @@ fn main() -> ExitCode {
             return ExitCode::from(1);
         }
     };
+    let spills = mergeql::SpillFolder::claim();
     // The runtime's threads may be inside a read that Ctrl-C gave up on: they are not waited for.
     let code = runtime.block_on(cli::run());
     runtime.shutdown_background();
+    if let Some(spills) = spills {
+        spills.remove();
+    }
     code
 }

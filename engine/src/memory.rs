@@ -3,10 +3,14 @@
 use crate::error::Result;
 use crate::objects::Stores;
 use datafusion::error::Result as Reserved;
+use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
 use datafusion::execution::memory_pool::{FairSpillPool, MemoryConsumer, MemoryLimit, MemoryPool, MemoryReservation};
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
+use fs4::fs_std::FileExt;
 use std::fmt;
-use std::sync::Arc;
+use std::fs::File;
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
 
 /// A runtime whose queries take no more than so much; with an outer pool, that much of what it has.
 pub(crate) fn limited_runtime(limit: usize, outer: Option<Arc<dyn MemoryPool>>) -> Result<Arc<RuntimeEnv>> {
@@ -16,7 +20,51 @@ pub(crate) fn limited_runtime(limit: usize, outer: Option<Arc<dyn MemoryPool>>) 
         Some(outer) => Arc::new(Within { own, outer }),
     };
     let runtime = RuntimeEnvBuilder::new().with_object_store_registry(Arc::new(Stores::default()));
+    let runtime = match FOLDER.get() {
+        Some(folder) => runtime
+            .with_disk_manager_builder(DiskManagerBuilder::default().with_mode(DiskManagerMode::Directories(vec![folder.clone()]))),
+        None => runtime,
+    };
     Ok(runtime.with_memory_pool(pool).build_arc()?)
+}
+
+/// Where the states and rows of this process spill to, if it has a folder of its own.
+static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+
+/// A folder for all that a process spills, which goes with it: also where it is told to stop in the middle of a computation. What processes
+/// left that had no time for that goes with the next one.
+#[derive(Debug)]
+pub struct SpillFolder {
+    folder: tempfile::TempDir,
+    _lock: File,
+}
+
+const PREFIX: &str = "mergeql-spill-";
+
+impl SpillFolder {
+    /// Makes the folder and has sessions that are made from now on spill into it; nothing where there is no place for one.
+    pub fn claim() -> Option<SpillFolder> {
+        let entries = std::fs::read_dir(std::env::temp_dir()).ok()?.flatten();
+        for entry in entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(PREFIX)) {
+            // A lock that can be had is that of a process which is gone.
+            let lock = File::options().write(true).open(entry.path().join("lock"));
+            if lock.is_ok_and(|lock| lock.try_lock_exclusive().unwrap_or(false)) {
+                std::fs::remove_dir_all(entry.path()).ok();
+            }
+        }
+        let folder = tempfile::Builder::new().prefix(PREFIX).tempdir().ok()?;
+        // It has its name once it is locked.
+        let lock = File::create(folder.path().join("unlocked")).ok()?;
+        lock.try_lock_exclusive().ok().filter(|locked| *locked)?;
+        std::fs::rename(folder.path().join("unlocked"), folder.path().join("lock")).ok()?;
+        FOLDER.set(folder.path().to_owned()).ok()?;
+        Some(SpillFolder { folder, _lock: lock })
+    }
+
+    /// Removes it, with what is in it.
+    pub fn remove(self) {
+        self.folder.close().ok();
+    }
 }
 
 /// The memory of one statement within that of all: what it takes is taken from both.

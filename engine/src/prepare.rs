@@ -2,12 +2,13 @@
 
 use crate::context::MergeContext;
 use crate::error::{MergeError, Result};
+use crate::renames::renaming;
 use crate::tables::single_call;
 use arrow::array::{RecordBatch, UInt64Array};
 use datafusion::common::ParamValues;
 use datafusion::common::metadata::ScalarAndMetadata;
 use datafusion::common::tree_node::TreeNodeRecursion;
-use datafusion::logical_expr::{DdlStatement, LogicalPlan};
+use datafusion::logical_expr::{DdlStatement, LogicalPlan, WriteOp};
 use datafusion::prelude::DataFrame;
 use datafusion::sql::sqlparser::dialect::GenericDialect;
 use datafusion::sql::sqlparser::tokenizer::{Token, TokenWithSpan, Tokenizer};
@@ -58,6 +59,9 @@ impl MergeContext {
                 }
                 if single_call(&sql, "mergeql_sql").is_some() {
                     return Ok(Prepared::Query(self.run_sql(&sql, text).await?));
+                }
+                if renaming(&sql).is_some() {
+                    return command("ALTER TABLE");
                 }
                 let plan = self.plan_sql(&sql).await?;
                 if matches!(plan, LogicalPlan::Ddl(DdlStatement::CreateView(_))) {
@@ -162,7 +166,13 @@ fn tag(plan: &LogicalPlan) -> &'static str {
         LogicalPlan::Ddl(DdlStatement::DropView(_)) => "DROP VIEW",
         LogicalPlan::Ddl(DdlStatement::DropCatalogSchema(_)) => "DROP SCHEMA",
         LogicalPlan::Ddl(_) => "CREATE",
-        LogicalPlan::Dml(_) => "INSERT",
+        LogicalPlan::Dml(dml) => match dml.op {
+            WriteOp::Update => "UPDATE",
+            WriteOp::Delete => "DELETE",
+            WriteOp::Truncate => "TRUNCATE TABLE",
+            WriteOp::MergeInto(_) => "MERGE",
+            _ => "INSERT",
+        },
         LogicalPlan::Copy(_) => "COPY",
         _ => "SET",
     }

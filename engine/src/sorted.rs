@@ -6,6 +6,7 @@
 
 use crate::aggregates;
 use crate::columns::external;
+use crate::orders::passes_on;
 use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, RecordBatch};
 use arrow::compute::{SortOptions, cast, interleave};
 use arrow::datatypes::{DataType, Int64Type, SchemaRef, UInt64Type};
@@ -74,7 +75,7 @@ fn sorted(last: &AggregateExec) -> Option<SortedMerge> {
     let schema = input.schema();
     // Floats are equal in more than one form.
     let exact = |e: &Arc<dyn PhysicalExpr>| e.data_type(&schema).is_ok_and(|t| !t.is_floating() && !t.is_nested());
-    if input.output_partitioning().partition_count() > MOST_INPUTS || !keys.iter().all(exact) {
+    if input.output_partitioning().partition_count() > MOST_INPUTS || !keys.iter().all(exact) || !passes_on(&input) {
         return None;
     }
     let ordering = input.output_ordering()?;
@@ -90,7 +91,7 @@ fn sorted(last: &AggregateExec) -> Option<SortedMerge> {
 
 /// Merges the partitions of a sorted input into one, with one row a key.
 #[derive(Debug)]
-struct SortedMerge {
+pub(crate) struct SortedMerge {
     input: Arc<dyn ExecutionPlan>,
     keys: Vec<Arc<dyn PhysicalExpr>>,
     /// Which key the input is sorted by first, which next.

@@ -4,6 +4,7 @@ use crate::columns::logical;
 use crate::context::MergeContext;
 use crate::error::{MergeError, Result};
 use crate::objects::Object;
+use crate::orders::ParquetFiles;
 use crate::text_files::{Bytes, Layout, io};
 use crate::text_scan::TextTable;
 use arrow::datatypes::Schema;
@@ -11,7 +12,6 @@ use datafusion::catalog::TableProvider;
 use datafusion::common::TableReference;
 use datafusion::datasource::file_format::FileFormat;
 use datafusion::datasource::file_format::arrow::ArrowFormat;
-use datafusion::datasource::file_format::parquet::ParquetFormat;
 use datafusion::datasource::listing::{ListingOptions, ListingTable, ListingTableConfig, ListingTableUrl};
 use futures::StreamExt;
 use mergeql_lang::ast::{self, Name};
@@ -68,6 +68,8 @@ pub struct ReadOptions {
     delimiter: Option<u8>,
     /// The key that the rows are said to be sorted by.
     sorted_by: Vec<String>,
+    /// Whether what files say of their own order counts for nothing.
+    unsorted: bool,
 }
 
 impl ReadOptions {
@@ -111,6 +113,8 @@ impl ReadOptions {
                 |key: &Name| merge.map.iter().find(|(_, new)| new.value == key.value).map_or_else(|| key.clone(), |m| m.0.clone());
             read.sorted_by = merge.key.iter().map(|key| old(key).value).collect();
         }
+        let denied = |(name, value): &(Name, Value)| name.value.eq_ignore_ascii_case("sorted") && *value == Value::Bool(false);
+        read.unsorted = merge.options.iter().any(denied);
         Ok(read)
     }
 
@@ -334,14 +338,15 @@ impl MergeContext {
                 return Err(io(path, "the file is empty").into());
             }
         }
-        let provider = self.open_files(files, format, &options.sorted_by).await?;
+        let provider = self.open_files(files, format, options).await?;
         Ok((provider, origin))
     }
 
-    async fn open_files(&self, files: Vec<Bytes>, format: Format, sorted_by: &[String]) -> Result<Arc<dyn TableProvider>> {
+    async fn open_files(&self, files: Vec<Bytes>, format: Format, read: &ReadOptions) -> Result<Arc<dyn TableProvider>> {
+        let sorted_by = &read.sorted_by;
         let listing: Arc<dyn FileFormat> = match format {
-            Format::Text(layout) => return text_table(files, layout, sorted_by.to_vec()).await,
-            Format::Parquet => Arc::new(ParquetFormat::default().with_enable_pruning(true)),
+            Format::Text(layout) => return text_table(files, layout, sorted_by.clone()).await,
+            Format::Parquet => Arc::new(ParquetFiles::new(!read.unsorted)),
             Format::Arrow => Arc::new(ArrowFormat),
         };
         let name = files.first().map(Bytes::name).unwrap_or_default();
@@ -388,7 +393,7 @@ impl MergeContext {
             Format::Parquet | Format::Arrow => {
                 let file = tempfile::Builder::new().suffix(".stdin").tempfile()?;
                 std::fs::write(file.path(), &bytes)?;
-                let table = self.open_files(vec![Bytes::Path(file.path().to_path_buf())], format, &[]).await?;
+                let table = self.open_files(vec![Bytes::Path(file.path().to_path_buf())], format, &ReadOptions::default()).await?;
                 self.keep_file(file);
                 table
             }

@@ -3,6 +3,8 @@
 use crate::columns::external;
 use crate::context::{MergeContext, collect, settings_are_shared};
 use crate::error::{MergeError, Result};
+use crate::orders::ParquetFiles;
+use crate::renames::renaming;
 use crate::sinks;
 use crate::sources::{Format, ReadOptions};
 use crate::store::{File, Manifest, Store, Table};
@@ -151,7 +153,7 @@ impl MergeContext {
     }
 
     /// Makes a view or an external table from its statement.
-    async fn define(&self, text: &str) -> Result<()> {
+    pub(crate) async fn define(&self, text: &str) -> Result<()> {
         if let Statement::Sql(pieces) = parse(text)? {
             let sql = Box::pin(self.lower_pieces(&pieces)).await?;
             match Box::pin(self.plan_sql(&sql)).await? {
@@ -196,10 +198,9 @@ impl MergeContext {
 
     /// Parquet files as one table, with the columns that they have or with these: what a file has not is NULL there.
     pub(crate) async fn open_stored(&self, paths: &[String], schema: Option<SchemaRef>) -> Result<Arc<dyn TableProvider>> {
-        use datafusion::datasource::file_format::parquet::ParquetFormat;
         use datafusion::datasource::listing::{ListingOptions, ListingTable, ListingTableConfig, ListingTableUrl};
         let urls = paths.iter().map(|p| Ok(ListingTableUrl::parse(format!("file://{p}"))?)).collect::<Result<Vec<_>>>()?;
-        let options = ListingOptions::new(Arc::new(ParquetFormat::default().with_enable_pruning(true))).with_file_extension("");
+        let options = ListingOptions::new(Arc::new(ParquetFiles::new(true))).with_file_extension("");
         let config = ListingTableConfig::new_with_multi_paths(urls).with_listing_options(options);
         let config = match schema {
             Some(schema) => config.with_schema(schema),
@@ -331,6 +332,9 @@ impl MergeContext {
             let schema = Arc::new(Schema::new(vec![Field::new("mergeql_sql", DataType::Utf8, false)]));
             let text = arrow::array::StringArray::from_iter_values([lowered]);
             return Ok(self.session.read_batch(RecordBatch::try_new(schema, vec![Arc::new(text)])?)?);
+        }
+        if let Some(renaming) = renaming(sql) {
+            return self.rename(&renaming).await;
         }
         let plan = self.plan_sql(sql).await?;
         self.run_plan(plan, written).await
@@ -481,7 +485,7 @@ impl MergeContext {
     }
 
     /// Whether a name is one of the default schema.
-    fn is_default(&self, name: &datafusion::common::TableReference) -> bool {
+    pub(crate) fn is_default(&self, name: &datafusion::common::TableReference) -> bool {
         let state = self.session.state();
         let catalog = &state.config_options().catalog;
         name.catalog().is_none_or(|c| c == catalog.default_catalog) && name.schema().is_none_or(|s| s == catalog.default_schema)

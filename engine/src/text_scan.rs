@@ -131,6 +131,21 @@ impl TextScan {
     }
 }
 
+impl TextScan {
+    /// The same scan, of which nothing is said.
+    pub(crate) fn unsorted(&self) -> TextScan {
+        let equal = EquivalenceProperties::new(self.properties.eq_properties.schema().clone());
+        TextScan {
+            files: self.files.clone(),
+            layout: self.layout,
+            schema: self.schema.clone(),
+            projection: self.projection.clone(),
+            properties: Arc::new(PlanProperties::clone(&self.properties).with_eq_properties(equal)),
+            metrics: ExecutionPlanMetricsSet::new(),
+        }
+    }
+}
+
 impl DisplayAs for TextScan {
     fn fmt_as(&self, _: DisplayFormatType, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let files: Vec<String> = self.files.iter().take(5).map(Bytes::name).collect();

@@ -230,7 +230,17 @@ fn check_files(state: &Value) -> Result<(), MergeError> {
 /// `unsupported` where it runs commands or queries, or writes into a folder of its own choice.
 fn check_recipe(models: &Models) -> Result<(), MergeError> {
     let rules = models.rules.iter().flat_map(|rule| &rule.settings);
-    let more = |(name, _): &&(Name, Setting)| ["command", "fitness", "cache"].iter().any(|n| name.value.eq_ignore_ascii_case(n));
+    // A query may stand where a file could.
+    fn queries(value: &Setting) -> bool {
+        match value {
+            Setting::Text(text) => text.trim_start().starts_with('('),
+            Setting::List(values) => values.iter().any(queries),
+            _ => false,
+        }
+    }
+    let more = |(name, value): &&(Name, Setting)| {
+        queries(value) || ["command", "fitness", "cache"].iter().any(|n| name.value.eq_ignore_ascii_case(n))
+    };
     match rules.chain(&models.options).find(more) {
         None => Ok(()),
         Some((name, value)) => {

@@ -230,5 +230,9 @@ async fn ask(channels: Channels, worker: Url, statements: Arc<[String]>, range: 
     let ticket = Ticket::new(TicketStatementQuery { statement_handle: handle }.as_any().encode_to_vec());
     let response = client.do_get(ticket).await.map_err(|e| lost(e.message().to_owned()))?;
     let data = response.into_inner().map_err(|e| FlightError::Tonic(Box::new(e)));
-    FlightRecordBatchStream::new_from_flight_data(data).try_collect().await.map_err(|e| lost(e.to_string()))
+    let said = |e: FlightError| match e {
+        FlightError::Tonic(status) => status.message().to_owned(),
+        other => other.to_string(),
+    };
+    FlightRecordBatchStream::new_from_flight_data(data).try_collect().await.map_err(|e| lost(said(e)))
 }

@@ -277,7 +277,7 @@ fn describe(plan: &Plan, into: Option<&Path>) -> Vec<(String, String)> {
     for task in &plan.tasks {
         let line = match &task.how {
             How::Merge(merge) => format!("{}({})", merge.method.name, sealed::parameters(merge)),
-            How::Made { by, .. } => (*by).to_owned(),
+            How::Made { by, with, .. } => format!("{by}({with})"),
             How::Copy { .. } => "copy (no floats; all models must agree)".to_owned(),
         };
         let group = groups.entry(line).or_default();

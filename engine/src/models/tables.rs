@@ -5,6 +5,8 @@ use crate::error::{MergeError, Result};
 use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Float32Type, Int64Type};
+use futures::future::BoxFuture;
+use futures::{FutureExt, TryFutureExt};
 use mergeql_tensors::checkpoint::{Checkpoint, Tensor};
 use mergeql_tensors::method::{Kind, Value};
 use mergeql_tensors::methods;
@@ -52,31 +54,31 @@ pub(super) async fn read(context: &MergeContext, request: &Request) -> Result<Ta
             continue;
         }
         if let Some(from) = relation(context, text)? {
-            let batches = collected(context, &format!("SELECT * FROM {from}"), text).await?;
+            let batches = collected(context, format!("SELECT * FROM {from}"), text).await?;
             tables.tensors.insert(text.to_owned(), checkpoint(text, &batches)?);
         }
     }
     // Files of names are lists of `from,to`, and read as such.
     for text in request.options.names.iter().filter(|text| !Path::new(text).exists()) {
         if let Some(from) = relation(context, text)? {
-            let batches = collected(context, &format!("SELECT * FROM {from}"), text).await?;
+            let batches = collected(context, format!("SELECT * FROM {from}"), text).await?;
             tables.names.insert(text.clone(), names(text, &batches)?);
         }
     }
     Ok(tables)
 }
 
-async fn collected(context: &MergeContext, query: &str, text: &str) -> Result<Vec<RecordBatch>> {
-    // Boxed: a statement that runs statements.
-    let run: std::pin::Pin<Box<dyn Future<Output = Result<Vec<RecordBatch>>> + Send + '_>> =
-        Box::pin(async { Ok(context.sql(query).await?.collect().await?) });
-    run.await.map_err(|e| {
+/// The rows of a query; boxed, for a statement runs it.
+fn collected<'a>(context: &'a MergeContext, query: String, text: &'a str) -> BoxFuture<'a, Result<Vec<RecordBatch>>> {
+    let run = async move { context.sql(&query).await?.collect().await.map_err(MergeError::from) };
+    let named = move |e: MergeError| {
         let mut diagnostic = e.diagnostic;
         diagnostic.message = format!("the table `{text}`: {}", diagnostic.message);
         // Its place is in the query, not in the statement.
         diagnostic.span = None;
         diagnostic.into()
-    })
+    };
+    run.map_err(named).boxed()
 }
 
 fn wrong(text: &str, what: impl std::fmt::Display) -> MergeError {
@@ -111,8 +113,12 @@ fn checkpoint(text: &str, batches: &[RecordBatch]) -> Result<Checkpoint> {
                     return Err(wrong(text, format!("has a tensor `{name}` of the shape {shape:?} with {} numbers", values.len())));
                 }
             }
-            // What is one number counts as a list of one.
-            let shape = if shape.is_empty() { vec![1] } else { shape };
+            // What is one number counts as a list of one, unless a shape says otherwise.
+            let said = shapes.as_ref().is_some_and(|shapes| shapes.is_valid(row));
+            let shape = if shape.is_empty() && !said { vec![1] } else { shape };
+            if let Some(at) = values.iter().position(|v| !v.is_finite()) {
+                return Err(wrong(text, format!("has a tensor `{name}` with {} at element {at}", values[at])));
+            }
             if tensors.insert(name.to_owned(), Tensor::memory(name, &shape, values)).is_some() {
                 return Err(wrong(text, format!("has two rows for the tensor `{name}`")));
             }

@@ -40,7 +40,7 @@ impl Credentials {
             }
         }
         if let Some(path) = tokens {
-            credentials.tokens = lines(path)?.into_iter().map(|(_, line)| line).collect();
+            credentials.tokens = lines(path)?.into_iter().map(|(_, line)| line.trim().to_owned()).collect();
             if credentials.tokens.is_empty() {
                 return Err(MergeError::new(Code::InvalidArgument, format!("{} holds no tokens", path.display())));
             }

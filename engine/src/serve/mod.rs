@@ -4,6 +4,7 @@
 //! with authentication.
 
 mod access;
+mod catalog;
 pub(crate) mod flight;
 pub(crate) mod incoming;
 pub(crate) mod limits;
@@ -16,6 +17,7 @@ use crate::text_files::io;
 pub use access::Credentials;
 use limits::Limits;
 use mergeql_udfs::Code;
+use rustls_pki_types::pem::PemObject;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -93,7 +95,7 @@ impl Server {
         let tls = options.tls.as_ref().map(|(certificate, key)| Tls::read(certificate, key)).transpose()?;
         let at = |port: Option<u16>| port.map(|port| listener(SocketAddr::new(options.listen, port))).transpose();
         let (postgres, flight) = (at(options.postgres)?, at(options.flight)?);
-        postgres::prepare(&context)?;
+        catalog::prepare(&context)?;
         context.serve();
         let limits = Arc::new(Limits::new(options.max_statements, options.statement_timeout));
         Ok(Server { context, options, limits, tls, postgres, flight })
@@ -177,11 +179,29 @@ impl Drop for Network {
 pub(crate) struct Tls {
     pub(crate) certificate: Vec<u8>,
     pub(crate) key: Vec<u8>,
+    pub(crate) config: Arc<rustls::ServerConfig>,
 }
 
 impl Tls {
     pub(crate) fn read(certificate: &Path, key: &Path) -> Result<Tls> {
         let bytes = |path: &Path| std::fs::read(path).map_err(|e| MergeError::from(io(path, e)));
-        Ok(Tls { certificate: bytes(certificate)?, key: bytes(key)? })
+        let (chain, secret) = (bytes(certificate)?, bytes(key)?);
+        let bad = |path: &Path, what: String| {
+            MergeError::new(Code::InvalidArgument, format!("{}: {what}", path.display()))
+                .help("--tls-cert takes a chain of certificates and --tls-key its private key, both in PEM")
+        };
+        let certificates = rustls_pki_types::CertificateDer::pem_slice_iter(&chain)
+            .collect::<std::result::Result<Vec<_>, _>>()
+            .map_err(|e| bad(certificate, format!("this is no certificate: {e}")))?;
+        if certificates.is_empty() {
+            return Err(bad(certificate, "this file holds no certificate".to_owned()));
+        }
+        let private = rustls_pki_types::PrivateKeyDer::from_pem_slice(&secret)
+            .map_err(|e| bad(key, format!("this is no private key: {e}")))?;
+        let config = rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .and_then(|builder| builder.with_no_client_auth().with_single_cert(certificates, private))
+            .map_err(|e| bad(key, format!("the key and {} do not go together: {e}", certificate.display())))?;
+        Ok(Tls { certificate: chain, key: secret, config: Arc::new(config) })
     }
 }

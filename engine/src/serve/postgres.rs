@@ -1,5 +1,6 @@
 //! Postgres' protocol: psql and programs with a driver for Postgres send MergeQL as text.
 
+use super::catalog::{rewritten, shown};
 use super::incoming::{GREETING, accept};
 use super::limits::{Limits, TIMED_OUT, Turn};
 use super::rows::{encoded, fields};
@@ -11,13 +12,13 @@ use crate::spool::Spool;
 use arrow::array::RecordBatch;
 use arrow::datatypes::DataType;
 use async_trait::async_trait;
+use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::execution::SendableRecordBatchStream;
-use datafusion::logical_expr::{EmptyRelation, LogicalPlan};
+use datafusion::logical_expr::expr::Placeholder;
+use datafusion::logical_expr::{EmptyRelation, Expr, LogicalPlan};
 use datafusion::prelude::{DataFrame, SessionContext};
 use datafusion_postgres::arrow_pg::datatypes::df::deserialize_parameters_with_server_types;
 use datafusion_postgres::arrow_pg::datatypes::into_pg_type;
-use datafusion_postgres::datafusion_pg_catalog::pg_catalog::context::EmptyContextProvider;
-use datafusion_postgres::datafusion_pg_catalog::pg_catalog::setup_pg_catalog;
 use datafusion_postgres::datafusion_pg_catalog::sql::PostgresCompatibilityParser;
 use datafusion_postgres::hooks::HookClient;
 use datafusion_postgres::hooks::cursor::CursorStatementHook;
@@ -32,11 +33,15 @@ use datafusion_postgres::pgwire::api::portal::{Format, Portal};
 use datafusion_postgres::pgwire::api::query::{ExtendedQueryHandler, SimpleQueryHandler};
 use datafusion_postgres::pgwire::api::results::{FieldInfo, QueryResponse, Response, Tag};
 use datafusion_postgres::pgwire::api::stmt::{QueryParser, StoredStatement};
-use datafusion_postgres::pgwire::api::store::{MemPortalStore, PortalStore};
+use datafusion_postgres::pgwire::api::store::{Entry, MemPortalStore, PortalStore};
 use datafusion_postgres::pgwire::api::{
-    ClientInfo, ClientPortalStore, ConnectionHandle, ConnectionManager, PgWireConnectionState, PgWireServerHandlers, Type,
+    ClientInfo, ClientPortalStore, ConnectionHandle, ConnectionManager, DEFAULT_NAME, PgWireConnectionState, PgWireServerHandlers,
+    Type,
 };
 use datafusion_postgres::pgwire::error::{ErrorInfo, PgWireError, PgWireResult};
+use datafusion_postgres::pgwire::messages::data::{NoData, ParameterDescription};
+use datafusion_postgres::pgwire::messages::extendedquery::{Describe, TARGET_TYPE_BYTE_STATEMENT};
+use datafusion_postgres::pgwire::messages::response::TransactionStatus;
 use datafusion_postgres::pgwire::messages::{PgWireBackendMessage, PgWireFrontendMessage};
 use datafusion_postgres::pgwire::tokio::process_socket;
 use datafusion_postgres::pgwire::types::format::FormatOptions;
@@ -45,6 +50,7 @@ use futures::future::Either;
 use futures::{FutureExt, Sink, SinkExt, StreamExt};
 use mergeql_lang::ast::{Piece, Statement};
 use mergeql_udfs::Code;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -52,13 +58,6 @@ use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use datafusion::sql::sqlparser::ast as sql;
-
-/// Postgres' catalogues, over the tables of the session: what clients ask for to list and describe them.
-pub(super) fn prepare(context: &MergeContext) -> Result<()> {
-    let session = context.session();
-    let catalog = session.state().config().options().catalog.default_catalog.clone();
-    setup_pg_catalog(session, &catalog, EmptyContextProvider).map_err(|e| MergeError::from(*e))
-}
 
 /// Answers clients as they come.
 pub(super) async fn serve(
@@ -68,7 +67,7 @@ pub(super) async fn serve(
     options: &Options,
     tls: Option<&Tls>,
 ) -> Result<()> {
-    let tls = tls.map(acceptor).transpose()?;
+    let tls = tls.map(|tls| TlsAcceptor::from(tls.config.clone()));
     let connections = Arc::new(ConnectionManager::new());
     let service = Arc::new(Service::new(context, limits));
     let extended = Arc::new(Extended(Arc::new(Parser(service.clone()))));
@@ -82,29 +81,35 @@ pub(super) async fn serve(
         let talk = process_socket(socket, tls.clone(), connection);
         tokio::spawn(async move {
             tokio::pin!(talk);
-            let greeting = tokio::time::timeout(GREETING, &mut talk).await;
-            if greeting.is_err() && startup.is_done() {
-                talk.await.ok();
-            }
+            let greeted = async {
+                let greeting = tokio::time::timeout(GREETING, &mut talk).await;
+                if greeting.is_err() && startup.is_done() {
+                    talk.await.ok();
+                }
+            };
+            // Who is refused is told so, and then the connection is gone: the library would go on to listen.
+            let refused = async {
+                startup.refused.notified().await;
+                tokio::time::sleep(FAREWELL).await;
+            };
+            futures::future::select(std::pin::pin!(greeted), std::pin::pin!(refused)).await;
         });
     }
 }
 
-fn acceptor(tls: &Tls) -> Result<TlsAcceptor> {
-    use rustls_pki_types::pem::PemObject;
-    let bad = |e: String| MergeError::new(Code::InvalidArgument, format!("the certificate or its key cannot be used: {e}"));
-    let chain = rustls_pki_types::CertificateDer::pem_slice_iter(&tls.certificate)
-        .collect::<std::result::Result<Vec<_>, _>>()
-        .map_err(|e| bad(e.to_string()))?;
-    let key = rustls_pki_types::PrivateKeyDer::from_pem_slice(&tls.key).map_err(|e| bad(e.to_string()))?;
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|e| bad(e.to_string()))?
-        .with_no_client_auth()
-        .with_single_cert(chain, key)
-        .map_err(|e| bad(e.to_string()))?;
-    Ok(TlsAcceptor::from(Arc::new(config)))
+/// How long one that is refused has to read why.
+const FAREWELL: Duration = Duration::from_millis(500);
+
+/// Marks the session of a client that was let in. The library takes a client whose startup failed for one that is ready, so everything that
+/// runs a statement asks for this first.
+struct Admitted;
+
+fn check_admitted<C: ClientInfo + ?Sized>(client: &C) -> PgWireResult<()> {
+    if client.session_extensions().get::<Admitted>().is_some() {
+        return Ok(());
+    }
+    let info = ErrorInfo::new("FATAL".to_owned(), "28000".to_owned(), "this connection was refused".to_owned());
+    Err(PgWireError::UserError(Box::new(info)))
 }
 
 /// The handlers of one connection.
@@ -143,6 +148,7 @@ struct Startup {
     /// Its place among the connections.
     place: std::sync::Mutex<Option<OwnedSemaphorePermit>>,
     done: AtomicBool,
+    refused: tokio::sync::Notify,
 }
 
 enum Greeter {
@@ -167,17 +173,17 @@ impl Startup {
         } else {
             Greeter::Open(Open(connections))
         };
-        Startup { encrypted, greeter, places, place: std::sync::Mutex::new(None), done: AtomicBool::new(false) }
+        Startup {
+            encrypted,
+            greeter,
+            places,
+            place: std::sync::Mutex::new(None),
+            done: AtomicBool::new(false),
+            refused: tokio::sync::Notify::new(),
+        }
     }
 
-    fn is_done(&self) -> bool {
-        self.done.load(Ordering::Relaxed)
-    }
-}
-
-#[async_trait]
-impl StartupHandler for Startup {
-    async fn on_startup<C>(&self, client: &mut C, message: PgWireFrontendMessage) -> PgWireResult<()>
+    async fn greet<C>(&self, client: &mut C, message: PgWireFrontendMessage) -> PgWireResult<()>
     where
         C: ClientInfo + Sink<PgWireBackendMessage> + Unpin + Send + Sync,
         C::Error: std::fmt::Debug,
@@ -198,11 +204,30 @@ impl StartupHandler for Startup {
         match &self.greeter {
             Greeter::Open(open) => open.on_startup(client, message).await,
             Greeter::Scram(scram) => scram.on_startup(client, message).await,
-        }?;
-        if matches!(client.state(), PgWireConnectionState::ReadyForQuery) {
+        }
+    }
+
+    fn is_done(&self) -> bool {
+        self.done.load(Ordering::Relaxed)
+    }
+}
+
+#[async_trait]
+impl StartupHandler for Startup {
+    async fn on_startup<C>(&self, client: &mut C, message: PgWireFrontendMessage) -> PgWireResult<()>
+    where
+        C: ClientInfo + Sink<PgWireBackendMessage> + Unpin + Send + Sync,
+        C::Error: std::fmt::Debug,
+        PgWireError: From<<C as Sink<PgWireBackendMessage>>::Error>,
+    {
+        let greeted = self.greet(client, message).await;
+        if greeted.is_err() {
+            self.refused.notify_one();
+        } else if matches!(client.state(), PgWireConnectionState::ReadyForQuery) {
+            client.session_extensions().get_or_insert_with(|| Admitted);
             self.done.store(true, Ordering::Relaxed);
         }
-        Ok(())
+        greeted
     }
 }
 
@@ -240,25 +265,36 @@ impl Service {
 
     /// The statement as Postgres' clients mean it, unless it is MergeQL.
     fn foreign(&self, text: &str) -> Option<sql::Statement> {
+        tokio::task::block_in_place(|| self.read_as_foreign(text))
+    }
+
+    fn read_as_foreign(&self, text: &str) -> Option<sql::Statement> {
         match mergeql_lang::parse(text) {
             Ok(Statement::Sql(pieces)) if pieces.iter().all(|p| matches!(p, Piece::Text(_))) => {}
             _ => return None,
         }
-        let mut statements = self.parser.parse(text).ok()?;
-        (statements.len() == 1).then(|| statements.remove(0))
+        let parsed = |text: &str| self.parser.parse(text).ok().filter(|statements| statements.len() == 1)?.pop();
+        let statement = parsed(text)?;
+        Some(shown(&statement).and_then(|query| parsed(&query)).unwrap_or(statement))
     }
 
     /// The text to run: what clients ask of Postgres' catalogues is put into terms that the engine has.
     fn to_run(text: &str, foreign: Option<&sql::Statement>) -> String {
-        let asks = ["pg_", "information_schema", "current_", "::reg", "version()"].iter().any(|word| text.contains(word));
+        let lower = text.to_ascii_lowercase();
+        let asks =
+            ["pg_", "information_schema", "current_", "::reg", "to_reg", "version()"].iter().any(|word| lower.contains(word))
+                || lower.trim_start().starts_with("show");
         match foreign {
             Some(sql::Statement::ShowTables { .. }) => TABLES.to_owned(),
-            Some(statement @ sql::Statement::Query(_)) if asks => statement.to_string(),
+            Some(statement @ sql::Statement::Query(_)) if asks => rewritten(statement.clone()).to_string(),
             _ => text.to_owned(),
         }
     }
 
     async fn hooked(&self, statement: &sql::Statement, client: &mut dyn HookClient) -> Option<PgWireResult<Response>> {
+        if let Some(answer) = savepoint(statement, client) {
+            return Some(answer);
+        }
         let session = self.context.session();
         if let Some(done) = TransactionStatementHook.handle_simple_query(statement, session, client).await {
             return Some(done);
@@ -366,7 +402,7 @@ async fn command(turn: Turn, tag: &str, run: impl Future<Output = Result<DataFra
 fn counted(tag: &str, batches: &[RecordBatch]) -> Tag {
     match (tag, touched(batches).map(|n| n as usize)) {
         ("INSERT", Some(rows)) => Tag::new(tag).with_oid(0).with_rows(rows),
-        ("MERGE" | "COPY", Some(rows)) => Tag::new(tag).with_rows(rows),
+        ("MERGE" | "COPY" | "UPDATE" | "DELETE", Some(rows)) => Tag::new(tag).with_rows(rows),
         _ => Tag::new(tag),
     }
 }
@@ -391,8 +427,34 @@ fn housekeeping(statement: &sql::Statement) -> Option<&'static str> {
     match statement {
         sql::Statement::Deallocate { .. } => Some("DEALLOCATE"),
         sql::Statement::Discard { .. } => Some("DISCARD ALL"),
+        sql::Statement::UNLISTEN { .. } => Some("UNLISTEN"),
+        sql::Statement::Reset(_) => Some("RESET"),
         _ => None,
     }
+}
+
+/// Savepoints are taken for the sake of drivers, as transactions are: there is nothing to go back to, and going back ends a failure.
+fn savepoint(statement: &sql::Statement, client: &dyn HookClient) -> Option<PgWireResult<Response>> {
+    let status = client.transaction_status();
+    let failed = || refused("25P02", ABORTED);
+    match statement {
+        sql::Statement::Rollback { savepoint: Some(_), .. } if status == TransactionStatus::Idle => {
+            Some(Err(refused("25P01", "ROLLBACK TO SAVEPOINT can only be used in transaction blocks")))
+        }
+        sql::Statement::Rollback { savepoint: Some(_), .. } => Some(Ok(Response::TransactionStart(Tag::new("ROLLBACK")))),
+        sql::Statement::Savepoint { .. } | sql::Statement::ReleaseSavepoint { .. } if status == TransactionStatus::Error => {
+            Some(Err(failed()))
+        }
+        sql::Statement::Savepoint { .. } => Some(Ok(Response::Execution(Tag::new("SAVEPOINT")))),
+        sql::Statement::ReleaseSavepoint { .. } => Some(Ok(Response::Execution(Tag::new("RELEASE")))),
+        _ => None,
+    }
+}
+
+const ABORTED: &str = "current transaction is aborted, commands ignored until end of transaction block";
+
+fn refused(state: &str, message: &str) -> PgWireError {
+    PgWireError::UserError(Box::new(ErrorInfo::new("ERROR".to_owned(), state.to_owned(), message.to_owned())))
 }
 
 /// What SHOW TABLES shows.
@@ -426,8 +488,10 @@ impl SimpleQueryHandler for Service {
         C::Error: std::fmt::Debug,
         PgWireError: From<<C as Sink<PgWireBackendMessage>>::Error>,
     {
+        check_admitted(client)?;
         let in_query = |e: MergeError, offset: usize| told(&e.map(|d| d.in_script(query, offset, None)), query);
-        let statements = mergeql_lang::split(query).map_err(|e| in_query(e.into(), 0))?;
+        // Reading a long text takes a while, in which others are listened to.
+        let statements = tokio::task::block_in_place(|| mergeql_lang::split(query)).map_err(|e| in_query(e.into(), 0))?;
         if statements.is_empty() {
             return Ok(vec![Response::EmptyQuery]);
         }
@@ -498,7 +562,7 @@ fn declared(text: &str) -> Option<(String, &str)> {
 }
 
 /// The columns of the cursors of a connection, for those who ask before they fetch.
-type Cursors = std::sync::Mutex<std::collections::HashMap<String, LogicalPlan>>;
+type Cursors = std::sync::Mutex<HashMap<String, LogicalPlan>>;
 
 impl Service {
     async fn declare<C>(&self, client: &C, name: String, query: &str) -> Result<Response>
@@ -528,13 +592,8 @@ impl Service {
 
 /// In a transaction that failed nothing runs until its end.
 fn refuse_after_failure<C: ClientInfo>(client: &C) -> PgWireResult<()> {
-    use datafusion_postgres::pgwire::messages::response::TransactionStatus;
     match client.transaction_status() {
-        TransactionStatus::Error => Err(PgWireError::UserError(Box::new(ErrorInfo::new(
-            "ERROR".to_owned(),
-            "25P02".to_owned(),
-            "current transaction is aborted, commands ignored until end of transaction block".to_owned(),
-        )))),
+        TransactionStatus::Error => Err(refused("25P02", ABORTED)),
         _ => Ok(()),
     }
 }
@@ -544,13 +603,14 @@ fn marked(kind: &str, plan: LogicalPlan) -> (sql::Statement, LogicalPlan) {
     (sql::Statement::Savepoint { name: sql::Ident::new(kind) }, plan)
 }
 
-const QUERY: &str = "query";
-const COMMAND: &str = "command";
-const DECLARE: &str = "declare";
+// No savepoint of a client has such a name: its texts hold no zero.
+const QUERY: &str = "\0query";
+const COMMAND: &str = "\0command";
+const DECLARE: &str = "\0declare";
 
 fn kind(held: &Held) -> Option<&str> {
     match &held.1 {
-        Some((sql::Statement::Savepoint { name }, _)) => Some(&name.value),
+        Some((sql::Statement::Savepoint { name }, _)) if name.value.starts_with('\0') => Some(&name.value),
         _ => None,
     }
 }
@@ -567,6 +627,11 @@ fn parameters(plan: &LogicalPlan) -> Result<(Vec<Option<DataType>>, Vec<Type>)> 
         .map(|(name, ty)| (name.trim_start_matches('$').parse().unwrap_or(u32::MAX), ty))
         .collect();
     named.sort_by_key(|(number, _)| *number);
+    // What is cast is of that type already, as in Postgres.
+    let casts = casts(plan)?;
+    for (number, ty) in &mut named {
+        *ty = ty.take().or_else(|| casts.get(number).cloned());
+    }
     let types: Vec<Option<DataType>> = named.into_iter().map(|(_, ty)| ty).collect();
     let wire = types.iter().map(|ty| match ty {
         Some(ty) => into_pg_type(ty).map_err(|e| MergeError::new(Code::Unsupported, e.to_string())),
@@ -576,11 +641,54 @@ fn parameters(plan: &LogicalPlan) -> Result<(Vec<Option<DataType>>, Vec<Type>)> 
     Ok((types, wire))
 }
 
+/// The types that parameters are cast to, by their numbers.
+fn casts(plan: &LogicalPlan) -> Result<HashMap<u32, DataType>> {
+    let mut casts = HashMap::new();
+    plan.apply_with_subqueries(|node| {
+        node.apply_expressions(|expr| {
+            expr.apply(|expr| {
+                if let Expr::Cast(cast) = expr
+                    && let Expr::Placeholder(Placeholder { id, .. }) = &*cast.expr
+                    && let Ok(number) = id.trim_start_matches('$').parse()
+                {
+                    casts.entry(number).or_insert_with(|| cast.field.data_type().clone());
+                }
+                Ok(TreeNodeRecursion::Continue)
+            })
+        })
+    })?;
+    Ok(casts)
+}
+
+/// Dates and times as text without the zone that Postgres takes no notice of, and that JDBC writes.
+fn without_zones(portal: &Portal<Held>, wire: &[Type]) -> Portal<Held> {
+    let mut plain = Portal::<Held>::default();
+    plain.name = portal.name.clone();
+    plain.statement = portal.statement.clone();
+    plain.parameter_format = portal.parameter_format.clone();
+    plain.result_column_format = portal.result_column_format.clone();
+    plain.parameters = portal.parameters.clone();
+    for (at, value) in plain.parameters.iter_mut().enumerate() {
+        let declared = portal.statement.parameter_types.get(at).cloned().flatten();
+        let ty = declared.as_ref().or(wire.get(at));
+        let timed = matches!(ty, Some(&Type::DATE | &Type::TIMESTAMP));
+        if let Some(bytes) = value.as_mut().filter(|_| timed && !portal.parameter_format.is_binary(at)) {
+            let text = String::from_utf8_lossy(bytes);
+            let from = if ty == Some(&Type::DATE) { 10 } else { 11 };
+            // A sign behind the date begins a zone.
+            let end = text.get(from..).and_then(|rest| rest.find(['+', '-', 'Z'])).map_or(text.len(), |zone| from + zone);
+            *bytes = text[..end].trim_end().to_owned().into();
+        }
+    }
+    plain
+}
+
 fn with_parameters(portal: &Portal<Held>, plan: &LogicalPlan) -> PgWireResult<LogicalPlan> {
     let (types, wire) = parameters(plan).map_err(|e| told(&e, ""))?;
     if types.is_empty() {
         return Ok(plan.clone());
     }
+    let portal = &without_zones(portal, &wire);
     let types: Vec<Option<&DataType>> = types.iter().map(Option::as_ref).collect();
     let wire: Vec<Option<&Type>> = wire.iter().map(Some).collect();
     let values = deserialize_parameters_with_server_types(portal, &types, &wire)?;
@@ -598,6 +706,7 @@ impl QueryParser for Parser {
     where
         C: ClientInfo + Unpin + Send + Sync,
     {
+        check_admitted(client)?;
         let service = &self.0;
         if declared(text).is_some() {
             return Ok(Some((text.to_owned(), Some(marked(DECLARE, nothing())))));
@@ -613,7 +722,8 @@ impl QueryParser for Parser {
             }
         }
         if let Some(statement) = &foreign {
-            if housekeeping(statement).is_some() {
+            let marks = matches!(statement, sql::Statement::Savepoint { .. } | sql::Statement::ReleaseSavepoint { .. });
+            if marks || housekeeping(statement).is_some() {
                 return Ok(Some((text.to_owned(), Some((statement.clone(), nothing())))));
             }
             let settings = &service.settings;
@@ -659,6 +769,30 @@ impl ExtendedQueryHandler for Extended {
         self.0.clone()
     }
 
+    /// A statement that gives no rows is told so: the library speaks of rows without columns where there are parameters, and JDBC then counts
+    /// none of a batch.
+    async fn on_describe<C>(&self, client: &mut C, message: Describe) -> PgWireResult<()>
+    where
+        C: ClientInfo + ClientPortalStore + Sink<PgWireBackendMessage> + Unpin + Send + Sync,
+        C::PortalStore: PortalStore<Statement = Held>,
+        C::Error: std::fmt::Debug,
+        PgWireError: From<<C as Sink<PgWireBackendMessage>>::Error>,
+    {
+        let name = message.name.as_deref().unwrap_or(DEFAULT_NAME);
+        if message.target_type == TARGET_TYPE_BYTE_STATEMENT
+            && let Some(Entry::Value(statement)) = client.portal_store().get_statement(name)
+        {
+            let described = self.do_describe_statement(client, &statement).await?;
+            if described.fields.is_empty() {
+                let types = described.parameters.iter().map(Type::oid).collect();
+                client.send(PgWireBackendMessage::ParameterDescription(ParameterDescription::new(types))).await?;
+                client.send(PgWireBackendMessage::NoData(NoData::new())).await?;
+                return Ok(());
+            }
+        }
+        self._on_describe(client, message).await
+    }
+
     async fn do_query<C>(&self, client: &mut C, portal: &Portal<Held>, max_rows: usize) -> PgWireResult<Response>
     where
         C: ClientInfo + ClientPortalStore + Sink<PgWireBackendMessage> + Unpin + Send + Sync,
@@ -666,6 +800,7 @@ impl ExtendedQueryHandler for Extended {
         C::Error: std::fmt::Debug,
         PgWireError: From<<C as Sink<PgWireBackendMessage>>::Error>,
     {
+        check_admitted(client)?;
         let service = &self.0.0;
         let held = &portal.statement.statement;
         let (text, Some((statement, plan))) = held else { return Ok(Response::EmptyQuery) };

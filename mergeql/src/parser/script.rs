@@ -81,17 +81,72 @@ pub(super) fn tokenize(text: &str) -> Result<Vec<TokenWithSpan>> {
     })
 }
 
-/// Where lines begin, to turn places into offsets.
-pub(super) struct LineIndex(Vec<usize>);
+/// Where lines begin, to turn places into offsets, each in a time that does not grow with the text.
+pub(super) struct LineIndex(Vec<Line>);
+
+struct Line {
+    start: usize,
+    /// Where every 64th character begins, unless all are one byte long.
+    marks: Option<Vec<usize>>,
+}
+
+const STEP: usize = 64;
 
 impl LineIndex {
     pub(super) fn new(text: &str) -> LineIndex {
-        LineIndex(std::iter::once(0).chain(text.bytes().enumerate().filter(|(_, b)| *b == b'\n').map(|(i, _)| i + 1)).collect())
+        let mut start = 0;
+        let line = |line: &str| {
+            let marks = || line.char_indices().step_by(STEP).map(|(i, _)| start + i).collect();
+            let found = Line { start, marks: (!line.is_ascii()).then(marks) };
+            start += line.len();
+            found
+        };
+        let mut lines: Vec<Line> = text.split_inclusive('\n').map(line).collect();
+        if text.is_empty() || text.ends_with('\n') {
+            lines.push(Line { start: text.len(), marks: None });
+        }
+        LineIndex(lines)
     }
 
     pub(super) fn offset(&self, text: &str, at: Location) -> usize {
-        let Some(&start) = self.0.get(at.line.saturating_sub(1) as usize) else { return text.len() };
-        let rest = &text[start..];
-        rest.char_indices().nth(at.column.saturating_sub(1) as usize).map_or(text.len(), |(i, _)| start + i)
+        let Some(line) = self.0.get(at.line.saturating_sub(1) as usize) else { return text.len() };
+        let column = at.column.saturating_sub(1) as usize;
+        match &line.marks {
+            None => (line.start + column).min(text.len()),
+            Some(marks) => {
+                let from = marks.get(column / STEP).copied().unwrap_or(text.len());
+                text[from..].char_indices().nth(column % STEP).map_or(text.len(), |(i, _)| from + i)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_are_offsets_of_characters() {
+        let text = format!("SELECT 'a'\n{}x\n\nend", "é\u{1F600}y".repeat(100));
+        let lines = LineIndex::new(&text);
+        let mut at = Location { line: 1, column: 1 };
+        for (offset, c) in text.char_indices() {
+            assert_eq!(lines.offset(&text, at), offset, "{at:?}");
+            at = if c == '\n' {
+                Location { line: at.line + 1, column: 1 }
+            } else {
+                Location { line: at.line, column: at.column + 1 }
+            };
+        }
+        assert_eq!(lines.offset(&text, at), text.len());
+        assert_eq!(lines.offset(&text, Location { line: 9, column: 1 }), text.len());
+    }
+
+    #[test]
+    fn a_long_line_is_split_in_a_time_that_grows_with_its_length() {
+        let began = std::time::Instant::now();
+        let text = format!("SELECT {}1{}; SELECT 'é', {}", "(".repeat(100_000), ")".repeat(100_000), "1, ".repeat(100_000));
+        assert_eq!(split(&text).expect("tokens").len(), 2);
+        assert!(began.elapsed().as_secs() < 20, "{:?}", began.elapsed());
     }
 }

@@ -1,6 +1,7 @@
 //! Statements, and the stretches of SQL that are not ours.
 
 use super::Parser;
+use super::script::tokenize;
 use crate::ast::*;
 use crate::diagnostic::{Diagnostic, Result, nearest};
 use mergeql_udfs::Code;
@@ -80,12 +81,12 @@ impl Parser<'_> {
     /// The standard statement has WHEN clauses outside of parentheses.
     pub(super) fn has_when(&self) -> bool {
         let mut depth = 0usize;
-        for n in 0.. {
-            match &self.sql.peek_nth_token_ref(n).token {
+        for token in tokenize(&self.text[self.here()..]).unwrap_or_default() {
+            match &token.token {
                 Token::LParen => depth += 1,
                 Token::RParen => depth = depth.saturating_sub(1),
                 Token::EOF | Token::SemiColon => return false,
-                _ if depth == 0 && self.is_word(n, "WHEN") => return true,
+                Token::Word(w) if depth == 0 && w.quote_style.is_none() && w.value.eq_ignore_ascii_case("WHEN") => return true,
                 _ => {}
             }
         }

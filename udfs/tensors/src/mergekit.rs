@@ -8,7 +8,8 @@ use crate::lora;
 use crate::method::{Base, Input, Kind, Method, Params, Semantics, Value};
 use crate::methods;
 use crate::model::{self, Extras, Merged};
-use crate::plan::{Files, Model, Options, Plan, choose, merge_task};
+use crate::output;
+use crate::plan::{Files, How, Merge, Model, Options, Plan, choose, merge_task};
 use crate::run::Progress;
 use crate::sealed::Sealed;
 use crate::tokenizer::{self, Tokens};
@@ -86,6 +87,39 @@ impl Config {
     /// Whatever is wrong with it.
     pub fn stage(&self, index: usize, folder: &Path, earlier: &BTreeMap<String, PathBuf>, options: &Options) -> Result<Stage> {
         Planner::new(&self.stages[index], folder, earlier)?.plan(options)
+    }
+
+    /// Whether all stages can be planned, as far as that can be said before the first has run: those of models that are there wholly.
+    fn check(&self, folder: &Path, options: &Options) -> Result<()> {
+        let mut names: BTreeMap<String, PathBuf> = BTreeMap::new();
+        for (index, stage) in self.stages.iter().enumerate() {
+            let planner = Planner::new(stage, folder, &names)?;
+            let used = planner.slices.iter().flat_map(|s| s.sources.iter().map(|s| &s.model).chain(&s.base)).chain(&planner.base);
+            let later = used.flat_map(|name| name.split('+')).any(|name| names.contains_key(name));
+            if later {
+                planner.options(options)?;
+                let known = |name: &&String| !name.split('+').any(|part| names.contains_key(part));
+                let files = planner.slices.iter().flat_map(|s| &s.sources).map(|s| &s.model).filter(known);
+                files.into_iter().try_for_each(|name| match planner.behind_base(name) {
+                    Some((base, adapter)) => planner.open(base).and(planner.open(adapter)).map(drop),
+                    None => planner.open(name).map(drop),
+                })?;
+            } else if self.stages() > 1 {
+                self.stage(index, folder, &names, options)?;
+            }
+            if index + 1 == self.stages() {
+                break;
+            }
+            let name = name_of(stage, "name")?.ok_or_else(|| {
+                wrong(format!("stage {} has no name, so no later one can use it", index + 1)).with_help("name: first")
+            })?;
+            let plain = name.chars().all(|c| c.is_alphanumeric() || matches!(c, '-' | '_' | '.')) && !name.starts_with('.');
+            if !plain {
+                return Err(wrong(format!("the name of a stage has letters, digits, `-`, `_` and `.`, not `{name}`")));
+            }
+            names.insert(name, PathBuf::new());
+        }
+        Ok(())
     }
 
     /// The statement that a config of whole models stands for, if one does.
@@ -223,9 +257,9 @@ fn sources(list: &Json, what: &str) -> Result<Vec<Source>> {
         let layers = match item.get("layer_range") {
             None | Some(Json::Null) => None,
             Some(range) => {
-                let ends: Vec<u64> = range.as_array().into_iter().flatten().filter_map(Json::as_u64).collect();
-                match ends[..] {
-                    [from, to] if from < to => Some((from as usize, to as usize)),
+                let ends: Option<Vec<u64>> = range.as_array().and_then(|ends| ends.iter().map(Json::as_u64).collect());
+                match ends.as_deref() {
+                    Some(&[from, to]) if from < to => Some((from as usize, to as usize)),
                     _ => return Err(wrong(format!("layer_range is [first, end], not {range}"))),
                 }
             }
@@ -233,6 +267,29 @@ fn sources(list: &Json, what: &str) -> Result<Vec<Source>> {
         Ok(Source { model, layers, parameters: item.get("parameters").cloned().unwrap_or_default() })
     };
     items.iter().map(source).collect()
+}
+
+/// Keys of the maps within a config that nothing reads.
+fn in_vain(config: &Json) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    let mut look = |what: &str, map: &Json, known: &[&str]| {
+        let keys = map.as_object().into_iter().flat_map(|map| map.keys()).filter(|key| !known.contains(&key.as_str()));
+        found.extend(keys.map(|key| format!("{what} has no `{key}`: it has no effect")));
+    };
+    let items = |list: &Json| list.as_array().cloned().unwrap_or_default();
+    let slices = items(&config["slices"]);
+    let sources: Vec<Json> = items(&config["models"]).into_iter().chain(slices.iter().flat_map(|s| items(&s["sources"]))).collect();
+    slices.iter().for_each(|slice| look("a slice", slice, &["sources", "base_model", "parameters"]));
+    sources.iter().for_each(|source| look("a model of a config", source, &["model", "layer_range", "parameters"]));
+    look("a tokenizer", &config["tokenizer"], &["source", "tokens", "pad_to_multiple_of"]);
+    let tokens = config["tokenizer"]["tokens"].as_object().into_iter().flat_map(|map| map.values());
+    tokens.for_each(|token| look("a token", token, &["source", "force"]));
+    let parameters = sources.iter().chain(&slices).chain([config]).filter_map(|of| of["parameters"].as_object());
+    for setting in parameters.flat_map(|map| map.values()) {
+        let maps = items(setting).into_iter().chain([setting.clone()]);
+        maps.for_each(|map| look("a value by filter", &map, &["filter", "value"]));
+    }
+    found
 }
 
 /// The value of a setting for a tensor at a point of the way from the first layer to the last. `None` where no filter fits.
@@ -419,6 +476,11 @@ impl<'a> Planner<'a> {
     }
 
     fn options(&self, options: &Options) -> Result<Options> {
+        for key in ["out_dtype", "dtype"] {
+            if let Some(other) = self.config.get(key).filter(|v| !v.is_null() && !v.is_string()) {
+                return Err(wrong(format!("{key} is the name of a type, not {other}")).with_help("dtype: bfloat16"));
+            }
+        }
         let dtype = ["out_dtype", "dtype"].iter().find_map(|key| self.config.get(*key)?.as_str());
         let out_dtype = dtype.map(dtype::parse).transpose()?.or(options.out_dtype);
         Ok(Options { out_dtype, semantics: Semantics::Mergekit, ..options.clone() })
@@ -455,6 +517,7 @@ impl<'a> Planner<'a> {
             .collect();
         let unknown = self.config.as_object().into_iter().flat_map(|map| map.keys()).filter(|key| !KEYS.contains(&key.as_str()));
         notes.extend(unknown.map(|key| format!("a config has no `{key}`: it has no effect")));
+        notes.extend(in_vain(self.config));
         notes.extend(self.unweighted());
         if self.config.get("models").is_some() && slices.iter().flat_map(|s| &s.sources).any(|s| s.layers.is_some()) {
             notes.push("`layer_range` of `models` is taken at its word; mergekit passes over it there".into());
@@ -572,9 +635,29 @@ impl<'a> Planner<'a> {
             None => None,
         };
         let context = tokens.as_ref().map(Tokens::describe).unwrap_or_default();
-        let base = base.map(|at| self.models[at].clone());
+        // The contributions are the models that are merged; the base is by itself, and what nothing reads is none.
+        let inputs = || tasks.iter().filter_map(|task| if let How::Merge(merge) = &task.how { Some(&**merge) } else { None });
+        let mut used: BTreeSet<usize> = inputs().flat_map(|merge| merge.models.iter().map(|input| input.model)).collect();
+        used.extend(inputs().filter_map(|merge| merge.base.as_ref()).map(|input| input.model).filter(|model| Some(*model) != base));
+        let copied = |model: &Model| {
+            let of = |t: &crate::checkpoint::Tensor| model.checkpoint.get(t.name()).is_some_and(|own| own.file() == t.file());
+            tasks.iter().any(|task| matches!(&task.how, How::Copy { from, .. } if of(from)))
+        };
+        used.extend((0..self.models.len()).filter(|at| Some(*at) != base && copied(&self.models[*at])));
+        let based = base.is_some_and(|base| inputs().any(|merge| merge.base.as_ref().is_some_and(|input| input.model == base)));
+        let places: BTreeMap<usize, usize> = used.iter().enumerate().map(|(place, model)| (*model, place)).collect();
+        for task in &mut tasks {
+            let How::Merge(merge) = &mut task.how else { continue };
+            let Merge { models, base: of_base, .. } = &mut **merge;
+            for input in models.iter_mut().chain(of_base) {
+                // What is no contribution is the base.
+                input.model = places.get(&input.model).copied().unwrap_or(usize::MAX);
+            }
+        }
+        let base = base.filter(|_| based).map(|at| self.models[at].clone());
+        let models = self.models.into_iter().enumerate().filter(|(at, _)| used.contains(at)).map(|(_, model)| model).collect();
         let name = self.config.get("name").and_then(Json::as_str).map(str::to_owned);
-        let plan = Plan { models: self.models, base, tasks, options, notes, context };
+        let plan = Plan { models, base, tasks, options, notes, context };
         Ok(Stage { name, plan, companion, layers, tokens, chat_template })
     }
 
@@ -593,7 +676,11 @@ impl<'a> Planner<'a> {
         }
         let unnamed: Vec<(&Source, &str)> = models.iter().map(|s| (*s, "")).collect();
         let params = self.params(slice, &unnamed, "", 0.0).ok()?;
-        let list: Vec<String> = models.iter().map(|s| quoted(&self.path(&s.model).to_string_lossy())).collect();
+        // A contribution is named by what the config calls it: random numbers and the order of sums follow from that.
+        let list: Vec<String> = models
+            .iter()
+            .map(|s| format!("{} AS \"{}\"", quoted(&self.path(&s.model).to_string_lossy()), s.model.replace('"', "\"\"")))
+            .collect();
         let mut text = format!("MERGE MODELS {}", list.join(", "));
         if let Some(base) = self.base.as_ref().filter(|_| takes_base) {
             text += &format!("\n  BASE {}", quoted(&self.path(base).to_string_lossy()));
@@ -609,9 +696,11 @@ impl<'a> Planner<'a> {
         if !shown.is_empty() {
             text += &format!("({})", shown.join(", "));
         }
-        let dtype = ["out_dtype", "dtype"].iter().find_map(|key| self.config.get(*key)?.as_str());
-        let dtype = dtype.map(|d| dtype::parse(d).map(dtype::name)).transpose().ok()?;
-        let with = dtype.map(|d| format!("out_dtype = '{d}', ")).unwrap_or_default();
+        let said = |keys: &[&str]| keys.iter().find_map(|key| self.config.get(*key)?.as_str()).map(dtype::parse).transpose();
+        let (read, written) = (said(&["dtype"]).ok()?, said(&["out_dtype", "dtype"]).ok()?);
+        let option =
+            |name: &str, dtype: Option<dtype::Dtype>| dtype.map(|d| format!("{name} = '{}', ", dtype::name(d))).unwrap_or_default();
+        let with = option("dtype", read) + &option("out_dtype", written);
         Some(text + &format!("\n  WITH ({with}semantics = 'mergekit')\n  INTO {};", quoted(out)))
     }
 }
@@ -620,24 +709,35 @@ impl<'a> Planner<'a> {
 ///
 /// # Errors
 /// Whatever is wrong with a stage.
-pub fn run(text: &str, folder: &Path, out: &Path, options: &Options, mut report: impl FnMut(Progress<'_>)) -> Result<Merged> {
+pub fn run(text: &str, folder: &Path, out: &Path, options: &Options, report: impl FnMut(Progress<'_>)) -> Result<Merged> {
     let config = Config::parse(text)?;
-    let mut earlier = BTreeMap::new();
+    config.check(folder, options)?;
     let inside = out.join(".stages");
+    if config.stages() > 1 && !options.overwrite && !inside.exists() && !output::is_begun(out) {
+        output::free(out)?;
+    }
+    run_stages(&config, folder, out, &inside, options, report).inspect_err(|error| {
+        // After a full disk a later run goes on; after a wrong stage there is nothing to go on with.
+        if error.code != Code::Io {
+            std::fs::remove_dir_all(&inside).ok();
+            std::fs::remove_dir(out).ok();
+        }
+    })
+}
+
+fn run_stages(
+    config: &Config,
+    folder: &Path,
+    out: &Path,
+    inside: &Path,
+    options: &Options,
+    mut report: impl FnMut(Progress<'_>),
+) -> Result<Merged> {
+    let (mut earlier, mut stages) = (BTreeMap::new(), Vec::new());
     for index in 0..config.stages() {
         let stage = config.stage(index, folder, &earlier, options)?;
         let last = index + 1 == config.stages();
-        let name = match (&stage.name, last) {
-            (Some(name), false) => name.clone(),
-            (None, false) => {
-                return Err(wrong(format!("stage {} has no name, so no later one can use it", index + 1)).with_help("name: first"));
-            }
-            (_, true) => String::new(),
-        };
-        let plain = name.chars().all(|c| c.is_alphanumeric() || matches!(c, '-' | '_' | '.')) && !name.starts_with('.');
-        if !last && !plain {
-            return Err(wrong(format!("the name of a stage has letters, digits, `-`, `_` and `.`, not `{name}`")));
-        }
+        let name = stage.name.clone().unwrap_or_default();
         let into = if last { out.to_owned() } else { inside.join(&name) };
         let mut plan = stage.plan;
         plan.options.overwrite |= !last;
@@ -647,14 +747,16 @@ pub fn run(text: &str, folder: &Path, out: &Path, options: &Options, mut report:
             tokenizer: stage.tokens,
             adapter: None,
             chat_template: stage.chat_template,
+            stages: stages.clone(),
         };
         let merged = model::write(&Sealed::new(plan)?, &into, &extras, &mut report)?;
         if last {
             if inside.exists() {
-                std::fs::remove_dir_all(&inside).map_err(|e| Error::new(Code::Io, format!("`{}`: {e}", inside.display())))?;
+                std::fs::remove_dir_all(inside).map_err(|e| Error::new(Code::Io, format!("`{}`: {e}", inside.display())))?;
             }
             return Ok(merged);
         }
+        stages.push((name.clone(), merged.lineage));
         earlier.insert(name, into);
     }
     Err(wrong("the config has no stages"))

@@ -1,6 +1,7 @@
 //! A merged model as others load it: its tensors, the config and tokenizer files of what it came from, and a card that says how it was made.
 
 use crate::dtype;
+use crate::lora;
 use crate::mergekit;
 use crate::method::Along;
 use crate::methods;
@@ -27,6 +28,8 @@ pub struct Extras {
     pub tokenizer: Option<Tokens>,
     /// The template of chats, in the place of the companion's.
     pub chat_template: Option<String>,
+    /// The models that were made for this one and are gone, each with its lineage.
+    pub stages: Vec<(String, Json)>,
     /// The config of an adapter, whose tensors are in `adapter_model.safetensors`.
     pub adapter: Option<Json>,
 }
@@ -40,6 +43,8 @@ pub struct Merged {
     pub hash: Hash,
     /// What a reader should know.
     pub notes: Vec<String>,
+    /// Where it comes from, in the terms of PROV-O.
+    pub lineage: Json,
 }
 
 /// Files of a model beside its tensors.
@@ -111,7 +116,8 @@ pub fn write(sealed: &Sealed, out: &Path, extras: &Extras, report: impl FnMut(Pr
     };
     let along: Vec<(Sealed, PathBuf)> = methods::ALL.iter().filter_map(|method| along(method.along?)).collect();
     if let Some((_, path)) = along.iter().find(|(s, path)| path.exists() && !s.plan.options.overwrite) {
-        return Err(failed(path, "this file exists").with_help("choose another place, or replace it with WITH (overwrite = true)"));
+        return Err(failed(path, "this file exists")
+            .with_help("choose another place, or replace it: WITH (overwrite = true), or --overwrite"));
     }
     let file = if extras.adapter.is_some() && !single { out.join("adapter_model.safetensors") } else { out.to_owned() };
     if !single && !sealed.plan.options.overwrite && !is_begun(&file) {
@@ -121,9 +127,8 @@ pub fn write(sealed: &Sealed, out: &Path, extras: &Extras, report: impl FnMut(Pr
         };
         let names = names.iter().map(String::as_str).chain(["README.md", "mergeql.jsonld"]);
         if let Some(path) = names.map(|name| out.join(name)).find(|path| path.exists()) {
-            return Err(
-                failed(&path, "this file exists").with_help("choose another place, or replace it with WITH (overwrite = true)")
-            );
+            return Err(failed(&path, "this file exists")
+                .with_help("choose another place, or replace it: WITH (overwrite = true), or --overwrite"));
         }
     }
     let beside = |tensors: &[Written]| {
@@ -137,8 +142,8 @@ pub fn write(sealed: &Sealed, out: &Path, extras: &Extras, report: impl FnMut(Pr
             Some(config) => save(&out.join("adapter_config.json"), format!("{config:#}\n"))?,
             None => companions(sealed, out, extras)?,
         }
-        save(&out.join("README.md"), card(sealed, tensors))?;
-        save(&out.join("mergeql.jsonld"), format!("{:#}\n", lineage(sealed, tensors)))
+        save(&out.join("README.md"), card(sealed, tensors, &extras.stages))?;
+        save(&out.join("mergeql.jsonld"), format!("{:#}\n", lineage(sealed, tensors, &extras.stages)))
     };
     let new = !single && !out.exists();
     let tensors = run::write(sealed, &file, &metadata, report, beside).inspect_err(|_| {
@@ -147,7 +152,8 @@ pub fn write(sealed: &Sealed, out: &Path, extras: &Extras, report: impl FnMut(Pr
             std::fs::remove_dir(out).ok();
         }
     })?;
-    Ok(Merged { tensors, hash: sealed.hash, notes: sealed.plan.notes.clone() })
+    let lineage = lineage(sealed, &tensors, &extras.stages);
+    Ok(Merged { tensors, hash: sealed.hash, notes: sealed.plan.notes.clone(), lineage })
 }
 
 /// The files of a model's folder that are copied along, and the template that is put beside them.
@@ -273,7 +279,7 @@ fn rules(sealed: &Sealed) -> BTreeMap<String, Vec<&str>> {
     for task in &sealed.plan.tasks {
         let line = match &task.how {
             How::Merge(merge) => format!("{}({})", merge.method.name, parameters(merge)),
-            How::Made { by, .. } => (*by).to_owned(),
+            How::Made { by, with, .. } => format!("{by}({with})"),
             How::Copy { .. } => "copy".to_owned(),
         };
         rules.entry(line).or_default().push(&task.name);
@@ -282,7 +288,7 @@ fn rules(sealed: &Sealed) -> BTreeMap<String, Vec<&str>> {
 }
 
 /// The model card: what went in, by hash, and how it was merged. It says nothing of what the model is good for: nobody measured that here.
-fn card(sealed: &Sealed, tensors: &[Written]) -> String {
+fn card(sealed: &Sealed, tensors: &[Written], stages: &[(String, Json)]) -> String {
     let mut text = String::from(
         "---\ntags:\n- merge\n- mergeql\n---\n\n# A merged model\n\nMade by [MergeQL](https://github.com/mergeql/mergeql) ",
     );
@@ -309,10 +315,21 @@ fn card(sealed: &Sealed, tensors: &[Written]) -> String {
     if let (Some(base), Some(hash)) = (&sealed.plan.base, &sealed.base) {
         let _ = writeln!(text, "\nBase: {} `{}`", base.name, hex(hash));
     }
+    for (name, lineage) in stages {
+        let sources = lineage["prov:wasDerivedFrom"].as_array().into_iter().flatten();
+        let sources: Vec<String> = sources
+            .map(|s| format!("{} `{}`", s["name"].as_str().unwrap_or_default(), s["@id"].as_str().unwrap_or_default()))
+            .collect();
+        let rules: std::collections::BTreeSet<&str> =
+            lineage["hasPart"].as_array().into_iter().flatten().filter_map(|part| part["strategy"].as_str()).collect();
+        let rules: Vec<String> = rules.into_iter().map(|rule| format!("`{}`", rule.replace('|', "\\|"))).collect();
+        let _ = writeln!(text, "\n`{name}` was made for this merge, of {}, by {}.", sources.join(", "), rules.join(", "));
+    }
     let _ = writeln!(text, "\n## How\n\n| strategy | tensors | source |\n|---|---|---|");
     for (rule, names) in rules(sealed) {
         let method = rule.split('(').next().unwrap_or_default();
-        let paper = methods::find(method).map_or("", |(m, _)| m.paper);
+        let factors = if lora::is_strategy(method) { "Eckart, Young 1936" } else { "" };
+        let paper = methods::find(method).map_or(factors, |(m, _)| m.paper);
         let _ = writeln!(text, "| `{}` | {} | {paper} |", rule.replace('|', "\\|"), names.len());
     }
     let ordered = sealed.plan.ordered();
@@ -328,7 +345,7 @@ fn card(sealed: &Sealed, tensors: &[Written]) -> String {
 }
 
 /// The same for machines, in the terms of PROV-O (W3C 2013).
-fn lineage(sealed: &Sealed, tensors: &[Written]) -> Json {
+fn lineage(sealed: &Sealed, tensors: &[Written], stages: &[(String, Json)]) -> Json {
     let mut sources: Vec<Json> = sealed
         .plan
         .models
@@ -354,9 +371,14 @@ fn lineage(sealed: &Sealed, tensors: &[Written]) -> Json {
                     let from: Vec<&String> = merge.models.iter().filter_map(|i| names.get(&hex(&i.hash))).collect();
                     (format!("{}({})", merge.method.name, parameters(merge)), json!(from))
                 }
-                How::Made { by, .. } => ((*by).to_owned(), json!(names.values().collect::<Vec<_>>())),
+                How::Made { by, with, from, .. } => (format!("{by}({with})"), json!(from)),
                 // Of a tensor that is the same in all that have it, no file is the one.
-                How::Copy { .. } => ("copy".to_owned(), json!(names.values().collect::<Vec<_>>())),
+                How::Copy { .. } => {
+                    let having =
+                        sealed.plan.models.iter().chain(&sealed.plan.base).filter(|m| m.checkpoint.get(&task.name).is_some());
+                    let having: std::collections::BTreeSet<&str> = having.map(|m| m.name.as_str()).collect();
+                    ("copy".to_owned(), json!(having))
+                }
             };
             json!({
                 "name": task.name, "dtype": dtype::name(task.dtype), "shape": task.shape, "strategy": strategy, "from": from,
@@ -373,6 +395,7 @@ fn lineage(sealed: &Sealed, tensors: &[Written]) -> Json {
         "@type": "prov:Entity",
         "prov:wasGeneratedBy": { "@type": "prov:Activity", "name": "mergeql merge-models", "version": env!("CARGO_PKG_VERSION") },
         "prov:wasDerivedFrom": sources,
+        "stages": stages.iter().map(|(name, lineage)| json!({ "name": name, "lineage": lineage })).collect::<Vec<_>>(),
         "base": sealed.base.map(|h| json!({ "@id": format!("sha256:{}", hex(&h)) })),
         "hasPart": parts,
     })

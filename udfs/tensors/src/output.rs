@@ -124,17 +124,27 @@ fn holds_model(name: &str) -> bool {
 impl Layout {
     /// Files of a model that is there and is laid out otherwise: beside this one they would be read for it.
     fn stale(&self) -> Vec<PathBuf> {
+        self.others("")
+    }
+
+    /// What a run that was stopped began in another layout.
+    fn left(&self) -> Vec<PathBuf> {
+        self.others(".partial")
+    }
+
+    fn others(&self, end: &str) -> Vec<PathBuf> {
         let Some(first) = self.parts.first().filter(|p| p.path.file_name().is_some_and(|n| holds_model(&n.to_string_lossy())))
         else {
             return Vec::new();
         };
         let folder = first.path.parent().filter(|f| !f.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let own = |path: &PathBuf| {
-            self.parts.iter().any(|p| p.path.file_name() == path.file_name())
-                || self.index.as_ref().is_some_and(|(i, _)| i.file_name() == path.file_name())
+        let finals = || self.parts.iter().map(|p| &p.path).chain(self.index.iter().map(|(path, _)| path));
+        let own = |name: &str| finals().any(|path| path.file_name().is_some_and(|own| own.to_string_lossy() == name));
+        let other = |path: &PathBuf| {
+            let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+            name.strip_suffix(end).is_some_and(|name| holds_model(name) && !own(name))
         };
-        let entries = std::fs::read_dir(folder).into_iter().flatten().filter_map(|e| Some(e.ok()?.path()));
-        entries.filter(|path| path.file_name().is_some_and(|n| holds_model(&n.to_string_lossy())) && !own(path)).collect()
+        std::fs::read_dir(folder).into_iter().flatten().filter_map(|e| Some(e.ok()?.path())).filter(other).collect()
     }
 }
 
@@ -144,7 +154,8 @@ impl Layout {
 /// `io` where there is one.
 pub fn free(out: &Path) -> Result<()> {
     let here = |path: PathBuf| {
-        Err(failed(&path, "this file exists").with_help("choose another place, or replace it with WITH (overwrite = true)"))
+        Err(failed(&path, "this file exists")
+            .with_help("choose another place, or replace it: WITH (overwrite = true), or --overwrite"))
     };
     if out.extension().is_some_and(|e| e == "safetensors") {
         return if out.exists() { here(out.to_owned()) } else { Ok(()) };
@@ -182,9 +193,8 @@ impl Writer {
         let here: Vec<PathBuf> = finals.cloned().chain(layout.stale()).collect();
         for path in &here {
             if path.exists() && !overwrite {
-                return Err(
-                    failed(path, "this file exists").with_help("choose another place, or replace it with WITH (overwrite = true)")
-                );
+                return Err(failed(path, "this file exists")
+                    .with_help("choose another place, or replace it: WITH (overwrite = true), or --overwrite"));
             }
             if let Some(folder) = path.parent().filter(|f| !f.as_os_str().is_empty()) {
                 std::fs::create_dir_all(folder).map_err(|e| failed(folder, e))?;
@@ -294,7 +304,7 @@ impl Writer {
         if let Some((path, text)) = &layout.index {
             std::fs::write(partial(path), text).and_then(|()| std::fs::rename(partial(path), path)).map_err(|e| failed(path, e))?;
         }
-        for path in layout.stale() {
+        for path in layout.stale().into_iter().chain(layout.left()) {
             std::fs::remove_file(&path).map_err(|e| failed(&path, e))?;
         }
         std::fs::remove_file(&layout.journal).map_err(|e| failed(&layout.journal, e))

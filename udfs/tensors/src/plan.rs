@@ -60,6 +60,8 @@ pub struct Rule {
 pub struct Options {
     /// The type of the output; by default that of the base, or the common one of the models.
     pub out_dtype: Option<Dtype>,
+    /// The type that tensors are rounded to when they are read.
+    pub dtype: Option<Dtype>,
     /// Whose numbers are given where a paper and its best known implementation differ.
     pub semantics: Semantics,
     /// Whether NaN and infinity are let through.
@@ -113,6 +115,7 @@ impl Default for Options {
     fn default() -> Options {
         Options {
             out_dtype: None,
+            dtype: None,
             semantics: Semantics::Paper,
             propagate_nan: false,
             merge_present: false,
@@ -152,6 +155,12 @@ pub enum How {
     Made {
         /// By which strategy.
         by: &'static str,
+        /// With which parameters, as they would be written.
+        with: String,
+        /// Of which models, by name.
+        from: Vec<String>,
+        /// How many bytes were read for it.
+        reads: u64,
         /// What was made.
         tensor: Tensor,
     },
@@ -213,7 +222,7 @@ impl Task {
         let size = |t: &Tensor| t.bytes.end - t.bytes.start;
         match &self.how {
             How::Merge(merge) => merge.models.iter().chain(&merge.base).map(|i| size(&i.tensor)).sum(),
-            How::Made { .. } => 0,
+            How::Made { reads, .. } => *reads,
             How::Copy { from, others } => size(from) + others.iter().map(size).sum::<u64>(),
         }
     }
@@ -507,7 +516,8 @@ impl Plan {
         }
         let (mut tasks, mut used) = (Vec::new(), vec![false; rules.len()]);
         for name in names {
-            let at = |model: &Model| model.checkpoint.get(name).cloned();
+            let read = |tensor: &Tensor| options.dtype.map_or_else(|| tensor.clone(), |dtype| tensor.rounded(dtype));
+            let at = |model: &Model| model.checkpoint.get(name).map(read);
             let lacking: Vec<&str> = models.iter().filter(|m| at(m).is_none()).map(|m| m.name.as_str()).collect();
             let inputs: Vec<Input> = models
                 .iter()

@@ -40,14 +40,22 @@ const CELL: usize = 26;
 /// A grid of shares with names of rows and columns; a cell without a number stays empty.
 fn heatmap(rows: &[String], columns: &[String], value: impl Fn(usize, usize) -> Option<f64>, scale: impl Fn(f64) -> f64) -> String {
     let left = 12 + 7 * rows.iter().map(|r| r.chars().count()).max().unwrap_or(0);
-    let (width, height) = (left + CELL * columns.len() + 10, 24 + CELL * rows.len() + 6);
+    // Names that are wider than their columns stand aslant.
+    let longest = columns.iter().map(|c| c.chars().count()).max().unwrap_or(0);
+    let aslant = longest > CELL / 7;
+    let (top, beside) = if aslant { (24 + 6 * longest, 10 + 4 * longest) } else { (24, 10) };
+    let (width, height) = (left + CELL * columns.len() + beside, top + CELL * rows.len() + 6);
     let mut svg = format!("<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{height}\" role=\"img\">");
     for (c, name) in columns.iter().enumerate() {
-        let x = left + c * CELL + CELL / 2;
-        let _ = write!(svg, "<text x=\"{x}\" y=\"16\" text-anchor=\"middle\">{}</text>", escaped(name));
+        let (x, y) = (left + c * CELL + CELL / 2, top - 8);
+        let place = match aslant {
+            true => format!("text-anchor=\"start\" transform=\"rotate(-60 {x} {y})\""),
+            false => "text-anchor=\"middle\"".to_owned(),
+        };
+        let _ = write!(svg, "<text x=\"{x}\" y=\"{y}\" {place}>{}</text>", escaped(name));
     }
     for (r, name) in rows.iter().enumerate() {
-        let y = 24 + r * CELL;
+        let y = top + r * CELL;
         let _ = write!(svg, "<text x=\"{}\" y=\"{}\" text-anchor=\"end\">{}</text>", left - 6, y + 17, escaped(name));
         for (c, column) in columns.iter().enumerate() {
             if let Some(v) = value(r, c) {

@@ -65,7 +65,8 @@ pub fn takes_any(strategy: &str) -> bool {
 }
 
 /// The options of the whole merge.
-pub const OPTIONS: [&str; 12] = [
+pub const OPTIONS: [&str; 13] = [
+    "dtype",
     "out_dtype",
     "semantics",
     "nan",
@@ -94,7 +95,8 @@ fn set(options: &mut Options, name: &str, given: Value) -> Result<Option<Value>>
         _ => None,
     };
     match name {
-        "out_dtype" => match &given {
+        "dtype" | "out_dtype" => match &given {
+            Value::Text(text) if name == "dtype" => options.dtype = Some(dtype::parse(text)?),
             Value::Text(text) => options.out_dtype = Some(dtype::parse(text)?),
             other => return Err(wrong("the name of a type", other)),
         },

@@ -116,6 +116,9 @@ pub fn plan(config: &Json, models: &[(String, PathBuf)], base: usize) -> Result<
     }
     let mut said = BTreeMap::new();
     for (token, how) in config.get("tokens").and_then(Json::as_object).into_iter().flatten() {
+        if let Some(other) = how.get("force").filter(|force| !force.is_boolean()) {
+            return Err(Error::invalid_argument(format!("force of token `{token}` is true or false, not {other}")));
+        }
         let force = how["force"].as_bool().unwrap_or(false);
         let from = match &how["source"] {
             Json::Null => None,
@@ -149,7 +152,11 @@ pub fn plan(config: &Json, models: &[(String, PathBuf)], base: usize) -> Result<
         }
     }
     let used = vocabulary.values().max().map_or(0, |last| *last as usize + 1);
-    let rows = match config.get("pad_to_multiple_of").and_then(Json::as_u64) {
+    let multiple = config.get("pad_to_multiple_of").filter(|n| !n.is_null());
+    if let Some(other) = multiple.filter(|n| n.as_u64().is_none()) {
+        return Err(Error::invalid_argument(format!("pad_to_multiple_of is a whole number, not {other}")));
+    }
+    let rows = match multiple.and_then(Json::as_u64) {
         Some(n) if n > 0 => used.next_multiple_of(n as usize),
         _ => used,
     };

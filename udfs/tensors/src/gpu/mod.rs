@@ -68,11 +68,13 @@ async fn open() -> std::result::Result<Gpu, String> {
     let wanted = wgpu::RequestAdapterOptions { power_preference: wgpu::PowerPreference::HighPerformance, ..Default::default() };
     let adapter = instance.request_adapter(&wanted).await.map_err(|e| e.to_string())?;
     let (info, limits) = (adapter.get_info(), adapter.limits());
-    let most = limits.max_storage_buffer_binding_size.min(limits.max_buffer_size).min(1 << 30);
+    let largest = limits.max_storage_buffer_binding_size.min(limits.max_buffer_size).min(1 << 30);
     let required_limits =
-        wgpu::Limits { max_storage_buffer_binding_size: most, max_buffer_size: most, ..wgpu::Limits::downlevel_defaults() };
+        wgpu::Limits { max_storage_buffer_binding_size: largest, max_buffer_size: largest, ..wgpu::Limits::downlevel_defaults() };
     let device = wgpu::DeviceDescriptor { label: Some("mergeql"), required_limits, ..Default::default() };
     let (device, queue) = adapter.request_device(&device).await.map_err(|e| e.to_string())?;
+    // What fails on the device gives no result, and is computed on the CPU: not a panic.
+    device.on_uncaptured_error(std::sync::Arc::new(|_| {}));
     let source = wgpu::ShaderSource::Wgsl(include_str!("kernels.wgsl").into());
     let module = device.create_shader_module(wgpu::ShaderModuleDescriptor { label: Some("kernels"), source });
     let pipeline = |entry: &str| {
@@ -95,7 +97,8 @@ async fn open() -> std::result::Result<Gpu, String> {
         combine,
         vectors,
         entries,
-        most,
+        // One buffer holds the settings and the inputs.
+        most: largest.saturating_sub(SETTINGS),
         idle: Mutex::default(),
         computed: AtomicU64::new(0),
     };

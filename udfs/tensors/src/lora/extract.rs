@@ -115,7 +115,11 @@ pub(super) fn plan(request: Request) -> Result<(Plan, Json)> {
         for (which, shape) in [[rank, columns], [rows, rank]].into_iter().enumerate() {
             let name = format!("base_model.model.{module}.lora_{}.weight", ["A", "B"][which]);
             let made = Tensor::made(&name, Dtype::F32, &shape, Arc::new(Factor { of: of.clone(), which }));
-            tasks.push(Task { name, shape: shape.to_vec(), dtype, how: How::Made { by: NAME, tensor: made } });
+            // Both factors are of one reading of the two matrices.
+            let reads = if which == 0 { [tensor, of_base].map(|t| t.bytes.end - t.bytes.start).iter().sum() } else { 0 };
+            let (with, from) = (format!("rank = {rank}"), vec![models[0].name.clone()]);
+            let how = How::Made { by: NAME, with, from, reads, tensor: made };
+            tasks.push(Task { name, shape: shape.to_vec(), dtype, how });
         }
     }
     if tasks.is_empty() {

@@ -210,6 +210,9 @@ pub fn plan(request: Request) -> Result<(Plan, Json)> {
             "leave BASE out; or choose a strategy of models, which merges the models that base and adapters stand for together",
         ));
     }
+    for model in &mut models {
+        model.checkpoint = model.checkpoint.clone().lenient(options.propagate_nan);
+    }
     // By hash, so that the order of the statement counts for nothing.
     let mut hashes = Vec::new();
     for model in &models {
@@ -305,23 +308,28 @@ pub fn plan(request: Request) -> Result<(Plan, Json)> {
             .find_map(|place| adapters[*place].modules.get(name))
             .ok_or_else(|| Error::invalid_argument("no adapter"))?;
         let dtype = options.out_dtype.unwrap_or(like.a.dtype);
-        for (tensor, factor) in [(&like.a, &a), (&like.b, &b)] {
+        let having = || order.iter().filter_map(|place| Some((&models[*place].name, adapters[*place].modules.get(name)?)));
+        let from: Vec<String> = having().map(|(model, _)| model.clone()).collect();
+        let read = |t: &Tensor| t.bytes.end - t.bytes.start;
+        let all = settings.iter().filter(|(name, _)| *name != "weight").map(|(name, value)| format!("{name} = {value}"));
+        let with: Vec<String> = std::iter::once(format!("weight = {ordered:?}")).chain(all).collect();
+        for (which, (tensor, factor)) in [(&like.a, &a), (&like.b, &b)].into_iter().enumerate() {
             let shape = vec![factor.nrows(), factor.ncols()];
             let made = Tensor::memory(tensor.name(), &shape, linalg::elements(factor.as_ref()));
+            let reads = having().map(|(_, module)| read(if which == 0 { &module.a } else { &module.b })).sum();
             let by = STRATEGIES.into_iter().find(|s| *s == rule.strategy).unwrap_or(STRATEGIES[0]);
-            tasks.push(Task { name: tensor.name().to_owned(), shape, dtype, how: How::Made { by, tensor: made } });
+            let how = How::Made { by, with: with.join(", "), from: from.clone(), reads, tensor: made };
+            tasks.push(Task { name: tensor.name().to_owned(), shape, dtype, how });
         }
     }
     tasks.sort_by(|a, b| a.name.cmp(&b.name));
-    for model in &mut models {
-        model.checkpoint = model.checkpoint.clone().lenient(options.propagate_nan);
-    }
-    let config = config(&adapters, &order, &ranks);
-    Ok((Plan { models, base: None, tasks, options, notes: Vec::new(), context }, config))
+    let mut notes = Vec::new();
+    let config = config(&adapters, &order, &ranks, &mut notes);
+    Ok((Plan { models, base: None, tasks, options, notes, context }, config))
 }
 
 /// The config of the merged adapter: alpha is the rank everywhere, so that the factors are the change itself.
-fn config(adapters: &[Adapter], order: &[usize], ranks: &BTreeMap<String, usize>) -> Json {
+fn config(adapters: &[Adapter], order: &[usize], ranks: &BTreeMap<String, usize>, notes: &mut Vec<String>) -> Json {
     let mut config = order
         .iter()
         .map(|i| &adapters[*i].config)
@@ -339,6 +347,15 @@ fn config(adapters: &[Adapter], order: &[usize], ranks: &BTreeMap<String, usize>
     };
     if config.get("target_modules").is_some() {
         config["target_modules"] = json!(targets);
+    }
+    // What it is for is said where all adapters say the same.
+    let bases: BTreeSet<Option<&str>> = adapters.iter().map(|a| a.config["base_model_name_or_path"].as_str()).collect();
+    if bases.len() > 1 {
+        if let Some(map) = config.as_object_mut() {
+            map.remove("base_model_name_or_path");
+        }
+        let named: Vec<&str> = bases.into_iter().map(|base| base.unwrap_or("none")).collect();
+        notes.push(format!("the adapters name different bases ({}), so that of the result is not said", named.join(", ")));
     }
     config["r"] = json!(greatest);
     config["lora_alpha"] = json!(greatest);

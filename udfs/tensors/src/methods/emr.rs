@@ -258,7 +258,7 @@ fn beside(plan: &Plan) -> Option<Plan> {
             name: tensor.name().to_owned(),
             shape: tensor.shape.clone(),
             dtype: tensor.dtype,
-            how: How::Made { by: METHOD.name, tensor },
+            how: How::Made { by: METHOD.name, with: String::new(), from: Vec::new(), reads: 0, tensor },
         };
         tasks.insert(task.name.clone(), task);
     };
