@@ -123,7 +123,15 @@ fn test_exchange() -> Outcome {
 /// Where the program and its clients are.
 fn servers_environment() -> Result<Environment, String> {
     run("cargo", &["build", "--bin", "mergeql"])?;
-    let packages = ["psycopg[binary]==3.2.3", "adbc-driver-flightsql==1.13.0", "pyarrow==26.0.1", "moto[s3,server]==5.2.5"];
+    let packages = [
+        "psycopg[binary]==3.2.3",
+        "sqlalchemy==2.1.9",
+        "pg8000==1.31.6",
+        "asyncpg==0.32.0",
+        "adbc-driver-flightsql==1.13.0",
+        "pyarrow==26.0.1",
+        "moto[s3,server]==5.2.5",
+    ];
     let program = target()?.join("debug/mergeql").display().to_string();
     let mut environment = postgres::test_environment()?;
     environment.extend([

@@ -142,6 +142,91 @@ fn who_may_come_in() {
     assert!(!folder.path().join("b.csv").exists());
 }
 
+/// A message of the protocol's startup, or of its later part behind a letter.
+fn message(letter: &[u8], body: &[u8]) -> Vec<u8> {
+    [letter, &(body.len() as u32 + 4).to_be_bytes()[..], body].concat()
+}
+
+const STARTUP: &[u8] = b"\x00\x03\x00\x00user\0ann\0database\0datafusion\0\0";
+
+#[test]
+fn who_is_refused_runs_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("users"), "ann:open sesame\n").unwrap();
+    certificate(folder.path());
+    let tls = ["--password-file", "users", "--tls-cert", "cert.pem", "--tls-key", "key.pem"];
+    let (by_password, by_tls) = (serve(folder.path(), &["--password-file", "users"]), serve(folder.path(), &tls));
+    let query = message(b"Q", b"CREATE TABLE hacked AS SELECT 1 AS a\0");
+    let prepared = [
+        message(b"P", b"\0CREATE TABLE hacked AS SELECT 1 AS a\0\0\0"),
+        message(b"B", &[0; 8]),
+        message(b"E", &[0; 5]),
+        message(b"S", b""),
+    ];
+    let wrong_way = message(b"p", b"SCRAM-SHA-999\0\0\0\0\0");
+    let wrong_first = message(b"p", b"SCRAM-SHA-256\0\0\0\0\x05n,,xx");
+    // A wrong way to say who one is, nothing of the kind, and no encryption where there must be some; at once, and after the refusal.
+    for (server, greeting) in [(&by_password, Some(wrong_way)), (&by_password, Some(wrong_first)), (&by_password, None), (&by_tls, None)] {
+        for wait in [0, 300] {
+            for statement in [query.clone(), prepared.concat()] {
+                let mut socket = TcpStream::connect(&server.addresses[0]).unwrap();
+                socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+                socket.write_all(&message(b"", STARTUP)).unwrap();
+                socket.write_all(greeting.as_deref().unwrap_or_default()).unwrap();
+                std::thread::sleep(Duration::from_millis(wait));
+                // It may have hung up by then.
+                socket.write_all(&statement).ok();
+                let mut told = Vec::new();
+                socket.read_to_end(&mut told).ok();
+                assert!(!String::from_utf8_lossy(&told).contains("CREATE"), "{}", String::from_utf8_lossy(&told));
+            }
+        }
+        let mode = if std::ptr::eq(server, &by_tls) { "require" } else { "disable" };
+        let connection = format!("user=ann password='open sesame' dbname=datafusion sslmode={mode}");
+        let there = psql_as(server, &connection, "SELECT count(*) FROM information_schema.tables WHERE table_name = 'hacked'");
+        assert_eq!(stdout(&there), "0\n");
+    }
+}
+
+#[test]
+fn a_deep_statement_holds_nobody_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = serve(folder.path(), &[]);
+    let deep = format!("SELECT {}1{}", "(".repeat(50_000), ")".repeat(50_000));
+    let clients: Vec<TcpStream> = (0..3)
+        .map(|_| {
+            let mut socket = TcpStream::connect(&server.addresses[0]).unwrap();
+            socket.write_all(&message(b"", STARTUP)).unwrap();
+            socket.read_exact(&mut [0; 9]).unwrap();
+            socket.write_all(&message(b"Q", &[deep.as_bytes(), b"\0"].concat())).unwrap();
+            socket
+        })
+        .collect();
+    let started = Instant::now();
+    assert_eq!(psql(&server, "SELECT 1"), "1\n");
+    assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
+    drop(clients);
+    let told = psql(&server, &deep[..deep.len() / 100]);
+    assert!(told.contains("ERROR"), "{told}");
+}
+
+#[test]
+fn tools_find_their_way_about() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = serve(folder.path(), &[]);
+    psql(&server, TABLES);
+    // SQLAlchemy with two drivers, and asyncpg; then JDBC.
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/postgres_tools.py");
+    let output = Command::new(variable("MERGEQL_CLIENTS_PYTHON")).args([script, server.port()]).output().unwrap();
+    assert_eq!(stdout(&output), "done\n");
+    let program = concat!(env!("CARGO_MANIFEST_DIR"), "/PostgresJdbc.java");
+    let output = Command::new("java").args(["-cp", "/usr/share/java/postgresql.jar", program, server.port()]).output().unwrap();
+    assert_eq!(stdout(&output), "done\n");
+    // psql's own ways to look around.
+    let told = psql(&server, "UPDATE nyc SET salary = 1 WHERE id = 1; DELETE FROM nyc WHERE id = 1");
+    assert_eq!(told, "UPDATE 1\nDELETE 1\n");
+}
+
 #[test]
 fn a_read_only_server_changes_nothing() {
     let folder = tempfile::tempdir().unwrap();
@@ -159,6 +244,7 @@ fn a_read_only_server_changes_nothing() {
         "CREATE STRATEGY s AS max",
         "CREATE VIEW w AS SELECT 1",
         "EXPLAIN ANALYZE INSERT INTO t VALUES (9, 9)",
+        "ALTER TABLE t RENAME TO u",
     ] {
         let told = psql(&server, statement);
         assert!(told.contains("read-only"), "{statement}: {told}");
