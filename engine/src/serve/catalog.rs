@@ -202,6 +202,9 @@ fn table(columns: Vec<(&str, ArrayRef)>) -> DfResult<Arc<dyn TableProvider>> {
     Ok(Arc::new(MemTable::try_new(batch.schema(), vec![vec![batch]])?))
 }
 
+/// The catalogues that are made here.
+const TABLES: [&str; 2] = ["pg_settings", "pg_stat_activity"];
+
 fn settings() -> DfResult<Arc<dyn TableProvider>> {
     let (names, values): (Vec<&str>, Vec<&str>) = SETTINGS.iter().copied().unzip();
     let all = |text: &str| Arc::new(StringArray::from(vec![text; SETTINGS.len()])) as ArrayRef;
@@ -253,7 +256,7 @@ pub(super) fn prepare(context: &MergeContext) -> Result<()> {
     if let Some(catalog) = session.catalog(&name)
         && let Some(schema) = catalog.schema("pg_catalog")
     {
-        let own = BTreeMap::from([("pg_settings", settings()?), ("pg_stat_activity", activity()?)]);
+        let own = TABLES.into_iter().zip([settings()?, activity()?]).collect();
         catalog.register_schema("pg_catalog", Arc::new(Beside { schema, own }))?;
     }
     Ok(())
@@ -277,14 +280,15 @@ pub(super) fn rewritten(mut statement: sql::Statement) -> sql::Statement {
 
 struct Rewrite;
 
-fn call(name: &str, argument: Expr) -> Expr {
+fn call(name: &str, arguments: Vec<Expr>) -> Expr {
+    let argument = |argument| sql::FunctionArg::Unnamed(sql::FunctionArgExpr::Expr(argument));
     Expr::Function(sql::Function {
         name: sql::ObjectName::from(vec![sql::Ident::new(name)]),
         uses_odbc_syntax: false,
         parameters: sql::FunctionArguments::None,
         args: sql::FunctionArguments::List(sql::FunctionArgumentList {
             duplicate_treatment: None,
-            args: vec![sql::FunctionArg::Unnamed(sql::FunctionArgExpr::Expr(argument))],
+            args: arguments.into_iter().map(argument).collect(),
             clauses: Vec::new(),
         }),
         filter: None,
@@ -310,12 +314,67 @@ fn single(query: &mut sql::Query) {
     let [SelectItem::UnnamedExpr(value) | SelectItem::ExprWithAlias { expr: value, .. }] = &mut select.projection[..] else {
         return;
     };
-    let aggregate = ["count", "max", "min", "sum", "avg", "array_agg", "string_agg", "bool_or", "bool_and"];
-    let folds = |f: &sql::Function| aggregate.iter().any(|name| f.name.to_string().eq_ignore_ascii_case(name));
-    let folded = matches!(value, Expr::Function(f) if folds(f));
-    if plain && !grouped && !folded && !select.from.is_empty() {
-        *value = call("max", value.clone());
+    if plain && !grouped && !folds(value) && !select.from.is_empty() {
+        *value = call("max", vec![value.clone()]);
     }
+}
+
+/// Catalogues that have nothing of a user's table: there are no keys, indexes, sequences and defaults that clients could be told of.
+const EMPTY: [&str; 6] = ["pg_index", "pg_constraint", "pg_sequence", "pg_attrdef", "pg_trigger", "pg_policy"];
+
+fn relation_is_empty(relation: &sql::TableFactor) -> bool {
+    match relation {
+        sql::TableFactor::Table { name, .. } => {
+            let name = name.to_string().to_ascii_lowercase();
+            EMPTY.contains(&name.strip_prefix("pg_catalog.").unwrap_or(&name))
+        }
+        sql::TableFactor::Derived { subquery, .. } => no_rows(subquery).is_some(),
+        sql::TableFactor::NestedJoin { table_with_joins, .. } => source_is_empty(table_with_joins),
+        _ => false,
+    }
+}
+
+fn source_is_empty(source: &sql::TableWithJoins) -> bool {
+    use sql::JoinOperator::{CrossJoin, FullOuter, Inner, Join, Right, RightOuter};
+    let inner =
+        |join: &sql::Join| matches!(join.join_operator, Join(_) | Inner(_) | CrossJoin(_)) && relation_is_empty(&join.relation);
+    let outer = |join: &sql::Join| matches!(join.join_operator, FullOuter(_) | Right(_) | RightOuter(_));
+    !source.joins.iter().any(outer) && (relation_is_empty(&source.relation) || source.joins.iter().any(inner))
+}
+
+/// The columns of a query that has no rows, because it reads a catalogue that has none.
+fn no_rows(query: &sql::Query) -> Option<Vec<String>> {
+    let SetExpr::Select(select) = &*query.body else { return None };
+    let grouped = !matches!(&select.group_by, sql::GroupByExpr::Expressions(by, _) if by.is_empty());
+    if !select.from.iter().any(source_is_empty) {
+        return None;
+    }
+    let name = |item: &SelectItem| match item {
+        SelectItem::ExprWithAlias { alias, expr } if grouped || !folds(expr) => Some(alias.value.clone()),
+        SelectItem::UnnamedExpr(expr) if grouped || !folds(expr) => Some(match expr {
+            Expr::Identifier(name) => name.value.clone(),
+            Expr::CompoundIdentifier(parts) => parts.last()?.value.clone(),
+            other => other.to_string(),
+        }),
+        _ => None,
+    };
+    select.projection.iter().map(name).collect()
+}
+
+/// Whether an expression is an aggregate, which has a row over none.
+fn folds(expr: &Expr) -> bool {
+    let aggregate = ["count", "max", "min", "sum", "avg", "array_agg", "string_agg", "bool_or", "bool_and"];
+    matches!(expr, Expr::Function(f) if aggregate.iter().any(|name| f.name.to_string().eq_ignore_ascii_case(name)))
+}
+
+fn without_rows(columns: &[String]) -> Option<sql::Query> {
+    let column = |(at, name): (usize, &String)| {
+        let again = columns[..at].contains(name).then(|| format!("{name}_{at}"));
+        format!("NULL::text AS \"{}\"", again.as_ref().unwrap_or(name).replace('"', "\"\""))
+    };
+    let columns: Vec<String> = columns.iter().enumerate().map(column).collect();
+    let text = format!("SELECT {} WHERE false", columns.join(", "));
+    Parser::new(&PostgreSqlDialect {}).try_with_sql(&text).and_then(|mut parser| parser.parse_query()).ok().map(|query| *query)
 }
 
 /// Names for what has the same name twice.
@@ -341,7 +400,19 @@ fn named(body: &mut SetExpr) {
 impl VisitorMut for Rewrite {
     type Break = ();
 
+    fn pre_visit_relation(&mut self, name: &mut sql::ObjectName) -> ControlFlow<()> {
+        if let [sql::ObjectNamePart::Identifier(only)] = &name.0[..]
+            && TABLES.contains(&only.value.as_str())
+        {
+            *name = sql::ObjectName::from(vec![sql::Ident::new("pg_catalog"), only.clone()]);
+        }
+        ControlFlow::Continue(())
+    }
+
     fn pre_visit_query(&mut self, query: &mut sql::Query) -> ControlFlow<()> {
+        if let Some(empty) = no_rows(query).and_then(|columns| without_rows(&columns)) {
+            *query = empty;
+        }
         named(&mut query.body);
         ControlFlow::Continue(())
     }
@@ -357,11 +428,28 @@ impl VisitorMut for Rewrite {
                     **right = name;
                 }
             }
-            Expr::Function(f) if f.name.to_string().eq_ignore_ascii_case("to_regclass") => {
+            // An escape character of one's own is the usual one.
+            Expr::Like { pattern, escape_char: escape @ Some(_), .. }
+            | Expr::ILike { pattern, escape_char: escape @ Some(_), .. } => {
+                let own = escape.take().map(|escape| escape.to_string()).unwrap_or_default();
+                let usual = format!("replace({pattern}, {own}, '\\')");
+                let parsed = Parser::new(&PostgreSqlDialect {}).try_with_sql(&usual).and_then(|mut parser| parser.parse_expr());
+                **pattern = parsed.unwrap_or_else(|_| (**pattern).clone());
+            }
+            Expr::Subquery(query) if no_rows(query).is_some() => *expr = Expr::Value(sql::Value::Null.with_empty_span()),
+            // A field of what a function gives.
+            Expr::CompoundFieldAccess { root, access_chain } => {
+                if let [sql::AccessExpr::Dot(Expr::Identifier(field))] = &access_chain[..] {
+                    let field = Expr::Value(sql::Value::SingleQuotedString(field.value.clone()).with_empty_span());
+                    *expr = call("get_field", vec![(**root).clone(), field]);
+                }
+            }
+            Expr::Function(f) if ["to_regclass", "to_regtype"].iter().any(|to| f.name.to_string().eq_ignore_ascii_case(to)) => {
+                let types = f.name.to_string().eq_ignore_ascii_case("to_regtype");
                 if let sql::FunctionArguments::List(list) = &f.args
                     && let [sql::FunctionArg::Unnamed(sql::FunctionArgExpr::Expr(name))] = &list.args[..]
                 {
-                    *expr = regclass(name.clone());
+                    *expr = numbered(name.clone(), if types { ("pg_type", "typname") } else { ("pg_class", "relname") });
                 }
             }
             _ => {}
@@ -377,9 +465,9 @@ impl VisitorMut for Rewrite {
     }
 }
 
-/// The number of the table of this name, or NULL.
-fn regclass(name: Expr) -> Expr {
-    let text = format!("(SELECT max(oid) FROM pg_catalog.pg_class WHERE relname = {name})");
+/// The number of what has this name in a catalogue, or NULL.
+fn numbered(name: Expr, (catalogue, column): (&str, &str)) -> Expr {
+    let text = format!("(SELECT max(oid) FROM pg_catalog.{catalogue} WHERE {column} = {name})");
     let parsed = Parser::new(&PostgreSqlDialect {}).try_with_sql(&text).and_then(|mut parser| parser.parse_expr());
     parsed.unwrap_or(Expr::Value(sql::Value::Null.with_empty_span()))
 }

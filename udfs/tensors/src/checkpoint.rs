@@ -374,6 +374,15 @@ fn open_file(path: &Path, into: &mut BTreeMap<String, Tensor>) -> Result<()> {
         return Err(broken(path, format!("it has {size} bytes, and a header takes 8 at least")));
     }
     read_at(&file, &mut length, 0).map_err(|e| failed(path, e))?;
+    let others = [
+        (&b"GGUF"[..], "a GGUF file"),
+        (b"PK\x03\x04", "a zip archive, as PyTorch writes its checkpoints"),
+        (b"\x80\x02", "a pickle of Python"),
+    ];
+    if let Some((_, what)) = others.iter().find(|(magic, _)| length.starts_with(magic)) {
+        return Err(Error::new(Code::Unsupported, format!("`{}` is {what}: only safetensors files are read", path.display()))
+            .with_help("convert it to safetensors"));
+    }
     let header = u64::from_le_bytes(length);
     if header > MAX_HEADER || header > size - 8 {
         return Err(broken(path, format!("its header claims {header} bytes, {} are there", size - 8)));

@@ -410,6 +410,11 @@ pub fn merge_task(name: &str, chosen: &Chosen, models: Vec<Input>, base: Option<
     let merge = Merge { method, settings: chosen.settings.clone(), models, base, sides: chosen.sides.clone() };
     let task = Task { name: name.to_owned(), shape, dtype, how: How::Merge(Box::new(merge)) };
     let How::Merge(merge) = &task.how else { return Ok(task) };
+    let weights = merge.job(&task).of_models("weight");
+    if method.weighs() && merge.settings.semantics == Semantics::Paper && !weights.is_empty() && weights.iter().all(|w| *w == 0.0) {
+        return Err(Error::invalid_argument(format!("the weights of tensor `{name}` are all 0, and sum to zero"))
+            .with_help("give a model a weight, or leave the weights out"));
+    }
     (method.check)(&merge.job(&task))?;
     // Arithmetic is in f32; where there is none, doubles stay what they are.
     if let [input] = &merge.models[..]
@@ -568,7 +573,9 @@ impl Plan {
             notes.push(format!("no tensor is called `{}`", rule.pattern));
         }
         if tasks.is_empty() {
-            return Err(Error::new(Code::InvalidArgument, "the models have no tensors"));
+            let files: Vec<String> = models.iter().map(|m| m.checkpoint.path.display().to_string()).collect();
+            return Err(Error::invalid_argument(format!("the models have no tensors: {}", files.join(", ")))
+                .with_help("name files or folders with tensors"));
         }
         Ok(Plan { models, base, tasks, options, notes, context: context.join("\n") })
     }

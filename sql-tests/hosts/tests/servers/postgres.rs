@@ -166,7 +166,9 @@ fn who_is_refused_runs_nothing() {
     let wrong_way = message(b"p", b"SCRAM-SHA-999\0\0\0\0\0");
     let wrong_first = message(b"p", b"SCRAM-SHA-256\0\0\0\0\x05n,,xx");
     // A wrong way to say who one is, nothing of the kind, and no encryption where there must be some; at once, and after the refusal.
-    for (server, greeting) in [(&by_password, Some(wrong_way)), (&by_password, Some(wrong_first)), (&by_password, None), (&by_tls, None)] {
+    for (server, greeting) in
+        [(&by_password, Some(wrong_way)), (&by_password, Some(wrong_first)), (&by_password, None), (&by_tls, None)]
+    {
         for wait in [0, 300] {
             for statement in [query.clone(), prepared.concat()] {
                 let mut socket = TcpStream::connect(&server.addresses[0]).unwrap();
