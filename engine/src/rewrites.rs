@@ -11,10 +11,15 @@ use std::sync::Arc;
 impl MergeContext {
     /// Writes a table anew without the rows that a statement deletes, or with those that it changes; the answer is their number.
     pub(crate) async fn rewrite(&self, dml: &DmlStatement) -> Result<DataFrame> {
+        // The plan of a TRUNCATE knows no columns.
+        let input = match &dml.op {
+            WriteOp::Truncate => self.session.table(dml.table_name.clone()).await?.into_unoptimized_plan(),
+            _ => (*dml.input).clone(),
+        };
         let left = match &dml.op {
-            WriteOp::Delete => left(&dml.input),
-            WriteOp::Update => changed(&dml.input)?,
-            WriteOp::Truncate => Some(LogicalPlanBuilder::from((*dml.input).clone()).filter(lit(false))?.build()?),
+            WriteOp::Delete => left(&input),
+            WriteOp::Update => changed(&input)?,
+            WriteOp::Truncate => Some(LogicalPlanBuilder::from(input.clone()).filter(lit(false))?.build()?),
             _ => None,
         };
         let Some(left) = left else {
@@ -24,7 +29,7 @@ impl MergeContext {
                 .help("name the rows by WHERE, with IN (SELECT ...) for those of another table"));
         };
         let frame = |plan: LogicalPlan| DataFrame::new(self.session.state(), plan);
-        let count = frame((*dml.input).clone()).count().await.map_err(MergeError::running)?;
+        let count = frame(input).count().await.map_err(MergeError::running)?;
         self.replace_table(dml.table_name.table(), frame(left), None).await?;
         self.count("count", count as u64)
     }

@@ -143,7 +143,9 @@ fn servers_environment() -> Result<Environment, String> {
 
 /// `cargo xtask test-servers`
 fn test_servers() -> Outcome {
-    hosts(&["servers"], &servers_environment()?)
+    let mut environment = servers_environment()?;
+    environment.extend(dbt_environment()?);
+    hosts(&["servers"], &environment)
 }
 
 fn test() -> Outcome {

@@ -280,6 +280,33 @@ pub(super) fn rewritten(mut statement: sql::Statement) -> sql::Statement {
 
 struct Rewrite;
 
+/// Catalogues that are read from others: in the library's, views are tables.
+const READ: [(&str, &str); 2] = [
+    (
+        "pg_tables",
+        "(SELECT table_schema AS schemaname, table_name AS tablename, 'postgres' AS tableowner, NULL::text AS tablespace, \
+          false AS hasindexes, false AS hasrules, false AS hastriggers, false AS rowsecurity \
+          FROM information_schema.tables WHERE table_type = 'BASE TABLE')",
+    ),
+    (
+        "pg_views",
+        "(SELECT table_schema AS schemaname, table_name AS viewname, 'postgres' AS viewowner, NULL::text AS definition \
+          FROM information_schema.tables WHERE table_type = 'VIEW')",
+    ),
+];
+
+fn read(relation: &sql::TableFactor) -> Option<sql::TableFactor> {
+    let sql::TableFactor::Table { name, alias, .. } = relation else { return None };
+    let name = name.to_string().to_ascii_lowercase();
+    let name = name.strip_prefix("pg_catalog.").unwrap_or(&name);
+    let (name, query) = READ.iter().find(|(known, _)| *known == name)?;
+    let alias = alias.as_ref().map_or_else(|| (*name).to_owned(), ToString::to_string);
+    let text = format!("SELECT 1 FROM {query} AS {}", alias.strip_prefix("AS ").unwrap_or(&alias));
+    let query = Parser::new(&PostgreSqlDialect {}).try_with_sql(&text).and_then(|mut parser| parser.parse_query()).ok()?;
+    let SetExpr::Select(select) = *query.body else { return None };
+    select.from.into_iter().next().map(|from| from.relation)
+}
+
 fn call(name: &str, arguments: Vec<Expr>) -> Expr {
     let argument = |argument| sql::FunctionArg::Unnamed(sql::FunctionArgExpr::Expr(argument));
     Expr::Function(sql::Function {
@@ -399,6 +426,13 @@ fn named(body: &mut SetExpr) {
 
 impl VisitorMut for Rewrite {
     type Break = ();
+
+    fn pre_visit_table_factor(&mut self, relation: &mut sql::TableFactor) -> ControlFlow<()> {
+        if let Some(read) = read(relation) {
+            *relation = read;
+        }
+        ControlFlow::Continue(())
+    }
 
     fn pre_visit_relation(&mut self, name: &mut sql::ObjectName) -> ControlFlow<()> {
         if let [sql::ObjectNamePart::Identifier(only)] = &name.0[..]

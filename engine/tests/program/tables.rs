@@ -123,6 +123,9 @@ fn rows_are_deleted_and_changed() {
             "CREATE OR REPLACE TABLE t AS SELECT 1 AS id, 2 AS v; UPDATE t SET v = id; SELECT * FROM t; DELETE FROM t; SELECT count(*) AS n FROM t",
         ));
         assert!(out.contains("id,v\n1,1\n") && out.ends_with("n\n0\n"), "{db:?}: {out}");
+        // Without its rows a table has its columns.
+        let out = stdout(&run("INSERT INTO t VALUES (8, 9); TRUNCATE TABLE t; INSERT INTO t VALUES (1, 2); SELECT * FROM t"));
+        assert!(out.contains("count\n1\n") && out.ends_with("id,v\n1,2\n"), "{db:?}: {out}");
         let states = "CREATE TABLE k AS SELECT 1 AS id, 2 AS v; MERGE k ON id STRATEGY v = max INTO kept WITH (state = 'keep'); ";
         for edit in ["DELETE FROM kept", "UPDATE kept SET v = 1 WHERE id = 1"] {
             let (_, error) = failure(&run(&format!("{states}{edit}")));
@@ -131,6 +134,38 @@ fn rows_are_deleted_and_changed() {
         }
         let (_, error) = failure(&run("CREATE VIEW w AS SELECT 1 AS id; DELETE FROM w"));
         assert!(error.contains("is a view"), "{db:?}: {error}");
+    }
+}
+
+#[test]
+fn tables_and_views_are_renamed() {
+    let folder = tempfile::tempdir().unwrap();
+    for db in [&[][..], &["--db", "shop"]] {
+        let run = |sql: &str| run(folder.path(), &[db, &["-c", sql, "--format", "csv"]].concat());
+        let begin = "CREATE TABLE a AS SELECT 1 AS id, 5 AS v; CREATE VIEW \"w 1\" AS MERGE a ON id STRATEGY v = max;
+            MERGE a ON id STRATEGY v = max INTO kept WITH (state = 'keep');
+            ALTER TABLE a RENAME TO \"B\"; ALTER TABLE kept RENAME TO held;";
+        // A view is by names: it reads what has the name now.
+        let out = stdout(&run(&format!(
+            "{begin} CREATE TABLE a AS SELECT 1 AS id, 7 AS v; ALTER VIEW IF EXISTS \"w 1\" RENAME TO w2; SELECT * FROM w2;
+             MERGE INTO held USING a ON id STRATEGY v = max; SELECT * FROM held; SELECT * FROM \"B\""
+        )));
+        assert!(out.contains("id,v\n1,7\n") && out.ends_with("id,v\n1,7\nid,v\n1,5\n"), "{db:?}: {out}");
+        if !db.is_empty() {
+            // And after a restart.
+            assert_eq!(
+                stdout(&run("SELECT * FROM w2; SELECT * FROM held; SELECT * FROM \"B\"")),
+                "id,v\n1,7\nid,v\n1,7\nid,v\n1,5\n"
+            );
+            stdout(&run("DROP VIEW w2; DROP TABLE held; DROP TABLE \"B\"; DROP TABLE a"));
+        }
+        let (_, error) = failure(&run("CREATE TABLE x AS SELECT 1 AS a; ALTER TABLE nothing RENAME TO y"));
+        assert!(error.contains("error[unknown_source]"), "{db:?}: {error}");
+        let (_, error) =
+            failure(&run("CREATE OR REPLACE TABLE x AS SELECT 1 AS a; CREATE TABLE y AS SELECT 2 AS a; ALTER TABLE x RENAME TO y"));
+        assert!(error.contains("already"), "{db:?}: {error}");
+        let out = stdout(&run("ALTER TABLE IF EXISTS nothing RENAME TO z"));
+        assert!(out.contains('0'), "{db:?}: {out}");
     }
 }
 

@@ -157,6 +157,90 @@ async fn a_source_that_is_not_sorted_is_an_error() {
     assert_eq!(wrong.code(), mergeql_udfs::Code::InvalidArgument);
 }
 
+/// A Parquet file of (id, v) whose row groups, and each of them, say that they are sorted by `id`, NULLs first.
+fn groups(path: &Path, groups: &[&[(Option<i64>, i64)]]) {
+    use arrow::array::{ArrayRef, Int64Array, RecordBatch};
+    use parquet::file::metadata::SortingColumn;
+    use std::sync::Arc;
+    let batch = |rows: &[(Option<i64>, i64)]| {
+        let ids: ArrayRef = Arc::new(rows.iter().map(|(id, _)| *id).collect::<Int64Array>());
+        let values: ArrayRef = Arc::new(rows.iter().map(|(_, v)| Some(*v)).collect::<Int64Array>());
+        RecordBatch::try_from_iter_with_nullable([("id", ids, true), ("v", values, true)]).unwrap()
+    };
+    let sorted = vec![SortingColumn { column_idx: 0, descending: false, nulls_first: true }];
+    let properties = parquet::file::properties::WriterProperties::builder().set_sorting_columns(Some(sorted)).build();
+    let file = std::fs::File::create(path).unwrap();
+    let mut writer = parquet::arrow::ArrowWriter::try_new(file, batch(groups[0]).schema(), Some(properties)).unwrap();
+    for rows in groups {
+        writer.write(&batch(rows)).unwrap();
+        writer.flush().unwrap();
+    }
+    writer.close().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_order_of_row_groups_is_not_one_of_the_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, other) = (folder.path().join("a.parquet"), folder.path().join("b.parquet"));
+    let (place, beside) = (path.display(), other.display());
+    groups(&other, &[&[(Some(2), 100), (Some(9), 100)]]);
+    let context =
+        |threads, memory_limit| MergeContext::new(Config { threads: Some(threads), memory_limit, ..Config::default() }).unwrap();
+    let contexts = [context(1, None), context(3, None), context(2, Some(64 << 20))];
+    // Whether the file as a whole is sorted, and the least value of each key there and beside it.
+    let apart: &[&[(Option<i64>, i64)]] = &[&[(Some(1), 4), (Some(2), 3)], &[(Some(3), 2), (Some(4), 1)]];
+    let touching: &[&[(Option<i64>, i64)]] = &[&[(Some(1), 4), (Some(2), 3)], &[(Some(2), 9), (Some(4), 1)]];
+    let overlapping: &[&[(Option<i64>, i64)]] =
+        &[&[(Some(1), 0), (Some(3), 1)], &[(Some(1), 5), (Some(2), 6)], &[(Some(2), 7), (Some(3), 8)]];
+    let nulls_between: &[&[(Option<i64>, i64)]] = &[&[(None, 1), (Some(2), 2)], &[(None, 3), (Some(3), 4)]];
+    let nulls_first: &[&[(Option<i64>, i64)]] = &[&[(None, 1), (None, 2)], &[(None, 3), (Some(3), 4)]];
+    for (rows_of, sorted) in [(apart, true), (touching, true), (overlapping, false), (nulls_between, false), (nulls_first, true)] {
+        groups(&path, rows_of);
+        let mut all: Vec<(Option<i64>, i64)> = rows_of.concat();
+        all.sort();
+        let text = |id: &Option<i64>| id.map_or("NULL".to_owned(), |id| id.to_string());
+        let ordered: Vec<String> = all.iter().map(|(id, _)| text(id)).collect();
+        let mut least: std::collections::BTreeMap<i64, i64> = [(2, 100), (9, 100)].into();
+        for (id, v) in &all {
+            let Some(id) = id else { continue };
+            least.entry(*id).and_modify(|least| *least = *v.min(least)).or_insert(*v);
+        }
+        // Rows without a key are rows of their own.
+        let alone = all.iter().filter(|(id, _)| id.is_none()).map(|(_, v)| format!("NULL|{v}"));
+        let mut merged: Vec<String> = least.iter().map(|(id, v)| format!("{id}|{v}")).chain(alone).collect();
+        merged.sort();
+        let merge = format!("MERGE '{place}', '{beside}' ON id STRATEGY v = min");
+        for context in &contexts {
+            let query = format!("SELECT id FROM '{place}' ORDER BY id NULLS FIRST");
+            assert_eq!(rows(context, &query).await.unwrap(), ordered, "{rows_of:?}");
+            let grouped = format!("SELECT id, min(v) FROM '{place}' WHERE id IS NOT NULL GROUP BY id ORDER BY id");
+            let own = least.iter().filter(|(id, _)| all.iter().any(|(other, _)| *other == Some(**id)));
+            let own: Vec<String> = own
+                .map(|(id, _)| (id, all.iter().filter(|r| r.0 == Some(*id)).map(|r| r.1).min().unwrap()))
+                .map(|(id, v)| format!("{id}|{v}"))
+                .collect();
+            assert_eq!(rows(context, &grouped).await.unwrap(), own, "{rows_of:?}");
+            for options in ["", " WITH (sorted = false)"] {
+                let merge = format!("{merge}{options}");
+                let mut found = rows(context, &merge).await.unwrap_or_else(|e| panic!("{merge} of {rows_of:?}: {e}"));
+                found.sort();
+                assert_eq!(found, merged, "{merge} of {rows_of:?}");
+                let mut nested =
+                    rows(context, &format!("SELECT * FROM ({merge}) AS m")).await.unwrap_or_else(|e| panic!("{merge}: {e}"));
+                nested.sort();
+                assert_eq!(nested, merged, "{merge} of {rows_of:?}");
+            }
+        }
+        let plan = rows(&contexts[1], &format!("EXPLAIN {merge}")).await.unwrap().join("\n");
+        assert_eq!(plan.contains("SortedMerge"), sorted, "{rows_of:?}\n{plan}");
+    }
+    // A file that says it and is not is an error, never a wrong answer.
+    groups(&path, &[&[(Some(3), 1), (Some(1), 2), (Some(2), 3)]]);
+    let error = rows(&contexts[1], &format!("MERGE '{place}', '{beside}' ON id STRATEGY v = min")).await.unwrap_err();
+    assert!(error.contains("is not"), "{error}");
+    assert_eq!(rows(&contexts[0], &format!("SELECT id FROM '{place}' ORDER BY id")).await.unwrap(), ["1", "2", "3"]);
+}
+
 /// A key has several rows then: what it determines of a merged row, it does not determine of these.
 #[tokio::test(flavor = "multi_thread")]
 async fn conflicts_are_ordered_as_asked() {

@@ -1,6 +1,7 @@
 //! The program as a server and as a cluster: real processes, real clients, and clients that behave badly; and its page in a real browser.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod dbt;
 mod flight;
 mod objects;
 mod page;
