@@ -281,12 +281,13 @@ impl Service {
     /// The text to run: what clients ask of Postgres' catalogues is put into terms that the engine has.
     fn to_run(text: &str, foreign: Option<&sql::Statement>) -> String {
         let lower = text.to_ascii_lowercase();
-        let asks =
-            ["pg_", "information_schema", "current_", "::reg", "to_reg", "version()"].iter().any(|word| lower.contains(word))
-                || lower.trim_start().starts_with("show");
+        let says = |words: &[&str]| words.iter().any(|word| lower.contains(word));
+        let catalogues = says(&["pg_", "information_schema", "::reg", "to_reg"]);
+        let asks = catalogues || says(&["current_", "version()"]) || lower.trim_start().starts_with("show");
         match foreign {
             Some(sql::Statement::ShowTables { .. }) => TABLES.to_owned(),
-            Some(statement @ sql::Statement::Query(_)) if asks => rewritten(statement.clone()).to_string(),
+            Some(statement @ sql::Statement::Query(_)) if catalogues => rewritten(statement.clone()).to_string(),
+            Some(statement @ sql::Statement::Query(_)) if asks => statement.to_string(),
             _ => text.to_owned(),
         }
     }

@@ -19,6 +19,10 @@ pub const METHOD: Method = Method {
             "whether the vectors run along the first axis, not the last, where a tensor is not one vector",
         ),
     ],
+    check: |job| match job.models.len() > 1 && job.settings.semantics == Semantics::Paper {
+        true => job.check_shares(),
+        false => Ok(()),
+    },
     prepare,
     ..Method::COMMON
 };
@@ -46,9 +50,6 @@ fn prepare<'a>(job: &'a Job<'a>) -> Result<Kernel<'a>> {
     let (tasks, semantics) = (job.base.is_some(), job.settings.semantics);
     if job.models.len() == 1 {
         return Ok(job.combine(vec![1.0], tasks));
-    }
-    if semantics == Semantics::Paper {
-        job.check_shares()?;
     }
     let weights = job.of_models("weight");
     let sum = weights[0] + weights[1];
