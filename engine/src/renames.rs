@@ -157,7 +157,7 @@ mod tests {
         assert_eq!(of("ALTER TABLE a RENAME TO B;"), Some(("a".into(), "b".into(), false)));
         assert_eq!(
             of("alter view if exists \"d\".\"public\".\"A\" rename to \"B c\""),
-            Some(("d.public.\"A\"".into(), "B c".into(), true))
+            Some(("d.public.A".into(), "B c".into(), true))
         );
         for other in
             ["ALTER TABLE a RENAME COLUMN x TO y", "ALTER TABLE a ADD COLUMN x INT", "ALTER TABLE a RENAME TO b c", "SELECT 1"]
