@@ -17,13 +17,13 @@ pub fn matrix(tensor: &Tensor) -> Result<Mat<f64>> {
     Ok(Mat::from_fn(tensor.shape[0], columns, |r, c| f64::from(values[r * columns + c])))
 }
 
-/// The task vectors of a job, as matrices.
+/// The task vectors of a job, as matrices, each made when it is asked for.
 ///
 /// # Errors
 /// As [`Tensor::read`].
-pub fn tasks(job: &Job<'_>) -> Result<Vec<Mat<f64>>> {
+pub fn tasks<'j>(job: &'j Job<'_>) -> Result<impl Iterator<Item = Result<Mat<f64>>> + 'j> {
     let base = matrix(job.base()?)?;
-    job.models.iter().map(|m| Ok(matrix(&m.tensor)? - &base)).collect()
+    Ok(job.models.iter().map(move |m| Ok(matrix(&m.tensor)? - &base)))
 }
 
 /// Its elements, row by row.

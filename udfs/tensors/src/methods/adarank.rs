@@ -36,8 +36,8 @@ fn prepare<'a>(job: &'a Job<'a>) -> Result<Kernel<'a>> {
         return Ok(job.combine(vec![lambda / n as f64; n], true));
     }
     let mut sum = Mat::<f64>::zeros(job.shape[0], job.shape[1]);
-    for (task, mask) in linalg::tasks(job)?.iter().zip(masks(job)?) {
-        let parts = linalg::svd(task)?;
+    for (task, mask) in linalg::tasks(job)?.zip(masks(job)?) {
+        let parts = linalg::svd(&task?)?;
         let kept: Vec<f64> = parts.s.iter().zip(&mask).map(|(s, m)| if *m != 0.0 { lambda * s } else { 0.0 }).collect();
         sum += parts.with(&kept);
     }

@@ -41,7 +41,8 @@ fn prepare<'a>(job: &'a Job<'a>) -> Result<Kernel<'a>> {
     let mut c = Mat::<f64>::zeros(rows, columns);
     // A and B as sums of squared, weighted vectors: they are never made where they are larger than the tensor.
     let (mut lefts, mut rights) = (Vec::new(), Vec::new());
-    for (task, share) in linalg::tasks(job)?.into_iter().zip(shares) {
+    for (task, share) in linalg::tasks(job)?.zip(shares) {
+        let task = task?;
         let parts = linalg::svd(&task)?;
         let total: f64 = parts.s.iter().sum();
         let mut held = 0.0;

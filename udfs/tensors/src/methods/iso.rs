@@ -27,8 +27,10 @@ pub const CTS: Method = Method {
     ..C
 };
 
-fn sum(tasks: &[Mat<f64>]) -> Mat<f64> {
-    tasks[1..].iter().fold(tasks[0].clone(), |sum, task| sum + task)
+fn sum(job: &Job<'_>) -> Result<Mat<f64>> {
+    let mut tasks = linalg::tasks(job)?;
+    let first = tasks.next().unwrap_or_else(|| Ok(Mat::zeros(job.shape[0], job.shape[1])))?;
+    tasks.try_fold(first, |sum, task| Ok(sum + task?))
 }
 
 fn mean(values: &[f64]) -> f64 {
@@ -44,7 +46,7 @@ fn common<'a>(job: &'a Job<'a>) -> Result<Kernel<'a>> {
     if job.shape.len() != 2 {
         return Ok(averaged(job));
     }
-    let parts = linalg::svd(&sum(&linalg::tasks(job)?))?;
+    let parts = linalg::svd(&sum(job)?)?;
     let flat = vec![job.number("alpha") * mean(&parts.s); parts.s.len()];
     Ok(Kernel::Whole(linalg::onto_base(job, &parts.with(&flat))?))
 }
@@ -53,17 +55,18 @@ fn common_and_own<'a>(job: &'a Job<'a>) -> Result<Kernel<'a>> {
     if job.shape.len() != 2 {
         return Ok(averaged(job));
     }
-    let tasks = linalg::tasks(job)?;
-    let parts = linalg::svd(&sum(&tasks))?;
+    let parts = linalg::svd(&sum(job)?)?;
     let rank = parts.s.len();
     // Each task gets as many directions of its own as divide what is not common, to the nearest.
     let wanted = (rank as f64 * job.number("common_space_fraction")) as usize;
-    let own = ((rank - wanted) as f64 / tasks.len() as f64).round_ties_even() as usize;
-    let shared = rank.saturating_sub(own * tasks.len());
+    let n = job.models.len();
+    let own = ((rank - wanted) as f64 / n as f64).round_ties_even() as usize;
+    let shared = rank.saturating_sub(own * n);
     let u_shared = parts.u.get(.., ..shared).to_owned();
     let (mut u, mut s, mut v) = (Vec::new(), Vec::new(), Vec::new());
-    for task in &tasks {
-        let rest = task - &u_shared * (u_shared.transpose() * task);
+    for task in linalg::tasks(job)? {
+        let task = task?;
+        let rest = &task - &u_shared * (u_shared.transpose() * &task);
         let rest = linalg::svd(&rest)?;
         u.push(rest.u.get(.., ..own).to_owned());
         v.push(rest.v.get(.., ..own).to_owned());

@@ -69,6 +69,6 @@ fn prepare<'a>(job: &'a Job<'a>) -> Result<Kernel<'a>> {
     if job.shape.len() != 2 {
         return Ok(job.combine(job.shares("weight")?.into_iter().map(|share| lambda * share).collect(), true));
     }
-    let merged = merge(&linalg::tasks(job)?, &weights, inner, topk)?;
+    let merged = merge(&linalg::tasks(job)?.collect::<Result<Vec<_>>>()?, &weights, inner, topk)?;
     Ok(Kernel::Whole(linalg::onto_base(job, &Mat::from_fn(merged.nrows(), merged.ncols(), |r, c| lambda * merged[(r, c)]))?))
 }

@@ -21,9 +21,10 @@ pub const METHOD: Method = Method {
 
 /// The sum of the task matrices, each projected.
 fn sum(job: &Job<'_>) -> Result<Mat<f64>> {
-    let mut tasks = linalg::tasks(job)?.into_iter();
-    let mut sum = tasks.next().unwrap_or_else(|| Mat::zeros(job.shape[0], job.shape[1]));
+    let mut tasks = linalg::tasks(job)?;
+    let mut sum = tasks.next().unwrap_or_else(|| Ok(Mat::zeros(job.shape[0], job.shape[1])))?;
     for task in tasks {
+        let task = task?;
         let parts = linalg::svd(&sum)?;
         let total: f64 = parts.s.iter().sum();
         let mut held = 0.0;

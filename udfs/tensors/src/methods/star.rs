@@ -31,7 +31,7 @@ fn prepare<'a>(job: &'a Job<'a>) -> Result<Kernel<'a>> {
     }
     let mut sum = Mat::<f64>::zeros(job.shape[0], job.shape[1]);
     for task in linalg::tasks(job)? {
-        let parts = linalg::svd(&task)?;
+        let parts = linalg::svd(&task?)?;
         let total: f64 = parts.s.iter().sum();
         let (mut kept, mut rank) = (0.0, 0);
         while rank < parts.s.len() && (rank == 0 || kept < share * total) {

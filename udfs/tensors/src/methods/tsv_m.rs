@@ -29,7 +29,7 @@ fn prepare<'a>(job: &'a Job<'a>) -> Result<Kernel<'a>> {
     }
     let (mut u, mut s, mut v) = (Vec::new(), Vec::new(), Vec::new());
     for task in linalg::tasks(job)? {
-        let parts = linalg::svd(&task)?;
+        let parts = linalg::svd(&task?)?;
         let rank = (parts.s.len() / n).max(1);
         u.push(parts.u.get(.., ..rank).to_owned());
         v.push(parts.v.get(.., ..rank).to_owned());

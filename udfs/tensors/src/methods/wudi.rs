@@ -31,6 +31,7 @@ fn prepare<'a>(job: &'a Job<'a>) -> Result<Kernel<'a>> {
     let (mut x, mut h, mut r) =
         (Mat::<f64>::zeros(rows, columns), Mat::<f64>::zeros(columns, columns), Mat::<f64>::zeros(rows, columns));
     for task in linalg::tasks(job)? {
+        let task = task?;
         let size = linalg::inner(&task, &task);
         if size == 0.0 {
             continue;
