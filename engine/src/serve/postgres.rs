@@ -303,6 +303,15 @@ impl Service {
         if let Some(done) = CursorStatementHook.handle_simple_query(statement, session, client).await {
             return Some(done);
         }
+        if let sql::Statement::Reset(sql::ResetStatement { reset }) = statement {
+            let all = match reset {
+                sql::Reset::ALL => true,
+                sql::Reset::ConfigurationParameter(name) => name.to_string().eq_ignore_ascii_case("statement_timeout"),
+            };
+            if all {
+                client.metadata_mut().remove("statement_timeout_ms");
+            }
+        }
         if let Some(tag) = housekeeping(statement) {
             return Some(Ok(Response::Execution(Tag::new(tag))));
         }
@@ -429,7 +438,8 @@ fn housekeeping(statement: &sql::Statement) -> Option<&'static str> {
         sql::Statement::Deallocate { .. } => Some("DEALLOCATE"),
         sql::Statement::Discard { .. } => Some("DISCARD ALL"),
         sql::Statement::UNLISTEN { .. } => Some("UNLISTEN"),
-        sql::Statement::Reset(_) => Some("RESET"),
+        // A setting of the engine is refused where the statement runs.
+        sql::Statement::Reset(reset) if !reset.to_string().to_ascii_lowercase().contains("datafusion.") => Some("RESET"),
         _ => None,
     }
 }
