@@ -20,7 +20,7 @@ use std::process::ExitCode;
 #[command(name = "mergeql", version, about, after_help = EXAMPLES)]
 struct Arguments {
     /// Run this statement (may be given several times)
-    #[arg(short = 'c', long = "command", value_name = "STATEMENT")]
+    #[arg(short = 'c', long = "command", value_name = "STATEMENT", allow_hyphen_values = true)]
     commands: Vec<String>,
     /// Run the statements of a file
     #[arg(short = 'f', long, value_name = "SCRIPT")]

@@ -94,7 +94,7 @@ fn tables_stand_where_files_could() {
     let one = "CREATE VIEW one AS SELECT tensor, data FROM found WHERE model = 0;";
     let hashes = |coefficients: &str| {
         let text = format!("{found} {one} COPY one TO 'one.parquet'; {}", merge(coefficients, ""));
-        let text = stdout(&run(folder.path(), &["-f", "csv", "-c", &text]));
+        let text = stdout(&run(folder.path(), &["--format", "csv", "-c", &text]));
         text[text.find("tensor,dtype").expect("rows")..].to_owned()
     };
     // A query, a view, a file of rows and one number for all are the same merge.

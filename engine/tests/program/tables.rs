@@ -124,7 +124,9 @@ fn rows_are_deleted_and_changed() {
         ));
         assert!(out.contains("id,v\n1,1\n") && out.ends_with("n\n0\n"), "{db:?}: {out}");
         // Without its rows a table has its columns.
-        let out = stdout(&run("INSERT INTO t VALUES (8, 9); TRUNCATE TABLE t; INSERT INTO t VALUES (1, 2); SELECT * FROM t"));
+        let out = stdout(&run(
+            "CREATE OR REPLACE TABLE t AS SELECT 1 AS id, 2 AS v; TRUNCATE TABLE t; INSERT INTO t VALUES (1, 2); SELECT * FROM t",
+        ));
         assert!(out.contains("count\n1\n") && out.ends_with("id,v\n1,2\n"), "{db:?}: {out}");
         let states = "CREATE TABLE k AS SELECT 1 AS id, 2 AS v; MERGE k ON id STRATEGY v = max INTO kept WITH (state = 'keep'); ";
         for edit in ["DELETE FROM kept", "UPDATE kept SET v = 1 WHERE id = 1"] {
@@ -148,13 +150,13 @@ fn tables_and_views_are_renamed() {
         // A view is by names: it reads what has the name now.
         let out = stdout(&run(&format!(
             "{begin} CREATE TABLE a AS SELECT 1 AS id, 7 AS v; ALTER VIEW IF EXISTS \"w 1\" RENAME TO w2; SELECT * FROM w2;
-             MERGE INTO held USING a ON id STRATEGY v = max; SELECT * FROM held; SELECT * FROM \"B\""
+             MERGE INTO held USING a ON id STRATEGY v = max; SELECT id, v FROM held; SELECT * FROM \"B\""
         )));
         assert!(out.contains("id,v\n1,7\n") && out.ends_with("id,v\n1,7\nid,v\n1,5\n"), "{db:?}: {out}");
         if !db.is_empty() {
             // And after a restart.
             assert_eq!(
-                stdout(&run("SELECT * FROM w2; SELECT * FROM held; SELECT * FROM \"B\"")),
+                stdout(&run("SELECT * FROM w2; SELECT id, v FROM held; SELECT * FROM \"B\"")),
                 "id,v\n1,7\nid,v\n1,7\nid,v\n1,5\n"
             );
             stdout(&run("DROP VIEW w2; DROP TABLE held; DROP TABLE \"B\"; DROP TABLE a"));
