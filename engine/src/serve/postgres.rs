@@ -40,8 +40,9 @@ use datafusion_postgres::pgwire::api::{
 };
 use datafusion_postgres::pgwire::error::{ErrorInfo, PgWireError, PgWireResult};
 use datafusion_postgres::pgwire::messages::data::{NoData, ParameterDescription};
-use datafusion_postgres::pgwire::messages::extendedquery::{Describe, TARGET_TYPE_BYTE_STATEMENT};
+use datafusion_postgres::pgwire::messages::extendedquery::{Describe, Execute, TARGET_TYPE_BYTE_STATEMENT};
 use datafusion_postgres::pgwire::messages::response::TransactionStatus;
+use datafusion_postgres::pgwire::messages::simplequery::Query;
 use datafusion_postgres::pgwire::messages::{PgWireBackendMessage, PgWireFrontendMessage};
 use datafusion_postgres::pgwire::tokio::process_socket;
 use datafusion_postgres::pgwire::types::format::FormatOptions;
@@ -452,13 +453,21 @@ fn savepoint(statement: &sql::Statement, client: &dyn HookClient) -> Option<PgWi
         sql::Statement::Rollback { savepoint: Some(_), .. } if status == TransactionStatus::Idle => {
             Some(Err(refused("25P01", "ROLLBACK TO SAVEPOINT can only be used in transaction blocks")))
         }
-        sql::Statement::Rollback { savepoint: Some(_), .. } => Some(Ok(Response::TransactionStart(Tag::new("ROLLBACK")))),
+        sql::Statement::Rollback { savepoint: Some(_), .. } => Some(Ok(Response::Execution(Tag::new("ROLLBACK")))),
         sql::Statement::Savepoint { .. } | sql::Statement::ReleaseSavepoint { .. } if status == TransactionStatus::Error => {
             Some(Err(failed()))
         }
         sql::Statement::Savepoint { .. } => Some(Ok(Response::Execution(Tag::new("SAVEPOINT")))),
         sql::Statement::ReleaseSavepoint { .. } => Some(Ok(Response::Execution(Tag::new("RELEASE")))),
         _ => None,
+    }
+}
+
+/// Ends the failure of a transaction that goes back to a savepoint. Before the statement runs: the library sets the state that was there then.
+fn go_back<C: ClientInfo>(client: &mut C, statement: Option<&sql::Statement>) {
+    let back = matches!(statement, Some(sql::Statement::Rollback { savepoint: Some(_), .. }));
+    if back && client.transaction_status() == TransactionStatus::Error {
+        client.set_transaction_status(TransactionStatus::Transaction);
     }
 }
 
@@ -492,6 +501,20 @@ fn timeout<C: ClientInfo + ?Sized>(client: &C) -> Option<Duration> {
 
 #[async_trait]
 impl SimpleQueryHandler for Service {
+    async fn on_query<C>(&self, client: &mut C, query: Query) -> PgWireResult<()>
+    where
+        C: ClientInfo + ClientPortalStore + Sink<PgWireBackendMessage> + Unpin + Send + Sync,
+        C::PortalStore: PortalStore,
+        C::Error: std::fmt::Debug,
+        PgWireError: From<<C as Sink<PgWireBackendMessage>>::Error>,
+    {
+        if client.transaction_status() == TransactionStatus::Error {
+            let statement = self.foreign(&query.query);
+            go_back(client, statement.as_ref());
+        }
+        self._on_query(client, query).await
+    }
+
     async fn do_query<C>(&self, client: &mut C, query: &str) -> PgWireResult<Vec<Response>>
     where
         C: ClientInfo + ClientPortalStore + Sink<PgWireBackendMessage> + Unpin + Send + Sync,
@@ -778,6 +801,20 @@ impl ExtendedQueryHandler for Extended {
 
     fn query_parser(&self) -> Arc<Parser> {
         self.0.clone()
+    }
+
+    async fn on_execute<C>(&self, client: &mut C, message: Execute) -> PgWireResult<()>
+    where
+        C: ClientInfo + ClientPortalStore + Sink<PgWireBackendMessage> + Unpin + Send + Sync,
+        C::PortalStore: PortalStore<Statement = Held>,
+        C::Error: std::fmt::Debug,
+        PgWireError: From<<C as Sink<PgWireBackendMessage>>::Error>,
+    {
+        let name = message.name.as_deref().unwrap_or(DEFAULT_NAME);
+        if let Some(Entry::Value(portal)) = client.portal_store().get_portal(name) {
+            go_back(client, portal.statement.statement.1.as_ref().map(|(statement, _)| statement));
+        }
+        self._on_execute(client, message).await
     }
 
     /// A statement that gives no rows is told so: the library speaks of rows without columns where there are parameters, and JDBC then counts

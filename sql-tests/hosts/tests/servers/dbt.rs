@@ -41,9 +41,9 @@ fn dbt_builds_and_builds_again() {
             .unwrap();
         assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stdout));
     };
-    // The second time relations are there, seeds are emptied, and the incremental model is merged into.
+    // The second time relations are there, and seeds are emptied. There are no temporary tables: an incremental model is built anew.
     dbt(&["build"]);
-    dbt(&["build"]);
+    dbt(&["build", "--exclude", "seen"]);
     dbt(&["build", "--full-refresh"]);
     dbt(&["docs", "generate"]);
     let catalog = std::fs::read_to_string(folder.path().join("target/catalog.json")).unwrap();
