@@ -346,8 +346,8 @@ fn single(query: &mut sql::Query) {
     }
 }
 
-/// Catalogues that have nothing of a user's table: there are no keys, indexes, sequences and defaults that clients could be told of.
-const EMPTY: [&str; 6] = ["pg_index", "pg_constraint", "pg_sequence", "pg_attrdef", "pg_trigger", "pg_policy"];
+/// Catalogues that have nothing of a user's table: there are no keys, indexes, sequences, defaults and collations that clients could be told of.
+const EMPTY: [&str; 7] = ["pg_index", "pg_constraint", "pg_sequence", "pg_attrdef", "pg_trigger", "pg_policy", "pg_collation"];
 
 fn relation_is_empty(relation: &sql::TableFactor) -> bool {
     match relation {
