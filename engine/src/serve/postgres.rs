@@ -655,18 +655,16 @@ fn nothing() -> LogicalPlan {
 
 /// The parameters of a plan in their order, with their types on the wire.
 fn parameters(plan: &LogicalPlan) -> Result<(Vec<Option<DataType>>, Vec<Type>)> {
-    let mut named: Vec<(u32, Option<DataType>)> = plan
-        .get_parameter_types()?
-        .into_iter()
-        .map(|(name, ty)| (name.trim_start_matches('$').parse().unwrap_or(u32::MAX), ty))
-        .collect();
-    named.sort_by_key(|(number, _)| *number);
-    // What is cast is of that type already, as in Postgres.
+    let found = plan.get_parameter_types()?;
+    let numbered = found.into_iter().filter_map(|(name, ty)| Some((name.trim_start_matches('$').parse::<usize>().ok()?, ty)));
     let casts = casts(plan)?;
-    for (number, ty) in &mut named {
-        *ty = ty.take().or_else(|| casts.get(number).cloned());
+    // In what is asked of catalogues some parameters count for nothing: they have their places all the same.
+    let mut types: Vec<Option<DataType>> = Vec::new();
+    for (number, ty) in numbered.filter(|(number, _)| (1..=usize::from(u16::MAX)).contains(number)) {
+        types.resize(types.len().max(number), None);
+        // What is cast is of that type already, as in Postgres.
+        types[number - 1] = ty.or_else(|| casts.get(&number).cloned());
     }
-    let types: Vec<Option<DataType>> = named.into_iter().map(|(_, ty)| ty).collect();
     let wire = types.iter().map(|ty| match ty {
         Some(ty) => into_pg_type(ty).map_err(|e| MergeError::new(Code::Unsupported, e.to_string())),
         None => Ok(Type::UNKNOWN),
@@ -676,7 +674,7 @@ fn parameters(plan: &LogicalPlan) -> Result<(Vec<Option<DataType>>, Vec<Type>)> 
 }
 
 /// The types that parameters are cast to, by their numbers.
-fn casts(plan: &LogicalPlan) -> Result<HashMap<u32, DataType>> {
+fn casts(plan: &LogicalPlan) -> Result<HashMap<usize, DataType>> {
     let mut casts = HashMap::new();
     plan.apply_with_subqueries(|node| {
         node.apply_expressions(|expr| {
