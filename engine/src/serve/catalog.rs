@@ -406,7 +406,12 @@ fn without_rows(columns: &[String]) -> Option<sql::Query> {
     Parser::new(&PostgreSqlDialect {}).try_with_sql(&text).and_then(|mut parser| parser.parse_query()).ok().map(|query| *query)
 }
 
-/// Names for what has the same name twice.
+/// Whether this is a column that Postgres has and the library's catalogues lack: nothing is in it here.
+fn is_lacking(expr: &Expr) -> bool {
+    matches!(expr, Expr::CompoundIdentifier(parts) if parts.len() > 1 && parts.last().is_some_and(|name| name.value == "reloptions"))
+}
+
+/// Names for what has the same name twice, and for what will be NULL.
 fn named(body: &mut SetExpr) {
     match body {
         SetExpr::SetOperation { left, right, .. } => [left, right].into_iter().for_each(|side| named(side)),
@@ -414,6 +419,10 @@ fn named(body: &mut SetExpr) {
             let mut seen: Vec<String> = Vec::new();
             for (at, item) in select.projection.iter_mut().enumerate() {
                 let SelectItem::UnnamedExpr(expr) = item else { continue };
+                if is_lacking(expr) {
+                    *item = SelectItem::ExprWithAlias { expr: expr.clone(), alias: sql::Ident::new("reloptions") };
+                    continue;
+                }
                 let text = expr.to_string();
                 if seen.contains(&text) {
                     let alias = sql::Ident::with_quote('"', format!("?column?{at}"));
@@ -464,6 +473,7 @@ impl VisitorMut for Rewrite {
                     **right = name;
                 }
             }
+            lacking if is_lacking(lacking) => *lacking = Expr::Value(sql::Value::Null.with_empty_span()),
             // An escape character of one's own is the usual one.
             Expr::Like { pattern, escape_char: escape @ Some(_), .. }
             | Expr::ILike { pattern, escape_char: escape @ Some(_), .. } => {
