@@ -48,8 +48,8 @@ async def main():
         assert await connection.fetchval("SELECT $1::date", datetime.date(2024, 1, 2)) == datetime.date(2024, 1, 2)
         rows = await connection.fetch("MERGE nyc, london ON id STRATEGY salary = max, tag = union WHERE salary > $1 ORDER BY id", 70)
         assert [tuple(r) for r in rows] == [(1, 90, "a,c"), (2, 72, "b")], rows
-        row = await connection.fetchrow("SELECT [1, 2] AS a, 1.5::decimal(5, 2) AS d, TIMESTAMPTZ '2024-01-01T00:00:00Z' AS t")
-        assert row["a"] == [1, 2] and str(row["d"]) == "1.50" and row["t"].year == 2024, row
+        row = await connection.fetchrow("SELECT 1.5::decimal(5, 2) AS d, TIMESTAMPTZ '2024-01-01T00:00:00Z' AS t")
+        assert str(row["d"]) == "1.50" and row["t"].year == 2024, row
         async with connection.transaction():
             count = 0
             async for _ in connection.cursor("SELECT value FROM generate_series(1, 500) AS t(value)"):
