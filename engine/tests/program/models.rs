@@ -81,6 +81,54 @@ fn the_page_on_models() {
 }
 
 #[test]
+fn a_config_and_its_statement_are_one_merge() {
+    let folder = models();
+    let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+    // Random numbers go by what the config calls its models, and numbers are rounded when they are read.
+    write(
+        "dare.yml",
+        "merge_method: dare_ties\nbase_model: base.safetensors\ndtype: bfloat16\nmodels:\n\
+         \x20 - {model: code/model.safetensors, parameters: {weight: 0.6, density: 0.5}}\n\
+         \x20 - {model: chat.safetensors, parameters: {weight: 0.4, density: 0.5}, weight: 3}\n",
+    );
+    let told = run(folder.path(), &["merge-models", "dare.yml", "--out", "by-config"]);
+    assert!(String::from_utf8_lossy(&told.stderr).contains("has no `weight`: it has no effect"));
+    stdout(&told);
+    let statement = stdout(&run(folder.path(), &["migrate", "dare.yml"]));
+    stdout(&run(folder.path(), &["-c", &statement]));
+    let elements = |name: &str| {
+        let bytes = std::fs::read(folder.path().join(name).join("model.safetensors")).unwrap();
+        bytes[bytes.len() - 6450..].to_vec()
+    };
+    assert!(elements("by-config") == elements("merged"), "{statement}");
+    // The card of several stages says what went into the first, and not that its base is a contribution.
+    let stages = "name: soup\nmerge_method: linear\nmodels:\n\
+         \x20 - {model: math.safetensors, parameters: {weight: 1}}\n  - {model: chat.safetensors, parameters: {weight: 1}}\n---\n\
+         merge_method: task_arithmetic\nbase_model: base.safetensors\nmodels:\n  - {model: soup, parameters: {weight: 0.5}}\n";
+    write("stages.yml", stages);
+    stdout(&run(folder.path(), &["merge-models", "stages.yml", "--out", "staged"]));
+    let card = std::fs::read_to_string(folder.path().join("staged/README.md")).unwrap();
+    assert!(card.contains("`soup` was made for this merge, of") && card.contains("math.safetensors `sha256:"), "{card}");
+    assert!(card.contains("\nBase: base.safetensors") && !card.contains("| base.safetensors |"), "{card}");
+    // What is wrong with a later stage is found before the first is written, and so is a model in the way.
+    write("wrong.yml", &stages.replace("task_arithmetic", "task_arithmetik"));
+    assert!(
+        failure(&run(folder.path(), &["merge-models", "wrong.yml", "--out", "none"])).1.contains("did you mean `task_arithmetic`")
+    );
+    assert!(!folder.path().join("none").exists());
+    assert!(failure(&run(folder.path(), &["merge-models", "stages.yml", "--out", "staged"])).1.contains("--overwrite"));
+    assert!(!folder.path().join("staged/.stages").exists());
+    for (config, expected) in [
+        ("merge_method: linear\ndtype: 16\nmodels: [{model: chat.safetensors}]\n", "dtype is the name of a type"),
+        ("merge_method: linear\nmodels: [{model: chat.safetensors, layer_range: [0, x, 2]}]\n", "layer_range is [first, end]"),
+    ] {
+        write("wrong.yml", config);
+        let (_, error) = failure(&run(folder.path(), &["merge-models", "wrong.yml", "--out", "none"]));
+        assert!(error.contains(expected), "{error}");
+    }
+}
+
+#[test]
 fn tables_stand_where_files_could() {
     let folder = models();
     let merge = |coefficients: &str, rest: &str| {
