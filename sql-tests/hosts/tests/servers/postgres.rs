@@ -104,6 +104,15 @@ fn who_may_come_in() {
     std::fs::write(folder.path().join("users"), "# the team\nann:open sesame\n").unwrap();
     certificate(folder.path());
     let tls = ["--password-file", "users", "--tls-cert", "cert.pem", "--tls-key", "key.pem"];
+    // What is no certificate, and no key, is named before a port is taken.
+    for (arguments, expected) in [
+        (["serve", "--postgres", "0", "--tls-cert", "users", "--tls-key", "key.pem"], "users: this file holds no certificate"),
+        (["serve", "--flight", "0", "--tls-cert", "cert.pem", "--tls-key", "cert.pem"], "cert.pem: this is no private key"),
+    ] {
+        let refused = run(folder.path(), &arguments);
+        let told = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(refused.status.code() == Some(2) && told.contains(expected) && !told.contains("listening"), "{told}");
+    }
     let server = serve(folder.path(), &tls);
     let root = folder.path().join("cert.pem").display().to_string();
     let ask = |connection: &str| {
