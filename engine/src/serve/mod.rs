@@ -8,6 +8,7 @@ mod catalog;
 pub(crate) mod flight;
 pub(crate) mod incoming;
 pub(crate) mod limits;
+mod login;
 mod postgres;
 mod rows;
 

@@ -1,10 +1,11 @@
 //! Postgres' protocol: psql and programs with a driver for Postgres send MergeQL as text.
 
 use super::catalog::{rewritten, shown};
-use super::incoming::{GREETING, accept};
+use super::incoming::accept;
 use super::limits::{Limits, TIMED_OUT, Turn};
+use super::login::{Startup, check_admitted};
 use super::rows::{encoded, fields};
-use super::{Credentials, Options, Tls};
+use super::{Options, Tls};
 use crate::context::{MergeContext, settings_are_shared};
 use crate::error::{MergeError, Result};
 use crate::prepare::{Prepared, bound, touched};
@@ -24,10 +25,7 @@ use datafusion_postgres::hooks::HookClient;
 use datafusion_postgres::hooks::cursor::CursorStatementHook;
 use datafusion_postgres::hooks::set_show::SetShowHook;
 use datafusion_postgres::hooks::transactions::TransactionStatementHook;
-use datafusion_postgres::pgwire::api::auth::noop::NoopStartupHandler;
-use datafusion_postgres::pgwire::api::auth::sasl::SASLAuthStartupHandler;
-use datafusion_postgres::pgwire::api::auth::sasl::scram::{SCRAM_ITERATIONS, ScramAuth, gen_salted_password};
-use datafusion_postgres::pgwire::api::auth::{AuthSource, DefaultServerParameterProvider, LoginInfo, Password, StartupHandler};
+use datafusion_postgres::pgwire::api::auth::StartupHandler;
 use datafusion_postgres::pgwire::api::cancel::{CancelHandler, DefaultCancelHandler};
 use datafusion_postgres::pgwire::api::portal::{Format, Portal};
 use datafusion_postgres::pgwire::api::query::{ExtendedQueryHandler, SimpleQueryHandler};
@@ -35,15 +33,14 @@ use datafusion_postgres::pgwire::api::results::{FieldInfo, QueryResponse, Respon
 use datafusion_postgres::pgwire::api::stmt::{QueryParser, StoredStatement};
 use datafusion_postgres::pgwire::api::store::{Entry, MemPortalStore, PortalStore};
 use datafusion_postgres::pgwire::api::{
-    ClientInfo, ClientPortalStore, ConnectionHandle, ConnectionManager, DEFAULT_NAME, PgWireConnectionState, PgWireServerHandlers,
-    Type,
+    ClientInfo, ClientPortalStore, ConnectionHandle, ConnectionManager, DEFAULT_NAME, PgWireServerHandlers, Type,
 };
 use datafusion_postgres::pgwire::error::{ErrorInfo, PgWireError, PgWireResult};
+use datafusion_postgres::pgwire::messages::PgWireBackendMessage;
 use datafusion_postgres::pgwire::messages::data::{NoData, ParameterDescription};
 use datafusion_postgres::pgwire::messages::extendedquery::{Describe, Execute, TARGET_TYPE_BYTE_STATEMENT};
 use datafusion_postgres::pgwire::messages::response::TransactionStatus;
 use datafusion_postgres::pgwire::messages::simplequery::Query;
-use datafusion_postgres::pgwire::messages::{PgWireBackendMessage, PgWireFrontendMessage};
 use datafusion_postgres::pgwire::tokio::process_socket;
 use datafusion_postgres::pgwire::types::format::FormatOptions;
 use datafusion_postgres::{QueryHook, pgwire::tokio::TlsAcceptor};
@@ -53,10 +50,9 @@ use mergeql_lang::ast::{Piece, Statement};
 use mergeql_udfs::Code;
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::net::TcpListener;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 
 use datafusion::sql::sqlparser::ast as sql;
 
@@ -80,37 +76,8 @@ pub(super) async fn serve(
         let (service, extended) = (service.clone(), extended.clone());
         let connection = Arc::new(Connection { service, extended, startup: startup.clone(), cancel });
         let talk = process_socket(socket, tls.clone(), connection);
-        tokio::spawn(async move {
-            tokio::pin!(talk);
-            let greeted = async {
-                let greeting = tokio::time::timeout(GREETING, &mut talk).await;
-                if greeting.is_err() && startup.is_done() {
-                    talk.await.ok();
-                }
-            };
-            // Who is refused is told so, and then the connection is gone: the library would go on to listen.
-            let refused = async {
-                startup.refused.notified().await;
-                tokio::time::sleep(FAREWELL).await;
-            };
-            futures::future::select(std::pin::pin!(greeted), std::pin::pin!(refused)).await;
-        });
+        tokio::spawn(async move { startup.attend(talk).await });
     }
-}
-
-/// How long one that is refused has to read why.
-const FAREWELL: Duration = Duration::from_millis(500);
-
-/// Marks the session of a client that was let in. The library takes a client whose startup failed for one that is ready, so everything that
-/// runs a statement asks for this first.
-struct Admitted;
-
-fn check_admitted<C: ClientInfo + ?Sized>(client: &C) -> PgWireResult<()> {
-    if client.session_extensions().get::<Admitted>().is_some() {
-        return Ok(());
-    }
-    let info = ErrorInfo::new("FATAL".to_owned(), "28000".to_owned(), "this connection was refused".to_owned());
-    Err(PgWireError::UserError(Box::new(info)))
 }
 
 /// The handlers of one connection.
@@ -136,113 +103,6 @@ impl PgWireServerHandlers for Connection {
 
     fn cancel_handler(&self) -> Arc<impl CancelHandler> {
         self.cancel.clone()
-    }
-}
-
-// Who is there.
-
-struct Startup {
-    /// Whether clients must have asked for encryption.
-    encrypted: bool,
-    greeter: Greeter,
-    places: Arc<Semaphore>,
-    /// Its place among the connections.
-    place: std::sync::Mutex<Option<OwnedSemaphorePermit>>,
-    done: AtomicBool,
-    refused: tokio::sync::Notify,
-}
-
-enum Greeter {
-    Open(Open),
-    Scram(Box<SASLAuthStartupHandler<DefaultServerParameterProvider>>),
-}
-
-struct Open(Arc<ConnectionManager>);
-
-impl NoopStartupHandler for Open {
-    fn connection_manager(&self) -> Option<Arc<ConnectionManager>> {
-        Some(self.0.clone())
-    }
-}
-
-impl Startup {
-    fn new(encrypted: bool, credentials: &Credentials, places: Arc<Semaphore>, connections: Arc<ConnectionManager>) -> Startup {
-        let greeter = if credentials.has_users() {
-            let scram = ScramAuth::new(Arc::new(Passwords(credentials.clone())));
-            let handler = SASLAuthStartupHandler::new(Arc::new(DefaultServerParameterProvider::default()));
-            Greeter::Scram(Box::new(handler.with_scram(scram).with_connection_manager(connections)))
-        } else {
-            Greeter::Open(Open(connections))
-        };
-        Startup {
-            encrypted,
-            greeter,
-            places,
-            place: std::sync::Mutex::new(None),
-            done: AtomicBool::new(false),
-            refused: tokio::sync::Notify::new(),
-        }
-    }
-
-    async fn greet<C>(&self, client: &mut C, message: PgWireFrontendMessage) -> PgWireResult<()>
-    where
-        C: ClientInfo + Sink<PgWireBackendMessage> + Unpin + Send + Sync,
-        C::Error: std::fmt::Debug,
-        PgWireError: From<<C as Sink<PgWireBackendMessage>>::Error>,
-    {
-        if matches!(message, PgWireFrontendMessage::Startup(_)) {
-            if self.encrypted && !client.is_secure() {
-                let message = "this server takes encrypted connections only: connect with sslmode=require or stricter".to_owned();
-                let info = ErrorInfo::new("FATAL".to_owned(), "28000".to_owned(), message);
-                return Err(PgWireError::UserError(Box::new(info)));
-            }
-            let Ok(place) = self.places.clone().try_acquire_owned() else {
-                let info = ErrorInfo::new("FATAL".to_owned(), "53300".to_owned(), "there are too many clients already".to_owned());
-                return Err(PgWireError::UserError(Box::new(info)));
-            };
-            *self.place.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(place);
-        }
-        match &self.greeter {
-            Greeter::Open(open) => open.on_startup(client, message).await,
-            Greeter::Scram(scram) => scram.on_startup(client, message).await,
-        }
-    }
-
-    fn is_done(&self) -> bool {
-        self.done.load(Ordering::Relaxed)
-    }
-}
-
-#[async_trait]
-impl StartupHandler for Startup {
-    async fn on_startup<C>(&self, client: &mut C, message: PgWireFrontendMessage) -> PgWireResult<()>
-    where
-        C: ClientInfo + Sink<PgWireBackendMessage> + Unpin + Send + Sync,
-        C::Error: std::fmt::Debug,
-        PgWireError: From<<C as Sink<PgWireBackendMessage>>::Error>,
-    {
-        let greeted = self.greet(client, message).await;
-        if greeted.is_err() {
-            self.refused.notify_one();
-        } else if matches!(client.state(), PgWireConnectionState::ReadyForQuery) {
-            client.session_extensions().get_or_insert_with(|| Admitted);
-            self.done.store(true, Ordering::Relaxed);
-        }
-        greeted
-    }
-}
-
-#[derive(Debug)]
-struct Passwords(Credentials);
-
-#[async_trait]
-impl AuthSource for Passwords {
-    async fn get_password(&self, login: &LoginInfo) -> PgWireResult<Password> {
-        let name = login.user().unwrap_or_default();
-        // An unknown user is let go on with a password that nobody has: names are not told by how far one comes.
-        let (salt, unknown) = (rand::random::<[u8; 16]>(), rand::random::<[u8; 16]>().map(|b| format!("{b:02x}")).concat());
-        let password = self.0.password(name).unwrap_or(&unknown);
-        Ok(Password::new(Some(salt.to_vec()), gen_salted_password(password, &salt, SCRAM_ITERATIONS)))
     }
 }
 
