@@ -78,6 +78,8 @@ pub struct Access {
 pub struct MergeContext {
     pub(crate) session: SessionContext,
     pub(crate) shared: Arc<Shared>,
+    /// The temporary tables of this connection; `None` where statements belong to none.
+    pub(crate) temporary: Option<Arc<Names>>,
 }
 
 pub(crate) struct Shared {
@@ -202,12 +204,12 @@ impl MergeContext {
             merged: Default::default(),
             served: AtomicBool::new(false),
         };
-        let context = MergeContext { session, shared: Arc::new(shared) };
+        let context = MergeContext { session, shared: Arc::new(shared), temporary: None };
         explain::register(context.session(), Arc::downgrade(&context.shared));
         if !config.access.no_files {
             models::register(context.session())?;
         }
-        Ok(context)
+        Ok(context.connection())
     }
 
     /// DataFusion's own session, to register tables and functions.
@@ -520,13 +522,21 @@ impl MergeContext {
     }
 
     async fn write_table(&self, name: &str, into: &Target, rows: DataFrame, merge: &Merge, plan: &Plan) -> Result<DataFrame> {
-        if self.shared.names.has_table(name) && !into.or_replace {
+        if self.has_table(name) && !into.or_replace {
             if into.if_not_exists {
                 return self.count("rows", 0);
             }
             return Err(Diagnostic::at(Code::InvalidArgument, into.span, format!("the table `{name}` is there already"))
                 .help("write INTO OR REPLACE to replace it, or MERGE INTO to merge into it")
                 .into());
+        }
+        if plan.keeps_state() && self.is_temporary(name) {
+            return Err(Diagnostic::at(
+                Code::Unsupported,
+                into.span,
+                format!("`{name}` is a temporary table, and states are kept in tables that stay"),
+            )
+            .into());
         }
         let resolution = plan.keeps_state().then(|| Kept::resolution(merge, plan, &self.user_strategies(), &self.strategy_texts()));
         let count = self.put_table(name, rows, None, resolution).await?;

@@ -35,7 +35,7 @@ impl MergeContext {
         };
         let _lock = self.lock()?;
         self.refresh().await?;
-        let kept = self.memory(|m| m.resolutions.get(&name).cloned());
+        let kept = self.memory(|m| m.resolutions.get(&name).cloned()).filter(|_| !self.is_temporary(&name));
         match kept {
             Some(resolution) => Box::pin(self.merge_into_states(explain, &name, &resolution, merge, None)).await,
             None => Box::pin(self.merge_into_rows(explain, &name, resolved, merge)).await,

@@ -32,6 +32,7 @@ pub mod sources;
 mod spool;
 mod store;
 mod tables;
+mod temporary;
 mod text_files;
 mod text_scan;
 

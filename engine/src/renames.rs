@@ -95,6 +95,9 @@ impl MergeContext {
             return Err(MergeError::new(Code::Unsupported, format!("`{from}` is not of the default schema, and keeps its name")));
         }
         let (from, names) = (from.table(), &self.shared.names);
+        if self.is_temporary(from) {
+            return Err(MergeError::new(Code::Unsupported, format!("`{from}` is a temporary table, and keeps its name")));
+        }
         let known = |name: &str| {
             names.has_table(name)
                 || self.memory(|m| {

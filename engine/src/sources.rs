@@ -226,7 +226,7 @@ impl MergeContext {
                 _ => return Ok(None),
             };
             let there = match names.as_slice() {
-                [table] => self.shared.names.has_table(table),
+                [table] => self.has_table(table),
                 // An error is a schema or a catalogue that isn't there.
                 _ => self.session().table_exist(reference.clone()).unwrap_or(false),
             };
@@ -236,7 +236,9 @@ impl MergeContext {
                 // Of a table that keeps states, a merge reads the values.
                 let mut columns = source_columns(&provider.schema())?;
                 columns.retain(|c| c.name != STATE);
-                if let (Some(store), [table]) = (&self.shared.store, names.as_slice()) {
+                if let (Some(store), [table]) = (&self.shared.store, names.as_slice())
+                    && !self.is_temporary(table)
+                {
                     let files = self.memory(|m| m.manifest.tables.get(table).map(|t| t.files.clone()));
                     let files: Vec<Bytes> = files.into_iter().flatten().map(|f| Bytes::Path(store.path(&f.name))).collect();
                     Box::pin(without_holes(&mut columns, &files)).await;

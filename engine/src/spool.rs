@@ -44,6 +44,11 @@ impl Spool {
         Ok(spool)
     }
 
+    /// The columns of the rows.
+    pub(crate) fn schema(&self) -> &SchemaRef {
+        &self.schema
+    }
+
     /// How many rows there are.
     pub(crate) fn rows(&self) -> usize {
         self.rows

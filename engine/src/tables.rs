@@ -46,7 +46,7 @@ impl MergeContext {
     /// The registered table that a name means, if there is one.
     pub(crate) fn table_name(&self, parts: &[Name]) -> Option<String> {
         let [name] = self.own_part(parts) else { return None };
-        let exists = |n: &str| self.shared.names.has_table(n);
+        let exists = |n: &str| self.has_table(n);
         if exists(&name.value) {
             return Some(name.value.clone());
         }
@@ -56,7 +56,7 @@ impl MergeContext {
 
     /// Whether a table or view has this name, to the letter.
     pub fn has_table(&self, name: &str) -> bool {
-        self.shared.names.has_table(name)
+        self.is_temporary(name) || self.shared.names.has_table(name)
     }
 
     /// Names of tables and views, for suggestions and completion.
@@ -137,13 +137,14 @@ impl MergeContext {
     async fn renew_views(&self) -> Result<()> {
         let changes = self.shared.names.changes();
         let mut waiting = self.memory(|m| if m.views_as_of == changes { BTreeMap::new() } else { m.views.clone() });
+        let planner = self.without_temporary();
         // A view may be over others, which are named in it, and come first.
         while !waiting.is_empty() {
             let over = |name: &str, text: &str| waiting.keys().any(|other| other != name && names(text, other));
             let ready =
                 waiting.iter().find(|(name, text)| !over(name, text)).or(waiting.iter().next()).map(|(name, _)| name.clone());
             let Some((name, text)) = ready.and_then(|name| waiting.remove_entry(&name)) else { break };
-            if self.define(&text).await.is_err() {
+            if planner.define(&text).await.is_err() {
                 self.forget(&name)?;
             }
         }
@@ -256,6 +257,9 @@ impl MergeContext {
         declared: Option<SchemaRef>,
         resolution: Option<String>,
     ) -> Result<u64> {
+        if self.is_temporary(name) {
+            return self.fill_temporary(name, self.fitted(declared, rows).await?).await;
+        }
         self.check_is_no_view(name)?;
         let rows = self.fitted(declared, rows).await?;
         match &self.shared.store {
@@ -288,7 +292,7 @@ impl MergeContext {
     }
 
     /// Rows for a table whose columns are NOT NULL where those of `declared` are.
-    async fn fitted(&self, declared: Option<SchemaRef>, rows: DataFrame) -> Result<SendableRecordBatchStream> {
+    pub(crate) async fn fitted(&self, declared: Option<SchemaRef>, rows: DataFrame) -> Result<SendableRecordBatchStream> {
         let schema = table_schema(rows.schema().as_arrow(), declared);
         Ok(as_declared(schema, self.stream(rows).await?))
     }
@@ -372,6 +376,25 @@ impl MergeContext {
                 .help("leave the schema out, or run without --db"));
             }
             return Ok(self.session.execute_logical_plan(plan).await?);
+        }
+        match &plan {
+            LogicalPlan::Ddl(DdlStatement::CreateMemoryTable(create)) if create.temporary => {
+                return self.make_temporary(create.clone()).await;
+            }
+            LogicalPlan::Ddl(DdlStatement::CreateView(create)) if create.temporary => {
+                return self.make_temporary_view(create.clone());
+            }
+            LogicalPlan::Ddl(DdlStatement::CreateView(create)) => self.check_reads_no_temporary(&create.input)?,
+            _ => {}
+        }
+        if let Some(name) = changed.map(|name| name.table()).filter(|name| self.is_temporary(name)) {
+            return match &plan {
+                LogicalPlan::Ddl(DdlStatement::DropTable(_) | DdlStatement::DropView(_)) => self.drop_temporary(name),
+                LogicalPlan::Ddl(_) => Err(MergeError::new(Code::InvalidArgument, format!("there is a temporary table `{name}`"))
+                    .help("DROP it first, or choose another name")),
+                LogicalPlan::Dml(dml) if !matches!(dml.op, WriteOp::Insert(_)) => self.rewrite(dml).await,
+                _ => Ok(self.session.execute_logical_plan(plan).await?),
+            };
         }
         if let LogicalPlan::Dml(dml) = &plan {
             self.check_is_no_view(dml.table_name.table())?;
@@ -499,7 +522,7 @@ impl MergeContext {
             let path = std::path::Path::new(reference.table());
             let bare = matches!(reference, datafusion::common::TableReference::Bare { .. });
             let written = bare && !reference.table().starts_with("__mergeql_");
-            if written && Format::of_path(path).is_some() && !self.shared.names.has_table(reference.table()) {
+            if written && Format::of_path(path).is_some() && !self.has_table(reference.table()) {
                 let (provider, _) = self.open_path(reference.table(), &ReadOptions::default()).await?;
                 self.shared.names.put_file(reference.table(), provider);
             }

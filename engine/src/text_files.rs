@@ -97,7 +97,7 @@ pub fn infer(files: &[Bytes], layout: Layout) -> Result<Inferred> {
 // CSV.
 
 /// What stands for NULL between [`MarkNulls`] and the CSV reader: bytes that no text file has a reason to hold.
-const NULL_MARK: &[u8] = b"\x1a\x00\x1a";
+pub(crate) const NULL_MARK: &[u8] = b"\x1a\x00\x1a";
 pub(crate) static NULL_PATTERN: LazyLock<regex::Regex> =
     LazyLock::new(|| regex::Regex::new("^\x1a\x00\x1a$").expect("invariant: the pattern is valid"));
 
@@ -113,6 +113,10 @@ pub(crate) struct MarkNulls<R> {
     record_start: bool,
     beginning: bool,
     ended: bool,
+    /// A line with nothing on it is a record of one NULL.
+    blank: bool,
+    /// What was last is a carriage return, whose line feed ends no other line.
+    returned: bool,
 }
 
 impl<R: BufRead> MarkNulls<R> {
@@ -128,7 +132,14 @@ impl<R: BufRead> MarkNulls<R> {
             record_start: true,
             beginning: true,
             ended: false,
+            blank: false,
+            returned: false,
         }
+    }
+
+    /// The same for records of one field, which may be NULL: then nothing is on the line.
+    pub(crate) fn of_one_column(self) -> MarkNulls<R> {
+        MarkNulls { blank: true, ..self }
     }
 
     fn fill(&mut self) -> std::io::Result<()> {
@@ -152,7 +163,9 @@ impl<R: BufRead> MarkNulls<R> {
             if self.quoted {
                 self.quoted = b != b'"';
             } else if b == self.delimiter || end_of_record {
-                if self.field_start && !(end_of_record && self.record_start) {
+                let blank = end_of_record && self.record_start && (!self.blank || b == b'\n' && self.returned);
+                self.returned = b == b'\r';
+                if self.field_start && !blank {
                     self.out.extend_from_slice(NULL_MARK);
                 }
                 self.field_start = true;
@@ -163,8 +176,7 @@ impl<R: BufRead> MarkNulls<R> {
                 // A doubled quote closes and opens again, which comes to the same.
                 self.quoted = true;
             }
-            self.field_start = false;
-            self.record_start = false;
+            (self.field_start, self.record_start, self.returned) = (false, false, false);
             self.out.push(b);
         }
         self.inner.consume(consumed);

@@ -92,7 +92,6 @@ with psycopg.connect(conninfo, autocommit=True) as connection:
     for refused in (
         "SET datafusion.runtime.memory_limit = '2G'",
         "RESET datafusion.runtime.memory_limit",
-        "COPY nyc TO STDOUT",
         "CREATE VIEW v AS SELECT * FROM nyc WHERE id = %s",
         "MERGE INTO nyc USING (SELECT * FROM nyc WHERE id = %s) AS z ON id",
     ):

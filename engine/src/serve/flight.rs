@@ -241,6 +241,8 @@ fn schema_bytes(schema: &Schema) -> std::result::Result<bytes::Bytes, Status> {
 impl Flight {
     pub(crate) fn new(context: MergeContext, limits: Arc<Limits>, credentials: Credentials) -> Result<Flight> {
         let (counts, prepared, sessions) = (Kept::default(), Kept::default(), Arc::default());
+        // Calls come each for itself: there is no connection whose tables they could be.
+        let context = MergeContext { temporary: None, ..context };
         Ok(Flight { context, limits, credentials, sessions, counts, prepared, about: about()? })
     }
 

@@ -5,6 +5,7 @@
 
 mod access;
 mod catalog;
+mod copy;
 pub(crate) mod flight;
 pub(crate) mod incoming;
 pub(crate) mod limits;

@@ -1,6 +1,7 @@
 //! Postgres' protocol: psql and programs with a driver for Postgres send MergeQL as text.
 
 use super::catalog::{rewritten, shown};
+use super::copy::{self, Copies, Receiving};
 use super::incoming::accept;
 use super::limits::{Limits, TIMED_OUT, Turn};
 use super::login::{Startup, check_admitted};
@@ -27,6 +28,7 @@ use datafusion_postgres::hooks::set_show::SetShowHook;
 use datafusion_postgres::hooks::transactions::TransactionStatementHook;
 use datafusion_postgres::pgwire::api::auth::StartupHandler;
 use datafusion_postgres::pgwire::api::cancel::{CancelHandler, DefaultCancelHandler};
+use datafusion_postgres::pgwire::api::copy::CopyHandler;
 use datafusion_postgres::pgwire::api::portal::{Format, Portal};
 use datafusion_postgres::pgwire::api::query::{ExtendedQueryHandler, SimpleQueryHandler};
 use datafusion_postgres::pgwire::api::results::{FieldInfo, QueryResponse, Response, Tag};
@@ -49,7 +51,7 @@ use futures::{FutureExt, Sink, SinkExt, StreamExt};
 use mergeql_lang::ast::{Piece, Statement};
 use mergeql_udfs::Code;
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
@@ -66,14 +68,14 @@ pub(super) async fn serve(
 ) -> Result<()> {
     let tls = tls.map(|tls| TlsAcceptor::from(tls.config.clone()));
     let connections = Arc::new(ConnectionManager::new());
-    let service = Arc::new(Service::new(context, limits));
-    let extended = Arc::new(Extended(Arc::new(Parser(service.clone()))));
+    let service = Service::new(context, limits);
     let places = Arc::new(Semaphore::new(options.max_connections.max(1)));
     loop {
         let socket = accept(&listener).await;
         let startup = Arc::new(Startup::new(tls.is_some(), &options.credentials, places.clone(), connections.clone()));
         let cancel = Arc::new(DefaultCancelHandler::new(connections.clone()));
-        let (service, extended) = (service.clone(), extended.clone());
+        let service = Arc::new(service.of_connection());
+        let extended = Arc::new(Extended(Arc::new(Parser(service.clone()))));
         let connection = Arc::new(Connection { service, extended, startup: startup.clone(), cancel });
         let talk = process_socket(socket, tls.clone(), connection);
         tokio::spawn(async move { startup.attend(talk).await });
@@ -104,6 +106,10 @@ impl PgWireServerHandlers for Connection {
     fn cancel_handler(&self) -> Arc<impl CancelHandler> {
         self.cancel.clone()
     }
+
+    fn copy_handler(&self) -> Arc<impl CopyHandler> {
+        Arc::new(Copies(self.service.clone()))
+    }
 }
 
 // What they ask.
@@ -111,17 +117,25 @@ impl PgWireServerHandlers for Connection {
 /// What the portals of datafusion-postgres hold: the text, its statement and its plan.
 type Held = (String, Option<(sql::Statement, LogicalPlan)>);
 
-struct Service {
-    context: MergeContext,
-    limits: Arc<Limits>,
-    parser: PostgresCompatibilityParser,
+#[derive(Clone)]
+pub(super) struct Service {
+    pub(super) context: MergeContext,
+    pub(super) limits: Arc<Limits>,
+    parser: Arc<PostgresCompatibilityParser>,
     /// SET and SHOW of what belongs to a connection alone: they must not touch the session that all share.
     settings: SessionContext,
+    /// The rows that the connection is sending.
+    pub(super) receiving: Arc<Mutex<Option<Receiving>>>,
 }
 
 impl Service {
     fn new(context: MergeContext, limits: Arc<Limits>) -> Service {
-        Service { context, limits, parser: PostgresCompatibilityParser::new(), settings: SessionContext::new() }
+        Service { context, limits, parser: Arc::default(), settings: SessionContext::new(), receiving: Arc::default() }
+    }
+
+    /// What answers one connection, which has temporary tables of its own.
+    fn of_connection(&self) -> Service {
+        Service { context: self.context.connection(), receiving: Arc::default(), ..self.clone() }
     }
 
     /// The statement as Postgres' clients mean it, unless it is MergeQL.
@@ -212,6 +226,20 @@ impl Service {
         turn.run(async move { context.stream(frame).await }).await
     }
 
+    /// The rows of a query, as text.
+    pub(super) async fn query<C: ClientInfo>(&self, client: &C, text: &str) -> Result<QueryResponse> {
+        let turn = self.limits.turn(timeout(client)).await?;
+        let text = Service::to_run(text, self.foreign(text).as_ref());
+        let Prepared::Query(frame) = turn.run(look(&self.context, &text)).await? else {
+            return Err(MergeError::new(Code::InvalidArgument, "this is no query, and gives no rows"));
+        };
+        let options = Arc::new(FormatOptions::from_client_metadata(client.metadata()));
+        match self.rows(turn, frame, &Format::UnifiedText, options).await? {
+            Response::Query(rows) => Ok(rows),
+            _ => Err(MergeError::new(Code::InvalidArgument, "this is no query, and gives no rows")),
+        }
+    }
+
     async fn rows(&self, turn: Turn, frame: DataFrame, format: &Format, options: Arc<FormatOptions>) -> Result<Response> {
         let stream = self.stream(&turn, frame).await?;
         Self::given(turn, stream, format, options).await
@@ -278,21 +306,6 @@ fn counted(tag: &str, batches: &[RecordBatch]) -> Tag {
     }
 }
 
-/// Refuses COPY through the connection.
-fn refuse_streams(text: &str) -> PgWireResult<()> {
-    let words: Vec<String> = text.split(|c: char| !c.is_alphanumeric()).map(str::to_ascii_uppercase).collect();
-    let copies = words.iter().find(|word| !word.is_empty()).is_some_and(|word| word == "COPY");
-    let through = words.windows(2).any(|w| matches!((&*w[0], &*w[1]), ("FROM", "STDIN") | ("TO", "STDOUT")));
-    match copies && through {
-        true => Err(told(
-            &MergeError::new(Code::Unsupported, "rows are not copied through the connection")
-                .help("INSERT takes many rows; COPY (...) TO 'file' writes on the server; Arrow Flight SQL ingests in bulk"),
-            "",
-        )),
-        false => Ok(()),
-    }
-}
-
 /// What clients say when they are done with something; the protocol's own messages do it.
 fn housekeeping(statement: &sql::Statement) -> Option<&'static str> {
     match statement {
@@ -333,7 +346,7 @@ fn go_back<C: ClientInfo>(client: &mut C, statement: Option<&sql::Statement>) {
 
 const ABORTED: &str = "current transaction is aborted, commands ignored until end of transaction block";
 
-fn refused(state: &str, message: &str) -> PgWireError {
+pub(super) fn refused(state: &str, message: &str) -> PgWireError {
     PgWireError::UserError(Box::new(ErrorInfo::new("ERROR".to_owned(), state.to_owned(), message.to_owned())))
 }
 
@@ -354,7 +367,7 @@ pub(super) fn told(error: &MergeError, text: &str) -> PgWireError {
     PgWireError::UserError(Box::new(info))
 }
 
-fn timeout<C: ClientInfo + ?Sized>(client: &C) -> Option<Duration> {
+pub(super) fn timeout<C: ClientInfo + ?Sized>(client: &C) -> Option<Duration> {
     let asked = client.metadata().get("statement_timeout_ms")?.parse().ok()?;
     Some(Duration::from_millis(asked))
 }
@@ -392,7 +405,7 @@ impl SimpleQueryHandler for Service {
         let last = statements.len() - 1;
         let mut responses = Vec::new();
         for (i, text) in statements.into_iter().enumerate() {
-            match self.one(client, query, text, i == last).await {
+            match self.one(client, query, text, (last == 0, i == last)).await {
                 Ok(response) => responses.push(response),
                 // What was done before is told, and then that this one was not.
                 Err(PgWireError::UserError(error)) if i > 0 => {
@@ -408,7 +421,7 @@ impl SimpleQueryHandler for Service {
 
 impl Service {
     /// Runs one statement of a query of the simple protocol.
-    async fn one<C>(&self, client: &mut C, query: &str, text: &str, last: bool) -> PgWireResult<Response>
+    async fn one<C>(&self, client: &mut C, query: &str, text: &str, (alone, last): (bool, bool)) -> PgWireResult<Response>
     where
         C: ClientInfo + ClientPortalStore + Sink<PgWireBackendMessage> + Unpin + Send + Sync,
         C::PortalStore: PortalStore,
@@ -422,7 +435,13 @@ impl Service {
             let offset = of.as_ptr() as usize - query.as_ptr() as usize;
             return self.declare(client, name, of).await.map_err(|e| in_query(e, offset));
         }
-        refuse_streams(text)?;
+        if let Some(copy) = copy::parsed(text) {
+            refuse_after_failure(client)?;
+            let among =
+                || MergeError::new(Code::Unsupported, "COPY through the connection is sent by itself, without other statements");
+            let copy = copy.and_then(|copy| if alone { Ok(copy) } else { Err(among()) });
+            return self.copy(client, copy.map_err(|e| in_query(e, offset))?).await;
+        }
         let foreign = self.foreign(text);
         if let Some(statement) = &foreign
             && let Some(response) = self.hooked(statement, client).await
@@ -456,7 +475,7 @@ fn declared(text: &str) -> Option<(String, &str)> {
 }
 
 /// The columns of the cursors of a connection, for those who ask before they fetch.
-type Cursors = std::sync::Mutex<HashMap<String, LogicalPlan>>;
+type Cursors = Mutex<HashMap<String, LogicalPlan>>;
 
 impl Service {
     async fn declare<C>(&self, client: &C, name: String, query: &str) -> Result<Response>
@@ -603,7 +622,11 @@ impl QueryParser for Parser {
         if declared(text).is_some() {
             return Ok(Some((text.to_owned(), Some(marked(DECLARE, nothing())))));
         }
-        refuse_streams(text)?;
+        if copy::parsed(text).is_some() {
+            let simple = MergeError::new(Code::Unsupported, "COPY through the connection is no prepared statement")
+                .help("send it as a simple query, without parameters");
+            return Err(told(&simple, text));
+        }
         let foreign = service.foreign(text);
         if let Some(statement @ sql::Statement::Fetch { name, .. }) = &foreign {
             let cursors = client.session_extensions().get_or_insert_with(Cursors::default);

@@ -30,6 +30,12 @@ pub(super) fn fields(schema: &Schema, format: &Format, options: Option<Arc<Forma
     arrow_schema_to_pg_fields(&schema, format, options).map_err(|e| MergeError::new(Code::Unsupported, e.to_string()))
 }
 
+/// What values of a type are on the wire.
+pub(super) fn wire_type(ty: &DataType) -> Result<Type> {
+    let fields = fields(&Schema::new(vec![Field::new("", ty.clone(), true)]), &Format::UnifiedText, None)?;
+    Ok(fields.first().map_or(Type::UNKNOWN, |field| field.datatype().clone()))
+}
+
 /// Rows, up to the first that fails.
 pub(super) fn encoded(
     batches: impl Stream<Item = Result<RecordBatch>> + Send + 'static,

@@ -4,9 +4,10 @@
 
 mod rewrite;
 
+use super::rows::wire_type;
 use crate::context::MergeContext;
 use crate::error::{MergeError, Result};
-use arrow::array::{ArrayRef, BooleanArray, Int64Array, RecordBatch, StringArray, new_empty_array, new_null_array};
+use arrow::array::{ArrayRef, AsArray, BooleanArray, Int64Array, RecordBatch, StringArray, new_empty_array, new_null_array};
 use arrow::datatypes::{DataType, Field, Fields};
 use async_trait::async_trait;
 use datafusion::catalog::{MemTable, SchemaProvider, TableProvider};
@@ -70,6 +71,10 @@ enum Answer {
     Given,
     /// No pairs of an element and its place: there are no indexes.
     Pairs,
+    /// What Postgres calls a type of the engine in its `information_schema`.
+    DataType,
+    /// The name of that type in `pg_type`.
+    TypeName,
 }
 
 const FUNCTIONS: &[(&str, Answer)] = &[
@@ -105,6 +110,8 @@ const FUNCTIONS: &[(&str, Answer)] = &[
     ("has_function_privilege", Answer::Flag(true)),
     ("has_sequence_privilege", Answer::Flag(true)),
     ("_pg_expandarray", Answer::Pairs),
+    ("mergeql_data_type", Answer::DataType),
+    ("mergeql_udt_name", Answer::TypeName),
 ];
 
 #[derive(Debug, PartialEq, Eq, Hash)]
@@ -124,6 +131,27 @@ impl About {
 fn pairs() -> DataType {
     let number = |name| Field::new(name, DataType::Int32, true);
     DataType::Struct(Fields::from(vec![number("x"), number("n")]))
+}
+
+/// A type of the engine as Postgres names it: in the words of SQL, or as `pg_type` does.
+fn type_name(ty: &str, in_words: bool) -> String {
+    let known = ty.parse::<DataType>().ok().and_then(|ty| wire_type(&ty).ok());
+    let Some(known) = known else { return ty.to_owned() };
+    match known.name() {
+        name if !in_words => name,
+        name if name.starts_with('_') => "ARRAY",
+        "bool" => "boolean",
+        "int2" => "smallint",
+        "int4" => "integer",
+        "int8" => "bigint",
+        "float4" => "real",
+        "float8" => "double precision",
+        "time" => "time without time zone",
+        "timestamp" => "timestamp without time zone",
+        "timestamptz" => "timestamp with time zone",
+        name => name,
+    }
+    .to_owned()
 }
 
 fn text_of(value: &ColumnarValue) -> DfResult<Option<String>> {
@@ -146,7 +174,7 @@ impl ScalarUDFImpl for About {
 
     fn return_type(&self, _: &[DataType]) -> DfResult<DataType> {
         Ok(match self.answer {
-            Answer::Text(_) | Answer::Setting | Answer::Given => DataType::Utf8,
+            Answer::Text(_) | Answer::Setting | Answer::Given | Answer::DataType | Answer::TypeName => DataType::Utf8,
             Answer::Unknown => DataType::Int64,
             Answer::Flag(_) => DataType::Boolean,
             Answer::Pairs => pairs(),
@@ -154,6 +182,11 @@ impl ScalarUDFImpl for About {
     }
 
     fn invoke_with_args(&self, args: ScalarFunctionArgs) -> DfResult<ColumnarValue> {
+        if let (Answer::DataType | Answer::TypeName, [types]) = (self.answer, &args.args[..]) {
+            let types = arrow::compute::cast(&types.to_array(args.number_rows)?, &DataType::Utf8)?;
+            let named = types.as_string::<i32>().iter().map(|ty| ty.map(|ty| type_name(ty, self.answer == Answer::DataType)));
+            return Ok(ColumnarValue::Array(Arc::new(named.collect::<StringArray>())));
+        }
         let text = |at: usize| args.args.get(at).map_or(Ok(None), text_of);
         Ok(ColumnarValue::Scalar(match self.answer {
             Answer::Text(text) => ScalarValue::Utf8(text.map(str::to_owned)),
@@ -161,6 +194,7 @@ impl ScalarUDFImpl for About {
             Answer::Flag(flag) => ScalarValue::Boolean(Some(flag)),
             Answer::Given => ScalarValue::Utf8(text(1)?),
             Answer::Pairs => ScalarValue::try_new_null(&pairs())?,
+            Answer::DataType | Answer::TypeName => ScalarValue::Utf8(None),
             Answer::Setting => {
                 let name = text(0)?.unwrap_or_default();
                 let lenient = matches!(args.args.get(1), Some(ColumnarValue::Scalar(ScalarValue::Boolean(Some(true)))));

@@ -15,7 +15,17 @@ pub(in crate::serve) fn rewritten(mut statement: sql::Statement) -> sql::Stateme
 struct Rewrite;
 
 /// Catalogues that are read from others: in the library's, views are tables.
-const READ: [(&str, &str); 2] = [
+const READ: [(&str, &str); 3] = [
+    (
+        "information_schema.columns",
+        "(SELECT table_catalog, table_schema, table_name, column_name, ordinal_position::int AS ordinal_position, column_default, \
+          is_nullable, mergeql_data_type(data_type) AS data_type, character_maximum_length::int AS character_maximum_length, \
+          character_octet_length::int AS character_octet_length, numeric_precision::int AS numeric_precision, \
+          numeric_precision_radix::int AS numeric_precision_radix, numeric_scale::int AS numeric_scale, \
+          datetime_precision::int AS datetime_precision, interval_type, table_catalog AS udt_catalog, 'pg_catalog' AS udt_schema, \
+          mergeql_udt_name(data_type) AS udt_name, 'NO' AS is_identity, 'NEVER' AS is_generated, 'YES' AS is_updatable \
+          FROM information_schema.columns AS mergeql_columns)",
+    ),
     (
         "pg_tables",
         "(SELECT table_schema AS schemaname, table_name AS tablename, 'postgres' AS tableowner, NULL::text AS tablespace, \
@@ -31,10 +41,14 @@ const READ: [(&str, &str); 2] = [
 
 fn read(relation: &sql::TableFactor) -> Option<sql::TableFactor> {
     let sql::TableFactor::Table { name, alias, .. } = relation else { return None };
-    let name = name.to_string().to_ascii_lowercase();
+    let parts: Vec<String> = name.0.iter().filter_map(|part| Some(part.as_ident()?.value.to_ascii_lowercase())).collect();
+    let name = parts[parts.len().saturating_sub(2)..].join(".");
     let name = name.strip_prefix("pg_catalog.").unwrap_or(&name);
     let (name, query) = READ.iter().find(|(known, _)| *known == name)?;
-    let alias = alias.as_ref().map_or_else(|| (*name).to_owned(), ToString::to_string);
+    let alias = alias.as_ref().map_or_else(|| name.rsplit('.').next().unwrap_or(name).to_owned(), ToString::to_string);
+    if alias.ends_with("mergeql_columns") {
+        return None;
+    }
     let text = format!("SELECT 1 FROM {query} AS {}", alias.strip_prefix("AS ").unwrap_or(&alias));
     let query = Parser::new(&PostgreSqlDialect {}).try_with_sql(&text).and_then(|mut parser| parser.parse_query()).ok()?;
     let SetExpr::Select(select) = *query.body else { return None };

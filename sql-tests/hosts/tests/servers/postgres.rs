@@ -1,10 +1,10 @@
 //! `mergeql serve --postgres` with psql and psycopg, and with clients that mean no good.
 
 use crate::{Running, certificate, run, stdout, variable, wait};
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 fn serve(folder: &Path, more: &[&str]) -> Running {
@@ -233,9 +233,177 @@ fn tools_find_their_way_about() {
     let program = concat!(env!("CARGO_MANIFEST_DIR"), "/PostgresJdbc.java");
     let output = Command::new("java").args(["-cp", "/usr/share/java/postgresql.jar", program, server.port()]).output().unwrap();
     assert_eq!(stdout(&output), "done\n");
+    // What a type is called there.
+    let typed = psql(
+        &server,
+        "CREATE TABLE typed AS SELECT 1 AS i, 1.5 AS f, CAST(2 AS DECIMAL(9, 2)) AS d, [1] AS l, now() AS z, true AS b;
+         SELECT data_type, udt_name FROM \"datafusion\".INFORMATION_SCHEMA.columns AS c WHERE c.table_name = 'typed'
+         ORDER BY ordinal_position",
+    );
+    assert_eq!(
+        typed,
+        "CREATE TABLE\nbigint|int8\ndouble precision|float8\nnumeric|numeric\nARRAY|_int8\ntimestamp with time zone|timestamptz\n\
+         boolean|bool\n"
+    );
     // psql's own ways to look around.
     let told = psql(&server, "UPDATE nyc SET salary = 1 WHERE id = 1; DELETE FROM nyc WHERE id = 1");
     assert_eq!(told, "UPDATE 1\nDELETE 1\n");
+}
+
+#[test]
+fn a_temporary_table_is_of_its_connection() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = serve(folder.path(), &["--db", "shop"]);
+    psql(&server, TABLES);
+    // Two connections at once, each with its own table of one name; while the first is there, the second looks for views anew.
+    let mut first = Command::new(format!("{}/psql", variable("MERGEQL_POSTGRES_BIN")))
+        .args(["-X", "-A", "-t", "-d", &format!("host=127.0.0.1 port={} user=me dbname=datafusion", server.port())])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut send = first.stdin.take().unwrap();
+    let mut answers = BufReader::new(first.stdout.take().unwrap()).lines();
+    let mut ask = |statement: &str, lines: usize| {
+        writeln!(send, "{statement};").unwrap();
+        (0..lines).map(|_| answers.next().unwrap().unwrap()).collect::<Vec<_>>().join("\n")
+    };
+    assert_eq!(ask("CREATE TEMP TABLE late AS SELECT 3 AS id, 70 AS salary, 'z' AS tag", 1), "CREATE TABLE");
+    assert_eq!(ask("INSERT INTO late VALUES (4, 1, 'y'), (5, 2, 'x')", 1), "INSERT 0 2");
+    assert_eq!(ask("UPDATE late SET salary = 71 WHERE id = 3; DELETE FROM late WHERE id = 5", 2), "UPDATE 1\nDELETE 1");
+    let merge = "MERGE london, late ON id STRATEGY salary = max, tag = union ORDER BY id";
+    assert_eq!(ask(merge, 3), "1|85|c\n3|71|d,z\n4|1|y");
+    assert_eq!(ask("MERGE INTO late USING london ON id STRATEGY salary = max, tag = union", 1), "MERGE 3");
+    assert_eq!(ask("SELECT sum(salary) FROM late", 1), "157");
+    assert_eq!(ask("SELECT count(*) FROM information_schema.columns WHERE table_name = 'late'", 1), "3");
+    assert_eq!(ask("CREATE TEMP VIEW high AS SELECT id FROM late WHERE salary > 70", 1), "CREATE VIEW");
+    assert_eq!(ask("SELECT * FROM high ORDER BY id", 2), "1\n3");
+    // Nobody else has it, in the catalogues neither, and may make one of the same name, also one that stays.
+    let error = psql(&server, merge);
+    assert!(error.contains("42P01"), "{error}");
+    assert_eq!(psql(&server, "SELECT count(*) FROM information_schema.tables WHERE table_name IN ('late', 'high')"), "0\n");
+    assert_eq!(psql(&server, "CREATE TEMP TABLE late AS SELECT 1 AS id; SELECT * FROM late"), "CREATE TABLE\n1\n");
+    assert_eq!(
+        psql(&server, "CREATE TABLE late AS SELECT 9 AS id; CREATE VIEW all_late AS SELECT * FROM late"),
+        "CREATE TABLE\nCREATE VIEW\n"
+    );
+    assert_eq!(ask("SELECT count(*) FROM late; SELECT * FROM all_late", 2), "3\n9");
+    assert_eq!(psql(&server, "INSERT INTO late VALUES (10); SELECT sum(id) FROM all_late"), "INSERT 0 1\n19\n");
+    assert_eq!(
+        ask("SELECT count(*) FROM late; SELECT sum(id) FROM all_late; DROP TABLE late; SELECT sum(id) FROM late", 4),
+        "3\n19\nDROP TABLE\n19"
+    );
+    drop(ask);
+    drop(send);
+    assert!(first.wait().unwrap().success());
+    // What cannot be said of it.
+    for (statements, told) in [
+        ("CREATE TEMP TABLE t AS SELECT 1 AS id; CREATE VIEW v AS SELECT * FROM t", "the table `t` is temporary"),
+        ("CREATE TEMP TABLE t AS SELECT 1 AS id; CREATE TABLE t AS SELECT 2 AS id", "there is a temporary table `t`"),
+        ("CREATE TEMP TABLE t AS SELECT 1 AS id; ALTER TABLE t RENAME TO u", "`t` is a temporary table, and keeps its name"),
+        ("CREATE TEMP TABLE nyc AS SELECT 1 AS id", "the table `nyc` is there already"),
+        (
+            "CREATE TEMP TABLE t AS SELECT 1 AS id; MERGE nyc, london ON id INTO OR REPLACE t WITH (state = true)",
+            "states are kept in tables that stay",
+        ),
+    ] {
+        let error = psql(&server, statements);
+        assert!(error.contains(told), "{statements}: {error}");
+    }
+    drop(server);
+    let kept = run(folder.path(), &["--db", "shop", "-c", "SHOW TABLES", "--format", "csv"]);
+    assert!(!stdout(&kept).contains(",t,") && stdout(&kept).contains(",all_late,"), "{}", stdout(&kept));
+}
+
+#[test]
+fn rows_are_copied_through_the_connection() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = serve(folder.path(), &["--db", "shop"]);
+    psql(&server, TABLES);
+    let at = |name: &str| folder.path().join(name).display().to_string();
+    // psql's \copy, in and out; NULL and an empty text stay two things, and a query may be a MERGE.
+    std::fs::write(at("in.csv"), "tag,id,salary\n\"a \"\"b\"\", c\",5,1\n,6,\n\"\",7,2\n").unwrap();
+    assert_eq!(psql(&server, &format!("\\copy london (tag, id, salary) from '{}' csv header", at("in.csv"))), "COPY 3\n");
+    assert_eq!(
+        psql(&server, "SELECT id, salary, tag IS NULL, tag FROM london WHERE id > 4 ORDER BY id"),
+        "5|1|f|a \"b\", c\n6||t|\n7|2|f|\n"
+    );
+    let merge = "MERGE nyc, london ON id STRATEGY salary = max, tag = union ORDER BY id";
+    assert_eq!(psql(&server, &format!("\\copy ({merge}) to '{}' with (format csv, header)", at("out.csv"))), "COPY 6\n");
+    assert_eq!(
+        std::fs::read_to_string(at("out.csv")).unwrap(),
+        "id,salary,tag\n1,90,\"a,c\"\n2,72,b\n3,64,d\n5,1,\" c,a \"\"b\"\"\"\n6,,\n7,2,\"\"\n"
+    );
+    // As text, through a table of many types and back.
+    let values =
+        "SELECT 1 AS i, 2.5 AS f, CAST('1.20' AS DECIMAL(9, 2)) AS d, 'tab\t, back\\ and\nline' AS t, DATE '2024-02-29' AS day,
+        TIMESTAMP '2024-02-29 12:00:00.5' AS at, to_timestamp('2024-02-29T12:00:00Z') AS z, true AS b, X'00ff' AS bin, '\\N' AS n
+        UNION ALL SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL";
+    let values = values.replace("\\t", "\t").replace("\\n", "\n");
+    psql(&server, &format!("CREATE TABLE typed AS {values}; CREATE TABLE back AS SELECT * FROM typed WHERE false"));
+    for (how, name) in [("", "rows.txt"), ("csv header", "rows.csv"), ("with (format csv, null 'none', delimiter '|')", "rows.psv")]
+    {
+        assert_eq!(psql(&server, &format!("\\copy typed to '{}' {how}", at(name))), "COPY 2\n", "{how}");
+        assert_eq!(psql(&server, &format!("\\copy back from '{}' {how}", at(name))), "COPY 2\n", "{how}");
+        let differ = psql(
+            &server,
+            "SELECT count(*) FROM ((SELECT * FROM back EXCEPT SELECT * FROM typed) UNION ALL (SELECT * FROM typed EXCEPT SELECT * FROM back)) AS d",
+        );
+        assert_eq!(differ, "0\n", "{how}: {}", std::fs::read_to_string(at(name)).unwrap());
+        psql(&server, "TRUNCATE back");
+    }
+    // Bad rows put nothing into the table, and say where they are.
+    for (name, text, told) in [
+        ("number.csv", "1,2,a\nx,3,b\n", "line 2 of what was copied: \"x\" is no Int32 for the column `id`"),
+        ("few.csv", "1,2,a\n1,2\n", "line 2 of what was copied: 2 fields for 3 columns"),
+        ("quote.csv", "1,2,\"a\n", "a quoted field is never closed"),
+    ] {
+        std::fs::write(at(name), text).unwrap();
+        let before = psql(&server, "SELECT count(*) FROM nyc");
+        let error = psql(&server, &format!("\\copy nyc from '{}' csv", at(name)));
+        assert!(error.contains(told) && error.contains("22023"), "{name}: {error}");
+        assert_eq!(psql(&server, "SELECT count(*) FROM nyc"), before);
+    }
+    for (statement, told) in [
+        ("COPY nowhere FROM STDIN", "42P01"),
+        ("COPY nyc (nothing) FROM STDIN", "42703"),
+        ("COPY nyc TO STDOUT (FORMAT binary)", "no FORMAT binary"),
+        ("SELECT 1; COPY nyc TO STDOUT", "by itself"),
+        ("COPY (SELECT nothing FROM nyc) TO STDOUT", "42703"),
+        ("COPY (DROP TABLE nyc) TO STDOUT", "this is no query"),
+    ] {
+        let error = psql(&server, statement);
+        assert!(error.contains(told), "{statement}: {error}");
+    }
+    // A driver: many rows, an end in the middle, and the connection is as good as before.
+    let script = r#"
+import sys, psycopg
+with psycopg.connect(f"host=127.0.0.1 port={sys.argv[1]} user=me dbname=datafusion", autocommit=True) as connection:
+    connection.execute("CREATE TEMP TABLE many (id BIGINT, name TEXT)")
+    with connection.cursor() as cursor:
+        with cursor.copy("COPY many (id, name) FROM STDIN") as copy:
+            for i in range(100_000):
+                copy.write_row((i, None if i % 10 else f"row\t{i}"))
+        assert cursor.rowcount == 100_000, cursor.rowcount
+        try:
+            with cursor.copy("COPY many (id, name) FROM STDIN") as copy:
+                copy.write_row((1, "x"))
+                raise KeyError("enough")
+        except KeyError:
+            pass
+        cursor.execute("SELECT count(*), count(name), sum(id), max(name) FROM many")
+        assert cursor.fetchone() == (100_000, 10_000, 4_999_950_000, "row\t99990"), cursor.fetchone()
+        with cursor.copy("COPY (SELECT * FROM many ORDER BY id) TO STDOUT") as copy:
+            rows = [row for row in copy.rows()]
+        assert len(rows) == 100_000 and rows[10] == ("10", "row\t10") and rows[11] == ("11", None), rows[9:12]
+print("done")
+"#;
+    let output = Command::new(variable("MERGEQL_CLIENTS_PYTHON")).args(["-c", script, server.port()]).output().unwrap();
+    assert_eq!(stdout(&output), "done\n");
+    let read_only = serve(folder.path(), &["--db", "shop", "--read-only"]);
+    assert!(psql(&read_only, "COPY nyc FROM STDIN").contains("read-only"));
+    assert_eq!(psql(&read_only, "COPY (SELECT 1 AS a) TO STDOUT"), "1\n");
 }
 
 #[test]
