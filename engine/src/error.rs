@@ -108,6 +108,7 @@ impl From<DataFusionError> for MergeError {
         }
         let text = text
             .trim_start_matches("Error during planning: ")
+            .trim_start_matches("Arrow error: ")
             .trim_start_matches("SQL error: ")
             .trim_start_matches("Execution error: ")
             .trim_start_matches("Schema error: ")
@@ -126,6 +127,16 @@ fn in_our_words(root: &DataFusionError, text: &str) -> Option<Box<Diagnostic>> {
         let listed: Vec<String> = names.iter().take(12).map(|n| format!("`{n}`")).collect();
         let error = if listed.is_empty() { error } else { error.help(format!("there are {}", listed.join(", "))) };
         return Some(error.suggest(&field.name, names));
+    }
+    if text.contains("Divide by zero error") {
+        return Some(Diagnostic::new(Code::InvalidArgument, "division by zero").help("nullif(divisor, 0) gives NULL there"));
+    }
+    if let DataFusionError::ResourcesExhausted(why) = root {
+        let error = Diagnostic::new(Code::LimitExceeded, format!("the memory limit is too small for this statement: {why}"));
+        return Some(error.help("allow more: --memory-limit, or WITH (memory_limit = ...) of a merge"));
+    }
+    if matches!(root, DataFusionError::SQL(..)) && text.contains("RecursionLimitExceeded") {
+        return Some(Diagnostic::new(Code::Syntax, "parentheses or operators stand too deep within each other"));
     }
     let quoted = |before: &str| text.split_once(before)?.1.split_once('\'').map(|(name, _)| name);
     if let Some(name) = quoted("Invalid function '") {

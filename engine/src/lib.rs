@@ -8,6 +8,7 @@ mod checked;
 pub mod cluster;
 pub mod columns;
 mod context;
+mod copies;
 mod custom;
 mod error;
 mod explain;

@@ -48,11 +48,6 @@ impl Names {
         self.named().get(name).is_some_and(|n| n.table.is_err())
     }
 
-    /// Whether some table could not be read.
-    pub(crate) fn has_broken(&self) -> bool {
-        self.named().values().any(|n| n.table.is_err())
-    }
-
     /// How often a table was put under a name or taken away: views over it are planned anew then.
     pub(crate) fn changes(&self) -> u64 {
         self.changes.load(Ordering::Relaxed)
@@ -92,8 +87,9 @@ impl Drop for Passing {
 #[async_trait]
 impl SchemaProvider for Names {
     fn table_names(&self) -> Vec<String> {
-        let named = self.named();
-        named.iter().filter(|(name, n)| !n.file && !name.starts_with("__mergeql_")).map(|(name, _)| name.clone()).collect()
+        // What cannot be read is not listed: whoever reads all that is listed would see nothing of the others.
+        let listed = |(name, n): &(&String, &Named)| !n.file && n.table.is_ok() && !name.starts_with("__mergeql_");
+        self.named().iter().filter(listed).map(|(name, _)| name.clone()).collect()
     }
 
     async fn table(&self, name: &str) -> Result<Option<Arc<dyn TableProvider>>> {

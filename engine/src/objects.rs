@@ -52,7 +52,7 @@ impl Object {
                 .help("objects are named s3://bucket/key; AWS_ENDPOINT_URL says where another store that speaks S3 is"));
         }
         match rest.split_once('/') {
-            Some((bucket, key)) if !bucket.is_empty() => Ok(Some(Object { bucket: bucket.to_owned(), key: key.to_owned() })),
+            Some((bucket, key)) if is_bucket(bucket) => Ok(Some(Object { bucket: bucket.to_owned(), key: key.to_owned() })),
             _ => Err(MergeError::new(Code::InvalidArgument, format!("`{text}` names no object"))
                 .help("objects are named s3://bucket/key")),
         }
@@ -74,9 +74,19 @@ impl Object {
 
     fn failed(&self, error: object_store::Error) -> Error {
         match error {
+            object_store::Error::NotFound { source, .. } if source.to_string().contains("NoSuchBucket") => {
+                Error::new(Code::Io, format!("{}: there is no bucket `{}`", self.name(), self.bucket))
+                    .with_help("AWS_REGION says where it is, AWS_ENDPOINT_URL in which store if it is not Amazon's")
+            }
             object_store::Error::NotFound { .. } => Error::new(Code::Io, format!("{}: there is no such object", self.name())),
             object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. } => self.there_already(),
-            other => Error::new(Code::Io, format!("{}: {other}", self.name())),
+            object_store::Error::PermissionDenied { .. } | object_store::Error::Unauthenticated { .. } => {
+                Error::new(Code::Io, format!("{}: the store does not let you", self.name()))
+                    .with_help("AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY say who asks, AWS_REGION where the bucket is")
+            }
+            other => Error::new(Code::Io, format!("{}: {}", self.name(), without_password(&other.to_string()))).with_help(
+                "AWS_ENDPOINT_URL says which store is asked if it is not Amazon's, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY who asks",
+            ),
         }
     }
 
@@ -257,6 +267,21 @@ impl Read for Streamed {
     }
 }
 
+/// Whether a bucket can have this name: such a name stands in an address.
+fn is_bucket(name: &str) -> bool {
+    let ends = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
+    name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_'))
+        && ends(name.chars().next())
+        && ends(name.chars().next_back())
+}
+
+/// A text whose addresses have no passwords.
+fn without_password(text: &str) -> String {
+    static WHO: LazyLock<regex::Regex> =
+        LazyLock::new(|| regex::Regex::new("(https?://)[^/@\\s]*@").expect("invariant: the pattern is valid"));
+    WHO.replace_all(text, "$1").into_owned()
+}
+
 /// The stores that were asked so far, by bucket.
 static STORES: LazyLock<Mutex<BTreeMap<String, Arc<dyn ObjectStore>>>> = LazyLock::new(Mutex::default);
 
@@ -265,13 +290,20 @@ fn store(bucket: &str) -> mergeql_udfs::Result<Arc<dyn ObjectStore>> {
     if let Some(store) = stores.get(bucket) {
         return Ok(store.clone());
     }
+    let endpoints: Vec<(String, String)> = std::env::vars().filter(|(name, _)| name.starts_with("AWS_ENDPOINT")).collect();
+    let is_address = |value: &str| Url::parse(value).is_ok_and(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
+    if let Some((name, value)) = endpoints.iter().find(|(_, value)| !value.is_empty() && !is_address(value)) {
+        let message = format!("{name} is `{}`, which is no address of a store", without_password(value));
+        return Err(Error::new(Code::InvalidArgument, message).with_help("it begins with https:// or http://"));
+    }
     // An endpoint without TLS was asked for by its name.
-    let plain = std::env::vars().any(|(name, value)| name.starts_with("AWS_ENDPOINT") && value.starts_with("http://"));
+    let plain = endpoints.iter().any(|(_, value)| value.starts_with("http://"));
     let retry = RetryConfig { max_retries: 5, retry_timeout: Duration::from_secs(60), ..RetryConfig::default() };
     let asked = AmazonS3Builder::from_env().with_retry(retry).with_bucket_name(bucket);
-    let store = if plain { asked.with_allow_http(true) } else { asked }
-        .build()
-        .map_err(|e| Error::new(Code::Io, format!("s3://{bucket}: {e}")))?;
+    let store = if plain { asked.with_allow_http(true) } else { asked }.build().map_err(|e| {
+        Error::new(Code::Io, format!("s3://{bucket}: {}", without_password(&e.to_string())))
+            .with_help("AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, both of them, say who asks; AWS_SKIP_SIGNATURE=true nobody")
+    })?;
     let store: Arc<dyn ObjectStore> = Arc::new(store);
     stores.insert(bucket.to_owned(), store.clone());
     Ok(store)

@@ -23,7 +23,7 @@ use parquet::file::metadata::SortingColumn;
 use parquet::file::properties::{DEFAULT_MAX_ROW_GROUP_ROW_COUNT, WriterProperties};
 use parquet::file::writer::SerializedFileWriter;
 use std::io::{BufWriter, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 
@@ -327,17 +327,9 @@ pub async fn write_file_as(
 ) -> Result<usize> {
     // The next rows are computed while these are written.
     let mut rows = spawn_buffered(rows, 4);
-    let folder = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    let fail = |e: std::io::Error| MergeError::from(io(path, e));
-    if !folder.is_dir() {
-        return Err(io(path, format!("there is no folder {}", folder.display())).into());
-    }
-    let file = tempfile::Builder::new().prefix(".mergeql-").suffix(".tmp").tempfile_in(folder).map_err(fail)?;
+    let file = Whole::begin(path)?;
     let schema = plain_schema(&rows.schema(), format);
-    let mut writer = Writer::new(BufWriter::with_capacity(1 << 18, file), &schema, format, sorted_by)?;
+    let mut writer = Writer::new(BufWriter::with_capacity(1 << 18, file.file), &schema, format, sorted_by)?;
     let mut count = 0;
     let mut empty = true;
     while let Some(batch) = rows.next().await {
@@ -349,21 +341,66 @@ pub async fn write_file_as(
     if empty {
         writer.write(&RecordBatch::new_empty(schema)).await?;
     }
-    let file = writer.finish().await?.into_inner().map_err(|e| fail(e.into_error()))?;
-    file.as_file().sync_all().map_err(fail)?;
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        std::fs::set_permissions(file.path(), std::fs::Permissions::from_mode(0o644)).map_err(fail)?;
-    }
-    if replace {
-        file.persist(path).map_err(|e| fail(e.error))?;
-    } else {
-        file.persist_noclobber(path).map_err(|e| fail(e.error))?;
-    }
-    // The rename itself must survive a crash too.
-    if let Ok(folder) = std::fs::File::open(folder) {
-        folder.sync_all().ok();
-    }
+    let written = writer.finish().await?.into_inner().map_err(|e| MergeError::from(io(path, e.into_error())))?;
+    Whole { file: written, path: file.path }.end(replace)?;
     Ok(count)
+}
+
+/// A file beside the one that it becomes: whole or not at all.
+pub struct Whole {
+    file: tempfile::NamedTempFile,
+    path: PathBuf,
+}
+
+impl Whole {
+    /// A file that becomes the one of this path. Of a link, it becomes what the link leads to.
+    ///
+    /// # Errors
+    /// `io`.
+    pub fn begin(path: &Path) -> Result<Whole> {
+        let path = match std::fs::symlink_metadata(path) {
+            Ok(about) if about.is_symlink() => std::fs::canonicalize(path).map_err(|e| io(path, e))?,
+            Ok(about) if !about.is_file() => return Err(io(path, "it is there and is no file").into()),
+            _ => path.to_owned(),
+        };
+        let folder = folder_of(&path);
+        if !folder.is_dir() {
+            return Err(io(&path, format!("there is no folder {}", folder.display())).into());
+        }
+        let file = tempfile::Builder::new().prefix(".mergeql-").suffix(".tmp").tempfile_in(folder);
+        Ok(Whole { file: file.map_err(|e| io(&path, e))?, path })
+    }
+
+    /// Where it is until then.
+    pub fn path(&self) -> &Path {
+        self.file.path()
+    }
+
+    /// Makes it the one of its path; with `replace` false, one that is there is left alone and an error.
+    ///
+    /// # Errors
+    /// `io`.
+    pub fn end(self, replace: bool) -> Result<()> {
+        let Whole { file, path } = self;
+        let fail = |e: std::io::Error| MergeError::from(io(&path, e));
+        file.as_file().sync_all().map_err(fail)?;
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+            std::fs::set_permissions(file.path(), std::fs::Permissions::from_mode(0o644)).map_err(fail)?;
+        }
+        match replace {
+            true => drop(file.persist(&path).map_err(|e| fail(e.error))?),
+            false => drop(file.persist_noclobber(&path).map_err(|e| fail(e.error))?),
+        }
+        // The rename itself must survive a crash too.
+        if let Ok(folder) = std::fs::File::open(folder_of(&path)) {
+            folder.sync_all().ok();
+        }
+        Ok(())
+    }
+}
+
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }

@@ -7,7 +7,7 @@ use crate::objects::Object;
 use crate::orders::ParquetFiles;
 use crate::text_files::{Bytes, Layout, io};
 use crate::text_scan::TextTable;
-use arrow::datatypes::Schema;
+use arrow::datatypes::{DataType, Field, Schema};
 use datafusion::catalog::TableProvider;
 use datafusion::common::TableReference;
 use datafusion::datasource::file_format::FileFormat;
@@ -138,7 +138,7 @@ pub struct Resolved {
 
 /// The columns of a schema as the binder sees them.
 pub fn source_columns(schema: &Schema) -> Result<Vec<SourceColumn>> {
-    let column = |f: &Arc<arrow::datatypes::Field>| {
+    let column = |f: &Arc<Field>| {
         let ty = logical(f.data_type()).map_err(|e| Error { message: format!("`{}`: {}", f.name(), e.message), ..e })?;
         Ok(SourceColumn { name: f.name().clone(), ty, nullable: f.is_nullable() })
     };
@@ -370,7 +370,7 @@ impl MergeContext {
                 Some(schema) => schema,
                 None => (*options.infer_schema(&state, url).await.map_err(unreadable)?).clone(),
             };
-            merged = Schema::try_merge([merged, schema]).map_err(|e| {
+            merged = Schema::try_merge([merged, wide(&schema)]).map_err(|e| {
                 MergeError::new(Code::TypeMismatch, format!("the files of one source have columns of different types: {e}"))
                     .help("list them as sources of their own: a MERGE widens types between sources")
             })?;
@@ -403,6 +403,17 @@ impl MergeContext {
         self.cache_stdin(table.clone());
         Ok(table)
     }
+}
+
+/// The schema with room for as many values as files have together: dictionaries of a file have the least index that its own values need.
+fn wide(schema: &Schema) -> Schema {
+    let wide = |field: &Arc<Field>| match field.data_type() {
+        DataType::Dictionary(index, values) if index.primitive_width().is_some_and(|bytes| bytes < 4) => {
+            field.as_ref().clone().with_data_type(DataType::Dictionary(Box::new(DataType::Int32), values.clone()))
+        }
+        _ => field.as_ref().clone(),
+    };
+    Schema::new_with_metadata(schema.fields().iter().map(wide).collect::<Vec<_>>(), schema.metadata().clone())
 }
 
 /// Beyond this many files, their statistics are not worth reading.
@@ -507,7 +518,10 @@ pub(crate) fn expand(text: &str) -> Result<Vec<PathBuf>> {
         }
         files.sort();
         if files.is_empty() {
-            return Err(io(path, format!("the folder has no data files (endings: {})", FORMATS.join(", "))).into());
+            let error = io(path, format!("the folder has no data files (endings: {})", FORMATS.join(", ")));
+            return Err(error
+                .with_help(format!("a pattern reads what is in folders below: '{}/**/*.parquet'", path.display()))
+                .into());
         }
         return Ok(files);
     }

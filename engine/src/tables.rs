@@ -21,7 +21,6 @@ use mergeql_lang::ast::{Name, Statement};
 use mergeql_lang::lower::{DELETED, quote};
 use mergeql_lang::parse;
 use mergeql_udfs::{Code, Error};
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 impl MergeContext {
@@ -88,7 +87,7 @@ impl MergeContext {
     async fn refresh_tables(&self, store: &Store) -> Result<()> {
         let manifest = store.read()?;
         let known = self.memory(|m| m.manifest.clone());
-        if manifest == known && !self.shared.names.has_broken() {
+        if manifest == known && !manifest.tables.keys().any(|name| self.shared.names.is_broken(name)) {
             return Ok(());
         }
         for name in known.tables.keys().filter(|n| !manifest.tables.contains_key(*n)) {
@@ -136,7 +135,13 @@ impl MergeContext {
     /// Plans views anew, if any table has changed since they were planned. One that reads what is gone is out until that is back.
     async fn renew_views(&self) -> Result<()> {
         let changes = self.shared.names.changes();
-        let mut waiting = self.memory(|m| if m.views_as_of == changes { BTreeMap::new() } else { m.views.clone() });
+        let mut waiting = self.memory(|m| m.views.clone());
+        if self.memory(|m| m.views_as_of == changes) {
+            waiting.retain(|name, _| self.shared.names.is_broken(name));
+        }
+        if waiting.is_empty() {
+            return Ok(());
+        }
         let planner = self.without_temporary();
         // A view may be over others, which are named in it, and come first.
         while !waiting.is_empty() {
@@ -144,8 +149,11 @@ impl MergeContext {
             let ready =
                 waiting.iter().find(|(name, text)| !over(name, text)).or(waiting.iter().next()).map(|(name, _)| name.clone());
             let Some((name, text)) = ready.and_then(|name| waiting.remove_entry(&name)) else { break };
-            if planner.define(&text).await.is_err() {
+            if let Err(error) = planner.define(&text).await {
                 self.forget(&name)?;
+                let message = format!("the view `{name}` cannot be read: {}", error.diagnostic.message);
+                let error = Error::new(error.code(), message).with_help("bring back what it reads, or DROP VIEW it");
+                self.shared.names.put_broken(&name, error);
             }
         }
         let changes = self.shared.names.changes();
@@ -351,6 +359,13 @@ impl MergeContext {
         {
             return Err(settings_are_shared());
         }
+        if matches!(&plan, LogicalPlan::Statement(PlanStatement::Execute(_))) {
+            let prepared = self.session.execute_logical_plan(plan).await?;
+            return match self.changes(prepared.logical_plan())? {
+                true => Box::pin(self.run_plan(prepared.into_unoptimized_plan(), written)).await,
+                false => Ok(prepared),
+            };
+        }
         let _changing = match self.changes(&plan)? {
             true => Some(self.changing().await?),
             false => None,
@@ -385,6 +400,7 @@ impl MergeContext {
                 return self.make_temporary_view(create.clone());
             }
             LogicalPlan::Ddl(DdlStatement::CreateView(create)) => self.check_reads_no_temporary(&create.input)?,
+            LogicalPlan::Copy(copy) => return self.copy_to(copy.clone()).await,
             _ => {}
         }
         if let Some(name) = changed.map(|name| name.table()).filter(|name| self.is_temporary(name)) {
@@ -485,6 +501,10 @@ impl MergeContext {
                     DdlStatement::DropView(_) if is_view => {
                         self.forget(&name)?;
                         self.count("views", 1)?
+                    }
+                    DdlStatement::CreateView(view) if is_view && !view.or_replace => {
+                        return Err(MergeError::new(Code::InvalidArgument, format!("there is a view `{name}`"))
+                            .help("write CREATE OR REPLACE VIEW to replace it"));
                     }
                     DdlStatement::CreateView(_) if is_view || !self.shared.names.is_broken(&name) => {
                         self.session.execute_logical_plan(plan).await?

@@ -357,9 +357,10 @@ fn temporal(field: &str) -> Option<Option<(bool, bool)>> {
 fn csv_names(bytes: &Bytes, record: &csv::ByteRecord, header: bool) -> Result<Vec<String>> {
     let utf8 = |name: &[u8]| std::str::from_utf8(name).map(str::to_owned);
     let names = record.iter().enumerate().map(|(i, name)| match (header, name) {
-        (true, name) if name != NULL_MARK && !name.is_empty() => {
-            utf8(name).map_err(|_| Error::new(Code::Io, format!("{}: a column name is not UTF-8", bytes.name())))
-        }
+        (true, name) if name != NULL_MARK && !name.is_empty() => utf8(name).map_err(|_| {
+            Error::new(Code::Io, format!("{}: a column name is not UTF-8", bytes.name()))
+                .with_help("convert the file to UTF-8 first")
+        }),
         _ => Ok(format!("column{}", i + 1)),
     });
     let names = names.collect::<Result<Vec<_>>>()?;
@@ -394,7 +395,16 @@ fn infer_csv(files: &[Bytes], delimiter: u8, header: bool) -> Result<Inferred> {
                 Ok(true) => {}
                 Ok(false) => break,
                 Err(e) => {
+                    let other = match columns.as_slice() {
+                        [(name, _)] => [';', '\t', '|', ','].into_iter().find(|c| name.contains(*c)),
+                        _ => None,
+                    };
+                    let delimiter = other.map(|c| match c {
+                        '\t' => "if a tab stands between fields, say so: WITH (format = 'tsv')".to_owned(),
+                        c => format!("if `{c}` stands between fields, say so: WITH (delimiter = '{c}')"),
+                    });
                     let help = match e.kind() {
+                        _ if delimiter.is_some() => delimiter.as_deref().unwrap_or_default(),
                         csv::ErrorKind::UnequalLengths { .. } => "every record needs as many fields as the header",
                         _ => "a field that holds a quote stands in quotes, and has the quote twice",
                     };

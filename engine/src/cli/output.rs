@@ -6,6 +6,7 @@ use comfy_table::{Cell, CellAlignment, Table, presets};
 use datafusion::arrow::array::RecordBatch;
 use datafusion::arrow::datatypes::{DataType, Schema};
 use datafusion::arrow::util::display::{ArrayFormatter, FormatOptions};
+use mergeql::sinks::Whole;
 use mergeql::sources::Format;
 use mergeql::{MergeContext, MergeError, collect, datafusion, sinks};
 use mergeql_udfs::Code;
@@ -114,6 +115,11 @@ impl Output {
     }
 
     async fn run(&self, context: &MergeContext, statement: &str, last: bool, bar: &progress::Bar) -> Result<(), MergeError> {
+        if statement.starts_with('.') {
+            let command = statement.split_whitespace().next().unwrap_or_default();
+            return Err(MergeError::new(Code::Syntax, format!("`{command}` is a command of the prompt, and no statement"))
+                .help("start mergeql without a script for it; SHOW TABLES and SHOW STRATEGIES are statements"));
+        }
         let frame = context.sql(statement).await?;
         let schema = std::sync::Arc::new(frame.schema().as_arrow().clone());
         let rows = context.stream(frame).await?;
@@ -132,7 +138,9 @@ impl Output {
             (Some(path), None) if last => {
                 let batches = collect(rows).await?;
                 let text = self.text(&batches, schema.as_ref())?;
-                std::fs::write(path, text).map_err(|e| MergeError::new(Code::Io, format!("{}: {e}", path.display())))
+                let file = Whole::begin(path)?;
+                std::fs::write(file.path(), text).map_err(|e| MergeError::new(Code::Io, format!("{}: {e}", path.display())))?;
+                file.end(true)
             }
             (_, Some(format)) => {
                 bar.done();

@@ -3,6 +3,7 @@
 use super::{STATEMENT, failure, run, sources, stdout};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 
 #[test]
 fn every_format_reads_back_equal() {
@@ -204,6 +205,91 @@ fn a_target_is_written_whole_or_not_at_all() {
     assert_eq!(std::fs::read_to_string(folder.path().join("kept.csv")).unwrap(), "precious");
     stdout(&run(folder.path(), &["-c", &format!("{STATEMENT} INTO OR REPLACE 'kept.csv'")]));
     assert!(std::fs::read_to_string(folder.path().join("kept.csv")).unwrap().starts_with("id,v,t"));
+}
+
+#[test]
+fn what_is_copied_appears_whole_or_not_at_all() {
+    let folder = sources();
+    let path = |name: &str| folder.path().join(name);
+    let copied = |statement: &str| run(folder.path(), &["-c", statement, "--format", "csv"]);
+    let count = |file: &str| stdout(&copied(&format!("SELECT count(*) AS n FROM '{file}'")));
+    // The last row of many fails: what was there stays, and nothing is beside it.
+    let rows = "SELECT value AS id, 10 / (199999 - value) AS q FROM generate_series(0, 199999)";
+    for name in ["out.parquet", "out.csv", "out.ndjson", "out.arrow"] {
+        std::fs::write(path(name), "precious").unwrap();
+        let (_, error) = failure(&copied(&format!("COPY ({rows}) TO '{name}'")));
+        assert!(error.contains("division by zero") && !error.contains("Arrow error"), "{error}");
+        assert_eq!(std::fs::read_to_string(path(name)).unwrap(), "precious", "{name}");
+    }
+    failure(&copied(&format!("COPY ({rows}) TO 'optional.csv' OPTIONS (format.delimiter ';')")));
+    failure(&copied(&format!("COPY ({rows}) TO 'parts/' STORED AS PARQUET")));
+    let left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    assert!(left.iter().all(|name| !name.contains("mergeql") && name != "optional.csv" && name != "parts"), "{left:?}");
+    // And what does not fail: files with options and without, without rows, and folders, which take no second copy.
+    for (to, file) in [
+        ("'x.parquet'", "x.parquet"),
+        ("'x.csv'", "x.csv"),
+        ("'x.json'", "x.json"),
+        ("'y.parquet' OPTIONS (compression 'zstd(3)')", "y.parquet"),
+        ("'z/' STORED AS PARQUET", "z/*.parquet"),
+        ("'hive/' STORED AS CSV PARTITIONED BY (t)", "hive/**/*.csv"),
+    ] {
+        stdout(&copied(&format!("COPY (SELECT 1 AS id, 'a' AS t UNION ALL SELECT 2, 'b') TO {to}")));
+        assert_eq!(count(file), "n\n2\n", "{to}");
+    }
+    let (_, error) = failure(&copied("COPY (SELECT 3 AS id, 'c' AS t) TO 'z/' STORED AS PARQUET"));
+    assert!(error.contains("has files already"), "{error}");
+    for to in ["'none.csv'", "'none.parquet' OPTIONS (compression 'zstd(3)')"] {
+        stdout(&copied(&format!("COPY (SELECT 1 AS id WHERE false) TO {to}")));
+        assert_eq!(count(to.split('\'').nth(1).unwrap()), "n\n0\n", "{to}");
+    }
+    // A table that people read is a file, too; a link leads to one, and what is no file stays what it is.
+    std::fs::write(path("old.txt"), "precious").unwrap();
+    let late = "SELECT 1 / (1 - id) AS q FROM 'a.csv'";
+    failure(&run(folder.path(), &["-c", late, "-o", "old.txt"]));
+    assert_eq!(std::fs::read_to_string(path("old.txt")).unwrap(), "precious");
+    #[cfg(unix)]
+    {
+        std::os::unix::fs::symlink(path("old.txt"), path("link.txt")).unwrap();
+        stdout(&run(folder.path(), &["-c", "SELECT 5 AS five", "-o", "link.txt"]));
+        assert!(path("link.txt").is_symlink() && std::fs::read_to_string(path("old.txt")).unwrap().contains("five"));
+        let (_, error) = failure(&run(folder.path(), &["-c", "SELECT 5 AS five", "-o", "/dev/full", "--format", "csv"]));
+        assert!(error.contains("is no file"), "{error}");
+    }
+}
+
+#[test]
+fn dictionaries_of_files_have_room_for_those_of_others() {
+    use arrow::array::{ArrayRef, DictionaryArray, Int64Array, RecordBatch, StringArray};
+    use arrow::datatypes::Int8Type;
+    let folder = tempfile::tempdir().unwrap();
+    for (name, letter) in [("a", 'k'), ("b", 'j')] {
+        let keys: Vec<String> = (0..100).map(|i| format!("{letter}{i:02}")).collect();
+        let keys: DictionaryArray<Int8Type> = keys.iter().map(String::as_str).collect();
+        let batch = RecordBatch::try_from_iter([
+            ("k", Arc::new(keys) as ArrayRef),
+            ("v", Arc::new(Int64Array::from_iter_values(0..100))),
+            ("t", Arc::new(StringArray::from_iter_values((0..100).map(|i| i.to_string())))),
+        ]);
+        let batch = batch.unwrap();
+        for sorted in [true, false] {
+            let by = sorted.then(|| vec![parquet::file::metadata::SortingColumn::new(0, false, false)]);
+            let properties = parquet::file::properties::WriterProperties::builder().set_sorting_columns(by).build();
+            let file = std::fs::File::create(folder.path().join(format!("{name}{sorted}.parquet"))).unwrap();
+            let mut writer = parquet::arrow::ArrowWriter::try_new(file, batch.schema(), Some(properties)).unwrap();
+            writer.write(&batch).unwrap();
+            writer.close().unwrap();
+        }
+    }
+    let merged = |sorted: bool, threads: &str| {
+        let statement = format!("MERGE 'a{sorted}.parquet', 'b{sorted}.parquet' ON k STRATEGY v = max, t = union ORDER BY k");
+        stdout(&run(folder.path(), &["-c", &statement, "--format", "csv", "--threads", threads])).to_owned()
+    };
+    let one = merged(true, "1");
+    assert_eq!(one.lines().count(), 201);
+    for other in [merged(true, "2"), merged(false, "1"), merged(false, "2")] {
+        assert_eq!(other, one);
+    }
 }
 
 /// A device that is always full stands for a full disk.

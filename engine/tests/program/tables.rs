@@ -16,6 +16,42 @@ fn views_stay_in_a_folder_of_tables() {
 }
 
 #[test]
+fn a_view_whose_file_is_away_keeps_its_name() {
+    let folder = sources();
+    let db = |sql: &str| run(folder.path(), &["--db", "shop", "-c", sql, "--format", "csv"]);
+    let (here, away) = (folder.path().join("v.csv"), folder.path().join("away"));
+    std::fs::write(&here, "id\n7\n").unwrap();
+    stdout(&db("CREATE VIEW v AS SELECT * FROM 'v.csv'; CREATE TABLE t AS SELECT 1 AS id"));
+    std::fs::rename(&here, &away).unwrap();
+    let (_, error) = failure(&db("SELECT * FROM v"));
+    assert!(error.contains("the view `v` cannot be read") && error.contains("v.csv"), "{error}");
+    for taken in ["CREATE VIEW v AS SELECT 42 AS x", "CREATE TABLE v AS SELECT 42 AS x"] {
+        let (_, error) = failure(&db(taken));
+        assert!(error.contains("view"), "{taken}: {error}");
+    }
+    // The others are listed and read as before; it is back when its file is.
+    assert!(stdout(&db("SHOW TABLES")).contains(",t,"));
+    assert!(stdout(&db("SELECT count(*) AS n FROM information_schema.columns WHERE table_name = 't'")).ends_with("1\n"));
+    std::fs::rename(&away, &here).unwrap();
+    assert_eq!(stdout(&db("SELECT * FROM v")), "id\n7\n");
+    stdout(&db("CREATE OR REPLACE VIEW v AS SELECT 42 AS x"));
+    assert_eq!(stdout(&db("SELECT * FROM v")), "x\n42\n");
+    std::fs::remove_file(&here).unwrap();
+    stdout(&db("CREATE OR REPLACE VIEW w AS SELECT * FROM v; DROP VIEW v; DROP VIEW w"));
+}
+
+#[test]
+fn a_prepared_command_runs_as_itself() {
+    let folder = sources();
+    for db in [&[][..], &["--db", "shop"]] {
+        let script = "CREATE TABLE t AS SELECT 1 AS id, 2 AS v; PREPARE i AS INSERT INTO t VALUES ($1, $2); EXECUTE i(3, 4); EXECUTE i(5, 6);
+            PREPARE d AS DELETE FROM t WHERE id = $1; EXECUTE d(1); PREPARE s AS SELECT * FROM t WHERE id > $1 ORDER BY id; EXECUTE s(0)";
+        let out = stdout(&run(folder.path(), &[db, &["-c", script, "--format", "csv"]].concat()));
+        assert!(out.ends_with("id,v\n3,4\n5,6\n"), "{db:?}: {out}");
+    }
+}
+
+#[test]
 fn views_are_over_tables_as_they_are() {
     let folder = sources();
     let script = "CREATE TABLE a AS SELECT 1 AS id, 2 AS v; CREATE VIEW m AS MERGE a ON id; CREATE VIEW b AS SELECT count(*) AS n FROM m; \
