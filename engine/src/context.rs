@@ -26,7 +26,7 @@ use datafusion::physical_plan::ExecutionPlan;
 use datafusion::prelude::{DataFrame, SessionConfig, SessionContext};
 use futures::TryStreamExt;
 use mergeql_lang::ast::{Explain, Into as Target, Merge, Name, Piece, Relation as Written, Returning, Statement};
-use mergeql_lang::lower::{DataFusion, Lowering, quote};
+use mergeql_lang::lower::{DELETED, DataFusion, Lowering, quote};
 use mergeql_lang::plan::{Fold, Plan};
 use mergeql_lang::{Diagnostic, Kept, UserStrategies, bind, parse};
 use mergeql_udfs::{Code, Value};
@@ -454,7 +454,11 @@ impl MergeContext {
         let plan = self.bind(&merge, First::None, explain).await?;
         let session = self.session_for(&plan)?;
         let lowering = Lowering { plan: &plan, dialect: &DataFusion };
-        let sql = if plan.keeps_state() { lowering.joined_states(&[lowering.states()]) } else { lowering.query() };
+        let sql = match (plan.keeps_state(), &plan.delete) {
+            (false, _) => lowering.query(),
+            (true, None) => format!("SELECT *, false AS {DELETED} FROM ({}) AS m", lowering.rows_and_states()),
+            (true, Some(_)) => lowering.rows_and_states(),
+        };
         let ranges = if explain == Explain::Analyze { None } else { self.in_ranges(&merge, &plan, &session, &sql).await? };
         let sql = ranges.as_ref().map_or(sql, |table| format!("SELECT * FROM {}", quote(&table.name)));
         if explain != Explain::No {
