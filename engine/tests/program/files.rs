@@ -273,7 +273,8 @@ fn dictionaries_of_files_have_room_for_those_of_others() {
         ]);
         let batch = batch.unwrap();
         for sorted in [true, false] {
-            let by = sorted.then(|| vec![parquet::file::metadata::SortingColumn::new(0, false, false)]);
+            let by = sorted
+                .then(|| vec![parquet::file::metadata::SortingColumn { column_idx: 0, descending: false, nulls_first: false }]);
             let properties = parquet::file::properties::WriterProperties::builder().set_sorting_columns(by).build();
             let file = std::fs::File::create(folder.path().join(format!("{name}{sorted}.parquet"))).unwrap();
             let mut writer = parquet::arrow::ArrowWriter::try_new(file, batch.schema(), Some(properties)).unwrap();
