@@ -16,6 +16,8 @@ use datafusion::execution::SendableRecordBatchStream;
 use datafusion::logical_expr::{DdlStatement, LogicalPlan, Statement as PlanStatement, WriteOp};
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::prelude::DataFrame;
+use datafusion::sql::parser::Statement as ParsedStatement;
+use datafusion::sql::sqlparser;
 use futures::StreamExt;
 use mergeql_lang::ast::{Name, Statement};
 use mergeql_lang::lower::{DELETED, quote};
@@ -537,7 +539,15 @@ impl MergeContext {
     /// Plans SQL; a table name in quotes that is a file's is that file.
     pub(crate) async fn plan_sql(&self, sql: &str) -> Result<LogicalPlan> {
         let state = self.session.state();
-        let statement = state.sql_to_statement(sql, &state.config_options().sql_parser.dialect)?;
+        let mut statement = state.sql_to_statement(sql, &state.config_options().sql_parser.dialect)?;
+        // DataFusion plans no temporary tables: the plan is that of a table, and is marked.
+        let temporary = match &mut statement {
+            ParsedStatement::Statement(parsed) => match parsed.as_mut() {
+                sqlparser::ast::Statement::CreateTable(create) => std::mem::take(&mut create.temporary),
+                _ => false,
+            },
+            _ => false,
+        };
         for reference in state.resolve_table_references(&statement)? {
             let path = std::path::Path::new(reference.table());
             let bare = matches!(reference, datafusion::common::TableReference::Bare { .. });
@@ -547,7 +557,11 @@ impl MergeContext {
                 self.shared.names.put_file(reference.table(), provider);
             }
         }
-        Ok(state.statement_to_plan(statement).await?)
+        let mut plan = state.statement_to_plan(statement).await?;
+        if let (true, LogicalPlan::Ddl(DdlStatement::CreateMemoryTable(create))) = (temporary, &mut plan) {
+            create.temporary = true;
+        }
+        Ok(plan)
     }
 
     pub(crate) async fn insert_by_hand(&self, name: &str, input: LogicalPlan) -> Result<DataFrame> {

@@ -215,7 +215,7 @@ fn what_is_copied_appears_whole_or_not_at_all() {
     let count = |file: &str| stdout(&copied(&format!("SELECT count(*) AS n FROM '{file}'")));
     // The last row of many fails: what was there stays, and nothing is beside it.
     let rows = "SELECT value AS id, 10 / (199999 - value) AS q FROM generate_series(0, 199999)";
-    for name in ["out.parquet", "out.csv", "out.ndjson", "out.arrow"] {
+    for name in ["out.parquet", "out.csv", "out.json", "out.arrow"] {
         std::fs::write(path(name), "precious").unwrap();
         let (_, error) = failure(&copied(&format!("COPY ({rows}) TO '{name}'")));
         assert!(error.contains("division by zero") && !error.contains("Arrow error"), "{error}");
