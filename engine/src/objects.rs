@@ -278,7 +278,7 @@ fn is_bucket(name: &str) -> bool {
 /// A text whose addresses have no passwords.
 fn without_password(text: &str) -> String {
     static WHO: LazyLock<regex::Regex> =
-        LazyLock::new(|| regex::Regex::new("(https?://)[^/@\\s]*@").expect("invariant: the pattern is valid"));
+        LazyLock::new(|| regex::Regex::new("(https?://)[^/\\s]*@").expect("invariant: the pattern is valid"));
     WHO.replace_all(text, "$1").into_owned()
 }
 
@@ -323,5 +323,20 @@ impl ObjectStoreRegistry for Stores {
             ("s3", Some(bucket)) => store(bucket).map_err(|e| DataFusionError::External(Box::new(e))),
             _ => self.0.get_store(url),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_bucket_is_refused_and_passwords_are_not_shown() {
+        assert!(matches!(Object::parse("s3://shop.eu-1/a b.csv"), Ok(Some(_))));
+        assert!(matches!(Object::parse("folder/a.csv"), Ok(None)));
+        for bad in ["s3://Sh op/a.csv", "s3://-shop/a", "s3:///a", "s3://shop", "s3://sh\u{e4}/a", "gs://shop/a"] {
+            assert!(Object::parse(bad).is_err(), "{bad}");
+        }
+        assert_eq!(without_password("HEAD https://me:p@ss@store/x, http://store/y"), "HEAD https://store/x, http://store/y");
     }
 }
