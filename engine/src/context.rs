@@ -170,9 +170,9 @@ impl MergeContext {
             }
         };
         let state = SessionStateBuilder::new().with_config(session_config).with_runtime_env(runtime).with_default_features();
-        let client = config.cluster.as_ref().map(Client::new).transpose()?;
-        let state = match client.as_ref().zip(config.cluster.as_ref()) {
-            Some((client, cluster)) => client.distribute(state.with_physical_optimizer_rules(rules(false, false)), cluster)?,
+        let client = config.cluster.as_ref().map(|cluster| Client::new(cluster, config.threads)).transpose()?;
+        let state = match &client {
+            Some(client) => client.distribute(state.with_physical_optimizer_rules(rules(false, false))),
             None => state.with_physical_optimizer_rules(rules(true, true)),
         };
         let session = SessionContext::new_with_state(state.build());
@@ -241,6 +241,22 @@ impl MergeContext {
         let plan = frame.create_physical_plan().await?;
         self.note_running(&plan);
         Ok(datafusion::physical_plan::execute_stream(plan, tasks)?)
+    }
+
+    /// Runs a query whose rows go where nothing stays of an attempt that failed, like a file that appears whole or not at all: on a
+    /// cluster again if workers are lost, without keeping the rows meanwhile.
+    ///
+    /// # Errors
+    /// What planning, the query and `take` fail with.
+    pub async fn whole<T, F: Future<Output = Result<T>>>(
+        &self,
+        frame: DataFrame,
+        take: impl Fn(SendableRecordBatchStream) -> F,
+    ) -> Result<T> {
+        match &self.shared.cluster {
+            Some(cluster) => cluster.whole(self, frame, take).await,
+            None => take(self.stream(frame).await?).await,
+        }
     }
 
     /// Makes a plan the one whose progress is told.
@@ -515,12 +531,12 @@ impl MergeContext {
                 .help("write INTO OR REPLACE to replace it")
                 .into());
         }
-        let stream = self.stream(rows).await?;
         let Some(object) = object else {
-            return Ok(sinks::write_file_as(target, format, stream, sorted, into.or_replace).await? as u64);
+            let write = |rows| sinks::write_file_as(target, format, rows, sorted, into.or_replace);
+            return Ok(self.whole(rows, write).await? as u64);
         };
         let file = tempfile::NamedTempFile::new()?;
-        let count = sinks::write_file(file.path(), format, stream, sorted).await?;
+        let count = self.whole(rows, |rows| sinks::write_file(file.path(), format, rows, sorted)).await?;
         Box::pin(object.upload(file.path(), into.or_replace)).await?;
         Ok(count as u64)
     }

@@ -40,8 +40,7 @@ impl MergeContext {
         };
         let input = |copy: &CopyTo| DataFrame::new(self.session.state(), copy.input.as_ref().clone());
         if copy.options.is_empty() {
-            let rows = self.stream(input(&copy)).await?;
-            let count = sinks::write_file(path, format, rows, None).await?;
+            let count = self.whole(input(&copy), |rows| sinks::write_file(path, format, rows, None)).await?;
             return self.count("count", count as u64);
         }
         let file = Whole::begin(path)?;

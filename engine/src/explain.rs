@@ -57,9 +57,11 @@ pub async fn merge(
             }
         }
     }
-    if context.shared.cluster.is_some() && explain != Explain::Analyze {
+    if let Some(cluster) = &context.shared.cluster
+        && explain != Explain::Analyze
+    {
         // What EXPLAIN shows is planned before it is divided among workers.
-        let plan = session.sql(sql).await?.create_physical_plan().await?;
+        let plan = cluster.explain(session.sql(sql).await?).await?;
         datafusion_distributed::display_plan_ascii(plan.as_ref(), false).lines().for_each(|line| add("stages", line.to_owned()));
     }
     let (items, details) = rows.into_iter().unzip();

@@ -80,8 +80,9 @@ impl MergeContext {
         // Once, because a source may be another query each time; in a file, because there may be much of it.
         let batch = tempfile::Builder::new().suffix(".parquet").tempfile()?;
         let states = target.session.state().create_logical_plan(&target.lowering.states()).await?;
-        let states = Box::pin(self.stream(target.session.execute_logical_plan(states).await?)).await?;
-        let mut coming = Box::pin(sinks::write_file(batch.path(), Format::Parquet, states, None)).await? as i64;
+        let states = target.session.execute_logical_plan(states).await?;
+        let write = |rows| sinks::write_file(batch.path(), Format::Parquet, rows, None);
+        let mut coming = Box::pin(self.whole(states, write)).await? as i64;
         let provider = self.open_stored(&[batch.path().display().to_string()], None).await?;
         let count = async || {
             let table = self.session.table(datafusion::common::TableReference::bare(target.storage)).await?;

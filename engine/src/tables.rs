@@ -271,9 +271,9 @@ impl MergeContext {
             return self.fill_temporary(name, self.fitted(declared, rows).await?).await;
         }
         self.check_is_no_view(name)?;
-        let rows = self.fitted(declared, rows).await?;
         match &self.shared.store {
             None => {
+                let rows = self.fitted(declared, rows).await?;
                 let schema = rows.schema();
                 let batches = collect(rows).await?;
                 let count = batches.iter().map(RecordBatch::num_rows).sum::<usize>();
@@ -282,7 +282,7 @@ impl MergeContext {
             }
             Some(store) => {
                 let mut manifest = store.read()?;
-                let (file, count) = write_rows(store, &mut manifest, name, rows).await?;
+                let (file, count) = self.write_rows(store, &mut manifest, name, declared, rows).await?;
                 let table = Table { files: vec![File::more(file)], resolution, checked: true };
                 manifest.tables.insert(name.to_owned(), table);
                 store.write(&manifest)?;
@@ -317,12 +317,31 @@ impl MergeContext {
         rows: DataFrame,
     ) -> Result<(String, u64)> {
         let old = self.schema_of(stored).await?;
-        write_rows(store, manifest, name, self.fitted(old, rows).await?).await
+        self.write_rows(store, manifest, name, old, rows).await
     }
 
-    pub(crate) async fn append(&self, name: &str, rows: SendableRecordBatchStream, store: &Store) -> Result<u64> {
+    /// Writes a new file of a table, whose columns are NOT NULL where those of `declared` are; gives back its name and how many rows it
+    /// has.
+    async fn write_rows(
+        &self,
+        store: &Store,
+        manifest: &mut Manifest,
+        name: &str,
+        declared: Option<SchemaRef>,
+        rows: DataFrame,
+    ) -> Result<(String, u64)> {
+        let file = store.new_file(manifest, name);
+        let path = store.path(&file);
+        let schema = table_schema(rows.schema().as_arrow(), declared);
+        let write = |rows| sinks::write_file(&path, Format::Parquet, as_declared(schema.clone(), rows), None);
+        let count = self.whole(rows, write).await?;
+        Ok((file, count as u64))
+    }
+
+    async fn append(&self, name: &str, rows: DataFrame, store: &Store) -> Result<u64> {
         let mut manifest = store.read()?;
-        let (file, count) = write_rows(store, &mut manifest, name, rows).await?;
+        let declared = self.schema_of(name).await?;
+        let (file, count) = self.write_rows(store, &mut manifest, name, declared, rows).await?;
         let Some(table) = manifest.tables.get_mut(name) else {
             return Err(MergeError::new(Code::UnknownSource, format!("there is no table `{name}`")));
         };
@@ -453,11 +472,7 @@ impl MergeContext {
                 let _lock = self.lock()?;
                 let name = dml.table_name.table().to_owned();
                 let rows = DataFrame::new(self.session.state(), (*dml.input).clone());
-                let append = async {
-                    let rows = self.fitted(self.schema_of(&name).await?, rows).await?;
-                    self.append(&name, rows, store).await
-                };
-                let count = append.await.map_err(|e| not_null(e, &name))?;
+                let count = self.append(&name, rows, store).await.map_err(|e| not_null(e, &name))?;
                 self.count("count", count)
             }
             (LogicalPlan::Dml(dml), _) if matches!(dml.op, WriteOp::Delete | WriteOp::Update | WriteOp::Truncate) => {
@@ -617,13 +632,6 @@ fn as_declared(schema: SchemaRef, rows: SendableRecordBatchStream) -> SendableRe
         Ok(RecordBatch::try_new_with_options(fitted.clone(), columns, &options)?)
     };
     Box::pin(RecordBatchStreamAdapter::new(schema, rows.map(move |batch| batch.and_then(&fit))))
-}
-
-/// Writes a new file of a table; gives back its name and how many rows it has.
-async fn write_rows(store: &Store, manifest: &mut Manifest, name: &str, rows: SendableRecordBatchStream) -> Result<(String, u64)> {
-    let file = store.new_file(manifest, name);
-    let count = sinks::write_file(&store.path(&file), Format::Parquet, rows, None).await?;
-    Ok((file, count as u64))
 }
 
 /// Whether a statement may name something.

@@ -122,19 +122,19 @@ impl Output {
         }
         let frame = context.sql(statement).await?;
         let schema = std::sync::Arc::new(frame.schema().as_arrow().clone());
-        let rows = context.stream(frame).await?;
         let format = match self.style.format() {
             // What the file is made of is nothing to read: rows before the last are shown.
             Some(Format::Parquet | Format::Arrow) if self.file.is_some() && !last => None,
             format => format,
         };
+        if let (Some(path), Some(format), true) = (&self.file, format, last) {
+            let count = context.whole(frame, |rows| sinks::write_file(path, format, rows, None)).await?;
+            bar.done();
+            eprintln!("{count} rows written to {}", path.display());
+            return Ok(());
+        }
+        let rows = context.stream(frame).await?;
         match (&self.file, format) {
-            (Some(path), Some(format)) if last => {
-                let count = sinks::write_file(path, format, rows, None).await?;
-                bar.done();
-                eprintln!("{count} rows written to {}", path.display());
-                Ok(())
-            }
             (Some(path), None) if last => {
                 let batches = collect(rows).await?;
                 let text = self.text(&batches, schema.as_ref())?;

@@ -3,11 +3,14 @@
 use crate::text_files::{Bytes, Layout};
 use crate::text_scan::TextScan;
 use arrow::array::RecordBatch;
+use async_trait::async_trait;
 use datafusion::catalog::memory::{DataSourceExec, MemorySourceConfig};
 use datafusion::common::Result;
+use datafusion::datasource::physical_plan::FileScanConfig;
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion_distributed::{
-    DesiredTaskCountEvent, DesiredTaskCountEventResponse, DistributedLeafExec, ScaleUpLeafNodeEvent, ScaleUpLeafNodeEventResponse,
+    DesiredTaskCountEvent, DesiredTaskCountEventResponse, DesiredTaskCountHandler, DistributedLeafExec, ScaleUpLeafNodeEvent,
+    ScaleUpLeafNodeEventResponse,
 };
 use std::sync::Arc;
 
@@ -19,14 +22,25 @@ fn batches(source: &MemorySourceConfig) -> usize {
     source.partitions().iter().map(Vec::len).sum()
 }
 
-/// On how many workers a leaf is worth running: one for each file, or for each batch in memory.
-#[allow(clippy::needless_pass_by_value)] // the handler's signature
-pub(super) fn desired(event: DesiredTaskCountEvent<'_>) -> Option<Result<DesiredTaskCountEventResponse>> {
-    let tasks = match event.plan.downcast_ref::<TextScan>() {
-        Some(scan) => scan.files.len(),
-        None => batches(memory(event.plan)?),
-    };
-    Some(Ok(DesiredTaskCountEventResponse::desired(tasks.max(1))))
+/// On how many workers a leaf is worth running: one for each file of text, for each batch in memory, for this much of other files.
+pub(super) struct Desired {
+    pub(super) task_size: usize,
+}
+
+#[async_trait]
+impl DesiredTaskCountHandler for Desired {
+    async fn handle(&self, event: DesiredTaskCountEvent<'_>) -> Option<Result<DesiredTaskCountEventResponse>> {
+        let tasks = if let Some(scan) = event.plan.downcast_ref::<TextScan>() {
+            scan.files.len()
+        } else if let Some(source) = memory(event.plan) {
+            batches(source)
+        } else {
+            let source = event.plan.downcast_ref::<DataSourceExec>()?.data_source();
+            let files = source.downcast_ref::<FileScanConfig>()?.file_groups.iter().flat_map(|group| group.files());
+            files.map(|file| file.effective_size() as usize).sum::<usize>().div_ceil(self.task_size)
+        };
+        Some(Ok(DesiredTaskCountEventResponse::desired(tasks.max(1))))
+    }
 }
 
 /// The part of each worker.

@@ -12,23 +12,29 @@ mod worker;
 
 use crate::context::MergeContext;
 use crate::error::{MergeError, Result};
+use crate::hashed::HashedMerges;
 use crate::spool::Spool;
 use crate::text_files::io;
 use async_trait::async_trait;
 pub(crate) use codec::Codec;
 use datafusion::common::DataFusionError;
 use datafusion::common::tree_node::TreeNode;
+use datafusion::execution::memory_pool::MemoryLimit;
 use datafusion::execution::{SendableRecordBatchStream, SessionStateBuilder};
-use datafusion::physical_plan::execute_stream;
+use datafusion::physical_optimizer::PhysicalOptimizerRule;
+use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
+use datafusion::physical_plan::{ExecutionPlan, execute_stream};
 use datafusion::prelude::DataFrame;
 use datafusion_distributed::grpc::{BoxCloneSyncChannel, create_worker_client};
 use datafusion_distributed::{
     ChannelResolver, DistributedExec, DistributedExt, GetWorkerInfoRequest, SessionStateBuilderExt, WorkerChannel, WorkerResolver,
 };
+use futures::TryStreamExt;
 use futures::future::join_all;
 use mergeql_udfs::Code;
 use std::collections::HashMap;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tonic::metadata::AsciiMetadataValue;
@@ -83,6 +89,10 @@ pub(crate) struct Client {
     all: Vec<Url>,
     alive: Alive,
     channels: Channels,
+    /// Threads that each worker is to use, if somebody said so.
+    threads: Option<usize>,
+    /// The fewest threads that a worker has: what each uses if nobody said so. 0 before any was asked.
+    fewest: AtomicUsize,
 }
 
 /// Those that answered when a statement began.
@@ -102,26 +112,27 @@ impl WorkerResolver for Alive {
 }
 
 impl Client {
-    pub(crate) fn new(cluster: &Cluster) -> Result<Client> {
+    pub(crate) fn new(cluster: &Cluster, threads: Option<usize>) -> Result<Client> {
         let alive = Alive(Arc::new(Mutex::new(cluster.workers.clone())));
         Ok(Client {
             task_size: cluster.task_size.max(1),
             all: cluster.workers.clone(),
             alive,
             channels: Channels::new(cluster.token.as_deref())?,
+            threads,
+            fewest: AtomicUsize::new(0),
         })
     }
 
     /// A session state whose plans run on the workers.
-    pub(crate) fn distribute(&self, state: SessionStateBuilder, cluster: &Cluster) -> Result<SessionStateBuilder> {
-        Ok(state
+    pub(crate) fn distribute(&self, state: SessionStateBuilder) -> SessionStateBuilder {
+        state
             .with_distributed_worker_resolver(self.alive.clone())
             .with_distributed_channel_resolver(self.channels.clone())
             .with_distributed_user_codec(Codec)
-            .with_distributed_desired_task_count_handler(leaves::desired)
+            .with_distributed_desired_task_count_handler(leaves::Desired { task_size: self.task_size })
             .with_distributed_scale_up_leaf_node_handler(leaves::scale_up)
-            .with_distributed_file_scan_config_bytes_per_partition(cluster.task_size.max(1))?
-            .with_distributed_planner())
+            .with_distributed_planner()
     }
 
     /// Asks every worker whether it is there.
@@ -129,10 +140,14 @@ impl Client {
         let answers = join_all(self.all.iter().map(|url| self.channels.greet(url))).await;
         let mut alive = Vec::new();
         let mut reasons = Vec::new();
+        let mut fewest = usize::MAX;
         for (url, answer) in self.all.iter().zip(answers) {
-            match answer {
-                Ok(version) if version == VERSION => alive.push(url.clone()),
-                Ok(version) => {
+            match answer.map(|told| told.parse::<About>()) {
+                Ok(Ok(about)) => {
+                    fewest = fewest.min(about.threads);
+                    alive.push(url.clone());
+                }
+                Ok(Err(version)) => {
                     return Err(MergeError::new(
                         Code::Unsupported,
                         format!("the worker {} is of version {version}, this client of {VERSION}", address(url)),
@@ -147,42 +162,128 @@ impl Client {
                 .help("nothing was written; start the workers with `mergeql worker`, or run without --cluster"));
         }
         *self.alive.0.lock().unwrap_or_else(PoisonError::into_inner) = alive;
+        self.fewest.store(fewest, Ordering::Relaxed);
         Ok(())
     }
 
-    /// Runs a query, again if workers are lost.
+    /// The plan as workers run it.
+    ///
+    /// # Errors
+    /// `io` if no worker answers, and what planning fails with.
+    pub(crate) async fn explain(&self, frame: DataFrame) -> Result<Arc<dyn ExecutionPlan>> {
+        self.gather().await?;
+        Ok(self.plan(frame).await?.0)
+    }
+
+    /// The plan, and whether it is divided among workers: if its input is worth it.
+    async fn plan(&self, frame: DataFrame) -> datafusion::common::Result<(Arc<dyn ExecutionPlan>, bool)> {
+        let (mut state, query) = frame.into_parts();
+        let here = state.config().target_partitions();
+        let there = match self.threads.unwrap_or_else(|| self.fewest.load(Ordering::Relaxed)) {
+            0 => here,
+            threads => threads,
+        };
+        // With one partition nothing is exchanged by key, and the last step would be the client's alone.
+        state.config_mut().options_mut().execution.target_partitions = there.max(2);
+        let plan = state.create_physical_plan(&query).await?;
+        if plan.exists(|node| Ok(node.is::<DistributedExec>()))? {
+            return Ok((plan, true));
+        }
+        state.config_mut().options_mut().execution.target_partitions = here;
+        let plan = state.create_physical_plan(&query).await?;
+        let divided = plan.exists(|node| Ok(node.is::<DistributedExec>()))?;
+        match state.runtime_env().memory_pool.memory_limit() {
+            MemoryLimit::Infinite if !divided => Ok((HashedMerges.optimize(plan, state.config_options())?, false)),
+            _ => Ok((plan, divided)),
+        }
+    }
+
+    /// Runs a query, again if workers are lost. Its rows leave here when an attempt has come to its end.
     pub(crate) async fn stream(&self, context: &MergeContext, frame: DataFrame) -> Result<SendableRecordBatchStream> {
+        let keep = |rows: SendableRecordBatchStream, divided: bool| async move {
+            // Of what isn't divided nothing is at stake with a worker; ranges of keys are done again one by one.
+            if divided { Ok(Spool::of(rows).await?.read()?) } else { Ok(rows) }
+        };
+        self.attempts(context, frame, keep).await
+    }
+
+    /// Runs a query, again if workers are lost, whose rows go where nothing stays of an attempt that failed.
+    pub(crate) async fn whole<T, F: Future<Output = Result<T>>>(
+        &self,
+        context: &MergeContext,
+        frame: DataFrame,
+        take: impl Fn(SendableRecordBatchStream) -> F,
+    ) -> Result<T> {
+        self.attempts(context, frame, |rows, _| take(rows)).await
+    }
+
+    /// `take` has the rows of an attempt, and whether workers make them.
+    async fn attempts<T, F: Future<Output = Result<T>>>(
+        &self,
+        context: &MergeContext,
+        frame: DataFrame,
+        take: impl Fn(SendableRecordBatchStream, bool) -> F,
+    ) -> Result<T> {
         let mut left = self.all.len() + 1;
         loop {
             self.gather().await?;
             left -= 1;
-            match attempt(context, frame.clone()).await {
-                Ok(rows) => return Ok(rows),
-                Err(error) if left > 0 && may_be_loss(&error) => tokio::time::sleep(Duration::from_millis(200)).await,
-                Err(error) => return Err(error.into()),
+            let lost = Arc::new(AtomicBool::new(false));
+            let begin = async {
+                let tasks = Arc::new(frame.task_ctx());
+                let (plan, divided) = self.plan(frame.clone()).await?;
+                context.note_running(&plan);
+                Ok::<_, DataFusionError>((execute_stream(plan, tasks)?, divided))
+            };
+            let result = match begin.await {
+                Ok((rows, divided)) => take(watched(rows, lost.clone()), divided).await,
+                Err(error) => {
+                    lost.store(may_be_loss(&error), Ordering::Relaxed);
+                    Err(error.into())
+                }
+            };
+            match result {
+                Err(_) if left > 0 && lost.load(Ordering::Relaxed) => tokio::time::sleep(Duration::from_millis(200)).await,
+                result => return result,
             }
         }
     }
 }
 
+/// The same rows; `lost` becomes true with an error that may be the loss of a worker.
+fn watched(rows: SendableRecordBatchStream, lost: Arc<AtomicBool>) -> SendableRecordBatchStream {
+    let schema = rows.schema();
+    let rows = rows.inspect_err(move |error| lost.store(may_be_loss(error), Ordering::Relaxed));
+    Box::pin(RecordBatchStreamAdapter::new(schema, rows))
+}
+
 /// What workers and clients have to agree on.
-pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// What a worker says of itself in its version, the only text that it is asked for.
+struct About {
+    threads: usize,
+}
+
+impl std::fmt::Display for About {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{VERSION}, {} threads", self.threads)
+    }
+}
+
+impl std::str::FromStr for About {
+    /// The version, if it is another.
+    type Err = String;
+
+    fn from_str(told: &str) -> std::result::Result<About, String> {
+        let (version, rest) = told.split_once(", ").unwrap_or((told, ""));
+        let threads = rest.strip_suffix(" threads").and_then(|n| n.parse().ok()).filter(|_| version == VERSION);
+        threads.map(|threads| About { threads }).ok_or_else(|| version.to_owned())
+    }
+}
 
 fn address(url: &Url) -> String {
     format!("{}:{}", url.host_str().unwrap_or_default(), url.port_or_known_default().unwrap_or_default())
-}
-
-async fn attempt(context: &MergeContext, frame: DataFrame) -> datafusion::common::Result<SendableRecordBatchStream> {
-    let tasks = Arc::new(frame.task_ctx());
-    let plan = frame.create_physical_plan().await?;
-    context.note_running(&plan);
-    let divided = plan.exists(|node| Ok(node.is::<DistributedExec>()))?;
-    let rows = execute_stream(plan, tasks)?;
-    if !divided {
-        // Nothing of it is at stake with a worker; ranges of keys are done again one by one.
-        return Ok(rows);
-    }
-    Spool::of(rows).await?.read()
 }
 
 /// Whether the network or a worker can be to blame. What the statement or its data is to blame for fails again on every worker.
@@ -310,7 +411,7 @@ mod tests {
         let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
         tokio::spawn(tonic::transport::Server::builder().add_service(worker).serve_with_incoming(incoming));
         let workers = vec![Url::parse(&format!("http://{address}")).expect("a URL")];
-        let client = Client::new(&Cluster { workers, token: None, task_size: 1 }).expect("a client");
+        let client = Client::new(&Cluster { workers, token: None, task_size: 1 }, None).expect("a client");
         let error = client.gather().await.expect_err("it is refused");
         assert!(error.to_string().contains("of version 0.0.1"), "{error}");
     }

@@ -1,14 +1,16 @@
 //! A worker: it runs the stages that clients and other workers send it.
 
-use super::{Channels, Codec, VERSION};
+use super::{About, Channels, Codec};
 use crate::context::{Access, Config, MergeContext, functions};
 use crate::error::{MergeError, Result};
+use crate::hashed::HashedMerges;
 use crate::serve::flight::Flight;
 use crate::serve::incoming::{Heard, incoming};
 use crate::serve::limits::Limits;
 use crate::serve::{Credentials, check_open, listener};
 use arrow_flight::flight_service_server::FlightServiceServer;
-use datafusion_distributed::{DistributedExt, WorkerQueryContext};
+use datafusion::physical_optimizer::PhysicalOptimizerRule;
+use datafusion_distributed::{DistributedExt, WorkerPlanRewriteEvent, WorkerPlanRewriteEventResponse, WorkerQueryContext};
 use mergeql_udfs::Code;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -68,6 +70,7 @@ impl Worker {
         let turns = Arc::new(Limits::new(std::thread::available_parallelism().map_or(4, usize::from), None));
         let statements = FlightServiceServer::new(Flight::new(context, turns, options.credentials.clone())?);
         let channels = Channels::new(options.credentials.token())?;
+        let limited = options.memory_limit.is_some();
         let session = move |query: WorkerQueryContext| {
             let channels = channels.clone();
             async move {
@@ -76,10 +79,18 @@ impl Worker {
                 let mut builder = query.builder.with_default_features();
                 builder.aggregate_functions().get_or_insert_default().extend(aggregates.into_iter().map(Arc::new));
                 builder.scalar_functions().get_or_insert_default().extend(scalars.into_iter().chain(folds).map(Arc::new));
-                Ok(builder.with_distributed_user_codec(Codec).with_distributed_channel_resolver(channels).build())
+                let builder = builder.with_distributed_user_codec(Codec).with_distributed_channel_resolver(channels);
+                // Under a limit states must spill, which the hashed plan does not.
+                let builder = match limited {
+                    true => builder,
+                    false => builder.with_distributed_worker_plan_rewrite_handler(hashed),
+                };
+                Ok(builder.build())
             }
         };
-        let worker = datafusion_distributed::Worker::from_session_builder(session).with_runtime_env(runtime).with_version(VERSION);
+        let about = About { threads: tokio::runtime::Handle::current().metrics().num_workers() };
+        let worker =
+            datafusion_distributed::Worker::from_session_builder(session).with_runtime_env(runtime).with_version(about.to_string());
         let credentials = options.credentials;
         let known = move |request: Request<()>| {
             let token =
@@ -100,4 +111,10 @@ impl Worker {
             .await;
         served.map_err(|e| MergeError::new(Code::Io, format!("the worker: {e}")))
     }
+}
+
+/// The hashed plan for the last steps of a stage.
+#[allow(clippy::needless_pass_by_value)] // the handler's signature
+fn hashed(event: WorkerPlanRewriteEvent<'_>) -> datafusion::common::Result<WorkerPlanRewriteEventResponse> {
+    Ok(WorkerPlanRewriteEventResponse::new(HashedMerges.optimize(event.plan, event.session_config.options())?))
 }
