@@ -4,7 +4,7 @@ use crate::checked::CheckedArithmetic;
 use crate::cluster::{Client, Cluster, ranges};
 use crate::error::{MergeError, Result};
 use crate::hashed::HashedMerges;
-use crate::memory::limited_runtime;
+use crate::memory::{limited_runtime, sorting_within};
 use crate::names::{Names, Passing};
 use crate::objects::{Object, Stores};
 use crate::orders::Unclaimed;
@@ -671,9 +671,7 @@ fn leaves(plan: &Arc<dyn ExecutionPlan>) -> (usize, Option<usize>) {
 
 /// One partition: with several, DataFusion 55.2 can hang near the limit (upstream issue 24883).
 fn bounded(config: SessionConfig, limit: usize) -> SessionConfig {
-    // What a sort keeps back to merge what it has spilled, 10 MB by itself, must leave it room to sort.
-    let reserved = (limit / 8).min(config.options().execution.sort_spill_reservation_bytes);
-    config.with_target_partitions(1).with_sort_spill_reservation_bytes(reserved)
+    sorting_within(config, limit).with_target_partitions(1)
 }
 
 /// A query sorted by the key of a plan, as files are written.

@@ -6,6 +6,7 @@ use datafusion::error::Result as Reserved;
 use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
 use datafusion::execution::memory_pool::{FairSpillPool, MemoryConsumer, MemoryLimit, MemoryPool, MemoryReservation};
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
+use datafusion::prelude::SessionConfig;
 use fs4::fs_std::FileExt;
 use std::fmt;
 use std::fs::File;
@@ -26,6 +27,12 @@ pub(crate) fn limited_runtime(limit: usize, outer: Option<Arc<dyn MemoryPool>>) 
         None => runtime,
     };
     Ok(runtime.with_memory_pool(pool).build_arc()?)
+}
+
+/// What a sort keeps back to merge what it has spilled, 10 MB by itself, must leave it room to sort.
+pub(crate) fn sorting_within(config: SessionConfig, limit: usize) -> SessionConfig {
+    let reserved = (limit / 8).min(config.options().execution.sort_spill_reservation_bytes);
+    config.with_sort_spill_reservation_bytes(reserved)
 }
 
 /// Where the states and rows of this process spill to, if it has a folder of its own.

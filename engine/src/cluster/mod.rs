@@ -3,6 +3,7 @@
 //! A merge is idempotent, so what a lost worker was doing is done again by the others. Rows leave here only when an attempt has come to
 //! its end: a reader never sees rows of two attempts.
 
+mod bounded;
 mod codec;
 pub(crate) mod folds;
 mod leaves;

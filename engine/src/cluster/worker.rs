@@ -1,6 +1,6 @@
 //! A worker: it runs the stages that clients and other workers send it.
 
-use super::{About, Channels, Codec};
+use super::{About, Channels, Codec, bounded};
 use crate::context::{Access, Config, MergeContext, functions};
 use crate::error::{MergeError, Result};
 use crate::hashed::HashedMerges;
@@ -70,7 +70,7 @@ impl Worker {
         let turns = Arc::new(Limits::new(std::thread::available_parallelism().map_or(4, usize::from), None));
         let statements = FlightServiceServer::new(Flight::new(context, turns, options.credentials.clone())?);
         let channels = Channels::new(options.credentials.token())?;
-        let limited = options.memory_limit.is_some();
+        let limit = options.memory_limit;
         let session = move |query: WorkerQueryContext| {
             let channels = channels.clone();
             async move {
@@ -80,10 +80,14 @@ impl Worker {
                 builder.aggregate_functions().get_or_insert_default().extend(aggregates.into_iter().map(Arc::new));
                 builder.scalar_functions().get_or_insert_default().extend(scalars.into_iter().chain(folds).map(Arc::new));
                 let builder = builder.with_distributed_user_codec(Codec).with_distributed_channel_resolver(channels);
-                // Under a limit states must spill, which the hashed plan does not.
-                let builder = match limited {
-                    true => builder,
-                    false => builder.with_distributed_worker_plan_rewrite_handler(hashed),
+                let builder = match limit {
+                    None => builder.with_distributed_worker_plan_rewrite_handler(hashed),
+                    // Under a limit states must spill, which the hashed plan does not.
+                    Some(limit) => {
+                        let mut builder = builder.with_distributed_worker_plan_rewrite_handler(in_one);
+                        let config = std::mem::take(builder.config().get_or_insert_default());
+                        builder.with_config(bounded::config(config, limit))
+                    }
                 };
                 Ok(builder.build())
             }
@@ -117,4 +121,9 @@ impl Worker {
 #[allow(clippy::needless_pass_by_value)] // the handler's signature
 fn hashed(event: WorkerPlanRewriteEvent<'_>) -> datafusion::common::Result<WorkerPlanRewriteEventResponse> {
     Ok(WorkerPlanRewriteEventResponse::new(HashedMerges.optimize(event.plan, event.session_config.options())?))
+}
+
+#[allow(clippy::needless_pass_by_value)] // the handler's signature
+fn in_one(event: WorkerPlanRewriteEvent<'_>) -> datafusion::common::Result<WorkerPlanRewriteEventResponse> {
+    Ok(WorkerPlanRewriteEventResponse::new(bounded::in_one(event.plan)))
 }

@@ -1,0 +1,85 @@
+//! Stages of a worker whose memory is limited.
+
+use datafusion::common::Result;
+use datafusion::common::tree_node::TreeNodeRecursion;
+use datafusion::execution::{SendableRecordBatchStream, TaskContext};
+use datafusion::physical_expr::{EquivalenceProperties, PhysicalExpr};
+use datafusion::physical_plan::coalesce_partitions::CoalescePartitionsExec;
+use datafusion::physical_plan::{
+    DisplayAs, DisplayFormatType, EmptyRecordBatchStream, ExecutionPlan, Partitioning, PlanProperties,
+};
+use datafusion::prelude::SessionConfig;
+use std::sync::Arc;
+
+/// Rows of a batch: one of wide rows must fit into what a step has of the memory.
+const ROWS: usize = 1024;
+
+/// How a worker with this many bytes of memory runs its stages.
+pub(super) fn config(config: SessionConfig, limit: usize) -> SessionConfig {
+    crate::memory::sorting_within(config, limit).with_batch_size(ROWS)
+}
+
+/// The stage with all its rows in the first partition, where no later step asks which row is in which: what exchanges rows by key then
+/// spills for one partition alone. For two at once, it can wait for itself for ever (DataFusion 55.2, upstream issue 24883).
+pub(super) fn in_one(stage: Arc<dyn ExecutionPlan>) -> Arc<dyn ExecutionPlan> {
+    let properties = stage.properties();
+    let free = matches!(properties.partitioning, Partitioning::UnknownPartitioning(n) | Partitioning::RoundRobinBatch(n) if n > 1);
+    if !free || properties.output_ordering().is_some() {
+        return stage;
+    }
+    let partitions = properties.partitioning.partition_count();
+    let properties = PlanProperties::new(
+        EquivalenceProperties::new(stage.schema()),
+        Partitioning::UnknownPartitioning(partitions),
+        properties.emission_type,
+        properties.boundedness,
+    );
+    Arc::new(InOne { stage, properties: Arc::new(properties) })
+}
+
+#[derive(Debug)]
+struct InOne {
+    stage: Arc<dyn ExecutionPlan>,
+    properties: Arc<PlanProperties>,
+}
+
+impl DisplayAs for InOne {
+    fn fmt_as(&self, _: DisplayFormatType, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("InOne")
+    }
+}
+
+impl ExecutionPlan for InOne {
+    fn name(&self) -> &'static str {
+        "InOne"
+    }
+
+    fn properties(&self) -> &Arc<PlanProperties> {
+        &self.properties
+    }
+
+    fn children(&self) -> Vec<&Arc<dyn ExecutionPlan>> {
+        vec![&self.stage]
+    }
+
+    fn apply_expressions(
+        &self,
+        _: &mut dyn FnMut(&Arc<dyn PhysicalExpr>) -> Result<TreeNodeRecursion>,
+    ) -> Result<TreeNodeRecursion> {
+        Ok(TreeNodeRecursion::Continue)
+    }
+
+    fn with_new_children(self: Arc<Self>, mut children: Vec<Arc<dyn ExecutionPlan>>) -> Result<Arc<dyn ExecutionPlan>> {
+        Ok(match children.pop() {
+            Some(stage) => Arc::new(InOne { stage, properties: self.properties.clone() }),
+            None => self,
+        })
+    }
+
+    fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
+        match partition {
+            0 => CoalescePartitionsExec::new(self.stage.clone()).execute(0, context),
+            _ => Ok(Box::pin(EmptyRecordBatchStream::new(self.stage.schema()))),
+        }
+    }
+}
