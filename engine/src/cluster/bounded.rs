@@ -11,12 +11,14 @@ use datafusion::physical_plan::{
 use datafusion::prelude::SessionConfig;
 use std::sync::Arc;
 
-/// Rows of a batch: one of wide rows must fit into what a step has of the memory.
-const ROWS: usize = 1024;
+/// Partitions that a stage is to have, the fewest between which rows can be exchanged: each has its part of the memory.
+pub(super) const PARTITIONS: usize = 2;
 
 /// How a worker with this many bytes of memory runs its stages.
 pub(super) fn config(config: SessionConfig, limit: usize) -> SessionConfig {
-    crate::memory::sorting_within(config, limit).with_batch_size(ROWS)
+    // A batch of wide rows (1 KB) takes a sixteenth of the memory: some must fit into what a step has of it.
+    let rows = (limit >> 14).clamp(64, config.batch_size());
+    crate::memory::sorting_within(config, limit / PARTITIONS).with_batch_size(rows)
 }
 
 /// The stage with all its rows in the first partition, where no later step asks which row is in which: what exchanges rows by key then

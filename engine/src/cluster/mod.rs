@@ -90,9 +90,9 @@ pub(crate) struct Client {
     all: Vec<Url>,
     alive: Alive,
     channels: Channels,
-    /// Threads that each worker is to use, if somebody said so.
+    /// The most threads that each worker is to use, if somebody said so.
     threads: Option<usize>,
-    /// The fewest threads that a worker has: what each uses if nobody said so. 0 before any was asked.
+    /// The fewest threads that a worker offers.
     fewest: AtomicUsize,
 }
 
@@ -121,7 +121,7 @@ impl Client {
             alive,
             channels: Channels::new(cluster.token.as_deref())?,
             threads,
-            fewest: AtomicUsize::new(0),
+            fewest: AtomicUsize::new(usize::MAX),
         })
     }
 
@@ -180,10 +180,7 @@ impl Client {
     async fn plan(&self, frame: DataFrame) -> datafusion::common::Result<(Arc<dyn ExecutionPlan>, bool)> {
         let (mut state, query) = frame.into_parts();
         let here = state.config().target_partitions();
-        let there = match self.threads.unwrap_or_else(|| self.fewest.load(Ordering::Relaxed)) {
-            0 => here,
-            threads => threads,
-        };
+        let there = self.threads.unwrap_or(usize::MAX).min(self.fewest.load(Ordering::Relaxed));
         // With one partition nothing is exchanged by key, and the last step would be the client's alone.
         state.config_mut().options_mut().execution.target_partitions = there.max(2);
         let plan = state.create_physical_plan(&query).await?;
@@ -263,6 +260,7 @@ const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// What a worker says of itself in its version, the only text that it is asked for.
 struct About {
+    /// Threads that it offers to a statement.
     threads: usize,
 }
 

@@ -92,9 +92,13 @@ impl Worker {
                 Ok(builder.build())
             }
         };
-        let about = About { threads: tokio::runtime::Handle::current().metrics().num_workers() };
-        let worker =
-            datafusion_distributed::Worker::from_session_builder(session).with_runtime_env(runtime).with_version(about.to_string());
+        let threads = match limit {
+            None => tokio::runtime::Handle::current().metrics().num_workers(),
+            Some(_) => bounded::PARTITIONS,
+        };
+        let worker = datafusion_distributed::Worker::from_session_builder(session)
+            .with_runtime_env(runtime)
+            .with_version(About { threads }.to_string());
         let credentials = options.credentials;
         let known = move |request: Request<()>| {
             let token =

@@ -85,7 +85,9 @@ fn a_cluster_answers_as_one_process() {
         };
         assert!(lines(&alone) == lines(&together), "{statement}");
     }
-    let explained = stdout(&run(folder.path(), &[&SMALL_TASKS[..], &["-c", &format!("EXPLAIN {MERGE}")]].concat()));
+    // Also where the client has one thread, workers exchange states and resolve them.
+    let explain = ["--threads", "1", "-c", &format!("EXPLAIN {MERGE}")];
+    let explained = stdout(&run(folder.path(), &[&SMALL_TASKS[..], &explain].concat()));
     assert!(explained.contains("NetworkShuffleExec"), "{explained}");
     assert!(workers.iter().all(|w| w.cpu() > 0.2), "a worker had nothing to do");
 }
@@ -141,23 +143,30 @@ fn a_worker_that_dies_is_replaced() {
     let mut workers = workers(folder.path(), &[]);
     exports(folder.path(), 60_000, 200);
     let alone = stdout(&run(folder.path(), &["-c", MERGE, "--format", "csv"]));
-    let mut client = Command::new(crate::variable("MERGEQL_PROGRAM"))
-        .args(SMALL_TASKS)
-        .args(["-c", MERGE, "--format", "csv"])
-        .current_dir(folder.path())
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    // It is in the middle of the query: it has worked, and goes on working.
-    let idle = workers[1].cpu();
-    wait("work", || workers[1].cpu() > idle + 0.15);
-    workers[1].child.kill().unwrap();
-    assert!(client.try_wait().unwrap().is_none(), "it was done already");
-    workers[1].child.wait().unwrap();
-    let output = client.wait_with_output().unwrap();
-    assert_eq!(stdout(&output), alone);
+    // Rows that are printed wait until all of them are there; a file is written as they come.
+    for (dying, into) in [(1, ""), (2, " INTO 'rows.csv'")] {
+        let mut client = Command::new(crate::variable("MERGEQL_PROGRAM"))
+            .args(SMALL_TASKS)
+            .args(["-c", &format!("{MERGE}{into}"), "--format", "csv"])
+            .current_dir(folder.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // It is in the middle of the query: it has worked, and goes on working.
+        let idle = workers[dying].cpu();
+        wait("work", || workers[dying].cpu() > idle + 0.15);
+        workers[dying].child.kill().unwrap();
+        assert!(client.try_wait().unwrap().is_none(), "it was done already");
+        workers[dying].child.wait().unwrap();
+        let printed = stdout(&client.wait_with_output().unwrap());
+        let rows = if into.is_empty() { printed } else { std::fs::read_to_string(folder.path().join("rows.csv")).unwrap() };
+        assert!(rows == alone, "{into}");
+    }
+    let begun =
+        std::fs::read_dir(folder.path()).unwrap().filter(|f| f.as_ref().unwrap().file_name().to_string_lossy().contains(".tmp"));
+    assert_eq!(begun.count(), 0);
     // The next statement does not even try it.
     let again = stdout(&run(folder.path(), &[&SMALL_TASKS[..], &["-c", MERGE, "--format", "csv"]].concat()));
     assert_eq!(again, alone);
@@ -225,10 +234,13 @@ fn states_bigger_than_memory_spill_on_workers() {
     let folder = tempfile::tempdir().unwrap();
     exports(folder.path(), 40_000, 600);
     let alone = stdout(&run(folder.path(), &["-c", MERGE, "--format", "csv"]));
-    // 72 MB of rows; each worker has a tenth of them in memory.
+    // 72 MB of rows; each worker has a tenth of them in memory, and folds a third of them. However many threads are asked for, it offers
+    // two, the fewest between which rows are exchanged.
     let _workers = workers(folder.path(), &["--memory-limit", "8MB"]);
-    let together = stdout(&run(folder.path(), &[&SMALL_TASKS[..], &["--threads", "1", "-c", MERGE, "--format", "csv"]].concat()));
-    assert_eq!(alone, together);
+    for threads in ["1", "8"] {
+        let bounded = ["--threads", threads, "-c", MERGE, "--format", "csv"];
+        assert!(alone == stdout(&run(folder.path(), &[&SMALL_TASKS[..], &bounded].concat())), "{threads}");
+    }
 }
 
 #[test]
