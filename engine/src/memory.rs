@@ -2,20 +2,20 @@
 
 use crate::error::Result;
 use crate::objects::Stores;
-use datafusion::error::Result as Reserved;
+use datafusion::error::{DataFusionError, Result as Reserved};
 use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
-use datafusion::execution::memory_pool::{FairSpillPool, MemoryConsumer, MemoryLimit, MemoryPool, MemoryReservation};
+use datafusion::execution::memory_pool::{MemoryConsumer, MemoryLimit, MemoryPool, MemoryReservation, human_readable_size};
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::prelude::SessionConfig;
 use fs4::fs_std::FileExt;
 use std::fmt;
 use std::fs::File;
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// A runtime whose queries take no more than so much; with an outer pool, that much of what it has.
 pub(crate) fn limited_runtime(limit: usize, outer: Option<Arc<dyn MemoryPool>>) -> Result<Arc<RuntimeEnv>> {
-    let own = FairSpillPool::new(limit);
+    let own = Shares { limit, state: Mutex::default() };
     let pool: Arc<dyn MemoryPool> = match outer {
         None => Arc::new(own),
         Some(outer) => Arc::new(Within { own, outer }),
@@ -74,10 +74,98 @@ impl SpillFolder {
     }
 }
 
+/// Every step that can spill may have the same part of the memory, as in DataFusion's `FairSpillPool`; but a quarter is kept from them for
+/// those that cannot: what merges the spilled rows of a sort, for one, which comes when the others have taken all that there is.
+#[derive(Debug)]
+struct Shares {
+    limit: usize,
+    state: Mutex<Taken>,
+}
+
+#[derive(Debug, Default)]
+struct Taken {
+    /// Steps that can spill, and bytes that they have.
+    steps: usize,
+    by_steps: usize,
+    /// Bytes of the others.
+    by_others: usize,
+}
+
+impl Shares {
+    fn state(&self) -> MutexGuard<'_, Taken> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Display for Shares {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&human_readable_size(self.limit))
+    }
+}
+
+impl MemoryPool for Shares {
+    fn name(&self) -> &str {
+        "shares"
+    }
+
+    fn register(&self, consumer: &MemoryConsumer) {
+        self.state().steps += usize::from(consumer.can_spill());
+    }
+
+    fn unregister(&self, consumer: &MemoryConsumer) {
+        self.state().steps -= usize::from(consumer.can_spill());
+    }
+
+    fn grow(&self, reservation: &MemoryReservation, additional: usize) {
+        let mut taken = self.state();
+        match reservation.consumer().can_spill() {
+            true => taken.by_steps += additional,
+            false => taken.by_others += additional,
+        }
+    }
+
+    fn shrink(&self, reservation: &MemoryReservation, shrink: usize) {
+        let mut taken = self.state();
+        match reservation.consumer().can_spill() {
+            true => taken.by_steps -= shrink,
+            false => taken.by_others -= shrink,
+        }
+    }
+
+    fn try_grow(&self, reservation: &MemoryReservation, additional: usize) -> Reserved<()> {
+        let mut taken = self.state();
+        let kept = self.limit / 4;
+        let spills = reservation.consumer().can_spill();
+        let (has, most) = match spills {
+            true => (reservation.size(), (self.limit - taken.by_others.clamp(kept, self.limit)) / taken.steps.max(1)),
+            false => (taken.by_others, self.limit.saturating_sub(taken.by_steps).max(kept)),
+        };
+        if has.saturating_add(additional) > most {
+            let [additional, left] = [additional, most.saturating_sub(has)].map(human_readable_size);
+            let name = reservation.consumer().name();
+            return Err(DataFusionError::ResourcesExhausted(format!("{name} asks for {additional}, of {self} it can have {left}")));
+        }
+        match spills {
+            true => taken.by_steps += additional,
+            false => taken.by_others += additional,
+        }
+        Ok(())
+    }
+
+    fn reserved(&self) -> usize {
+        let taken = self.state();
+        taken.by_steps + taken.by_others
+    }
+
+    fn memory_limit(&self) -> MemoryLimit {
+        MemoryLimit::Finite(self.limit)
+    }
+}
+
 /// The memory of one statement within that of all: what it takes is taken from both.
 #[derive(Debug)]
 struct Within {
-    own: FairSpillPool,
+    own: Shares,
     outer: Arc<dyn MemoryPool>,
 }
 
@@ -131,8 +219,26 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_quarter_is_kept_from_steps_that_spill() {
+        let pool: Arc<dyn MemoryPool> = Arc::new(Shares { limit: 100, state: Mutex::default() });
+        let step = |name: &str| MemoryConsumer::new(name).with_can_spill(true).register(&pool);
+        let (one, two) = (step("one"), step("two"));
+        one.try_grow(37).expect("half of three quarters");
+        assert!(one.try_grow(1).is_err());
+        two.try_grow(37).expect("the other half");
+        let merge = MemoryConsumer::new("merge").register(&pool);
+        merge.try_grow(26).expect("what is left");
+        assert!(merge.try_grow(1).is_err());
+        drop((one, two));
+        merge.try_grow(74).expect("all");
+        let late = step("late");
+        let error = late.try_grow(1).expect_err("nothing is left").to_string();
+        assert!(error.contains("late asks for 1.0 B, of 100.0 B it can have 0.0 B"), "{error}");
+    }
+
+    #[test]
     fn statements_share_what_there_is() {
-        let all: Arc<dyn MemoryPool> = Arc::new(FairSpillPool::new(100));
+        let all: Arc<dyn MemoryPool> = Arc::new(Shares { limit: 100, state: Mutex::default() });
         let pool = |limit| limited_runtime(limit, Some(all.clone())).expect("a runtime").memory_pool.clone();
         let (one, two) = (pool(80), pool(80));
         let first = MemoryConsumer::new("first").register(&one);
