@@ -234,9 +234,9 @@ fn states_bigger_than_memory_spill_on_workers() {
     let folder = tempfile::tempdir().unwrap();
     exports(folder.path(), 40_000, 600);
     let alone = stdout(&run(folder.path(), &["-c", MERGE, "--format", "csv"]));
-    // 72 MB of rows; each worker has a tenth of them in memory, and folds a third of them. However many threads are asked for, it offers
-    // two, the fewest between which rows are exchanged.
-    let _workers = workers(folder.path(), &["--memory-limit", "8MB"]);
+    // 72 MB of rows; each worker folds a third of them. However many threads are asked for, it offers two, the fewest between which rows
+    // are exchanged: with eight, a step would have less memory than a batch takes.
+    let _workers = workers(folder.path(), &["--memory-limit", "12MB"]);
     for threads in ["1", "8"] {
         let bounded = ["--threads", threads, "-c", MERGE, "--format", "csv"];
         assert!(alone == stdout(&run(folder.path(), &[&SMALL_TASKS[..], &bounded].concat())), "{threads}");
