@@ -26,7 +26,7 @@ use datafusion::physical_plan::ExecutionPlan;
 use datafusion::prelude::{DataFrame, SessionConfig, SessionContext};
 use futures::TryStreamExt;
 use mergeql_lang::ast::{Explain, Into as Target, Merge, Name, Piece, Relation as Written, Returning, Statement};
-use mergeql_lang::lower::{DELETED, DataFusion, Lowering, quote};
+use mergeql_lang::lower::{DELETED, DataFusion, Lowering, STATE, quote};
 use mergeql_lang::plan::{Fold, Plan};
 use mergeql_lang::{Diagnostic, Kept, UserStrategies, bind, parse};
 use mergeql_udfs::{Code, Value};
@@ -674,10 +674,19 @@ fn bounded(config: SessionConfig, limit: usize) -> SessionConfig {
     sorting_within(config, limit).with_target_partitions(1)
 }
 
-/// A query sorted by the key of a plan, as files are written.
+/// A query sorted by the key of a plan, as files are written; rows without a key by all that they have.
 pub(crate) fn by_key(sql: &str, plan: &Plan) -> String {
-    let keys: Vec<String> = plan.key_columns().iter().map(|c| format!("{} ASC NULLS FIRST", quote(&c.name))).collect();
-    format!("SELECT * FROM ({sql}) AS sorted ORDER BY {}", keys.join(", "))
+    let keys: Vec<String> = plan.key_columns().iter().map(|c| quote(&c.name)).collect();
+    let mut by: Vec<String> = keys.iter().map(|key| format!("{key} ASC NULLS FIRST")).collect();
+    if plan.nullable_key() {
+        let mut names: Vec<&str> = plan.result_columns().map(|(name, _)| name).collect();
+        names.sort_unstable();
+        names.extend(plan.keeps_state().then_some(STATE));
+        let all: Vec<String> = names.into_iter().map(quote).collect();
+        let null: Vec<String> = keys.iter().map(|key| format!("{key} IS NULL")).collect();
+        by.push(format!("CASE WHEN {} THEN mergeql_order_key(struct({})) END", null.join(" OR "), all.join(", ")));
+    }
+    format!("SELECT * FROM ({sql}) AS sorted ORDER BY {}", by.join(", "))
 }
 
 fn table_only(parts: &[Name]) -> Result<String> {

@@ -133,7 +133,9 @@ fn in_our_words(root: &DataFusionError, text: &str) -> Option<Box<Diagnostic>> {
     }
     if let DataFusionError::ResourcesExhausted(why) = root {
         let error = Diagnostic::new(Code::LimitExceeded, format!("the memory limit is too small for this statement: {why}"));
-        return Some(error.help("allow more: --memory-limit, or WITH (memory_limit = ...) of a merge"));
+        return Some(
+            error.help("allow more: --memory-limit (of the worker, on a cluster), or WITH (memory_limit = ...) of a merge"),
+        );
     }
     if matches!(root, DataFusionError::SQL(..)) && text.contains("RecursionLimitExceeded") {
         return Some(Diagnostic::new(Code::Syntax, "parentheses or operators stand too deep within each other"));

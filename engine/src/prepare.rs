@@ -76,6 +76,18 @@ impl MergeContext {
         }
     }
 
+    /// A query whose plan has values for its parameters, in the session that its statement asks for: a memory limit of its own, sources
+    /// whose order is not believed.
+    pub(crate) async fn with_values(&self, text: &str, plan: LogicalPlan) -> Result<DataFrame> {
+        let lower = text.to_ascii_lowercase();
+        if ["memory_limit", "sorted"].iter().any(|option| lower.contains(option))
+            && let Prepared::Query(frame) = self.prepare(text).await?
+        {
+            return Ok(DataFrame::new(frame.into_parts().0, plan));
+        }
+        Ok(DataFrame::new(self.session.state(), plan))
+    }
+
     /// Whether a plan changes something.
     ///
     /// # Errors

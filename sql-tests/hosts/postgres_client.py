@@ -38,6 +38,20 @@ with psycopg.connect(conninfo) as connection:
         named.execute("SELECT * FROM nyc ORDER BY id")
         assert named.fetchmany(1) == [(1, 90, "a")]
         assert named.fetchall() == [(2, 72, "b")]
+    # A cursor over a query with parameters, and over a MERGE on several lines.
+    with connection.cursor("asked") as asked:
+        asked.execute("SELECT id FROM nyc WHERE id > %s", (1,))
+        assert asked.fetchall() == [(2,)]
+    cursor.execute(f"DECLARE lines CURSOR\nFOR\n{merge}\nWHERE id < %s\nORDER BY id", (3,))
+    assert [row[0] for row in cursor.execute("FETCH ALL FROM lines").fetchall()] == [1, 2]
+    connection.commit()
+    # A NULL whose type nobody knows has its own place.
+    assert cursor.execute("SELECT %s, %s::int", (None, 5)).fetchone() == (None, 5)
+    every = "SELECT count(*) FROM nyc WHERE %(id)s IS NULL OR id = %(id)s"
+    assert [cursor.execute(every, {"id": value}).fetchone() for value in (None, 2)] == [(2,), (1,)]
+    for binary in (False, True):
+        cursor.execute("SELECT arrow_cast(5, 'Int8'), [arrow_cast(-5, 'Int8')], arrow_cast(X'00ff', 'FixedSizeBinary(2)')", binary=binary)
+        assert cursor.fetchone() == (5, [-5], b"\x00\xff")
     connection.commit()
     stop = threading.Timer(0.5, connection.cancel)
     stop.start()
@@ -89,6 +103,18 @@ with psycopg.connect(conninfo, autocommit=True) as connection:
             break
         said.append(result.command_status or result.error_message.split(b"\n")[0])
     assert said[0] == b"INSERT 0 1" and b"nope" in said[1], said
+    # In a transaction that failed, nothing runs until its end.
+    with psycopg.connect(conninfo) as failed:
+        for statement in ("SELECT * FROM nope", "SELECT 1", "SET search_path = public"):
+            try:
+                failed.execute(statement)
+                raise AssertionError(f"it must fail: {statement}")
+            except psycopg.errors.InFailedSqlTransaction:
+                assert statement != "SELECT * FROM nope"
+            except psycopg.errors.UndefinedTable:
+                assert statement == "SELECT * FROM nope"
+        failed.rollback()
+        assert failed.execute("SELECT 1").fetchone() == (1,)
     for refused in (
         "SET datafusion.runtime.memory_limit = '2G'",
         "RESET datafusion.runtime.memory_limit",

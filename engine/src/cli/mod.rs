@@ -138,8 +138,10 @@ async fn interruptible<T: Send + 'static>(
         result = &mut task => Some(result.unwrap_or_else(|e| Err(io("the statement", &std::io::Error::other(e))))),
         () = serve::told_to_stop() => {
             task.abort();
-            // Its files are removed as it is dropped; a computation that does not yield is not waited for.
-            tokio::time::timeout(std::time::Duration::from_secs(2), task).await.ok();
+            // Its files are removed as it is dropped; a computation that does not yield is not waited for. Where all threads compute, the
+            // runtime's own clock stands still.
+            let patience = tokio::task::spawn_blocking(|| std::thread::sleep(std::time::Duration::from_secs(2)));
+            futures::future::select(task, patience).await;
             None
         }
     }

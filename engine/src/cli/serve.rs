@@ -7,7 +7,9 @@ use mergeql::{Access, MergeContext, MergeError};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::LazyLock;
 use std::time::Duration;
+use tokio::sync::watch;
 
 /// Arguments of `mergeql serve`.
 #[derive(Debug, Args)]
@@ -147,6 +149,23 @@ pub async fn until_stopped(server: impl Future<Output = Result<(), MergeError>>)
 
 /// Waits for Ctrl-C or SIGTERM.
 pub async fn told_to_stop() {
+    /// Hears signals by a thread of its own: where all others compute, nothing else would.
+    static SIGNALS: LazyLock<watch::Sender<()>> = LazyLock::new(|| {
+        std::thread::spawn(|| {
+            let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return };
+            runtime.block_on(async {
+                loop {
+                    signal().await;
+                    SIGNALS.send_replace(());
+                }
+            });
+        });
+        watch::Sender::new(())
+    });
+    SIGNALS.subscribe().changed().await.ok();
+}
+
+async fn signal() {
     #[cfg(unix)]
     let told = async {
         let signal = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate());

@@ -4,6 +4,7 @@ use datafusion::common::Result;
 use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::physical_expr::{EquivalenceProperties, PhysicalExpr};
+use datafusion::physical_plan::aggregates::{AggregateExec, AggregateMode};
 use datafusion::physical_plan::coalesce_partitions::CoalescePartitionsExec;
 use datafusion::physical_plan::{
     DisplayAs, DisplayFormatType, EmptyRecordBatchStream, ExecutionPlan, Partitioning, PlanProperties,
@@ -21,12 +22,14 @@ pub(super) fn config(config: SessionConfig, limit: usize) -> SessionConfig {
     crate::memory::sorting_within(config, limit / PARTITIONS).with_batch_size(rows)
 }
 
-/// The stage with all its rows in the first partition, where no later step asks which row is in which: what exchanges rows by key then
-/// spills for one partition alone. For two at once, it can wait for itself for ever (DataFusion 55.2, upstream issue 24883).
+/// The first step of an aggregation with all its rows in the first partition: what exchanges them by key then spills for one partition
+/// alone. For two at once, it can wait for itself for ever (DataFusion 55.2, upstream issue 24883). Nobody asks in which partition such a
+/// row is; of what is sent to all workers, for one, they do.
 pub(super) fn in_one(stage: Arc<dyn ExecutionPlan>) -> Arc<dyn ExecutionPlan> {
     let properties = stage.properties();
+    let first = stage.downcast_ref::<AggregateExec>().is_some_and(|step| *step.mode() == AggregateMode::Partial);
     let free = matches!(properties.partitioning, Partitioning::UnknownPartitioning(n) | Partitioning::RoundRobinBatch(n) if n > 1);
-    if !free || properties.output_ordering().is_some() {
+    if !first || !free || properties.output_ordering().is_some() {
         return stage;
     }
     let partitions = properties.partitioning.partition_count();

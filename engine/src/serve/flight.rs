@@ -535,7 +535,7 @@ impl FlightSqlService for Flight {
         let (Some(plan), None) = (plans.next(), plans.next()) else {
             return Err(Status::invalid_argument("a query takes one row of parameters"));
         };
-        self.rows(DataFrame::new(self.context.session().state(), plan)).await
+        self.rows(self.context.with_values(&statement.text, plan).await.map_err(status)?).await
     }
 
     // What there is.

@@ -6,10 +6,12 @@
 mod access;
 mod catalog;
 mod copy;
+mod cursors;
 pub(crate) mod flight;
 pub(crate) mod incoming;
 pub(crate) mod limits;
 mod login;
+mod parameters;
 mod postgres;
 mod rows;
 

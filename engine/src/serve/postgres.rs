@@ -2,25 +2,22 @@
 
 use super::catalog::{rewritten, shown};
 use super::copy::{self, Copies, Receiving};
+use super::cursors::{Cursors, declared};
 use super::incoming::accept;
 use super::limits::{Limits, TIMED_OUT, Turn};
 use super::login::{Startup, check_admitted};
+use super::parameters::{parameters, with_parameters};
 use super::rows::{encoded, fields};
 use super::{Options, Tls};
 use crate::context::{MergeContext, settings_are_shared};
 use crate::error::{MergeError, Result};
-use crate::prepare::{Prepared, bound, touched};
+use crate::prepare::{Prepared, touched};
 use crate::spool::Spool;
 use arrow::array::RecordBatch;
-use arrow::datatypes::DataType;
 use async_trait::async_trait;
-use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::execution::SendableRecordBatchStream;
-use datafusion::logical_expr::expr::Placeholder;
-use datafusion::logical_expr::{EmptyRelation, Expr, LogicalPlan};
+use datafusion::logical_expr::{EmptyRelation, LogicalPlan};
 use datafusion::prelude::{DataFrame, SessionContext};
-use datafusion_postgres::arrow_pg::datatypes::df::deserialize_parameters_with_server_types;
-use datafusion_postgres::arrow_pg::datatypes::into_pg_type;
 use datafusion_postgres::datafusion_pg_catalog::sql::PostgresCompatibilityParser;
 use datafusion_postgres::hooks::HookClient;
 use datafusion_postgres::hooks::cursor::CursorStatementHook;
@@ -50,7 +47,6 @@ use futures::future::Either;
 use futures::{FutureExt, Sink, SinkExt, StreamExt};
 use mergeql_lang::ast::{Piece, Statement};
 use mergeql_udfs::Code;
-use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::net::TcpListener;
@@ -115,7 +111,7 @@ impl PgWireServerHandlers for Connection {
 // What they ask.
 
 /// What the portals of datafusion-postgres hold: the text, its statement and its plan.
-type Held = (String, Option<(sql::Statement, LogicalPlan)>);
+pub(super) type Held = (String, Option<(sql::Statement, LogicalPlan)>);
 
 #[derive(Clone)]
 pub(super) struct Service {
@@ -170,6 +166,10 @@ impl Service {
     async fn hooked(&self, statement: &sql::Statement, client: &mut dyn HookClient) -> Option<PgWireResult<Response>> {
         if let Some(answer) = savepoint(statement, client) {
             return Some(answer);
+        }
+        let ends = matches!(statement, sql::Statement::Commit { .. } | sql::Statement::Rollback { .. });
+        if client.transaction_status() == TransactionStatus::Error && !ends {
+            return Some(Err(refused("25P02", ABORTED)));
         }
         let session = self.context.session();
         if let Some(done) = TransactionStatementHook.handle_simple_query(statement, session, client).await {
@@ -240,7 +240,18 @@ impl Service {
         }
     }
 
-    async fn rows(&self, turn: Turn, frame: DataFrame, format: &Format, options: Arc<FormatOptions>) -> Result<Response> {
+    pub(super) async fn frame(&self, turn: &Turn, text: &str, plan: LogicalPlan) -> Result<DataFrame> {
+        let (context, text) = (self.context.clone(), text.to_owned());
+        turn.run(async move { context.with_values(&text, plan).await }).await
+    }
+
+    pub(super) async fn rows(
+        &self,
+        turn: Turn,
+        frame: DataFrame,
+        format: &Format,
+        options: Arc<FormatOptions>,
+    ) -> Result<Response> {
         let stream = self.stream(&turn, frame).await?;
         Self::given(turn, stream, format, options).await
     }
@@ -282,7 +293,7 @@ async fn cancellable<C: ClientInfo + ?Sized>(client: &C, mut responses: Vec<Resp
     responses
 }
 
-fn look(context: &MergeContext, text: &str) -> impl Future<Output = Result<Prepared>> + Send + use<> {
+pub(super) fn look(context: &MergeContext, text: &str) -> impl Future<Output = Result<Prepared>> + Send + use<> {
     let (context, text) = (context.clone(), text.to_owned());
     async move { context.prepare(&text).await }
 }
@@ -433,7 +444,7 @@ impl Service {
         if let Some((name, of)) = declared(text) {
             refuse_after_failure(client)?;
             let offset = of.as_ptr() as usize - query.as_ptr() as usize;
-            return self.declare(client, name, of).await.map_err(|e| in_query(e, offset));
+            return self.declare(client, name, of, None).await.map_err(|e| in_query(e, offset));
         }
         if let Some(copy) = copy::parsed(text) {
             refuse_after_failure(client)?;
@@ -459,50 +470,6 @@ impl Service {
     }
 }
 
-/// The name and the query of DECLARE name CURSOR ... FOR query; the query may be a MERGE.
-fn declared(text: &str) -> Option<(String, &str)> {
-    let upper = text.to_ascii_uppercase();
-    let rest = text.get(upper.strip_prefix("DECLARE ").map(|_| 8)?..)?;
-    let (name, options) = rest.trim_start().split_once(char::is_whitespace)?;
-    let options_upper = options.to_ascii_uppercase();
-    let cursor = options_upper.find("CURSOR")?;
-    let query = cursor + options_upper[cursor..].find(" FOR ")? + 5;
-    let name = match name.strip_prefix('"').and_then(|n| n.strip_suffix('"')) {
-        Some(quoted) => quoted.replace("\"\"", "\""),
-        None => name.to_ascii_lowercase(),
-    };
-    Some((name, &options[query..]))
-}
-
-/// The columns of the cursors of a connection, for those who ask before they fetch.
-type Cursors = Mutex<HashMap<String, LogicalPlan>>;
-
-impl Service {
-    async fn declare<C>(&self, client: &C, name: String, query: &str) -> Result<Response>
-    where
-        C: ClientInfo + ClientPortalStore,
-        C::PortalStore: PortalStore,
-    {
-        let store = client.portal_store().as_any().downcast_ref::<MemPortalStore<Held>>();
-        let store = store.ok_or_else(|| MergeError::new(Code::Unsupported, "there are no cursors here"))?;
-        let turn = self.limits.turn(timeout(client)).await?;
-        let Prepared::Query(frame) = turn.run(look(&self.context, query)).await? else {
-            return Err(MergeError::new(Code::InvalidArgument, "a cursor is over a query"));
-        };
-        let plan = frame.logical_plan().clone();
-        let Response::Query(rows) = self.rows(turn, frame, &Format::UnifiedText, Arc::default()).await? else {
-            return Err(MergeError::new(Code::InvalidArgument, "a cursor is over a query"));
-        };
-        let held: Held = (query.to_owned(), Some(marked(QUERY, plan.clone())));
-        let portal = Portal::new_cursor(name.clone(), Arc::new(StoredStatement::new(name.clone(), held, Vec::new())));
-        portal.start(rows).await;
-        store.put_portal(Arc::new(portal));
-        let cursors = client.session_extensions().get_or_insert_with(Cursors::default);
-        cursors.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(name, plan);
-        Ok(Response::Execution(Tag::new("DECLARE CURSOR")))
-    }
-}
-
 /// In a transaction that failed nothing runs until its end.
 fn refuse_after_failure<C: ClientInfo>(client: &C) -> PgWireResult<()> {
     match client.transaction_status() {
@@ -512,12 +479,12 @@ fn refuse_after_failure<C: ClientInfo>(client: &C) -> PgWireResult<()> {
 }
 
 /// Marks what is held as ours; only statements that the hooks answer are held as themselves.
-fn marked(kind: &str, plan: LogicalPlan) -> (sql::Statement, LogicalPlan) {
+pub(super) fn marked(kind: &str, plan: LogicalPlan) -> (sql::Statement, LogicalPlan) {
     (sql::Statement::Savepoint { name: sql::Ident::new(kind) }, plan)
 }
 
 // No savepoint of a client has such a name: its texts hold no zero.
-const QUERY: &str = "\0query";
+pub(super) const QUERY: &str = "\0query";
 const COMMAND: &str = "\0command";
 const DECLARE: &str = "\0declare";
 
@@ -530,80 +497,6 @@ fn kind(held: &Held) -> Option<&str> {
 
 fn nothing() -> LogicalPlan {
     LogicalPlan::EmptyRelation(EmptyRelation { produce_one_row: false, schema: Arc::new(datafusion::common::DFSchema::empty()) })
-}
-
-/// The parameters of a plan in their order, with their types on the wire.
-fn parameters(plan: &LogicalPlan) -> Result<(Vec<Option<DataType>>, Vec<Type>)> {
-    let found = plan.get_parameter_types()?;
-    let numbered = found.into_iter().filter_map(|(name, ty)| Some((name.trim_start_matches('$').parse::<usize>().ok()?, ty)));
-    let casts = casts(plan)?;
-    // In what is asked of catalogues some parameters count for nothing: they have their places all the same.
-    let mut types: Vec<Option<DataType>> = Vec::new();
-    for (number, ty) in numbered.filter(|(number, _)| (1..=usize::from(u16::MAX)).contains(number)) {
-        types.resize(types.len().max(number), None);
-        // What is cast is of that type already, as in Postgres.
-        types[number - 1] = ty.or_else(|| casts.get(&number).cloned());
-    }
-    let wire = types.iter().map(|ty| match ty {
-        Some(ty) => into_pg_type(ty).map_err(|e| MergeError::new(Code::Unsupported, e.to_string())),
-        None => Ok(Type::UNKNOWN),
-    });
-    let wire = wire.collect::<Result<Vec<_>>>()?;
-    Ok((types, wire))
-}
-
-/// The types that parameters are cast to, by their numbers.
-fn casts(plan: &LogicalPlan) -> Result<HashMap<usize, DataType>> {
-    let mut casts = HashMap::new();
-    plan.apply_with_subqueries(|node| {
-        node.apply_expressions(|expr| {
-            expr.apply(|expr| {
-                if let Expr::Cast(cast) = expr
-                    && let Expr::Placeholder(Placeholder { id, .. }) = &*cast.expr
-                    && let Ok(number) = id.trim_start_matches('$').parse()
-                {
-                    casts.entry(number).or_insert_with(|| cast.field.data_type().clone());
-                }
-                Ok(TreeNodeRecursion::Continue)
-            })
-        })
-    })?;
-    Ok(casts)
-}
-
-/// Dates and times as text without the zone that Postgres takes no notice of, and that JDBC writes.
-fn without_zones(portal: &Portal<Held>, wire: &[Type]) -> Portal<Held> {
-    let mut plain = Portal::<Held>::default();
-    plain.name = portal.name.clone();
-    plain.statement = portal.statement.clone();
-    plain.parameter_format = portal.parameter_format.clone();
-    plain.result_column_format = portal.result_column_format.clone();
-    plain.parameters = portal.parameters.clone();
-    for (at, value) in plain.parameters.iter_mut().enumerate() {
-        let declared = portal.statement.parameter_types.get(at).cloned().flatten();
-        let ty = declared.as_ref().or(wire.get(at));
-        let timed = matches!(ty, Some(&Type::DATE | &Type::TIMESTAMP));
-        if let Some(bytes) = value.as_mut().filter(|_| timed && !portal.parameter_format.is_binary(at)) {
-            let text = String::from_utf8_lossy(bytes);
-            let from = if ty == Some(&Type::DATE) { 10 } else { 11 };
-            // A sign behind the date begins a zone.
-            let end = text.get(from..).and_then(|rest| rest.find(['+', '-', 'Z'])).map_or(text.len(), |zone| from + zone);
-            *bytes = text[..end].trim_end().to_owned().into();
-        }
-    }
-    plain
-}
-
-fn with_parameters(portal: &Portal<Held>, plan: &LogicalPlan) -> PgWireResult<LogicalPlan> {
-    let (types, wire) = parameters(plan).map_err(|e| told(&e, ""))?;
-    if types.is_empty() {
-        return Ok(plan.clone());
-    }
-    let portal = &without_zones(portal, &wire);
-    let types: Vec<Option<&DataType>> = types.iter().map(Option::as_ref).collect();
-    let wire: Vec<Option<&Type>> = wire.iter().map(Some).collect();
-    let values = deserialize_parameters_with_server_types(portal, &types, &wire)?;
-    bound(plan, values).map_err(|e| told(&e, ""))
 }
 
 /// What the parse step of the protocol needs of the service.
@@ -619,8 +512,12 @@ impl QueryParser for Parser {
     {
         check_admitted(client)?;
         let service = &self.0;
-        if declared(text).is_some() {
-            return Ok(Some((text.to_owned(), Some(marked(DECLARE, nothing())))));
+        if let Some((_, query)) = declared(text) {
+            let told = |e: MergeError| told(&e, text);
+            let turn = service.limits.turn(timeout(client)).await.map_err(told)?;
+            let prepared = turn.run(look(&service.context, query)).await.map_err(told)?;
+            let plan = service.over(prepared).map_err(told)?.into_unoptimized_plan();
+            return Ok(Some((text.to_owned(), Some(marked(DECLARE, plan)))));
         }
         if copy::parsed(text).is_some() {
             let simple = MergeError::new(Code::Unsupported, "COPY through the connection is no prepared statement")
@@ -666,7 +563,7 @@ impl QueryParser for Parser {
 
     fn get_result_schema(&self, held: &Held, format: Option<&Format>) -> PgWireResult<Vec<FieldInfo>> {
         match &held.1 {
-            Some((_, plan)) if kind(held) != Some(COMMAND) => {
+            Some((_, plan)) if !matches!(kind(held), Some(COMMAND | DECLARE)) => {
                 let format = format.unwrap_or(&Format::UnifiedText);
                 fields(plan.schema().as_arrow(), format, None).map_err(|e| told(&e, &held.0))
             }
@@ -740,10 +637,10 @@ impl ExtendedQueryHandler for Extended {
             };
         };
         refuse_after_failure(client)?;
-        if let (DECLARE, Some((name, query))) = (kind, declared(text)) {
-            return service.declare(client, name, query).await.map_err(|e| told(&e, text));
-        }
         let plan = with_parameters(portal, plan)?;
+        if let (DECLARE, Some((name, query))) = (kind, declared(text)) {
+            return service.declare(client, name, query, Some(plan)).await.map_err(|e| told(&e, text));
+        }
         let options = Arc::new(FormatOptions::from_client_metadata(client.metadata()));
         let answer = async {
             let turn = service.limits.turn(timeout(client)).await?;
@@ -760,7 +657,7 @@ impl ExtendedQueryHandler for Extended {
                 let (context, text) = (context.clone(), text.clone());
                 return command(turn, tag, async move { context.run_plan(plan, &text).await }).await;
             }
-            let frame = DataFrame::new(context.session().state(), plan);
+            let frame = service.frame(&turn, text, plan).await?;
             service.rows(turn, frame, &portal.result_column_format, options).await
         };
         let response = answer.await.map_err(|e: MergeError| told(&e, text))?;

@@ -94,8 +94,15 @@ fn is_known(ty: &DataType) -> bool {
 }
 
 fn shown_type(ty: &DataType) -> DataType {
+    let inside = |f: &Arc<Field>| Arc::new(f.as_ref().clone().with_data_type(shown_type(f.data_type())));
     match ty {
         DataType::Float16 => DataType::Float32,
+        // Postgres has no number of one byte: its "char" is a character.
+        DataType::Int8 => DataType::Int16,
+        DataType::FixedSizeBinary(_) => DataType::Binary,
+        DataType::List(f) if is_known(ty) => DataType::List(inside(f)),
+        DataType::LargeList(f) if is_known(ty) => DataType::LargeList(inside(f)),
+        DataType::Struct(fields) if is_known(ty) => DataType::Struct(fields.iter().map(inside).collect()),
         ty if is_known(ty) => ty.clone(),
         _ => DataType::Utf8,
     }

@@ -293,6 +293,27 @@ fn dictionaries_of_files_have_room_for_those_of_others() {
     }
 }
 
+/// Rows without a key stand in the order of all that they have.
+#[test]
+fn a_file_has_the_same_bytes_whoever_wrote_it() {
+    let folder = sources();
+    let rows = |from: usize| -> String {
+        (from..from + 300).map(|i| format!(",{},\"t{}\"\n{},{i},u\n", i % 7, i * 31 % 100, i % 50)).collect()
+    };
+    for (name, from) in [("x", 0), ("y", 150)] {
+        std::fs::write(folder.path().join(format!("{name}.csv")), format!("id,v,tags\n{}", rows(from))).unwrap();
+    }
+    let mut written = Vec::new();
+    for threads in ["1", "2", "3", "7"] {
+        let (x, y) = if threads == "3" { ("y", "x") } else { ("x", "y") };
+        let statement = format!("MERGE '{x}.csv', '{y}.csv' ON id STRATEGY tags = union, v = max INTO OR REPLACE 'out.csv'");
+        stdout(&run(folder.path(), &["--threads", threads, "-c", &statement]));
+        written.push(std::fs::read_to_string(folder.path().join("out.csv")).unwrap());
+    }
+    assert!(written[0].lines().count() > 400);
+    assert!(written.iter().all(|file| *file == written[0]));
+}
+
 /// A device that is always full stands for a full disk.
 #[test]
 #[cfg(target_os = "linux")]
@@ -307,6 +328,27 @@ fn a_full_disk_is_a_clear_error() {
         .unwrap();
     let (code, error) = failure(&output);
     assert_eq!(code, 1, "{error}");
+}
+
+/// A statement that computes on all threads and never waits.
+#[test]
+#[cfg(unix)]
+fn sigterm_is_heard_while_all_threads_compute() {
+    let folder = sources();
+    let series = "generate_series(1, 200000)";
+    let statement = format!("SELECT count(*) FROM {series} AS a(x) JOIN {series} AS b(y) ON x % 1000 < y % 7 AND x + y > 5");
+    let mut child = Command::new(env!("CARGO_BIN_EXE_mergeql"))
+        .args(["--threads", "4", "-c", &statement])
+        .current_dir(folder.path())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(1500));
+    Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
+    let told = std::time::Instant::now();
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert!(told.elapsed() < std::time::Duration::from_secs(20), "{:?}", told.elapsed());
 }
 
 #[test]

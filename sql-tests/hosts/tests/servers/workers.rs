@@ -243,6 +243,33 @@ fn states_bigger_than_memory_spill_on_workers() {
     }
 }
 
+/// Workers with a limit have the rows of an aggregation's first step in one partition, and no others.
+#[test]
+fn joins_are_the_same_on_workers_with_a_limit() {
+    let folder = tempfile::tempdir().unwrap();
+    exports(folder.path(), 6000, 3);
+    for name in ["a", "b", "c"] {
+        stdout(&run(folder.path(), &["-c", &format!("COPY (SELECT * FROM '{name}.csv') TO '{name}.parquet'")]));
+    }
+    let _workers = workers(folder.path(), &["--memory-limit", "64MB"]);
+    let merge = MERGE.replace(".csv", ".parquet").replace(" ORDER BY id", "");
+    let statements = [
+        "SELECT count(*), sum(l.salary) FROM '*.parquet' AS l JOIN 'b.parquet' AS r ON l.id = r.id".to_owned(),
+        "SELECT count(*), sum(l.salary) FROM '*.parquet' AS l LEFT JOIN 'b.csv' AS r ON l.id = r.id AND r.salary > 500".to_owned(),
+        "SELECT count(*), sum(l.id) FROM '*.parquet' AS l CROSS JOIN (SELECT DISTINCT tag FROM 'b.parquet') AS r".to_owned(),
+        "SELECT count(*) FROM '*.parquet' WHERE salary > (SELECT avg(salary) FROM 'b.parquet')".to_owned(),
+        "SELECT count(DISTINCT id), count(DISTINCT salary) FROM '*.parquet'".to_owned(),
+        format!(
+            "SELECT r.tag, count(*), sum(m.salary) FROM ({merge}) AS m JOIN 'a.parquet' AS r ON m.id = r.id GROUP BY 1 ORDER BY 1"
+        ),
+    ];
+    for statement in statements {
+        let alone = stdout(&run(folder.path(), &["-c", &statement, "--format", "csv"]));
+        let together = stdout(&run(folder.path(), &[&SMALL_TASKS[..], &["-c", &statement, "--format", "csv"]].concat()));
+        assert_eq!(alone, together, "{statement}");
+    }
+}
+
 #[test]
 fn workers_ask_for_their_token() {
     let folder = tempfile::tempdir().unwrap();
