@@ -374,8 +374,10 @@ fn cells(args: &[Value]) -> Result<Value> {
     let mut out = Vec::new();
     for cell in args[1..].chunks(5) {
         let [name, strategy, selects, value, contributions] = cell else { continue };
-        // A host whose aggregates cannot give lists of structs gives the state of the set.
-        let contributions = &value_of_set(contributions)?;
+        let contributions = match contributions {
+            Value::Bytes(_) => &value_of(contributions)?,
+            none => none,
+        };
         let Value::List(contributions) = contributions else {
             if !only_conflicts {
                 out.push(cell_of(name, strategy, value, Vec::new(), Vec::new()));
@@ -402,13 +404,6 @@ fn cells(args: &[Value]) -> Result<Value> {
         out.push(cell_of(name, strategy, value, winners, losers));
     }
     Ok(Value::List(out))
-}
-
-fn value_of_set(contributions: &Value) -> Result<Value> {
-    match contributions {
-        Value::Bytes(_) => value_of(contributions),
-        other => Ok(other.clone()),
-    }
 }
 
 fn cell_of(name: &Value, strategy: &Value, value: &Value, mut winners: Vec<Value>, mut losers: Vec<Value>) -> Value {

@@ -397,10 +397,6 @@ impl Dialect for DuckDb {
         })
     }
 
-    fn contributions(&self, contribution: &str, condition: &str) -> String {
-        format!("crdt_gset_state({contribution}) FILTER (WHERE {condition})")
-    }
-
     fn folded(&self, fold: &Fold, values: &str, _: &Type) -> String {
         let (left, right) = (quote(&fold.left), quote(&fold.right));
         format!("list_reduce({values}, lambda {left}, {right}: {})", step(fold, self))

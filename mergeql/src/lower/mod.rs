@@ -93,9 +93,9 @@ pub trait Dialect: Sync {
         None
     }
 
-    /// The set of contributions (structs) of a cell, for `mergeql_cells`.
+    /// The set of contributions (structs) of a cell as a state, for `mergeql_cells`: what only that function reads is not made a list first.
     fn contributions(&self, contribution: &str, condition: &str) -> String {
-        format!("crdt_gset({contribution}) FILTER (WHERE {condition})")
+        format!("{}({contribution}) FILTER (WHERE {condition})", self.function("crdt_gset_state"))
     }
 
     /// Whether rows are best sorted by key before they are grouped: where the host cannot foresee how many groups there are, and a merge

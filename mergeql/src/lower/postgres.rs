@@ -126,10 +126,6 @@ impl Dialect for Postgres {
         divided(expr, &self.function("mergeql_divide"))
     }
 
-    fn contributions(&self, contribution: &str, condition: &str) -> String {
-        format!("{}({contribution}) FILTER (WHERE {condition})", self.function("crdt_gset_state"))
-    }
-
     fn sorts_groups(&self) -> bool {
         true
     }

@@ -83,10 +83,6 @@ impl Dialect for Sqlite {
         }
     }
 
-    fn contributions(&self, contribution: &str, condition: &str) -> String {
-        format!("crdt_gset_state({contribution}) FILTER (WHERE {condition})")
-    }
-
     fn most_arguments(&self) -> usize {
         MOST_ARGUMENTS
     }
