@@ -234,7 +234,8 @@ impl Client {
                 Ok::<_, DataFusionError>((execute_stream(plan, tasks)?, divided))
             };
             let result = match begin.await {
-                Ok((rows, divided)) => take(watched(rows, lost.clone()), divided).await,
+                Ok((rows, true)) => take(watched(rows, lost.clone()), true).await,
+                Ok((rows, false)) => take(rows, false).await,
                 Err(error) => {
                     lost.store(may_be_loss(&error), Ordering::Relaxed);
                     Err(error.into())
