@@ -236,7 +236,7 @@ fn states_bigger_than_memory_spill_on_workers() {
     let alone = stdout(&run(folder.path(), &["-c", MERGE, "--format", "csv"]));
     // 72 MB of rows; each worker folds a third of them. However many threads are asked for, it offers two, the fewest between which rows
     // are exchanged: with eight, a step would have less memory than a batch takes.
-    let _workers = workers(folder.path(), &["--memory-limit", "12MB"]);
+    let _workers = workers(folder.path(), &["--memory-limit", "24MB"]);
     for threads in ["1", "8"] {
         let bounded = ["--threads", threads, "-c", MERGE, "--format", "csv"];
         assert!(alone == stdout(&run(folder.path(), &[&SMALL_TASKS[..], &bounded].concat())), "{threads}");
