@@ -142,6 +142,15 @@ pub fn normalize(array: &ArrayRef) -> Result<ArrayRef> {
             DataType::Interval(IntervalUnit::MonthDayNano)
         }
         DataType::FixedSizeBinary(n) if *n != 16 => DataType::Binary,
+        DataType::Struct(fields) => {
+            let columns = array.as_struct().columns();
+            let normal = columns.iter().map(normalize).collect::<Result<Vec<_>>>()?;
+            if normal.iter().zip(columns).all(|(new, old)| new.data_type() == old.data_type()) {
+                return Ok(Arc::clone(array));
+            }
+            let fields = fields.iter().zip(&normal).map(|(f, c)| Field::new(f.name(), c.data_type().clone(), true)).collect();
+            return Ok(Arc::new(StructArray::try_new_with_length(fields, normal, array.nulls().cloned(), array.len())?));
+        }
         _ => return Ok(Arc::clone(array)),
     };
     normalize(&cast(array, &to)?)
@@ -155,6 +164,10 @@ pub enum Lent<'a> {
     Slices(Vec<&'a [u8]>, bool),
     /// UUIDs.
     Uuids(&'a [[u8; 16]]),
+    /// The fields of structs.
+    Fields(Vec<(Arc<str>, Lent<'a>, &'a dyn Array)>),
+    /// Where each row's items are, and what they are.
+    Items(Ranges<'a>, Data<'a>, &'a dyn Array),
     /// Values of rarer types.
     Values(Vec<Value>),
 }
@@ -229,22 +242,54 @@ pub fn lend(array: &dyn Array) -> Lent<'_> {
             let (chunks, _) = array.as_fixed_size_binary().value_data().as_chunks::<16>();
             Lent::Uuids(&chunks[..array.len()])
         }
-        _ => Lent::Values((0..array.len()).map(|i| value_at(array, i)).collect()),
+        DataType::List(_) => {
+            items(Ranges::Offsets32(array.as_list::<i32>().value_offsets()), array, array.as_list::<i32>().values())
+        }
+        DataType::LargeList(_) => {
+            items(Ranges::Offsets64(array.as_list::<i64>().value_offsets()), array, array.as_list::<i64>().values())
+        }
+        DataType::FixedSizeList(_, n) => items(Ranges::Fixed(*n as usize), array, array.as_fixed_size_list().values()),
+        DataType::Struct(fields) => {
+            let columns = fields.iter().zip(array.as_struct().columns());
+            Lent::Fields(columns.map(|(f, c)| (f.name().as_str().into(), lend(c), &**c)).collect())
+        }
+        _ => values(array),
+    }
+}
+
+fn values(array: &dyn Array) -> Lent<'_> {
+    Lent::Values((0..array.len()).map(|i| value_at(array, i)).collect())
+}
+
+/// Lists whose items are lent as they are; of others only the items of these rows are built, which may be few of many.
+fn items<'a>(ranges: Ranges<'a>, lists: &'a dyn Array, child: &'a dyn Array) -> Lent<'a> {
+    match lend(&child.slice(0, 0)) {
+        Lent::Direct(_) => match lend(child) {
+            Lent::Direct(data) => Lent::Items(ranges, data, child),
+            other => other,
+        },
+        _ => values(lists),
     }
 }
 
 impl Lent<'_> {
     /// The column of this array.
     pub fn column<'b>(&'b self, array: &'b dyn Array) -> Column<'b> {
+        let validity = |array: &'b dyn Array| array.nulls().map(|n| Bits::new(n.inner().values(), n.inner().offset()));
         let data = match self {
             Lent::Direct(data) => data.clone(),
             Lent::Slices(slices, true) => Data::Text(Strings::Slices(slices)),
             Lent::Slices(slices, false) => Data::Bytes(Strings::Slices(slices)),
             Lent::Uuids(ids) => Data::Uuid(ids),
+            Lent::Fields(fields) => {
+                Data::Struct(fields.iter().map(|(name, lent, array)| (name.clone(), lent.column(*array))).collect())
+            }
+            Lent::Items(ranges, data, child) => {
+                Data::List { ranges: *ranges, child: Box::new(Column { data: data.clone(), validity: validity(*child) }) }
+            }
             Lent::Values(values) => return Column::of_values(values),
         };
-        let validity = array.nulls().map(|n| Bits::new(n.inner().values(), n.inner().offset()));
-        Column { data, validity }
+        Column { data, validity: validity(array) }
     }
 }
 
@@ -381,9 +426,22 @@ fn strings(offsets: Vec<usize>, bytes: Vec<u8>, nulls: Option<NullBuffer>, ty: &
 /// # Errors
 /// `type_mismatch` if a value is of another kind, `invalid_argument` if a number is too great.
 pub fn from_values(values: &[Value], ty: &DataType) -> Result<ArrayRef> {
+    from_refs(&values.iter().collect::<Vec<_>>(), ty)
+}
+
+fn from_refs(values: &[&Value], ty: &DataType) -> Result<ArrayRef> {
     let logical_type = logical(ty).map_err(external)?;
-    let fitted = values.iter().map(|v| v.clone().fit(&logical_type)).collect::<Result<Vec<_>, Error>>().map_err(external)?;
-    let values = &fitted;
+    let fitted: Vec<Value>;
+    let fitting: Vec<&Value>;
+    // Only numbers change where they fit.
+    let values = if matches!(logical_type, Type::Int { .. } | Type::Float32 | Type::Float64 | Type::Decimal { .. }) {
+        let fit = |v: &&Value| Value::clone(v).fit(&logical_type);
+        fitted = values.iter().map(fit).collect::<Result<_, Error>>().map_err(external)?;
+        fitting = fitted.iter().collect();
+        &fitting
+    } else {
+        values
+    };
     let wrong = |v: &Value| external(Error::type_mismatch(format!("a {} does not fit into {logical_type}: {v}", v.kind())));
     macro_rules! ints {
         ($t:ty, $native:ty) => {{
@@ -542,13 +600,13 @@ pub fn from_values(values: &[Value], ty: &DataType) -> Result<ArrayRef> {
                     Value::Null => lengths.push(0),
                     Value::List(items) => {
                         lengths.push(items.len());
-                        children.extend(items.iter().cloned());
+                        children.extend(items);
                     }
                     other => return Err(wrong(other)),
                 }
                 valid.push(!v.is_null());
             }
-            let child = from_values(&children, field.data_type())?;
+            let child = from_refs(&children, field.data_type())?;
             let list = ListArray::try_new(field.clone(), OffsetBuffer::from_lengths(lengths), child, Some(valid.into()))?;
             Arc::new(list)
         }
@@ -556,15 +614,13 @@ pub fn from_values(values: &[Value], ty: &DataType) -> Result<ArrayRef> {
             let valid: Vec<bool> = values.iter().map(|v| !v.is_null()).collect();
             let mut columns = Vec::new();
             for field in fields {
-                let pick = |v: &Value| match v {
-                    Value::Struct(fields) => {
-                        Ok(fields.iter().find(|(n, _)| &**n == field.name()).map_or(Value::Null, |(_, v)| v.clone()))
-                    }
-                    Value::Null => Ok(Value::Null),
+                let picked = values.iter().map(|&v| match v {
+                    Value::Struct(fields) => Ok(fields.iter().find(|(n, _)| &**n == field.name()).map_or(&Value::Null, |(_, v)| v)),
+                    Value::Null => Ok(&Value::Null),
                     other => Err(wrong(other)),
-                };
-                let column = values.iter().map(pick).collect::<Result<Vec<_>>>()?;
-                columns.push(from_values(&column, field.data_type())?);
+                });
+                let column = picked.collect::<Result<Vec<_>>>()?;
+                columns.push(from_refs(&column, field.data_type())?);
             }
             Arc::new(StructArray::try_new_with_length(fields.clone(), columns, Some(valid.into()), values.len())?)
         }
@@ -575,8 +631,8 @@ pub fn from_values(values: &[Value], ty: &DataType) -> Result<ArrayRef> {
                 let length = match v {
                     Value::Map(pairs) => {
                         pairs.iter().for_each(|(k, v)| {
-                            keys.push(k.clone());
-                            items.push(v.clone());
+                            keys.push(k);
+                            items.push(v);
                         });
                         pairs.len()
                     }
@@ -586,7 +642,7 @@ pub fn from_values(values: &[Value], ty: &DataType) -> Result<ArrayRef> {
                 lengths.push(length);
                 valid.push(!v.is_null());
             }
-            let columns = vec![from_values(&keys, kv[0].data_type())?, from_values(&items, kv[1].data_type())?];
+            let columns = vec![from_refs(&keys, kv[0].data_type())?, from_refs(&items, kv[1].data_type())?];
             let entries_array = StructArray::try_new_with_length(kv.clone(), columns, None, keys.len())?;
             let offsets = OffsetBuffer::from_lengths(lengths);
             Arc::new(MapArray::try_new(entries.clone(), offsets, entries_array, Some(valid.into()), *sorted)?)

@@ -4,8 +4,8 @@
 use crate::error::{MergeError, Result};
 use crate::sources::Format;
 use crate::text_files::{Layout, io};
-use arrow::array::{Array, RecordBatch};
-use arrow::compute::cast;
+use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
+use arrow::compute::{BatchCoalescer, cast};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow::util::display::{ArrayFormatter, FormatOptions};
 use datafusion::common::runtime::SpawnedTask;
@@ -176,7 +176,48 @@ enum Writer<W: Write + Send> {
     Ndjson(arrow::json::LineDelimitedWriter<W>),
     Json(arrow::json::ArrayWriter<W>),
     Parquet(Box<ParquetFile<W>>),
-    Arrow(Box<arrow::ipc::writer::FileWriter<W>>),
+    Arrow(Box<ArrowFile<W>>),
+}
+
+/// An Arrow file whose batches have the same rows whatever batches they came in.
+struct ArrowFile<W: Write> {
+    out: arrow::ipc::writer::FileWriter<W>,
+    rows: BatchCoalescer,
+}
+
+impl<W: Write> ArrowFile<W> {
+    const BATCH: usize = 8192;
+
+    fn new(out: W, schema: &SchemaRef) -> Result<ArrowFile<W>> {
+        let rows = BatchCoalescer::new(schema.clone(), Self::BATCH);
+        Ok(ArrowFile { out: arrow::ipc::writer::FileWriter::try_new(out, schema)?, rows })
+    }
+
+    fn write(&mut self, batch: RecordBatch) -> Result<()> {
+        self.rows.push_batch(batch)?;
+        self.write_completed()
+    }
+
+    fn write_completed(&mut self) -> Result<()> {
+        // A view points into buffers that may hold more than its rows.
+        let compact = |column: &ArrayRef| match column.data_type() {
+            DataType::Utf8View => Arc::new(column.as_string_view().gc()) as ArrayRef,
+            DataType::BinaryView => Arc::new(column.as_binary_view().gc()),
+            _ => column.clone(),
+        };
+        while let Some(batch) = self.rows.next_completed_batch() {
+            let columns = batch.columns().iter().map(compact).collect();
+            self.out.write(&RecordBatch::try_new(batch.schema(), columns)?)?;
+        }
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<W> {
+        self.rows.finish_buffered_batch()?;
+        self.write_completed()?;
+        self.out.finish()?;
+        Ok(self.out.into_inner()?)
+    }
 }
 
 /// Text for types that a format has no columns for.
@@ -243,7 +284,7 @@ impl<W: Write + Send> Writer<W> {
                     .build();
                 Writer::Parquet(Box::new(ParquetFile::new(out, schema, properties)?))
             }
-            Format::Arrow => Writer::Arrow(Box::new(arrow::ipc::writer::FileWriter::try_new(out, schema)?)),
+            Format::Arrow => Writer::Arrow(Box::new(ArrowFile::new(out, schema)?)),
         })
     }
 
@@ -253,7 +294,7 @@ impl<W: Write + Send> Writer<W> {
             Writer::Ndjson(w) => w.write(batch)?,
             Writer::Json(w) => w.write(batch)?,
             Writer::Parquet(w) => w.write(batch).await?,
-            Writer::Arrow(w) => w.write(batch)?,
+            Writer::Arrow(w) => w.write(batch.clone())?,
         }
         Ok(())
     }
@@ -272,10 +313,7 @@ impl<W: Write + Send> Writer<W> {
                 out
             }
             Writer::Parquet(w) => w.finish().await?,
-            Writer::Arrow(mut w) => {
-                w.finish()?;
-                w.into_inner()?
-            }
+            Writer::Arrow(w) => w.finish()?,
         })
     }
 }
@@ -403,4 +441,32 @@ impl Whole {
 
 fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use arrow::array::{Int64Array, StringViewArray};
+    use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
+
+    #[tokio::test]
+    async fn files_have_the_same_bytes_whatever_batches_their_rows_came_in() {
+        let texts: StringViewArray =
+            (0..20_000).map(|i| (i % 7 > 0).then(|| format!("text number {i}, longer than a view"))).collect();
+        let numbers: Int64Array = (0..20_000).collect();
+        let columns: [(&str, ArrayRef); 2] = [("n", Arc::new(numbers)), ("t", Arc::new(texts))];
+        let all = RecordBatch::try_from_iter(columns).expect("a batch");
+        for format in [Format::Arrow, Format::Parquet] {
+            let mut files = Vec::new();
+            for size in [20_000, 8192, 8191, 777] {
+                let parts = (0..all.num_rows()).step_by(size).map(|at| all.slice(at, size.min(all.num_rows() - at)));
+                let parts: Vec<_> = parts.map(Ok).collect();
+                let rows = RecordBatchStreamAdapter::new(all.schema(), futures::stream::iter(parts));
+                let mut file = Vec::new();
+                assert_eq!(write_to(&mut file, format, Box::pin(rows)).await.expect("written"), 20_000);
+                files.push(file);
+            }
+            assert!(files.windows(2).all(|w| w[0] == w[1]), "{format:?}");
+        }
+    }
 }

@@ -1,5 +1,6 @@
 //! Borrowed typed columns: what every host builds from its own vectors without copying, and the owned columns that go back.
 
+use crate::codec::Writer;
 use crate::types::{Type, Unit};
 use crate::value::{Value, canonical};
 use std::sync::Arc;
@@ -200,6 +201,32 @@ impl<'a> Column<'a> {
                 Value::Float(f) => Value::Float(canonical(*f)),
                 other => other.clone(),
             },
+        }
+    }
+}
+
+impl Column<'_> {
+    /// Writes row `i` as its value would be written; text, bytes and what is made of them without building one.
+    pub(crate) fn write(&self, i: usize, w: &mut Writer) {
+        match &self.data {
+            _ if !self.is_valid(i) => w.value(&Value::Null),
+            Data::Text(s) => w.text(&String::from_utf8_lossy(s.get(i))),
+            Data::Bytes(s) => w.blob(s.get(i)),
+            Data::List { ranges, child } => {
+                let range = ranges.get(i);
+                w.list(range.len());
+                range.for_each(|j| child.write(j, w));
+            }
+            // Otherwise the fields have to be sorted.
+            Data::Struct(fields) if fields.is_sorted_by(|a, b| a.0 < b.0) => {
+                w.record(fields.len());
+                for (name, column) in fields {
+                    w.bytes(name.as_bytes());
+                    column.write(i, w);
+                }
+            }
+            Data::Values(values) => w.value(&values[i]),
+            _ => w.value(&self.value(i)),
         }
     }
 }

@@ -76,6 +76,24 @@ impl Writer {
         self.bytes(text.as_bytes());
     }
 
+    /// Tagged bytes.
+    pub fn blob(&mut self, bytes: &[u8]) {
+        self.byte(tag::BYTES);
+        self.bytes(bytes);
+    }
+
+    /// The head of a tagged list, whose items follow.
+    pub(crate) fn list(&mut self, items: usize) {
+        self.byte(tag::LIST);
+        self.length(items);
+    }
+
+    /// The head of a tagged struct, whose fields follow: a name and a value each, sorted by name.
+    pub(crate) fn record(&mut self, fields: usize) {
+        self.byte(tag::STRUCT);
+        self.length(fields);
+    }
+
     /// What was written.
     pub fn as_bytes(&self) -> &[u8] {
         &self.out
@@ -130,10 +148,7 @@ impl Writer {
                 self.signed(*unscaled);
             }
             Value::Text(v) => self.text(v),
-            Value::Bytes(v) => {
-                self.byte(tag::BYTES);
-                self.bytes(v);
-            }
+            Value::Bytes(v) => self.blob(v),
             Value::Date(v) => {
                 self.byte(tag::DATE);
                 self.signed(i128::from(*v));
@@ -157,12 +172,11 @@ impl Writer {
                 self.out.extend(v);
             }
             Value::List(items) => {
-                self.byte(tag::LIST);
-                self.values(items);
+                self.list(items.len());
+                items.iter().for_each(|item| self.value(item));
             }
             Value::Struct(fields) => {
-                self.byte(tag::STRUCT);
-                self.length(fields.len());
+                self.record(fields.len());
                 for (name, field) in fields {
                     self.bytes(name.as_bytes());
                     self.value(field);
@@ -449,6 +463,69 @@ pub(crate) fn raw_bytes(value: &[u8]) -> Option<&[u8]> {
     let (&(tag::TEXT | tag::BYTES), rest) = value.split_first()? else { return None };
     let length_bytes = rest.iter().position(|b| *b < 0x80)? + 1;
     rest.get(length_bytes..)
+}
+
+/// The values of a struct's fields of these names, all in canonical form; NULL for one that is not there.
+///
+/// # Errors
+/// `corrupt_state` if it is no struct.
+pub(crate) fn fields<'a, const N: usize>(record: &'a [u8], names: [&str; N]) -> Result<[&'a [u8]; N]> {
+    let mut r = Reader::new(record);
+    if r.byte()? != tag::STRUCT {
+        return Err(Error::corrupt_state("a struct was to be in the state"));
+    }
+    let mut found = [[tag::NULL].as_slice(); N];
+    for _ in 0..r.length()? {
+        let name = r.text()?;
+        let value = r.skip()?;
+        if let Some(i) = names.iter().position(|n| *n == name) {
+            found[i] = value;
+        }
+    }
+    Ok(found)
+}
+
+/// R2 between two values in canonical form that have other bytes, and so are not equal: nothing but their scalars is built.
+pub(crate) fn compare(a: &[u8], b: &[u8]) -> Ordering {
+    let walk = |worth| compare_next(&mut Reader::new(a), &mut Reader::new(b), worth).expect("invariant: the values are whole");
+    walk(true).then_with(|| walk(false))
+}
+
+/// The order of the next value of each, with numbers of equal worth as equal or not. Where it is equal both are read to their ends.
+fn compare_next(a: &mut Reader<'_>, b: &mut Reader<'_>, worth: bool) -> Result<Ordering> {
+    let tag = match (a.rest.first(), b.rest.first()) {
+        (Some(x), Some(y)) if x == y => *x,
+        _ => 0,
+    };
+    match tag {
+        tag::TEXT | tag::BYTES => {
+            a.byte()?;
+            b.byte()?;
+            Ok(a.bytes()?.cmp(b.bytes()?))
+        }
+        tag::LIST | tag::STRUCT | tag::MAP => {
+            a.byte()?;
+            b.byte()?;
+            let (n, m) = (a.length()?, b.length()?);
+            for _ in 0..n.min(m) {
+                let mut order = if tag == tag::STRUCT { a.bytes()?.cmp(b.bytes()?) } else { Ordering::Equal };
+                if order.is_eq() {
+                    order = compare_next(a, b, worth)?;
+                }
+                if order.is_eq() && tag == tag::MAP {
+                    order = compare_next(a, b, worth)?;
+                }
+                if order.is_ne() {
+                    return Ok(order);
+                }
+            }
+            Ok(n.cmp(&m))
+        }
+        _ => {
+            let (a, b) = (a.value()?, b.value()?);
+            Ok(if worth { a.compare_worth(&b) } else { a.cmp(&b) })
+        }
+    }
 }
 
 /// Puts a body into its envelope.

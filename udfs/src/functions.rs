@@ -6,9 +6,10 @@ use crate::batch::Column;
 use crate::catalog::{self, Comparison};
 use crate::codec;
 use crate::error::{Code, Error, Result};
+use crate::strategies::concat::elements;
 use crate::types::{Type, Unit};
-use crate::value::Value;
 use crate::value::order_key::order_key;
+use crate::value::{Value, packed};
 use std::borrow::Cow;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -361,43 +362,37 @@ fn text_of(value: &Value) -> Value {
     if value.is_null() { Value::Null } else { Value::text(value.to_string()) }
 }
 
-fn field<'a>(value: &'a Value, name: &str) -> &'a Value {
-    match value {
-        Value::Struct(fields) => fields.iter().find(|(n, _)| &**n == name).map_or(&Value::Null, |(_, v)| v),
-        _ => &Value::Null,
-    }
-}
-
-/// `mergeql_cells(mode, name, strategy, selects, value, contributions, ...)`: who won and who lost, a struct for each cell.
+/// `mergeql_cells(mode, name, strategy, selects, value, contributions, ...)`: who won and who lost, a struct for each cell. The
+/// contributions are the state of a set of structs of source, value and version.
 fn cells(args: &[Value]) -> Result<Value> {
     let only_conflicts = args[0] == Value::text("conflicts");
     let mut out = Vec::new();
     for cell in args[1..].chunks(5) {
         let [name, strategy, selects, value, contributions] = cell else { continue };
-        let contributions = match contributions {
-            Value::Bytes(_) => &value_of(contributions)?,
-            none => none,
-        };
-        let Value::List(contributions) = contributions else {
+        let Some(contributions) = state(contributions)?.map(elements).transpose()?.flatten() else {
             if !only_conflicts {
                 out.push(cell_of(name, strategy, value, Vec::new(), Vec::new()));
             }
             continue;
         };
-        let differ = contributions.windows(2).any(|w| field(&w[0], "value") != field(&w[1], "value"));
-        if only_conflicts && !differ {
+        let contributions =
+            contributions.iter().map(|c| codec::fields(c, ["source", "value", "version"])).collect::<Result<Vec<_>>>()?;
+        // Equal values have equal bytes.
+        if only_conflicts && contributions.windows(2).all(|w| w[0][1] == w[1][1]) {
             continue;
         }
+        // Where there are no truth values false is zero.
+        let all_win = matches!(selects, Value::Bool(false) | Value::Int(0));
         let (mut winners, mut losers) = (Vec::new(), Vec::new());
         for contribution in contributions {
-            // Where there are no truth values false is zero.
-            if matches!(selects, Value::Bool(false) | Value::Int(0)) || field(contribution, "value") == value {
-                winners.push(field(contribution, "source").clone());
+            let [source, contributed, version] = contribution.map(packed::value);
+            if all_win || contributed == *value {
+                winners.push(source);
             } else {
                 losers.push(Value::record(vec![
-                    ("source".into(), field(contribution, "source").clone()),
-                    ("value".into(), text_of(field(contribution, "value"))),
-                    ("version".into(), field(contribution, "version").clone()),
+                    ("source".into(), source),
+                    ("value".into(), text_of(&contributed)),
+                    ("version".into(), version),
                 ]));
             }
         }

@@ -1,4 +1,4 @@
-//! `cargo xtask bench merge`: our MERGE beside the best hand-written SQL with the same lawful answer, in turn in one run.
+//! `cargo xtask bench merge` and `conflicts`: our MERGE beside the best hand-written SQL with the same lawful answer, in turn in one run.
 
 use crate::{Outcome, run};
 use std::path::Path;
@@ -7,11 +7,19 @@ const PACKAGES: [&str; 5] = ["duckdb==2.0.0", "polars==2.1.0", "datafusion==55.0
 
 /// Runs the suite for these numbers of input rows.
 pub fn merge(root: &Path, rows: &[&str]) -> Outcome {
-    let rows = if rows.is_empty() { &["1000000", "10000000"] } else { rows };
+    beside(root, "merge.py", if rows.is_empty() { &["1000000", "10000000"] } else { rows })
+}
+
+/// RETURNING CONFLICTS of so many input rows.
+pub fn conflicts(root: &Path, rows: &[&str]) -> Outcome {
+    beside(root, "conflicts.py", if rows.is_empty() { &["1000000"] } else { rows })
+}
+
+fn beside(root: &Path, script: &str, rows: &[&str]) -> Outcome {
     let target = crate::target()?;
     let python = crate::duckdb::python("bench-venv", &PACKAGES)?.display().to_string();
     run("cargo", &["build", "--release", "-p", "mergeql"])?;
-    let script = root.join("xtask/bench/merge.py").display().to_string();
+    let script = root.join("xtask/bench").join(script).display().to_string();
     let (ours, folder) = (target.join("release/mergeql").display().to_string(), target.join("bench-merge").display().to_string());
     run(&python, &[&[script.as_str(), &ours, &folder], rows].concat())
 }

@@ -33,6 +33,7 @@ const USAGE: &str = "cargo xtask COMMAND
   test-exchange the tests between the databases alone
   test-servers  the tests of `mergeql serve`, `mergeql worker` and `--cluster` alone
   bench merge [ROWS ...]   the merge beside DuckDB, Polars and DataFusion, default 1000000 10000000 rows
+  bench conflicts [ROWS ...]  RETURNING CONFLICTS beside DuckDB's query for the same cells, default 1000000 rows
   bench duckdb [ROWS]      our aggregates in DuckDB beside its own, default 10000000 rows
   bench postgres [ROWS]    our aggregates in Postgres beside its own, default 10000000 rows
   bench sqlite [ROWS]      our aggregates and replicated tables in SQLite beside its own, default 1000000 rows
@@ -186,6 +187,7 @@ fn main() -> ExitCode {
         ["test-servers"] => test_servers(),
         ["new-strategy"] => new_strategy::check(&root()),
         ["bench", "merge", rows @ ..] => bench::merge(&root(), rows),
+        ["bench", "conflicts", rows @ ..] => bench::conflicts(&root(), rows),
         ["bench", "postgres", rows @ ..] => postgres::bench(rows.first().copied()),
         ["bench", "sqlite", rows @ ..] => sqlite::bench(rows.first().copied()),
         ["bench", "tensors", layers @ ..] => bench::tensors(&root(), layers.first().copied()),

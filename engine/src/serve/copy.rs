@@ -57,9 +57,10 @@ enum What {
     Out(String),
 }
 
+const OPTIONS: &str = "COPY t FROM STDIN or COPY (query) TO STDOUT, WITH (FORMAT csv or text, HEADER, DELIMITER, NULL)";
+
 fn unsupported(what: &str) -> MergeError {
-    MergeError::new(Code::Unsupported, format!("COPY through the connection has no {what}"))
-        .help("COPY t FROM STDIN or COPY (query) TO STDOUT, WITH (FORMAT csv or text, HEADER, DELIMITER, NULL)")
+    MergeError::new(Code::Unsupported, format!("COPY through the connection has no {what}")).help(OPTIONS)
 }
 
 /// The statement, if it is a COPY through the connection.
@@ -89,8 +90,9 @@ fn read(text: &str) -> Result<Option<Copy>> {
         }
         _ => (None, text.trim_end().trim_end_matches(';').to_owned()),
     };
-    let mut parser = Parser::new(&PostgreSqlDialect {}).try_with_sql(&text).map_err(|e| invalid(&e))?;
-    let statement = parser.parse_statement().map_err(|e| invalid(&e))?;
+    let options = |e| invalid(&e).help(OPTIONS);
+    let mut parser = Parser::new(&PostgreSqlDialect {}).try_with_sql(&text).map_err(options)?;
+    let statement = parser.parse_statement().map_err(options)?;
     let sql::Statement::Copy { source, to, target, options, legacy_options, .. } = statement else { return Ok(None) };
     if !matches!(target, sql::CopyTarget::Stdin | sql::CopyTarget::Stdout) {
         return Ok(None);
@@ -580,6 +582,11 @@ mod tests {
         }
         for bad in ["COPY t FROM STDIN WITH (FORMAT binary)", "COPY (SELECT 1 TO STDOUT", "COPY t FROM STDIN CSV QUOTE ''''"] {
             assert!(parsed(bad).is_some_and(|copy| copy.is_err()), "{bad}");
+        }
+        // What the parser does not know is told with what there is.
+        for bad in ["HEADER MATCH", "FORCE_QUOTE *", "ON_ERROR ignore", "DEFAULT 'x'"] {
+            let error = parsed(&format!("COPY t FROM STDIN WITH (FORMAT csv, {bad})")).expect("a COPY").expect_err(bad);
+            assert!(error.diagnostic.help.is_some(), "{bad}: {error}");
         }
     }
 

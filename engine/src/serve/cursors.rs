@@ -41,6 +41,16 @@ pub(super) fn declared(text: &str) -> Option<(String, &str)> {
     Some((name, rest.trim_start()))
 }
 
+/// An error of a statement, told for what it asks where that is to go elsewhere than forward.
+pub(super) fn forward_only(text: &str, error: MergeError) -> MergeError {
+    let first = text.split_whitespace().next().unwrap_or_default();
+    if error.code() == Code::Syntax && ["move", "fetch"].iter().any(|word| first.eq_ignore_ascii_case(word)) {
+        return MergeError::new(Code::Unsupported, "a cursor goes forward only, over rows that are fetched")
+            .help("FETCH n FROM name, FETCH NEXT FROM name or FETCH ALL FROM name");
+    }
+    error
+}
+
 /// The columns of the cursors of a connection, for those who ask before they fetch.
 pub(super) type Cursors = Mutex<HashMap<String, LogicalPlan>>;
 

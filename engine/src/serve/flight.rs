@@ -175,7 +175,8 @@ struct Statement {
     /// The plan of a query or of a command in plain SQL.
     plan: Option<LogicalPlan>,
     command: bool,
-    parameters: Vec<RecordBatch>,
+    /// Rows of them, or none before any were bound.
+    parameters: Option<Vec<RecordBatch>>,
 }
 
 type Rows = Pin<Box<dyn Stream<Item = std::result::Result<FlightData, Status>> + Send>>;
@@ -295,14 +296,12 @@ impl Flight {
         Ok(touched(&batches).unwrap_or(0))
     }
 
-    /// A statement with each row of its parameters, or once if it has none.
+    /// A statement with each row of its parameters, or once if none were bound.
     fn bound(&self, statement: &Statement) -> std::result::Result<Vec<LogicalPlan>, Status> {
         let Some(plan) = &statement.plan else { return Ok(Vec::new()) };
-        if statement.parameters.is_empty() {
-            return Ok(vec![plan.clone()]);
-        }
+        let Some(parameters) = &statement.parameters else { return Ok(vec![plan.clone()]) };
         let mut plans = Vec::new();
-        for batch in &statement.parameters {
+        for batch in parameters {
             for row in 0..batch.num_rows() {
                 let values = batch.columns().iter().map(|c| ScalarValue::try_from_array(c, row));
                 let values = values.collect::<std::result::Result<Vec<_>, _>>().map_err(status)?;
@@ -313,10 +312,10 @@ impl Flight {
     }
 
     async fn run_prepared(&self, statement: Statement) -> std::result::Result<u64, Status> {
-        let plans = self.bound(&statement)?;
-        if plans.is_empty() {
+        if statement.plan.is_none() {
             return self.text(statement.text).await;
         }
+        let plans = self.bound(&statement)?;
         let mut count = 0;
         for plan in plans {
             let (context, text) = (self.context.clone(), statement.text.clone());
@@ -339,7 +338,11 @@ impl Flight {
     async fn bind(&self, handle: &[u8], stream: PeekableFlightDataStream) -> std::result::Result<(String, Statement), Status> {
         let (name, mut statement) = self.statement(handle)?;
         let received = received(stream).await?;
-        statement.parameters = received.read().map_err(status)?.try_collect().await.map_err(status)?;
+        // Clients send rows without columns where there is nothing to bind.
+        statement.parameters = match received.schema().fields().is_empty() {
+            true => None,
+            false => Some(received.read().map_err(status)?.try_collect().await.map_err(status)?),
+        };
         self.prepared.replace(&name, statement.clone());
         Ok((name, statement))
     }
@@ -474,7 +477,7 @@ impl FlightSqlService for Flight {
         parameters.sort_by_key(|(name, _)| name.trim_start_matches('$').parse::<u32>().unwrap_or(u32::MAX));
         let fields = parameters.into_iter().map(|(name, ty)| Field::new(name, plain(&ty.unwrap_or(DataType::Utf8)), true));
         let parameters = Schema::new(fields.collect::<Vec<_>>());
-        let handle = self.prepared.keep(Statement { text: query.query, plan, command, parameters: Vec::new() });
+        let handle = self.prepared.keep(Statement { text: query.query, plan, command, parameters: None });
         Ok(ActionCreatePreparedStatementResult {
             prepared_statement_handle: handle.into_bytes().into(),
             dataset_schema: schema_bytes(&columns)?,

@@ -2,7 +2,7 @@
 
 use super::catalog::{rewritten, shown};
 use super::copy::{self, Copies, Receiving};
-use super::cursors::{Cursors, declared};
+use super::cursors::{Cursors, declared, forward_only};
 use super::incoming::accept;
 use super::limits::{Limits, TIMED_OUT, Turn};
 use super::login::{Startup, check_admitted};
@@ -295,7 +295,7 @@ async fn cancellable<C: ClientInfo + ?Sized>(client: &C, mut responses: Vec<Resp
 
 pub(super) fn look(context: &MergeContext, text: &str) -> impl Future<Output = Result<Prepared>> + Send + use<> {
     let (context, text) = (context.clone(), text.to_owned());
-    async move { context.prepare(&text).await }
+    async move { context.prepare(&text).await.map_err(|e| forward_only(&text, e)) }
 }
 
 fn run(context: &MergeContext, text: &str) -> impl Future<Output = Result<DataFrame>> + Send + use<> {

@@ -4,7 +4,7 @@ use super::postgres::told;
 use crate::columns::value_at;
 use crate::error::{MergeError, Result};
 use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, StringArray};
-use arrow::datatypes::{DataType, Decimal128Type, Decimal256Type, Field, Schema};
+use arrow::datatypes::{DataType, Decimal128Type, Decimal256Type, Field, Schema, TimeUnit};
 use bytes::{BufMut, BytesMut};
 use datafusion_postgres::arrow_pg::datatypes::arrow_schema_to_pg_fields;
 use datafusion_postgres::arrow_pg::encoder::encode_value;
@@ -100,6 +100,8 @@ fn shown_type(ty: &DataType) -> DataType {
         // Postgres has no number of one byte: its "char" is a character.
         DataType::Int8 => DataType::Int16,
         DataType::FixedSizeBinary(_) => DataType::Binary,
+        // Postgres' instants have microseconds: the same ones as text and as bytes.
+        DataType::Timestamp(TimeUnit::Nanosecond, zone) => DataType::Timestamp(TimeUnit::Microsecond, zone.clone()),
         DataType::List(f) if is_known(ty) => DataType::List(inside(f)),
         DataType::LargeList(f) if is_known(ty) => DataType::LargeList(inside(f)),
         DataType::Struct(fields) if is_known(ty) => DataType::Struct(fields.iter().map(inside).collect()),

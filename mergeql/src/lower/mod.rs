@@ -93,11 +93,6 @@ pub trait Dialect: Sync {
         None
     }
 
-    /// The set of contributions (structs) of a cell as a state, for `mergeql_cells`: what only that function reads is not made a list first.
-    fn contributions(&self, contribution: &str, condition: &str) -> String {
-        format!("{}({contribution}) FILTER (WHERE {condition})", self.function("crdt_gset_state"))
-    }
-
     /// Whether rows are best sorted by key before they are grouped: where the host cannot foresee how many groups there are, and a merge
     /// has nearly as many as rows.
     fn sorts_groups(&self) -> bool {
@@ -567,7 +562,9 @@ impl Lowering<'_> {
             };
             let contributions = format!("__mergeql_contributions_{i}");
             items.push((self.aggregate(cell, false), cell.name.clone()));
-            items.push((self.dialect.contributions(&contribution, &contributes), contributions.clone()));
+            // As a state: what only `mergeql_cells` reads is not made a list first.
+            let set = self.dialect.function("crdt_gset_state");
+            items.push((format!("{set}({contribution}) FILTER (WHERE {contributes})"), contributions.clone()));
             arguments.extend([
                 text(&cell.name),
                 text(&cell.shown),

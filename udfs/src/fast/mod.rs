@@ -5,6 +5,8 @@
 pub mod best;
 pub(crate) mod coupons;
 pub mod keys;
+mod lists;
+pub(crate) mod sets;
 pub mod slot;
 pub mod texts;
 

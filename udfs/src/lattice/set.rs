@@ -48,7 +48,7 @@ impl ValueSet {
     }
 
     /// The bytes of each, ascending.
-    fn iter(&self) -> impl Iterator<Item = &[u8]> + Clone {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &[u8]> + Clone {
         let (few, many) = match &self.0 {
             Form::Few(values) => (Some(values), None),
             Form::Many(values) => (None, Some(values)),

@@ -1,9 +1,10 @@
 //! `concat` and `gset`: all distinct values, as text or as a list.
 
-use crate::aggregate::{Call, State, Strategy};
+use crate::aggregate::{self, Call, Groups, State, Strategy};
 use crate::catalog::{Arg, ArgKind, Entry, Input, Spec};
 use crate::codec::{Reader, Writer};
 use crate::error::{Error, Result};
+use crate::fast::sets::{self, Takes};
 use crate::fast::slot::Shape;
 use crate::functions::{Function, updated};
 use crate::lattice::set::{ValueSet, join_texts, separator};
@@ -99,7 +100,10 @@ impl Strategy for GrowOnlySet {
         closed: |_| false,
         example: ("SELECT crdt_gset(v) AS v FROM (VALUES (3), (1), (3)) AS t(v)", "[1,3]"),
         source: "Shapiro et al. 2011, section 3.3.1 (G-Set)",
-        samples: || vec![Call::new(vec![Type::INT64]), Call::new(vec![Type::Float64]), Call::new(vec![Type::Text])],
+        samples: || {
+            let nested = Type::Struct(vec![("a".into(), Type::Float64), ("b".into(), Type::List(Box::new(Type::Text)))]);
+            [Type::INT64, Type::Float64, Type::Text, nested].map(|ty| Call::new(vec![ty])).into()
+        },
     };
     type State = Distinct;
 
@@ -125,6 +129,19 @@ impl Strategy for GrowOnlySet {
         }
         Ok(())
     }
+
+    fn fast(&self) -> Option<Box<dyn Groups>> {
+        let empty = Distinct { separator: None, values: Some(ValueSet::default()) };
+        Some(sets::groups::<Self>(Takes::Elements, self.result_type(), empty, |state| state.values))
+    }
+}
+
+/// The elements of the state of a `gset`; `None` for one that nothing came to.
+///
+/// # Errors
+/// As for any state.
+pub(crate) fn elements(state: &[u8]) -> Result<Option<ValueSet>> {
+    Ok(aggregate::decode::<GrowOnlySet>(state)?.values)
 }
 
 impl State for Distinct {

@@ -4,7 +4,7 @@ use crate::aggregate::{Call, Groups, State, Strategy};
 use crate::catalog::{Arg, ArgKind, Entry, Input, Spec};
 use crate::codec::{Reader, Writer};
 use crate::error::{Error, Result};
-use crate::fast;
+use crate::fast::{self, sets};
 use crate::lattice::set::{ValueSet, join_texts, separator, split_trimmed};
 use crate::types::Type;
 use crate::value::Value;
@@ -106,6 +106,10 @@ impl Strategy for Union {
     }
 
     fn fast(&self) -> Option<Box<dyn Groups>> {
+        if matches!(self.ty, Type::List(_)) {
+            let empty = Parts { parts: Some(ValueSet::default()), ..self.empty() };
+            return Some(sets::groups::<Self>(sets::Takes::Lists, self.ty.clone(), empty, |state| state.parts));
+        }
         if self.ty != Type::Text || !splits_back(&self.separator) {
             return None;
         }

@@ -13,7 +13,7 @@ pub fn compare(a: &[u8], b: &[u8]) -> Ordering {
     {
         return x.cmp(y);
     }
-    value(a).cmp(&value(b))
+    if a == b { Ordering::Equal } else { codec::compare(a, b) }
 }
 
 /// The value in its canonical bytes.
