@@ -1,6 +1,6 @@
 //! The catalogue as DataFusion aggregates: one generic UDAF, for every strategy its value, its state, and both with a configuration.
 
-use crate::columns::{build, external, lend, logical, normalize, physical_like};
+use crate::columns::{build, external, lean, lend, logical, normalize, physical_like, relaid};
 use arrow::array::{Array, ArrayRef, BooleanArray};
 use arrow::compute::{not, nullif};
 use arrow::datatypes::{DataType, Field, FieldRef};
@@ -121,8 +121,16 @@ impl CrdtAggregate {
         let call = self.call(&types)?.with_literals(self.entry.spec(), self.configured, &literals).map_err(external)?;
         let aggregate = self.entry.bind(&call).map_err(external)?;
         let rows = self.rows(&types)?;
-        let input_types = types[range.clone()].to_vec();
+        let input_types = types[range.clone()].iter().map(|ty| self.taken(ty)).collect();
         Ok(Bound { aggregate, range, input_types, rows, state: self.state, result: args.return_field.data_type().clone() })
+    }
+
+    /// The type in which input rows travel as partial states. A set of lists of one length has any number of elements.
+    fn taken(&self, ty: &DataType) -> DataType {
+        match lean(ty) {
+            DataType::FixedSizeList(item, _) if !self.entry.spec().selects => DataType::List(item),
+            lean => lean,
+        }
     }
 
     /// Whether partial states travel as input rows. Decided by name and types alone: configuration is not known where state columns
@@ -152,10 +160,10 @@ impl AggregateUDFImpl for CrdtAggregate {
             self.planned(types)?;
             return Ok(DataType::Binary);
         }
-        let first = &types[self.inputs(types.len()).start];
+        let first = self.taken(&types[self.inputs(types.len()).start]);
         Ok(match self.planned(types)? {
-            Some(bound) => physical_like(&bound.result_type(), first),
-            None => physical_like(&call.value_type(), first),
+            Some(bound) => physical_like(&bound.result_type(), &first),
+            None => physical_like(&call.value_type(), &first),
         })
     }
 
@@ -164,7 +172,7 @@ impl AggregateUDFImpl for CrdtAggregate {
         if !self.rows(&types)? {
             return Ok(vec![Arc::new(Field::new(format!("{}[state]", args.name), DataType::Binary, true))]);
         }
-        let field = |(i, ty): (usize, &DataType)| Arc::new(Field::new(format!("{}[{i}]", args.name), ty.clone(), true));
+        let field = |(i, ty): (usize, &DataType)| Arc::new(Field::new(format!("{}[{i}]", args.name), self.taken(ty), true));
         Ok(types[self.inputs(types.len())].iter().enumerate().map(field).collect())
     }
 
@@ -274,7 +282,8 @@ impl GroupsAccumulator for CrdtGroups {
     fn convert_to_state(&self, values: &[ArrayRef], filter: Option<&BooleanArray>) -> Result<Vec<ArrayRef>> {
         let columns = &values[self.bound.range.clone()];
         if self.bound.rows {
-            let mut columns = columns.to_vec();
+            let typed = columns.iter().zip(&self.bound.input_types);
+            let mut columns = typed.map(|(column, ty)| relaid(column, ty)).collect::<Result<Vec<_>>>()?;
             if let Some(filter) = filter {
                 let out = not(filter)?;
                 columns[0] = nullif(&columns[0], &out)?;

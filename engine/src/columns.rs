@@ -2,7 +2,7 @@
 
 use arrow::array::*;
 use arrow::buffer::{BooleanBuffer, NullBuffer, OffsetBuffer, ScalarBuffer};
-use arrow::compute::cast;
+use arrow::compute::{CastOptions, cast_with_options};
 use arrow::datatypes::*;
 use datafusion::common::{DataFusionError, Result};
 use mergeql_udfs::{Bits, Code, Column, Data, Error, OwnedColumn, OwnedData, Ranges, Strings, Type, Unit, Value};
@@ -114,14 +114,20 @@ pub fn physical(ty: &Type) -> DataType {
     }
 }
 
+/// An Arrow type without what is no value: dictionaries and runs; and with floats of a width that we build.
+pub fn lean(ty: &DataType) -> DataType {
+    match ty {
+        DataType::Dictionary(_, values) => lean(values),
+        DataType::RunEndEncoded(_, values) => lean(values.data_type()),
+        DataType::Float16 => DataType::Float32,
+        other => other.clone(),
+    }
+}
+
 /// The Arrow type of a result of this logical type, kept as the input has it where the logical types are equal.
 pub fn physical_like(ty: &Type, input: &DataType) -> DataType {
     match (ty, logical(input)) {
-        (ty, Ok(same)) if *ty == same => match input {
-            DataType::Dictionary(_, values) => (**values).clone(),
-            DataType::Float16 => DataType::Float32,
-            other => other.clone(),
-        },
+        (ty, Ok(same)) if *ty == same => lean(input),
         (Type::List(element), Ok(same)) if **element == same => {
             DataType::List(Arc::new(Field::new("item", physical_like(element, input), true)))
         }
@@ -129,11 +135,12 @@ pub fn physical_like(ty: &Type, input: &DataType) -> DataType {
     }
 }
 
-/// An array brought to one of the layouts that can be lent.
-pub fn normalize(array: &ArrayRef) -> Result<ArrayRef> {
-    let to = match array.data_type() {
-        DataType::Dictionary(_, values) => (**values).clone(),
-        DataType::RunEndEncoded(_, values) => values.data_type().clone(),
+/// The layout in which arrays of a type are lent and built.
+fn plain(ty: &DataType) -> DataType {
+    let of = |f: &FieldRef| Arc::new(f.as_ref().clone().with_data_type(plain(f.data_type())));
+    match ty {
+        DataType::Dictionary(_, values) => plain(values),
+        DataType::RunEndEncoded(_, values) => plain(values.data_type()),
         DataType::Float16 => DataType::Float32,
         DataType::Date64 => DataType::Timestamp(TimeUnit::Millisecond, None),
         DataType::Time32(TimeUnit::Second | TimeUnit::Millisecond) => DataType::Time64(TimeUnit::Nanosecond),
@@ -142,18 +149,35 @@ pub fn normalize(array: &ArrayRef) -> Result<ArrayRef> {
             DataType::Interval(IntervalUnit::MonthDayNano)
         }
         DataType::FixedSizeBinary(n) if *n != 16 => DataType::Binary,
-        DataType::Struct(fields) => {
-            let columns = array.as_struct().columns();
-            let normal = columns.iter().map(normalize).collect::<Result<Vec<_>>>()?;
-            if normal.iter().zip(columns).all(|(new, old)| new.data_type() == old.data_type()) {
-                return Ok(Arc::clone(array));
-            }
-            let fields = fields.iter().zip(&normal).map(|(f, c)| Field::new(f.name(), c.data_type().clone(), true)).collect();
-            return Ok(Arc::new(StructArray::try_new_with_length(fields, normal, array.nulls().cloned(), array.len())?));
-        }
-        _ => return Ok(Arc::clone(array)),
-    };
-    normalize(&cast(array, &to)?)
+        DataType::List(f) => DataType::List(of(f)),
+        DataType::LargeList(f) => DataType::LargeList(of(f)),
+        DataType::FixedSizeList(f, n) => DataType::FixedSizeList(of(f), *n),
+        DataType::Struct(fields) => DataType::Struct(fields.iter().map(of).collect()),
+        DataType::Map(entries, sorted) => DataType::Map(of(entries), *sorted),
+        other => other.clone(),
+    }
+}
+
+/// The same values in another layout; what it has no room for is an error, not NULL.
+pub(crate) fn relaid(array: &dyn Array, to: &DataType) -> Result<ArrayRef> {
+    if array.data_type() == to {
+        return Ok(array.slice(0, array.len()));
+    }
+    cast_with_options(array, to, &CastOptions { safe: false, ..CastOptions::default() }).map_err(|e| {
+        let from = array.data_type();
+        external(Error::invalid_argument(format!("a value of type {from} does not fit into {to}: {e}")))
+    })
+}
+
+/// An array brought to one of the layouts that can be lent.
+///
+/// # Errors
+/// `unsupported` for a type that has no place in the typed order, `invalid_argument` for a value that is too great for its layout.
+pub fn normalize(array: &ArrayRef) -> Result<ArrayRef> {
+    let ty = array.data_type();
+    logical(ty).map_err(external)?;
+    let to = plain(ty);
+    if *ty == to { Ok(Arc::clone(array)) } else { relaid(array, &to) }
 }
 
 /// What has to be built before an array can be lent: slices of views, children.
@@ -327,7 +351,8 @@ pub fn value_at(array: &dyn Array, i: usize) -> Value {
             match normalize(&slice) {
                 Ok(slice) if slice.data_type() != array.data_type() => value_at(&slice, 0),
                 Ok(slice) => lend(&slice).column(&slice).value(0),
-                Err(_) => Value::Null,
+                // What has no place in the typed order can still be shown.
+                Err(_) => arrow::util::display::array_value_to_string(&slice, 0).map_or(Value::Null, Value::text),
             }
         }
     }
@@ -340,6 +365,9 @@ pub fn value_at(array: &dyn Array, i: usize) -> Value {
 pub fn build(column: OwnedColumn, ty: &DataType) -> Result<ArrayRef> {
     let validity = column.validity.map(NullBuffer::from);
     let nulls = validity.filter(|n| n.null_count() > 0);
+    let wanted = ty;
+    // Times of day are built from nanoseconds below.
+    let ty = &if matches!(wanted, DataType::Time32(_) | DataType::Date64) { wanted.clone() } else { plain(wanted) };
     macro_rules! primitive {
         ($t:ty, $values:expr) => {
             Arc::new(PrimitiveArray::<$t>::new(ScalarBuffer::from($values), nulls).with_data_type(ty.clone())) as ArrayRef
@@ -352,11 +380,11 @@ pub fn build(column: OwnedColumn, ty: &DataType) -> Result<ArrayRef> {
                 DataType::Time64(TimeUnit::Nanosecond) => primitive!(Time64NanosecondType, $values),
                 DataType::Time32(_) => {
                     let nanos = PrimitiveArray::<Time64NanosecondType>::new(ScalarBuffer::from($values), nulls);
-                    return Ok(cast(&nanos, ty)?);
+                    return relaid(&nanos, ty);
                 }
                 DataType::Date64 => {
                     let millis = PrimitiveArray::<TimestampMillisecondType>::new(ScalarBuffer::from($values), nulls);
-                    return Ok(cast(&millis, ty)?);
+                    return relaid(&millis, ty);
                 }
                 DataType::Timestamp(TimeUnit::Second, _) => primitive!(TimestampSecondType, $values),
                 DataType::Timestamp(TimeUnit::Millisecond, _) => primitive!(TimestampMillisecondType, $values),
@@ -377,7 +405,7 @@ pub fn build(column: OwnedColumn, ty: &DataType) -> Result<ArrayRef> {
             DataType::Decimal128(..) => primitive!(Decimal128Type, v),
             _ => {
                 let values: Vec<Value> = v.into_iter().map(Value::Int).collect();
-                return from_values(&values, ty);
+                return from_values(&values, wanted);
             }
         },
         OwnedData::UInt8(v) => primitive!(UInt8Type, v),
@@ -386,10 +414,10 @@ pub fn build(column: OwnedColumn, ty: &DataType) -> Result<ArrayRef> {
         OwnedData::UInt64(v) => primitive!(UInt64Type, v),
         OwnedData::Float32(v) => primitive!(Float32Type, v),
         OwnedData::Float64(v) => primitive!(Float64Type, v),
-        OwnedData::Strings { offsets, bytes } => return strings(offsets, bytes, nulls, ty),
-        OwnedData::Values(values) => return from_values(&values, ty),
+        OwnedData::Strings { offsets, bytes } => return strings(offsets, bytes, nulls, wanted),
+        OwnedData::Values(values) => return from_values(&values, wanted),
     };
-    if array.data_type() == ty { Ok(array) } else { Ok(cast(&array, ty)?) }
+    relaid(&array, wanted)
 }
 
 fn strings(offsets: Vec<usize>, bytes: Vec<u8>, nulls: Option<NullBuffer>, ty: &DataType) -> Result<ArrayRef> {
@@ -417,7 +445,7 @@ fn strings(offsets: Vec<usize>, bytes: Vec<u8>, nulls: Option<NullBuffer>, ty: &
         (a, b) if a == b => Ok(array),
         (DataType::Utf8, DataType::Utf8View) => Ok(Arc::new(StringViewArray::from(array.as_string::<i32>()))),
         (DataType::Binary, DataType::BinaryView) => Ok(Arc::new(BinaryViewArray::from(array.as_binary::<i32>()))),
-        _ => Ok(cast(&array, ty)?),
+        _ => relaid(&array, ty),
     }
 }
 
@@ -472,12 +500,16 @@ fn from_refs(values: &[&Value], ty: &DataType) -> Result<ArrayRef> {
     macro_rules! temporal {
         ($t:ty, $unit:expr) => {{
             let nanos = i128::from(unit($unit).nanos());
+            let fitting = |v: &Value, n: i128| {
+                let too_far = |_| external(Error::invalid_argument(format!("{v} is outside of what {ty} has")));
+                <$t as ArrowPrimitiveType>::Native::try_from(n).map_err(too_far)
+            };
             let mut builder = PrimitiveBuilder::<$t>::with_capacity(values.len());
             for v in values {
                 match v {
                     Value::Null => builder.append_null(),
-                    Value::Timestamp { nanos: n, .. } => builder.append_value((n / nanos) as _),
-                    Value::Time(n) => builder.append_value((i128::from(*n) / nanos) as _),
+                    Value::Timestamp { nanos: n, .. } => builder.append_value(fitting(v, n / nanos)?),
+                    Value::Time(n) => builder.append_value(fitting(v, i128::from(*n) / nanos)?),
                     other => return Err(wrong(other)),
                 }
             }
@@ -647,9 +679,10 @@ fn from_refs(values: &[&Value], ty: &DataType) -> Result<ArrayRef> {
             let offsets = OffsetBuffer::from_lengths(lengths);
             Arc::new(MapArray::try_new(entries.clone(), offsets, entries_array, Some(valid.into()), *sorted)?)
         }
+        other if plain(other) != *other => from_refs(values, &plain(other))?,
         other => {
             return Err(external(Error::new(Code::Unsupported, format!("the engine cannot make columns of type {other}"))));
         }
     };
-    if array.data_type() == ty { Ok(array) } else { Ok(cast(&array, ty)?) }
+    relaid(&array, ty)
 }

@@ -31,7 +31,7 @@ impl PhysicalOptimizerRule for Unbounded {
     fn optimize(&self, plan: Arc<dyn ExecutionPlan>, _: &ConfigOptions) -> Result<Arc<dyn ExecutionPlan>> {
         scans(plan, |config, source| {
             let schema = source.table_schema().table_schema().clone();
-            if !schema.fields().iter().any(|f| f.data_type().is_floating()) {
+            if !schema.fields().iter().any(|f| crate::columns::lean(f.data_type()).is_floating()) {
                 return None;
             }
             let group = |group: &FileGroup| {
@@ -63,7 +63,7 @@ impl PhysicalOptimizerRule for Unbounded {
 fn unbounded(statistics: &Statistics, schema: &Schema) -> Statistics {
     let column = |(i, column): (usize, &ColumnStatistics)| {
         let mut column = column.clone();
-        if schema.fields().get(i).is_some_and(|f| f.data_type().is_floating()) {
+        if schema.fields().get(i).is_some_and(|f| crate::columns::lean(f.data_type()).is_floating()) {
             (column.min_value, column.max_value, column.sum_value) = (Precision::Absent, Precision::Absent, Precision::Absent);
         }
         column
@@ -102,9 +102,9 @@ impl PhysicalOptimizerRule for Unpruned {
 fn asks_floats(filter: &Arc<dyn PhysicalExpr>, schema: &Schema) -> bool {
     let mut found = false;
     let looked = filter.apply(|e| {
-        found |= e
-            .downcast_ref::<Column>()
-            .is_some_and(|c| schema.column_with_name(c.name()).is_none_or(|(_, f)| f.data_type().is_floating()));
+        found |= e.downcast_ref::<Column>().is_some_and(|c| {
+            schema.column_with_name(c.name()).is_none_or(|(_, f)| crate::columns::lean(f.data_type()).is_floating())
+        });
         Ok(if found { TreeNodeRecursion::Stop } else { TreeNodeRecursion::Continue })
     });
     looked.is_err() || found

@@ -142,7 +142,7 @@ fn followed(footer: &ParquetMetaData, schema: &Schema) -> Option<Ordering> {
     let index = usize::try_from(first.column_idx).ok().filter(|index| *index < parquet.num_columns())?;
     let name = parquet.column(index).name().to_owned();
     // Statistics of floats leave NaN out.
-    if schema.column_with_name(&name).is_none_or(|(_, field)| field.data_type().is_floating()) {
+    if schema.column_with_name(&name).is_none_or(|(_, field)| crate::columns::lean(field.data_type()).is_floating()) {
         return None;
     }
     let converter = StatisticsConverter::try_new(&name, schema, parquet).ok()?.with_missing_null_counts_as_zero(false);

@@ -1,6 +1,7 @@
 //! Results as files: written beside the target under a temporary name, synced, then renamed, so that a file appears whole or not at
 //! all.
 
+use crate::columns::lean;
 use crate::error::{MergeError, Result};
 use crate::sources::Format;
 use crate::text_files::{Layout, io};
@@ -237,7 +238,12 @@ fn plain_schema(schema: &SchemaRef, format: Format) -> SchemaRef {
                 .map(|f| if simple(f.data_type()) { f.as_ref().clone() } else { Field::new(f.name(), DataType::Utf8, true) })
                 .collect::<Vec<_>>(),
         )),
-        _ => schema.clone(),
+        // A file has one dictionary for a column, and batches have theirs.
+        Format::Arrow => Arc::new(Schema::new_with_metadata(
+            schema.fields().iter().map(|f| f.as_ref().clone().with_data_type(lean(f.data_type()))).collect::<Vec<_>>(),
+            schema.metadata().clone(),
+        )),
+        Format::Parquet => schema.clone(),
     }
 }
 

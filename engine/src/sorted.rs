@@ -6,6 +6,7 @@
 
 use crate::aggregates;
 use crate::columns::external;
+use crate::columns::lean;
 use crate::orders::passes_on;
 use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, RecordBatch};
 use arrow::compute::{SortOptions, cast, interleave};
@@ -74,7 +75,7 @@ fn sorted(last: &AggregateExec) -> Option<SortedMerge> {
     let keys: Vec<Arc<dyn PhysicalExpr>> = first.group_expr().input_exprs();
     let schema = input.schema();
     // Floats are equal in more than one form.
-    let exact = |e: &Arc<dyn PhysicalExpr>| e.data_type(&schema).is_ok_and(|t| !t.is_floating() && !t.is_nested());
+    let exact = |e: &Arc<dyn PhysicalExpr>| e.data_type(&schema).is_ok_and(|t| !lean(&t).is_floating() && !t.is_nested());
     if input.output_partitioning().partition_count() > MOST_INPUTS || !keys.iter().all(exact) || !passes_on(&input) {
         return None;
     }

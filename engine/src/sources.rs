@@ -370,7 +370,7 @@ impl MergeContext {
                 Some(schema) => schema,
                 None => (*options.infer_schema(&state, url).await.map_err(unreadable)?).clone(),
             };
-            merged = Schema::try_merge([merged, wide(&schema)]).map_err(|e| {
+            merged = Schema::try_merge([merged, if format == Format::Arrow { schema } else { wide(&schema) }]).map_err(|e| {
                 MergeError::new(Code::TypeMismatch, format!("the files of one source have columns of different types: {e}"))
                     .help("list them as sources of their own: a MERGE widens types between sources")
             })?;

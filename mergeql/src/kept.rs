@@ -5,7 +5,7 @@ use crate::ast::{
 };
 use crate::bind::{UserStrategies, bind, find_column, source_called};
 use crate::diagnostic::{Diagnostic, Result, Span};
-use crate::lower::{STATE, duckdb_columns, duckdb_type, duckdb_type_name, quote, text};
+use crate::lower::{STATE, duckdb_columns, duckdb_type, exact_type_name, quote, text};
 use crate::parser::{parse, split};
 use crate::plan::{Plan, Relation};
 use crate::strategies::{entry_of, find_strategy};
@@ -63,9 +63,9 @@ impl Kept {
     pub fn resolution(merge: &Merge, plan: &Plan, user: &UserStrategies, texts: &BTreeMap<String, String>) -> String {
         let named = final_names(merge, plan);
         // Those whose names say all of them.
-        let told = |ty: &Type| duckdb_type(&duckdb_type_name(ty)).is_ok_and(|read| read == *ty);
+        let told = |ty: &Type| duckdb_type(&exact_type_name(ty)).is_ok_and(|read| read == *ty);
         let columns = plan.columns[plan.key..].iter().filter(|c| told(&c.ty));
-        let columns: Vec<String> = columns.map(|c| format!("{} {}", quote(&c.name), duckdb_type_name(&c.ty))).collect();
+        let columns: Vec<String> = columns.map(|c| format!("{} {}", quote(&c.name), exact_type_name(&c.ty))).collect();
         let types = format!(" WITH ({TYPES} = {})", text(&format!("STRUCT({})", columns.join(", "))));
         definitions(&named, user, texts).concat() + &crate::resolution(&named) + &types
     }

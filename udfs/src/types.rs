@@ -146,6 +146,16 @@ impl Type {
         }
     }
 
+    /// Holds a map somewhere, so that keys of it need their entries in order.
+    pub fn has_map(&self) -> bool {
+        match self {
+            Type::Map(..) => true,
+            Type::List(t) => t.has_map(),
+            Type::Struct(fields) => fields.iter().any(|(_, t)| t.has_map()),
+            _ => false,
+        }
+    }
+
     /// The narrowest type that holds every value of both (the widening table of the language).
     ///
     /// # Errors

@@ -44,7 +44,7 @@ impl DataFusion {
             }
             Type::Map(key, value) => {
                 let (key, value) = (DataFusion::nested(key)?, DataFusion::nested(value)?);
-                format!("Map(\"entries\": Struct(\"keys\": {key}, \"values\": nullable {value}), unsorted)")
+                format!("Map(\"entries\": non-null Struct(\"keys\": non-null {key}, \"values\": nullable {value}), unsorted)")
             }
             scalar => DataFusion::arrow(scalar)?,
         })
@@ -67,6 +67,7 @@ impl Dialect for DataFusion {
             (Type::List(_) | Type::Struct(_) | Type::Map(..), _) => {
                 Some(format!("mergeql_widen({expr}, arrow_cast(NULL, {}))", text(&DataFusion::nested(to)?)))
             }
+            (Type::Time(_), Type::Time(_)) => Some(format!("arrow_cast({expr}, {})", text(&DataFusion::nested(to)?))),
             (Type::Int { .. }, Type::Float64) => Some(format!("mergeql_exact_double({expr})")),
             _ => DataFusion::arrow(to).map(|ty| format!("arrow_cast({expr}, {})", text(&ty))),
         }

@@ -37,7 +37,26 @@ fn with_text_for_bytes(ty: &Type) -> Type {
 
 /// The name of a type in DuckDB's SQL.
 pub fn duckdb_type_name(ty: &Type) -> String {
+    type_name(ty, false)
+}
+
+/// As [`duckdb_type_name`], with words of our own for types that DuckDB does not have: [`duckdb_type`] reads the same type.
+pub fn exact_type_name(ty: &Type) -> String {
+    type_name(ty, true)
+}
+
+fn type_name(ty: &Type, exact: bool) -> String {
     match ty {
+        Type::Null if exact => "NULL".to_owned(),
+        Type::Timestamp { unit, zone: Some(zone) } if exact && (*unit, &**zone) != (Unit::Microsecond, "UTC") => {
+            let unit = match unit {
+                Unit::Second => "S",
+                Unit::Millisecond => "MS",
+                Unit::Microsecond => "US",
+                Unit::Nanosecond => "NS",
+            };
+            format!("TIMESTAMPTZ_{unit} {}", quote(zone))
+        }
         Type::Null => "INTEGER".to_owned(),
         Type::Float32 => "FLOAT".to_owned(),
         Type::Text => "VARCHAR".to_owned(),
@@ -50,11 +69,11 @@ pub fn duckdb_type_name(ty: &Type) -> String {
             Unit::Nanosecond => "TIMESTAMP_NS",
         }
         .to_owned(),
-        Type::List(element) => format!("{}[]", duckdb_type_name(element)),
+        Type::List(element) => format!("{}[]", type_name(element, exact)),
         Type::Struct(fields) => {
-            format!("STRUCT({})", list(fields.iter().map(|(name, ty)| format!("{} {}", quote(name), duckdb_type_name(ty)))))
+            format!("STRUCT({})", list(fields.iter().map(|(name, ty)| format!("{} {}", quote(name), type_name(ty, exact)))))
         }
-        Type::Map(key, value) => format!("MAP({}, {})", duckdb_type_name(key), duckdb_type_name(value)),
+        Type::Map(key, value) => format!("MAP({}, {})", type_name(key, exact), type_name(value, exact)),
         other => other.to_string(),
     }
 }
@@ -165,6 +184,10 @@ impl<'a> TypeName<'a> {
         word.parse().map_err(|_| self.unknown(&word))
     }
 
+    fn zoned(&mut self, unit: Unit) -> Type {
+        Type::Timestamp { unit, zone: Some(self.word().into()) }
+    }
+
     fn ty(&mut self) -> Result<Type, Error> {
         let mut ty = self.base()?;
         while self.take("[") {
@@ -220,15 +243,20 @@ impl<'a> TypeName<'a> {
             "TIMESTAMP_S" => timestamp(Unit::Second),
             "TIMESTAMP_MS" => timestamp(Unit::Millisecond),
             "TIMESTAMP_NS" => timestamp(Unit::Nanosecond),
+            "TIMESTAMPTZ_S" => self.zoned(Unit::Second),
+            "TIMESTAMPTZ_MS" => self.zoned(Unit::Millisecond),
+            "TIMESTAMPTZ_US" => self.zoned(Unit::Microsecond),
+            "TIMESTAMPTZ_NS" => self.zoned(Unit::Nanosecond),
             "INTERVAL" => Type::Interval,
             "UUID" => Type::Uuid,
             "DECIMAL" => {
                 self.expect("(")?;
                 let precision = self.number()?;
                 self.expect(",")?;
-                let scale = self.number()?;
+                let negative = self.take("-");
+                let scale = self.number()? as i8;
                 self.expect(")")?;
-                Type::Decimal { precision, scale: scale as i8 }
+                Type::Decimal { precision, scale: if negative { -scale } else { scale } }
             }
             "STRUCT" => {
                 self.expect("(")?;
@@ -428,6 +456,16 @@ mod tests {
         let shown: Vec<_> = columns.iter().map(|c| (c.name.as_str(), duckdb_type_name(&c.ty), c.cast)).collect();
         let expected = [("id", "INTEGER", false), ("e )", "VARCHAR", true), ("x", "DECIMAL(9, 2)[]", false)];
         assert_eq!(shown, expected.map(|(n, t, c)| (n, t.to_owned(), c)));
+        let zoned = |unit, zone: &str| Type::Timestamp { unit, zone: Some(zone.into()) };
+        for ty in [
+            Type::Null,
+            Type::Decimal { precision: 5, scale: -2 },
+            zoned(Unit::Nanosecond, "UTC"),
+            Type::Map(Box::new(Type::Text), Box::new(zoned(Unit::Second, "+02:00"))),
+            Type::List(Box::new(zoned(Unit::Microsecond, "Europe/\"Berlin"))),
+        ] {
+            assert_eq!(duckdb_type(&exact_type_name(&ty)).unwrap(), ty);
+        }
         for name in ["ENUM('a'", "TIME WITH TIME ZONE", "UNION(a INTEGER)", "BIT", "STRUCT(a", ""] {
             assert_eq!(duckdb_type(name).unwrap_err().code, Code::Unsupported, "{name}");
         }

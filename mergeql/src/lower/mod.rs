@@ -10,7 +10,7 @@ mod postgres;
 mod sqlite;
 
 pub use datafusion::DataFusion;
-pub use duckdb::{DuckDb, DuckDbColumn, duckdb_columns, duckdb_type, duckdb_type_name};
+pub use duckdb::{DuckDb, DuckDbColumn, duckdb_columns, duckdb_type, duckdb_type_name, exact_type_name};
 pub(crate) use joined::may_join;
 pub use postgres::{Postgres, postgres_type_name};
 pub use sqlite::{Sqlite, sqlite_type_name};
@@ -43,10 +43,10 @@ pub trait Dialect: Sync {
         name.to_owned()
     }
 
-    /// A key expression such that equal keys (R5) are one group, and shown as one: canonical zeros and NaNs. `None` where they are
-    /// already.
+    /// A key expression such that equal keys (R5) are one group, and shown as one: canonical zeros and NaNs, entries of maps in
+    /// order. `None` where they are already.
     fn key(&self, expr: &str, ty: &Type) -> Option<String> {
-        ty.has_float().then(|| format!("{}({expr})", self.function("mergeql_canonical")))
+        (ty.has_float() || ty.has_map()).then(|| format!("{}({expr})", self.function("mergeql_canonical")))
     }
 
     /// What stands behind a value of this type to ask whether it is NULL, and whether it is not: a struct of NULLs is none.
