@@ -1,6 +1,6 @@
 //! Aggregates in every shape of query, and targets of every kind.
 
-use crate::{cluster, explain, type_name};
+use crate::{cluster, explain, samples, type_name};
 use mergeql_host_tests::{Sample, one, sample};
 use mergeql_udfs::catalog;
 
@@ -61,7 +61,7 @@ fn every_aggregate_is_a_window_function() {
     let mut host = cluster().host();
     let mut checked = 0;
     for entry in catalog::all() {
-        for call in (entry.spec().samples)() {
+        for call in samples(entry) {
             let hex = |hex: &str| format!("decode('{hex}', 'hex')");
             let Some(Sample { rows, .. }) = sample(entry, &call, type_name, hex, |_| true) else { continue };
             let columns = (0..call.inputs.len()).map(|i| format!("c{i}")).collect::<Vec<_>>().join(", ");
