@@ -414,6 +414,23 @@ pub fn build(column: OwnedColumn, ty: &DataType) -> Result<ArrayRef> {
         OwnedData::UInt64(v) => primitive!(UInt64Type, v),
         OwnedData::Float32(v) => primitive!(Float32Type, v),
         OwnedData::Float64(v) => primitive!(Float64Type, v),
+        OwnedData::List { offsets, child } => {
+            let DataType::List(item) = wanted else {
+                return Err(external(Error::new(Code::Unsupported, format!("the engine cannot make columns of type {wanted}"))));
+            };
+            let offsets = offsets.into_iter().map(i32::try_from).collect::<std::result::Result<Vec<_>, _>>();
+            let offsets = offsets
+                .map_err(|_| external(Error::new(Code::LimitExceeded, "the lists of a batch have over 2147483647 items")))?;
+            let child = build(*child, item.data_type())?;
+            Arc::new(ListArray::try_new(Arc::clone(item), OffsetBuffer::new(offsets.into()), child, nulls)?)
+        }
+        OwnedData::Struct(columns) => {
+            let DataType::Struct(fields) = wanted else {
+                return Err(external(Error::new(Code::Unsupported, format!("the engine cannot make columns of type {wanted}"))));
+            };
+            let columns = columns.into_iter().zip(fields).map(|(column, field)| build(column, field.data_type()));
+            Arc::new(StructArray::try_new(fields.clone(), columns.collect::<Result<_>>()?, nulls)?)
+        }
         OwnedData::Strings { offsets, bytes } => return strings(offsets, bytes, nulls, wanted),
         OwnedData::Values(values) => return from_values(&values, wanted),
     };

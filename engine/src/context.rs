@@ -31,6 +31,7 @@ use mergeql_lang::plan::{Fold, Plan};
 use mergeql_lang::{Diagnostic, Kept, UserStrategies, bind, parse};
 use mergeql_udfs::{Code, Value};
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -48,6 +49,8 @@ pub struct Config {
     pub access: Access,
     /// The workers that statements run on; default: this machine alone.
     pub cluster: Option<Cluster>,
+    /// Where this worker listens, if it is one: errors about its memory say it.
+    pub worker: Option<SocketAddr>,
 }
 
 /// What statements may touch: a server's clients are not its owner.
@@ -166,7 +169,7 @@ impl MergeContext {
             None => RuntimeEnvBuilder::new().with_object_store_registry(Arc::new(Stores::default())).build_arc()?,
             Some(limit) => {
                 session_config = bounded(session_config, limit);
-                limited_runtime(limit, None)?
+                limited_runtime(limit, None, config.worker)?
             }
         };
         let state = SessionStateBuilder::new().with_config(session_config).with_runtime_env(runtime).with_default_features();
@@ -592,8 +595,9 @@ impl MergeContext {
         let state = self.session.state();
         // The tables are those of the session: no new default catalogue over them.
         let config = bounded(state.config().clone(), limit).with_create_default_catalog_and_schema(false);
-        let state =
-            SessionStateBuilder::new_from_existing(state).with_config(config).with_runtime_env(limited_runtime(limit, outer)?);
+        let state = SessionStateBuilder::new_from_existing(state)
+            .with_config(config)
+            .with_runtime_env(limited_runtime(limit, outer, None)?);
         let state = if unsorted { state.with_physical_optimizer_rules(self.unsorted()) } else { state };
         Ok(SessionContext::new_with_state(state.build()))
     }

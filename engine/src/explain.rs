@@ -1,4 +1,4 @@
-//! EXPLAIN MERGE, SHOW STRATEGIES and `mergeql_strategies()`.
+//! EXPLAIN, SHOW STRATEGIES and `mergeql_strategies()`.
 
 use crate::context::{MergeContext, Shared};
 use crate::error::{MergeError, Result};
@@ -7,10 +7,12 @@ use arrow::datatypes::{DataType, Field, Schema};
 use arrow::util::display::array_value_to_string;
 use datafusion::catalog::{TableFunctionArgs, TableFunctionImpl, TableProvider};
 use datafusion::common::Result as DfResult;
+use datafusion::common::format::ExplainFormat;
 use datafusion::datasource::MemTable;
 use datafusion::execution::SessionStateBuilder;
 use datafusion::execution::memory_pool::PeakRecordingPool;
 use datafusion::execution::runtime_env::RuntimeEnvBuilder;
+use datafusion::logical_expr::LogicalPlan;
 use datafusion::prelude::{DataFrame, SessionContext};
 use mergeql_lang::ast::Explain;
 use mergeql_lang::plan::Plan;
@@ -66,6 +68,20 @@ pub async fn merge(
     }
     let (items, details) = rows.into_iter().unzip();
     Ok(context.session().read_batch(texts(&[("item", items), ("detail", details)])?)?)
+}
+
+/// What EXPLAIN of a query says where there are workers: how it is divided among them.
+pub async fn divided(context: &MergeContext, plan: &LogicalPlan) -> Result<Option<DataFrame>> {
+    let (Some(cluster), LogicalPlan::Explain(asked)) = (&context.shared.cluster, plan) else { return Ok(None) };
+    if asked.verbose || asked.explain_format != ExplainFormat::Indent {
+        return Ok(None);
+    }
+    let frame = DataFrame::new(context.session().state(), asked.plan.as_ref().clone());
+    let logical = frame.clone().into_optimized_plan()?.display_indent().to_string();
+    let stages = cluster.explain(frame).await?;
+    let stages = datafusion_distributed::display_plan_ascii(stages.as_ref(), false);
+    let rows = texts(&[("plan_type", vec!["logical_plan".to_owned(), "stages".to_owned()]), ("plan", vec![logical, stages])])?;
+    Ok(Some(context.session().read_batch(rows)?))
 }
 
 /// The session with a memory pool that knows how much was reserved at once.

@@ -10,12 +10,17 @@ use datafusion::prelude::SessionConfig;
 use fs4::fs_std::FileExt;
 use std::fmt;
 use std::fs::File;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-/// A runtime whose queries take no more than so much; with an outer pool, that much of what it has.
-pub(crate) fn limited_runtime(limit: usize, outer: Option<Arc<dyn MemoryPool>>) -> Result<Arc<RuntimeEnv>> {
-    let own = Shares { limit, state: Mutex::default() };
+/// A runtime whose queries take no more than so much; with an outer pool, that much of what it has. Of a worker, errors say which.
+pub(crate) fn limited_runtime(
+    limit: usize,
+    outer: Option<Arc<dyn MemoryPool>>,
+    worker: Option<SocketAddr>,
+) -> Result<Arc<RuntimeEnv>> {
+    let own = Shares { limit, worker, state: Mutex::default() };
     let pool: Arc<dyn MemoryPool> = match outer {
         None => Arc::new(own),
         Some(outer) => Arc::new(Within { own, outer }),
@@ -79,6 +84,7 @@ impl SpillFolder {
 #[derive(Debug)]
 struct Shares {
     limit: usize,
+    worker: Option<SocketAddr>,
     state: Mutex<Taken>,
 }
 
@@ -99,7 +105,8 @@ impl Shares {
 
 impl fmt::Display for Shares {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&human_readable_size(self.limit))
+        f.write_str(&human_readable_size(self.limit))?;
+        self.worker.map_or(Ok(()), |address| write!(f, " of the worker at {address}"))
     }
 }
 
@@ -220,7 +227,7 @@ mod tests {
 
     #[test]
     fn a_quarter_is_kept_from_steps_that_spill() {
-        let pool: Arc<dyn MemoryPool> = Arc::new(Shares { limit: 100, state: Mutex::default() });
+        let pool: Arc<dyn MemoryPool> = Arc::new(Shares { limit: 100, worker: None, state: Mutex::default() });
         let step = |name: &str| MemoryConsumer::new(name).with_can_spill(true).register(&pool);
         let (one, two) = (step("one"), step("two"));
         one.try_grow(37).expect("half of three quarters");
@@ -238,8 +245,8 @@ mod tests {
 
     #[test]
     fn statements_share_what_there_is() {
-        let all: Arc<dyn MemoryPool> = Arc::new(Shares { limit: 100, state: Mutex::default() });
-        let pool = |limit| limited_runtime(limit, Some(all.clone())).expect("a runtime").memory_pool.clone();
+        let all: Arc<dyn MemoryPool> = Arc::new(Shares { limit: 100, worker: None, state: Mutex::default() });
+        let pool = |limit| limited_runtime(limit, Some(all.clone()), None).expect("a runtime").memory_pool.clone();
         let (one, two) = (pool(80), pool(80));
         let first = MemoryConsumer::new("first").register(&one);
         first.try_grow(70).expect("there is room");

@@ -2,6 +2,7 @@
 
 use crate::context::MergeContext;
 use crate::error::{MergeError, Result};
+use crate::explain;
 use crate::renames::renaming;
 use crate::tables::single_call;
 use arrow::array::{RecordBatch, UInt64Array};
@@ -69,7 +70,10 @@ impl MergeContext {
                 }
                 Ok(match self.changes(&plan)? {
                     true => Prepared::Command { tag: tag(&plan), plan: Some(plan) },
-                    false => Prepared::Query(DataFrame::new(self.session.state(), plan)),
+                    false => Prepared::Query(match explain::divided(self, &plan).await? {
+                        Some(stages) => stages,
+                        None => DataFrame::new(self.session.state(), plan),
+                    }),
                 })
             }
             _ => Ok(Prepared::Query(self.run(text).await?)),

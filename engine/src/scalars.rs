@@ -154,14 +154,19 @@ impl ScalarUDFImpl for RowUdf {
         let arrays = args.args.iter().map(|a| normalize(&a.to_array(rows)?)).collect::<Result<Vec<_>>>()?;
         let lent: Vec<_> = arrays.iter().map(|a| lend(a)).collect();
         let columns: Vec<_> = lent.iter().zip(&arrays).map(|(l, a)| l.column(a)).collect();
-        let mut row = Vec::with_capacity(columns.len());
-        let mut results = Vec::with_capacity(rows);
-        for i in 0..rows {
-            row.clear();
-            row.extend(columns.iter().map(|c| c.value(i)));
-            results.push((self.function.run)(&row).map_err(external)?);
-        }
-        let array = from_values(&results, &self.returns)?;
+        let array = match self.function.columns {
+            Some(run) => build(run(&columns, rows).map_err(external)?, &self.returns)?,
+            None => {
+                let mut row = Vec::with_capacity(columns.len());
+                let mut results = Vec::with_capacity(rows);
+                for i in 0..rows {
+                    row.clear();
+                    row.extend(columns.iter().map(|c| c.value(i)));
+                    results.push((self.function.run)(&row).map_err(external)?);
+                }
+                from_values(&results, &self.returns)?
+            }
+        };
         if rows == 1 && args.number_rows != 1 {
             return Ok(ColumnarValue::Scalar(datafusion::common::ScalarValue::try_from_array(&array, 0)?));
         }

@@ -7,7 +7,7 @@ use crate::sources::Format;
 use crate::text_files::{Layout, io};
 use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
 use arrow::compute::{BatchCoalescer, cast};
-use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use arrow::datatypes::{DataType, Field, IntervalUnit, Schema, SchemaRef};
 use arrow::util::display::{ArrayFormatter, FormatOptions};
 use datafusion::common::runtime::SpawnedTask;
 use datafusion::execution::SendableRecordBatchStream;
@@ -221,8 +221,40 @@ impl<W: Write> ArrowFile<W> {
     }
 }
 
-/// Text for types that a format has no columns for.
-fn plain_schema(schema: &SchemaRef, format: Format) -> SchemaRef {
+/// A column of a Parquet file: dictionaries of what is no text are written as what they say.
+fn in_parquet(field: &Field) -> Result<Field> {
+    let refuse = |what: &str| {
+        let error =
+            MergeError::new(Code::Unsupported, format!("column `{}`: a Parquet file has no place for {what}", field.name()));
+        Err(error.help("cast it in the query, or write an .arrow file"))
+    };
+    let inner = |f: &Arc<Field>| Ok::<_, MergeError>(Arc::new(in_parquet(f)?));
+    let ty = match field.data_type() {
+        DataType::Interval(IntervalUnit::MonthDayNano) => return refuse("intervals"),
+        DataType::Decimal32(_, s) | DataType::Decimal64(_, s) | DataType::Decimal128(_, s) | DataType::Decimal256(_, s)
+            if *s < 0 =>
+        {
+            return refuse("decimals of negative scale");
+        }
+        DataType::Struct(fields) if fields.is_empty() => return refuse("rows without fields"),
+        DataType::Dictionary(_, values) if !matches!(**values, DataType::Utf8 | DataType::LargeUtf8 | DataType::Binary) => {
+            return in_parquet(&field.clone().with_data_type(lean(values)));
+        }
+        DataType::List(f) => DataType::List(inner(f)?),
+        DataType::LargeList(f) => DataType::LargeList(inner(f)?),
+        DataType::FixedSizeList(f, n) => DataType::FixedSizeList(inner(f)?, *n),
+        DataType::Struct(fields) => DataType::Struct(fields.iter().map(inner).collect::<Result<_>>()?),
+        DataType::Map(f, sorted) => DataType::Map(inner(f)?, *sorted),
+        other => other.clone(),
+    };
+    Ok(field.clone().with_data_type(ty))
+}
+
+/// The columns of a file of rows of this schema: text for types that a format has no columns for.
+///
+/// # Errors
+/// `unsupported` for types that it cannot have at all.
+fn plain_schema(schema: &SchemaRef, format: Format) -> Result<SchemaRef> {
     let simple = |ty: &DataType| match ty {
         DataType::List(_) | DataType::LargeList(_) | DataType::FixedSizeList(..) | DataType::Struct(_) | DataType::Map(..) => {
             format == Format::Text(Layout::Ndjson) || format == Format::Text(Layout::Json)
@@ -230,21 +262,15 @@ fn plain_schema(schema: &SchemaRef, format: Format) -> SchemaRef {
         DataType::Binary | DataType::LargeBinary | DataType::BinaryView | DataType::FixedSizeBinary(_) => false,
         _ => true,
     };
-    match format {
-        Format::Text(_) => Arc::new(Schema::new(
-            schema
-                .fields()
-                .iter()
-                .map(|f| if simple(f.data_type()) { f.as_ref().clone() } else { Field::new(f.name(), DataType::Utf8, true) })
-                .collect::<Vec<_>>(),
-        )),
+    let column = |f: &Arc<Field>| match format {
+        Format::Text(_) if simple(f.data_type()) => Ok(f.as_ref().clone()),
+        Format::Text(_) => Ok(Field::new(f.name(), DataType::Utf8, true)),
         // A file has one dictionary for a column, and batches have theirs.
-        Format::Arrow => Arc::new(Schema::new_with_metadata(
-            schema.fields().iter().map(|f| f.as_ref().clone().with_data_type(lean(f.data_type()))).collect::<Vec<_>>(),
-            schema.metadata().clone(),
-        )),
-        Format::Parquet => schema.clone(),
-    }
+        Format::Arrow => Ok(f.as_ref().clone().with_data_type(lean(f.data_type()))),
+        Format::Parquet => in_parquet(f),
+    };
+    let columns = schema.fields().iter().map(column).collect::<Result<Vec<_>>>()?;
+    Ok(Arc::new(Schema::new_with_metadata(columns, schema.metadata().clone())))
 }
 
 fn fit(batch: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatch> {
@@ -333,7 +359,7 @@ fn parquet_error(error: ParquetError) -> MergeError {
 /// # Errors
 /// `io`, and whatever the query fails with.
 pub async fn write_to(out: impl Write + Send, format: Format, mut rows: SendableRecordBatchStream) -> Result<usize> {
-    let schema = plain_schema(&rows.schema(), format);
+    let schema = plain_schema(&rows.schema(), format)?;
     let mut writer = Writer::new(out, &schema, format, None)?;
     let mut count = 0;
     let mut first = true;
@@ -372,7 +398,7 @@ pub async fn write_file_as(
     // The next rows are computed while these are written.
     let mut rows = spawn_buffered(rows, 4);
     let file = Whole::begin(path)?;
-    let schema = plain_schema(&rows.schema(), format);
+    let schema = plain_schema(&rows.schema(), format)?;
     let mut writer = Writer::new(BufWriter::with_capacity(1 << 18, file.file), &schema, format, sorted_by)?;
     let mut count = 0;
     let mut empty = true;

@@ -3,6 +3,7 @@
 use crate::columns::external;
 use crate::context::{MergeContext, collect, settings_are_shared};
 use crate::error::{MergeError, Result};
+use crate::explain;
 use crate::orders::ParquetFiles;
 use crate::renames::renaming;
 use crate::sinks;
@@ -391,6 +392,11 @@ impl MergeContext {
             true => Some(self.changing().await?),
             false => None,
         };
+        if _changing.is_none()
+            && let Some(stages) = explain::divided(self, &plan).await?
+        {
+            return Ok(stages);
+        }
         let is_view_plan = matches!(&plan, LogicalPlan::Ddl(DdlStatement::CreateView(_)));
         let (changed, is_view) = match &plan {
             LogicalPlan::Ddl(DdlStatement::CreateMemoryTable(create)) => (Some(&create.name), false),

@@ -56,6 +56,20 @@ if what == "statements":
         cursor.executemany("INSERT INTO london VALUES ($1, $2, $3)", [(8, 1, "p"), (9, 2, None)])
         cursor.execute("SELECT id, tag FROM london WHERE id > 3 ORDER BY id")
         assert cursor.fetchall() == [(8, "p"), (9, None)]
+        # No row of parameters: nothing runs.
+        types = pa.schema([("a", pa.int32()), ("b", pa.int64()), ("c", pa.string())])
+        cursor.executemany("INSERT INTO london VALUES ($1, $2, $3)", pa.RecordBatch.from_pylist([], schema=types))
+        cursor.execute("SELECT count(*) FROM london WHERE id > 3")
+        assert cursor.fetchall() == [(2,)]
+        many = "MERGE (SELECT value AS id, repeat('x', 100) AS t FROM generate_series(1, $1)) AS s ON id"
+        cursor.execute(f"{many} WITH (memory_limit = '64MB', sorted = false)", parameters=(20_000,))
+        assert cursor.fetch_arrow_table().num_rows == 20_000
+        try:
+            cursor.execute(f"{many} WITH (memory_limit = '20KB')", parameters=(20_000,))
+            cursor.fetchall()
+            raise AssertionError("it must not fit")
+        except Error as error:
+            assert "limit_exceeded" in str(error), error
         assert cursor.adbc_ingest("nyc", nyc, mode="append") == 2
         # By the names of the columns.
         assert cursor.adbc_ingest("named", pa.table({"a": [1], "b": [2]})) == 1

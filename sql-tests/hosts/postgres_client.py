@@ -52,7 +52,30 @@ with psycopg.connect(conninfo) as connection:
     for binary in (False, True):
         cursor.execute("SELECT arrow_cast(5, 'Int8'), [arrow_cast(-5, 'Int8')], arrow_cast(X'00ff', 'FixedSizeBinary(2)')", binary=binary)
         assert cursor.fetchone() == (5, [-5], b"\x00\xff")
-    connection.commit()
+    # Instants finer than the protocol's are the same in both formats.
+    fine = "SELECT arrow_cast('2024-02-03T04:05:06.123456789', 'Timestamp(Nanosecond, None)')"
+    assert cursor.execute(fine, binary=False).fetchone() == cursor.execute(fine, binary=True).fetchone()
+    # What a merge asks for in WITH holds for the prepared one, too.
+    many = "MERGE (SELECT value AS id, repeat('x', 100) AS t FROM generate_series(1, %s)) AS s ON id"
+    for prepare in (False, True):
+        cursor.execute(f"{many} WITH (memory_limit = '64MB', sorted = false)", (20_000,), prepare=prepare)
+        assert len(cursor.fetchall()) == 20_000
+        connection.commit()
+        try:
+            cursor.execute(f"{many} WITH (memory_limit = '20KB')", (20_000,), prepare=prepare)
+            raise AssertionError("it must not fit")
+        except psycopg.Error as error:
+            assert "limit_exceeded" in str(error), error
+            connection.rollback()
+    # A cursor goes forward.
+    for backward in ("MOVE 1 FROM lines", "FETCH PRIOR FROM lines"):
+        cursor.execute("DECLARE lines CURSOR FOR SELECT id FROM nyc ORDER BY id")
+        try:
+            cursor.execute(backward)
+            raise AssertionError("it must be refused")
+        except psycopg.errors.FeatureNotSupported as error:
+            assert "FETCH NEXT" in error.diag.message_hint, error.diag.message_hint
+        connection.rollback()
     stop = threading.Timer(0.5, connection.cancel)
     stop.start()
     try:

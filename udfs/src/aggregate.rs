@@ -10,6 +10,7 @@ use crate::fast::slot::Shape;
 use crate::partial::{Partial, Single};
 use crate::types::Type;
 use crate::value::Value;
+use std::borrow::Cow;
 use std::fmt::Debug;
 use std::sync::Arc;
 
@@ -480,12 +481,20 @@ pub(crate) fn encode<S: Strategy>(state: &S::State) -> Vec<u8> {
 }
 
 pub(crate) fn decode<S: Strategy>(bytes: &[u8]) -> Result<S::State> {
+    decode_body::<S>(&body::<S>(bytes)?, 0)
+}
+
+/// The body of a state of this strategy.
+///
+/// # Errors
+/// As [`codec::open`], and `type_mismatch` for a state of another strategy.
+pub(crate) fn body<S: Strategy>(bytes: &[u8]) -> Result<Cow<'_, [u8]>> {
     let (type_id, body) = codec::open(bytes)?;
     if type_id != S::SPEC.type_id {
         let found = crate::catalog::by_type_id(type_id).map_or("another", |e| e.spec().name);
         return Err(Error::type_mismatch(format!("a state of type `{found}` cannot join one of type `{}`", S::SPEC.name)));
     }
-    decode_body::<S>(&body, 0)
+    Ok(body)
 }
 
 /// The state in an argument of a function; `None` for no state.

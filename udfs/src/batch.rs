@@ -260,12 +260,19 @@ pub enum OwnedData {
         offsets: Vec<usize>,
         bytes: Vec<u8>,
     },
+    /// Row `i` is `child[offsets[i]..offsets[i + 1]]`.
+    List {
+        offsets: Vec<usize>,
+        child: Box<OwnedColumn>,
+    },
+    /// The fields, in the order of the type.
+    Struct(Vec<OwnedColumn>),
     /// Values of any type, NULL included.
     Values(Vec<Value>),
 }
 
 /// A column of results.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct OwnedColumn {
     /// The logical type.
     pub ty: Type,
@@ -328,6 +335,13 @@ impl OwnedColumn {
                     _ => Value::text(String::from_utf8_lossy(bytes)),
                 }
             }
+            OwnedData::List { offsets, child } => Value::List((offsets[i]..offsets[i + 1]).map(|j| child.value(j)).collect()),
+            OwnedData::Struct(columns) => match &self.ty {
+                Type::Struct(fields) => {
+                    Value::record(fields.iter().zip(columns).map(|((name, _), c)| (name.clone(), c.value(i))).collect())
+                }
+                _ => Value::Null,
+            },
             OwnedData::Values(v) => v[i].clone(),
         }
     }
@@ -347,7 +361,8 @@ impl OwnedColumn {
             OwnedData::UInt64(v) => v.len(),
             OwnedData::Float32(v) => v.len(),
             OwnedData::Float64(v) => v.len(),
-            OwnedData::Strings { offsets, .. } => offsets.len() - 1,
+            OwnedData::Strings { offsets, .. } | OwnedData::List { offsets, .. } => offsets.len() - 1,
+            OwnedData::Struct(columns) => columns.first().map_or(0, OwnedColumn::len),
             OwnedData::Values(v) => v.len(),
         }
     }

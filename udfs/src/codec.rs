@@ -432,6 +432,25 @@ impl<'a> Reader<'a> {
         Ok(&before[..before.len() - self.rest.len()])
     }
 
+    /// The values of a struct's fields of these names, all in canonical form; NULL for one that is not there.
+    ///
+    /// # Errors
+    /// `corrupt_state` if it is no struct.
+    pub(crate) fn fields<const N: usize>(&mut self, names: [&str; N]) -> Result<[&'a [u8]; N]> {
+        if self.byte()? != tag::STRUCT {
+            return Err(Error::corrupt_state("a struct was to be in the state"));
+        }
+        let mut found = [[tag::NULL].as_slice(); N];
+        for _ in 0..self.length()? {
+            let name = self.text()?;
+            let value = self.skip()?;
+            if let Some(i) = names.iter().position(|n| *n == name) {
+                found[i] = value;
+            }
+        }
+        Ok(found)
+    }
+
     /// A count and that many values.
     ///
     /// # Errors
@@ -465,24 +484,27 @@ pub(crate) fn raw_bytes(value: &[u8]) -> Option<&[u8]> {
     rest.get(length_bytes..)
 }
 
-/// The values of a struct's fields of these names, all in canonical form; NULL for one that is not there.
+/// The text in canonical form, if the value is one.
+pub(crate) fn text(value: &[u8]) -> Option<&str> {
+    let content = raw_bytes(value).filter(|_| value[0] == tag::TEXT)?;
+    std::str::from_utf8(content).ok()
+}
+
+/// The values of a struct in canonical form, if the value is one.
 ///
 /// # Errors
-/// `corrupt_state` if it is no struct.
-pub(crate) fn fields<'a, const N: usize>(record: &'a [u8], names: [&str; N]) -> Result<[&'a [u8]; N]> {
-    let mut r = Reader::new(record);
+/// `corrupt_state` if it is broken.
+pub(crate) fn parts(value: &[u8]) -> Result<Option<Vec<&[u8]>>> {
+    let mut r = Reader::new(value);
     if r.byte()? != tag::STRUCT {
-        return Err(Error::corrupt_state("a struct was to be in the state"));
+        return Ok(None);
     }
-    let mut found = [[tag::NULL].as_slice(); N];
+    let mut parts = Vec::new();
     for _ in 0..r.length()? {
-        let name = r.text()?;
-        let value = r.skip()?;
-        if let Some(i) = names.iter().position(|n| *n == name) {
-            found[i] = value;
-        }
+        r.bytes()?;
+        parts.push(r.skip()?);
     }
-    Ok(found)
+    Ok(Some(parts))
 }
 
 /// R2 between two values in canonical form that have other bytes, and so are not equal: nothing but their scalars is built.

@@ -2,17 +2,16 @@
 //! host.
 
 use crate::aggregate::{Call, bytes_of as state};
-use crate::batch::Column;
+use crate::batch::{Column, OwnedColumn};
 use crate::catalog::{self, Comparison};
+use crate::cells;
 use crate::codec;
 use crate::error::{Code, Error, Result};
-use crate::strategies::concat::elements;
 use crate::types::{Type, Unit};
+use crate::value::Value;
 use crate::value::order_key::order_key;
-use crate::value::{Value, packed};
 use std::borrow::Cow;
 use std::ops::RangeInclusive;
-use std::sync::Arc;
 
 /// A function of one row. The same arguments always give the same result, but for one that reads the clock.
 pub struct Function {
@@ -30,6 +29,8 @@ pub struct Function {
     pub title: &'static str,
     /// What it does; arguments may be NULL.
     pub run: fn(&[Value]) -> Result<Value>,
+    /// The same over so many rows at once, where that is faster.
+    pub columns: Option<fn(&[Column<'_>], usize) -> Result<OwnedColumn>>,
 }
 
 impl Function {
@@ -41,7 +42,7 @@ impl Function {
         returns: Type,
         run: fn(&[Value]) -> Result<Value>,
     ) -> Function {
-        Function { name, arguments, returns, gives_state: false, volatile: false, title, run }
+        Function { name, arguments, returns, gives_state: false, volatile: false, title, run, columns: None }
     }
 
     /// A function of `n` arguments, the first a state, that gives a state.
@@ -62,22 +63,6 @@ impl Function {
 
 fn list_of(ty: Type) -> Type {
     Type::List(Box::new(ty))
-}
-
-fn struct_of(fields: &[(&str, Type)]) -> Type {
-    Type::Struct(fields.iter().map(|(name, ty)| (Arc::from(*name), ty.clone())).collect())
-}
-
-/// What `mergeql_cells` gives: a struct for each cell.
-fn cells_type() -> Type {
-    let loser = struct_of(&[("source", Type::Text), ("value", Type::Text), ("version", Type::Text)]);
-    list_of(struct_of(&[
-        ("column_name", Type::Text),
-        ("value", Type::Text),
-        ("strategy", Type::Text),
-        ("winner_sources", list_of(Type::Text)),
-        ("losers", list_of(loser)),
-    ]))
 }
 
 /// The resolved value of a state; NULL for no state.
@@ -269,7 +254,13 @@ fn of_every_state() -> Vec<Function> {
             groups.update(&[Column::of_values(&a[..1])], &[0], None, 1)?;
             Ok(groups.states(1)?.value(0))
         }),
-        f("mergeql_cells", "who won and who lost, for each cell of a row", 1..=usize::MAX, cells_type(), cells),
+        Function {
+            columns: Some(cells::cells),
+            ..f("mergeql_cells", "who won and who lost, for each cell of a row", 1..=usize::MAX, cells::returns(), |a| {
+                let columns: Vec<Column> = a.iter().map(|value| Column::of_values(std::slice::from_ref(value))).collect();
+                Ok(cells::cells(&columns, 1)?.value(0))
+            })
+        },
         f("mergeql_pack", "the states of a row as one value", 1..=usize::MAX, Type::Bytes, |a| {
             let mut columns = Vec::new();
             let mut rest = a;
@@ -360,57 +351,4 @@ pub fn check_count(name: &str, least: usize, given: usize) -> Result<()> {
 
 fn text_of(value: &Value) -> Value {
     if value.is_null() { Value::Null } else { Value::text(value.to_string()) }
-}
-
-/// `mergeql_cells(mode, name, strategy, selects, value, contributions, ...)`: who won and who lost, a struct for each cell. The
-/// contributions are the state of a set of structs of source, value and version.
-fn cells(args: &[Value]) -> Result<Value> {
-    let only_conflicts = args[0] == Value::text("conflicts");
-    let mut out = Vec::new();
-    for cell in args[1..].chunks(5) {
-        let [name, strategy, selects, value, contributions] = cell else { continue };
-        let Some(contributions) = state(contributions)?.map(elements).transpose()?.flatten() else {
-            if !only_conflicts {
-                out.push(cell_of(name, strategy, value, Vec::new(), Vec::new()));
-            }
-            continue;
-        };
-        let contributions =
-            contributions.iter().map(|c| codec::fields(c, ["source", "value", "version"])).collect::<Result<Vec<_>>>()?;
-        // Equal values have equal bytes.
-        if only_conflicts && contributions.windows(2).all(|w| w[0][1] == w[1][1]) {
-            continue;
-        }
-        // Where there are no truth values false is zero.
-        let all_win = matches!(selects, Value::Bool(false) | Value::Int(0));
-        let (mut winners, mut losers) = (Vec::new(), Vec::new());
-        for contribution in contributions {
-            let [source, contributed, version] = contribution.map(packed::value);
-            if all_win || contributed == *value {
-                winners.push(source);
-            } else {
-                losers.push(Value::record(vec![
-                    ("source".into(), source),
-                    ("value".into(), text_of(&contributed)),
-                    ("version".into(), version),
-                ]));
-            }
-        }
-        out.push(cell_of(name, strategy, value, winners, losers));
-    }
-    Ok(Value::List(out))
-}
-
-fn cell_of(name: &Value, strategy: &Value, value: &Value, mut winners: Vec<Value>, mut losers: Vec<Value>) -> Value {
-    winners.sort();
-    winners.dedup();
-    losers.sort();
-    losers.dedup();
-    Value::record(vec![
-        ("column_name".into(), name.clone()),
-        ("value".into(), text_of(value)),
-        ("strategy".into(), strategy.clone()),
-        ("winner_sources".into(), Value::List(winners)),
-        ("losers".into(), Value::List(losers)),
-    ])
 }

@@ -7,6 +7,7 @@
 pub mod aggregate;
 pub mod batch;
 pub mod catalog;
+mod cells;
 pub mod codec;
 mod error;
 mod fast;

@@ -210,8 +210,8 @@ async fn dispatch(arguments: Arguments) -> Result<ExitCode, MergeError> {
         Some(Command::Serve(command)) => command.access(),
         _ => Access { commands: true, ..Access::default() },
     };
-    let context =
-        MergeContext::new(Config { threads: arguments.threads, memory_limit, db: arguments.db.clone(), access, cluster })?;
+    let config = Config { threads: arguments.threads, memory_limit, db: arguments.db.clone(), access, cluster, worker: None };
+    let context = MergeContext::new(config)?;
     for source in &arguments.sources {
         let (name, path) = source.split_once('=').ok_or_else(|| bad(format!("--source takes NAME=PATH, not `{source}`")))?;
         context.register_source(name, path).await?;

@@ -60,11 +60,12 @@ impl Worker {
     /// # Errors
     /// `io` if the listener fails.
     pub async fn run(self) -> Result<()> {
+        let worker = Some(self.address()?);
         let Worker { listener, options } = self;
         let listener = TcpListener::from_std(listener)?;
         // Ranges of sorted merges come as statements.
         let access = Access { read_only: true, no_files: false, commands: false };
-        let context = MergeContext::new(Config { memory_limit: options.memory_limit, access, ..Config::default() })?;
+        let context = MergeContext::new(Config { memory_limit: options.memory_limit, access, worker, ..Config::default() })?;
         // The memory of both ways is one.
         let runtime = context.session().runtime_env();
         let turns = Arc::new(Limits::new(std::thread::available_parallelism().map_or(4, usize::from), None));

@@ -208,6 +208,27 @@ fn a_target_is_written_whole_or_not_at_all() {
 }
 
 #[test]
+fn parquet_says_what_it_has_no_place_for() {
+    let folder = sources();
+    let copied = |value: &str| run(folder.path(), &["-c", &format!("SELECT 1 AS id, {value} AS v"), "-o", "out.parquet"]);
+    for (value, what) in [
+        ("INTERVAL '1 day'", "intervals"),
+        ("[INTERVAL '1 day']", "intervals"),
+        ("arrow_cast(100, 'Decimal128(3, -2)')", "decimals of negative scale"),
+    ] {
+        let (code, error) = failure(&copied(value));
+        assert!(error.starts_with("error[unsupported]") && error.contains(what) && error.contains(".arrow"), "{code} {error}");
+        assert!(!folder.path().join("out.parquet").exists());
+    }
+    for (value, ty) in [("true", "Boolean"), ("1.5", "Decimal128(5, 2)"), ("7", "Int16"), ("'x'", "Utf8")] {
+        let value = format!("arrow_cast(arrow_cast({value}, '{ty}'), 'Dictionary(Int32, {ty})')");
+        stdout(&copied(&value));
+        let same = format!("SELECT v = {value} AS same FROM 'out.parquet'");
+        assert_eq!(stdout(&run(folder.path(), &["-c", &same, "--format", "csv"])), "same\ntrue\n", "{value}");
+    }
+}
+
+#[test]
 fn what_is_copied_appears_whole_or_not_at_all() {
     let folder = sources();
     let path = |name: &str| folder.path().join(name);
@@ -290,6 +311,49 @@ fn dictionaries_of_files_have_room_for_those_of_others() {
     assert_eq!(one.lines().count(), 201);
     for other in [merged(true, "2"), merged(false, "1"), merged(false, "2")] {
         assert_eq!(other, one);
+    }
+}
+
+/// A dictionary of a file, with indices of any width, is but another way to write its values: of floats, too.
+#[test]
+fn dictionaries_say_all_their_values() {
+    use arrow::array::{ArrayRef, DictionaryArray, Float64Array, Int8Array, Int64Array, RecordBatch};
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let shown = |statement: &str| stdout(&run(folder.path(), &["-c", statement, "--format", "csv", "--threads", "2"]));
+    for (name, letters) in [("a", ["x", "y", "x"]), ("b", ["z", "y", "w"])] {
+        let letters: DictionaryArray<arrow::datatypes::Int8Type> = letters.into_iter().collect();
+        let floats = DictionaryArray::new(Int8Array::from(vec![0, 1, 0]), Arc::new(Float64Array::from(vec![f64::NAN, 1.5])));
+        let batch = RecordBatch::try_from_iter([
+            ("id", Arc::new(Int64Array::from(vec![1, 2, 3])) as ArrayRef),
+            ("t", Arc::new(letters)),
+            ("f", Arc::new(floats)),
+        ])
+        .unwrap();
+        let file = std::fs::File::create(path(&format!("{name}.parquet"))).unwrap();
+        let mut writer = parquet::arrow::ArrowWriter::try_new(file, batch.schema(), None).unwrap();
+        writer.write(&batch).unwrap();
+        writer.close().unwrap();
+        let file = std::fs::File::create(path(&format!("{name}.arrow"))).unwrap();
+        let mut writer = arrow::ipc::writer::FileWriter::try_new(file, &batch.schema()).unwrap();
+        writer.write(&batch).unwrap();
+        writer.finish().unwrap();
+    }
+    for ending in ["parquet", "arrow"] {
+        let merge = format!("MERGE 'a.{ending}', 'b.{ending}' ON id STRATEGY t = union, f = max");
+        let rows = "id,t,f\n1,\"x,z\",NaN\n2,y,1.5\n3,\"w,x\",NaN\n";
+        assert_eq!(shown(&format!("{merge} ORDER BY id")), rows, "{ending}");
+        assert_eq!(shown(&format!("SELECT id FROM 'a.{ending}' WHERE isnan(f) ORDER BY id")), "id\n1\n3\n", "{ending}");
+        // Two dictionaries for one column of the file that is written.
+        for into in ["arrow", "parquet"] {
+            let all = format!("SELECT * FROM 'a.{ending}' UNION ALL SELECT * FROM 'b.{ending}'");
+            stdout(&run(folder.path(), &["-c", &all, "-o", &format!("all.{into}")]));
+            assert_eq!(
+                shown(&format!("MERGE 'all.{into}' ON id STRATEGY t = union, f = max ORDER BY id")),
+                rows,
+                "{ending} {into}"
+            );
+        }
     }
 }
 

@@ -86,4 +86,9 @@ impl Dialect for DataFusion {
     fn record(&self, fields: &[(&str, String)]) -> String {
         format!("named_struct({})", list(fields.iter().map(|(name, expr)| format!("{}, {expr}", text(name)))))
     }
+
+    /// Most rows are in no conflict: text is made only for those that are.
+    fn version(&self, parts: Vec<String>) -> String {
+        format!("named_struct({})", list(parts.iter().enumerate().map(|(i, part)| format!("'{i:03}', {part}"))))
+    }
 }

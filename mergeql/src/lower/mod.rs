@@ -125,6 +125,11 @@ pub trait Dialect: Sync {
         )
     }
 
+    /// A version as `mergeql_cells` takes it: as text, or as a struct of its parts.
+    fn version(&self, parts: Vec<String>) -> String {
+        format!("{}({})", self.function("mergeql_text"), list(parts))
+    }
+
     /// A field of a struct that `mergeql_cells` gives.
     fn cell_field(&self, cell: &str, field: &str) -> String {
         format!("{cell}['{field}']")
@@ -546,7 +551,7 @@ impl Lowering<'_> {
             let first = spec.inputs.iter().position(|i| *i == mergeql_udfs::catalog::Input::Versions);
             let version = match first {
                 Some(at) if cell.inputs.len() > at => {
-                    format!("{}({})", self.dialect.function("mergeql_text"), list(cell.inputs[at..].iter().map(|i| self.input(i))))
+                    self.dialect.version(cell.inputs[at..].iter().map(|i| self.input(i)).collect())
                 }
                 _ => self.dialect.null(&Type::Text),
             };

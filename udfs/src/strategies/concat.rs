@@ -1,6 +1,6 @@
 //! `concat` and `gset`: all distinct values, as text or as a list.
 
-use crate::aggregate::{self, Call, Groups, State, Strategy};
+use crate::aggregate::{Call, Groups, State, Strategy};
 use crate::catalog::{Arg, ArgKind, Entry, Input, Spec};
 use crate::codec::{Reader, Writer};
 use crate::error::{Error, Result};
@@ -26,7 +26,7 @@ struct Concat {
 
 /// The separator that joins the parts (none: the value is a list), and the parts; `None` until anything contributed.
 #[derive(Debug, Clone, PartialEq)]
-struct Distinct {
+pub(crate) struct Distinct {
     separator: Option<Arc<str>>,
     values: Option<ValueSet>,
 }
@@ -81,7 +81,7 @@ impl Strategy for Concat {
 }
 
 #[derive(Debug)]
-struct GrowOnlySet {
+pub(crate) struct GrowOnlySet {
     ty: Type,
 }
 
@@ -136,12 +136,23 @@ impl Strategy for GrowOnlySet {
     }
 }
 
-/// The elements of the state of a `gset`; `None` for one that nothing came to.
+/// How many elements follow in the body of the state of a `gset`.
 ///
 /// # Errors
 /// As for any state.
-pub(crate) fn elements(state: &[u8]) -> Result<Option<ValueSet>> {
-    Ok(aggregate::decode::<GrowOnlySet>(state)?.values)
+pub(crate) fn elements(r: &mut Reader<'_>) -> Result<usize> {
+    let (_, has_values) = head(r)?;
+    if has_values { r.length() } else { Ok(0) }
+}
+
+/// The separator, and whether parts follow.
+fn head(r: &mut Reader<'_>) -> Result<(Option<Arc<str>>, bool)> {
+    let flags = r.byte()?;
+    let separator = if flags & 1 == 1 { Some(r.text()?.into()) } else { None };
+    if separator.as_ref().is_some_and(|s: &Arc<str>| s.is_empty()) {
+        return Err(Error::corrupt_state("the separator in the state is empty"));
+    }
+    Ok((separator, flags & 2 == 2))
 }
 
 impl State for Distinct {
@@ -186,12 +197,8 @@ impl State for Distinct {
     }
 
     fn decode(r: &mut Reader<'_>) -> Result<Self> {
-        let flags = r.byte()?;
-        let separator = if flags & 1 == 1 { Some(r.text()?.into()) } else { None };
-        if separator.as_ref().is_some_and(|s: &Arc<str>| s.is_empty()) {
-            return Err(Error::corrupt_state("the separator in the state is empty"));
-        }
-        let values = if flags & 2 == 2 { Some(ValueSet::decode(r)?) } else { None };
+        let (separator, has_values) = head(r)?;
+        let values = if has_values { Some(ValueSet::decode(r)?) } else { None };
         Ok(Distinct { separator, values })
     }
 

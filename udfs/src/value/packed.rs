@@ -5,6 +5,7 @@ use super::Value;
 use crate::codec::{self, Reader, Writer};
 use std::cell::Cell;
 use std::cmp::Ordering;
+use std::fmt::Write;
 
 /// R2 between two values in their canonical bytes.
 pub fn compare(a: &[u8], b: &[u8]) -> Ordering {
@@ -19,6 +20,14 @@ pub fn compare(a: &[u8], b: &[u8]) -> Ordering {
 /// The value in its canonical bytes.
 pub fn value(bytes: &[u8]) -> Value {
     Reader::new(bytes).value().expect("invariant: only whole values are packed")
+}
+
+/// The canonical text of the value in its canonical bytes.
+pub fn show(bytes: &[u8], out: &mut String) {
+    match codec::text(bytes) {
+        Some(text) => out.push_str(text),
+        None => write!(out, "{}", value(bytes)).expect("invariant: a string takes all"),
+    }
 }
 
 /// Values one behind the other, and where each ends.

@@ -89,6 +89,9 @@ fn a_cluster_answers_as_one_process() {
     let explain = ["--threads", "1", "-c", &format!("EXPLAIN {MERGE}")];
     let explained = stdout(&run(folder.path(), &[&SMALL_TASKS[..], &explain].concat()));
     assert!(explained.contains("NetworkShuffleExec"), "{explained}");
+    let explain = ["-c", "EXPLAIN SELECT tag, count(*) FROM '*.csv' GROUP BY tag"];
+    let explained = stdout(&run(folder.path(), &[&SMALL_TASKS[..], &explain].concat()));
+    assert!(explained.contains("stages") && explained.contains("NetworkShuffleExec"), "{explained}");
     assert!(workers.iter().all(|w| w.cpu() > 0.2), "a worker had nothing to do");
 }
 
@@ -236,11 +239,17 @@ fn states_bigger_than_memory_spill_on_workers() {
     let alone = stdout(&run(folder.path(), &["-c", MERGE, "--format", "csv"]));
     // 72 MB of rows; each worker folds a third of them. However many threads are asked for, it offers two, the fewest between which rows
     // are exchanged: with eight, a step would have less memory than a batch takes.
-    let _workers = workers(folder.path(), &["--memory-limit", "24MB"]);
+    let enough = workers(folder.path(), &["--memory-limit", "24MB"]);
     for threads in ["1", "8"] {
         let bounded = ["--threads", threads, "-c", MERGE, "--format", "csv"];
         assert!(alone == stdout(&run(folder.path(), &[&SMALL_TASKS[..], &bounded].concat())), "{threads}");
     }
+    drop(enough);
+    let _too_small = workers(folder.path(), &["--memory-limit", "500KB"]);
+    let refused = run(folder.path(), &[&SMALL_TASKS[..], &["-c", MERGE]].concat());
+    let error = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(refused.status.code() == Some(1) && error.contains("error[limit_exceeded]"), "{error}");
+    assert!(error.contains("KB of the worker at 127.0.0.1:"), "{error}");
 }
 
 /// Workers with a limit have the rows of an aggregation's first step in one partition, and no others.
