@@ -248,7 +248,19 @@ impl<'a> Reader<'a> {
     ///
     /// # Errors
     /// `corrupt_state` if it is over-long or does not end.
+    #[inline]
     pub fn varint(&mut self) -> Result<u128> {
+        // Most are small.
+        match self.rest.split_first() {
+            Some((&small @ 0..0x80, rest)) => {
+                self.rest = rest;
+                Ok(u128::from(small))
+            }
+            _ => self.long_varint(),
+        }
+    }
+
+    fn long_varint(&mut self) -> Result<u128> {
         let mut v = 0u128;
         for shift in (0..128).step_by(7) {
             let b = self.byte()?;

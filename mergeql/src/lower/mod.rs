@@ -648,16 +648,22 @@ impl Lowering<'_> {
                 rest.extend(others);
             }
             Returning::Rows | Returning::State | Returning::Delta | Returning::Schema | Returning::Unique => {}
-            // Rows of a key are told apart by their column, those without a key by all they hold.
-            _ if plan.nullable_key() => rest.extend(["column_name", "losers", "strategy", "value", "winner_sources"]),
+            // Rows of a key are told apart by their column.
             _ => rest.push("column_name"),
         }
-        for name in rest {
-            if !seen.contains(&name) {
-                let expr = quote(name);
-                let key = self.dialect.order_key(&expr, self.type_of(name)).unwrap_or(expr);
-                parts.push(format!("{key} ASC NULLS LAST"));
-            }
+        let key_of = |name: &str| self.dialect.order_key(&quote(name), self.type_of(name)).unwrap_or_else(|| quote(name));
+        rest.retain(|name| !seen.contains(name));
+        parts.extend(rest.into_iter().map(|name| format!("{} ASC NULLS LAST", key_of(name))));
+        if plan.returns_cells() && plan.nullable_key() {
+            // Those without a key by all they hold: to sort lists is dear, so others have nothing there.
+            let nullable = plan
+                .key_columns()
+                .iter()
+                .filter(|c| c.nullable)
+                .map(|c| format!("{} {}", quote(&c.name), self.dialect.null_tests(&c.ty)[0]));
+            let keyless = nullable.collect::<Vec<_>>().join(" OR ");
+            let held = ["losers", "strategy", "value", "winner_sources"].into_iter().filter(|name| !seen.contains(name));
+            parts.extend(held.map(|name| format!("CASE WHEN {keyless} THEN {} END ASC NULLS LAST", key_of(name))));
         }
         if plan.returning == Returning::State && plan.nullable_key() {
             let mut states: Vec<&str> = plan.cells.iter().map(|c| c.name.as_str()).collect();
