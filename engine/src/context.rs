@@ -25,6 +25,7 @@ use datafusion::physical_optimizer::optimizer::PhysicalOptimizer;
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::prelude::{DataFrame, SessionConfig, SessionContext};
 use futures::TryStreamExt;
+use futures::future::join_all;
 use mergeql_lang::ast::{Explain, Into as Target, Merge, Name, Piece, Relation as Written, Returning, Statement};
 use mergeql_lang::lower::{DELETED, DataFusion, Lowering, STATE, quote};
 use mergeql_lang::plan::{Fold, Plan};
@@ -93,6 +94,8 @@ pub(crate) struct Shared {
     pub(crate) names: Arc<Names>,
     /// Held by a statement that changes something, from its first look at the tables to its last write.
     pub(crate) changing: tokio::sync::Mutex<()>,
+    /// Held by who reads standard input, which is read once.
+    pub(crate) reading_stdin: tokio::sync::Mutex<()>,
     /// The most memory of all statements together.
     memory_limit: Option<usize>,
     memory: Mutex<Memory>,
@@ -202,6 +205,7 @@ impl MergeContext {
             cluster: client,
             names,
             changing: tokio::sync::Mutex::default(),
+            reading_stdin: tokio::sync::Mutex::default(),
             memory_limit: config.memory_limit,
             memory: Mutex::new(Memory::default()),
             merged: Default::default(),
@@ -427,8 +431,10 @@ impl MergeContext {
         let mut expanded = merge.clone();
         let written = expanded.sources.split_off(usize::from(matches!(first, First::Rows(_) | First::States(..))));
         let mut relations = Vec::new();
-        for source in written {
-            for (source, resolved) in Box::pin(self.resolve_source(source, &options, each)).await? {
+        // Text files are read for their types: side by side.
+        let resolving = written.into_iter().map(|source| Box::pin(self.resolve_source(source, &options, each)));
+        for found in join_all(resolving).await {
+            for (source, resolved) in found? {
                 relations.push(self.adopt(resolved));
                 expanded.sources.push(source);
             }

@@ -385,6 +385,7 @@ impl MergeContext {
     }
 
     async fn read_stdin(&self, format: Format) -> Result<Arc<dyn TableProvider>> {
+        let _reading = self.shared.reading_stdin.lock().await;
         if let Some(table) = self.cached_stdin() {
             return Ok(table);
         }

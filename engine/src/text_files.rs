@@ -106,6 +106,8 @@ pub(crate) static NULL_PATTERN: LazyLock<regex::Regex> =
 pub(crate) struct MarkNulls<R> {
     inner: R,
     delimiter: u8,
+    /// Whether a byte outside of quotes is more than a part of a field.
+    special: [bool; 256],
     out: Vec<u8>,
     at: usize,
     quoted: bool,
@@ -122,9 +124,12 @@ pub(crate) struct MarkNulls<R> {
 impl<R: BufRead> MarkNulls<R> {
     pub(crate) fn new(inner: R, delimiter: u8) -> MarkNulls<R> {
         let out = Vec::with_capacity(1 << 18);
+        let mut special = [false; 256];
+        [delimiter, b'\n', b'\r', b'"'].into_iter().for_each(|b| special[usize::from(b)] = true);
         MarkNulls {
             inner,
             delimiter,
+            special,
             out,
             at: 0,
             quoted: false,
@@ -158,27 +163,39 @@ impl<R: BufRead> MarkNulls<R> {
             return Ok(());
         }
         let input = if std::mem::take(&mut self.beginning) { input.strip_prefix(b"\xef\xbb\xbf").unwrap_or(input) } else { input };
-        for &b in input {
-            let end_of_record = b == b'\n' || b == b'\r';
+        // What comes before a mark is copied at once.
+        let (mut copied, mut at) = (0, 0);
+        while let Some(&b) = input.get(at) {
             if self.quoted {
-                self.quoted = b != b'"';
-            } else if b == self.delimiter || end_of_record {
+                let closing = input[at..].iter().position(|b| *b == b'"');
+                self.quoted = closing.is_none();
+                at = closing.map_or(input.len(), |n| at + n + 1);
+                continue;
+            }
+            let end_of_record = b == b'\n' || b == b'\r';
+            if b == self.delimiter || end_of_record {
                 let blank = end_of_record && self.record_start && (!self.blank || b == b'\n' && self.returned);
                 self.returned = b == b'\r';
                 if self.field_start && !blank {
+                    self.out.extend_from_slice(&input[copied..at]);
                     self.out.extend_from_slice(NULL_MARK);
+                    copied = at;
                 }
                 self.field_start = true;
                 self.record_start = end_of_record;
-                self.out.push(b);
+                at += 1;
                 continue;
-            } else if b == b'"' {
-                // A doubled quote closes and opens again, which comes to the same.
-                self.quoted = true;
             }
             (self.field_start, self.record_start, self.returned) = (false, false, false);
-            self.out.push(b);
+            // A doubled quote closes and opens again, which comes to the same.
+            self.quoted = b == b'"';
+            at += 1;
+            if !self.quoted {
+                let plain = input[at..].iter().position(|b| self.special[usize::from(*b)]);
+                at = plain.map_or(input.len(), |n| at + n);
+            }
         }
+        self.out.extend_from_slice(&input[copied..]);
         self.inner.consume(consumed);
         Ok(())
     }
@@ -249,7 +266,16 @@ impl Guess {
 
     fn see(&mut self, field: &str) {
         self.any = true;
-        self.boolean &= field.eq_ignore_ascii_case("true") || field.eq_ignore_ascii_case("false");
+        let digits = field.strip_prefix('-').unwrap_or(field).as_bytes();
+        if self.float && matches!(digits, [b'0'] | [b'1'..=b'9', ..]) && digits.len() < 16 && digits.iter().all(u8::is_ascii_digit)
+        {
+            // Most numbers are whole and short, and a double holds them.
+            self.number = true;
+            self.unsigned &= digits.len() == field.len();
+            (self.boolean, self.date, self.timestamp) = (false, false, false);
+            return;
+        }
+        self.boolean = self.boolean && (field.eq_ignore_ascii_case("true") || field.eq_ignore_ascii_case("false"));
         if self.float {
             let digits = field.strip_prefix(['-', '+']).unwrap_or(field);
             // 007 is a name for something, not seven.
@@ -624,6 +650,15 @@ mod tests {
         assert_eq!(marked("a,b\n1,"), "a,b\n1,NULL");
         assert_eq!(marked("a,b\r\n,x\r\n\r\n"), "a,b\r\nNULL,x\r\n\r\n");
         assert_eq!(marked("\u{feff}a\n\"x,,\"\"y\"\n"), "a\n\"x,,\"\"y\"\n");
+        // However it comes in pieces.
+        let text = "a,b,c\r\n\"x,\"\",\",,\"\"\n\n,12,\"\n,\"\r\r\n,,3";
+        for size in 1..text.len() {
+            let mut out = String::new();
+            let pieces = std::io::BufReader::with_capacity(size, text.as_bytes());
+            MarkNulls::new(pieces, b',').read_to_string(&mut out).expect("reads");
+            let wanted = "a,b,c\r\n\"x,\"\",\",NULL,\"\"\n\nNULL,12,\"\n,\"\r\r\nNULL,NULL,3";
+            assert_eq!(out.replace("\x1a\x00\x1a", "NULL"), wanted, "{size}");
+        }
     }
 
     #[test]
@@ -634,6 +669,12 @@ mod tests {
             guess.data_type()
         };
         assert_eq!(guess(&["1", "-2"]), DataType::Int64);
+        assert_eq!(guess(&["-0", "0"]), DataType::Int64);
+        assert_eq!(guess(&["-1", "18446744073709551615"]), DataType::Float64);
+        assert_eq!(guess(&["1", "2024-02-29"]), DataType::Utf8);
+        assert_eq!(guess(&["1", "true"]), DataType::Utf8);
+        assert_eq!(guess(&["true", "1"]), DataType::Utf8);
+        assert_eq!(guess(&["x", "1"]), DataType::Utf8);
         assert_eq!(guess(&["1", "2.5"]), DataType::Float64);
         assert_eq!(guess(&["01234"]), DataType::Utf8);
         assert_eq!(guess(&["NaN"]), DataType::Utf8);
