@@ -1,0 +1,149 @@
+//! NULLs of CSV files, marked for a reader that does not tell them from empty texts.
+
+use std::io::{BufRead, Read};
+use std::sync::LazyLock;
+
+/// What stands for NULL between [`MarkNulls`] and the CSV reader: bytes that no text file has a reason to hold.
+pub(crate) const NULL_MARK: &[u8] = b"\x1a\x00\x1a";
+pub(crate) static NULL_PATTERN: LazyLock<regex::Regex> =
+    LazyLock::new(|| regex::Regex::new("^\x1a\x00\x1a$").expect("invariant: the pattern is valid"));
+
+/// Writes [`NULL_MARK`] into every unquoted empty field, because a CSV reader does not say which fields were quoted. A line with
+/// nothing on it is no record.
+pub(crate) struct MarkNulls<R> {
+    inner: R,
+    delimiter: u8,
+    /// Whether a byte outside of quotes is more than a part of a field.
+    special: [bool; 256],
+    out: Vec<u8>,
+    at: usize,
+    quoted: bool,
+    field_start: bool,
+    record_start: bool,
+    beginning: bool,
+    ended: bool,
+    /// A line with nothing on it is a record of one NULL.
+    blank: bool,
+    /// What was last is a carriage return, whose line feed ends no other line.
+    returned: bool,
+}
+
+impl<R: BufRead> MarkNulls<R> {
+    pub(crate) fn new(inner: R, delimiter: u8) -> MarkNulls<R> {
+        let out = Vec::with_capacity(1 << 18);
+        let mut special = [false; 256];
+        [delimiter, b'\n', b'\r', b'"'].into_iter().for_each(|b| special[usize::from(b)] = true);
+        MarkNulls {
+            inner,
+            delimiter,
+            special,
+            out,
+            at: 0,
+            quoted: false,
+            field_start: true,
+            record_start: true,
+            beginning: true,
+            ended: false,
+            blank: false,
+            returned: false,
+        }
+    }
+
+    /// The same for records of one field, which may be NULL: then nothing is on the line.
+    pub(crate) fn of_one_column(self) -> MarkNulls<R> {
+        MarkNulls { blank: true, ..self }
+    }
+
+    fn fill(&mut self) -> std::io::Result<()> {
+        self.out.clear();
+        self.at = 0;
+        let input = self.inner.fill_buf()?;
+        let consumed = input.len();
+        if consumed == 0 && self.quoted {
+            return Err(std::io::Error::new(std::io::ErrorKind::InvalidData, "a quoted field is never closed"));
+        }
+        if consumed == 0 {
+            if !self.ended && self.field_start && !self.record_start {
+                self.out.extend_from_slice(NULL_MARK);
+            }
+            self.ended = true;
+            return Ok(());
+        }
+        let input = if std::mem::take(&mut self.beginning) { input.strip_prefix(b"\xef\xbb\xbf").unwrap_or(input) } else { input };
+        // What comes before a mark is copied at once.
+        let (mut copied, mut at) = (0, 0);
+        while let Some(&b) = input.get(at) {
+            if self.quoted {
+                let closing = input[at..].iter().position(|b| *b == b'"');
+                self.quoted = closing.is_none();
+                at = closing.map_or(input.len(), |n| at + n + 1);
+                continue;
+            }
+            let end_of_record = b == b'\n' || b == b'\r';
+            if b == self.delimiter || end_of_record {
+                let blank = end_of_record && self.record_start && (!self.blank || b == b'\n' && self.returned);
+                self.returned = b == b'\r';
+                if self.field_start && !blank {
+                    self.out.extend_from_slice(&input[copied..at]);
+                    self.out.extend_from_slice(NULL_MARK);
+                    copied = at;
+                }
+                self.field_start = true;
+                self.record_start = end_of_record;
+                at += 1;
+                continue;
+            }
+            (self.field_start, self.record_start, self.returned) = (false, false, false);
+            // A doubled quote closes and opens again, which comes to the same.
+            self.quoted = b == b'"';
+            at += 1;
+            if !self.quoted {
+                let plain = input[at..].iter().position(|b| self.special[usize::from(*b)]);
+                at = plain.map_or(input.len(), |n| at + n);
+            }
+        }
+        self.out.extend_from_slice(&input[copied..]);
+        self.inner.consume(consumed);
+        Ok(())
+    }
+}
+
+impl<R: BufRead> Read for MarkNulls<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        while self.at == self.out.len() && !self.ended {
+            self.fill()?;
+        }
+        let n = (self.out.len() - self.at).min(buffer.len());
+        buffer[..n].copy_from_slice(&self.out[self.at..self.at + n]);
+        self.at += n;
+        Ok(n)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn marked(text: &str) -> String {
+        let mut out = String::new();
+        MarkNulls::new(text.as_bytes(), b',').read_to_string(&mut out).expect("reads");
+        out.replace("\x1a\x00\x1a", "NULL")
+    }
+
+    #[test]
+    fn unquoted_empty_fields_are_null_and_quoted_ones_are_not() {
+        assert_eq!(marked("a,b\n,\"\"\n1,\n"), "a,b\nNULL,\"\"\n1,NULL\n");
+        assert_eq!(marked("a,b\n1,"), "a,b\n1,NULL");
+        assert_eq!(marked("a,b\r\n,x\r\n\r\n"), "a,b\r\nNULL,x\r\n\r\n");
+        assert_eq!(marked("\u{feff}a\n\"x,,\"\"y\"\n"), "a\n\"x,,\"\"y\"\n");
+        // However it comes in pieces.
+        let text = "a,b,c\r\n\"x,\"\",\",,\"\"\n\n,12,\"\n,\"\r\r\n,,3";
+        for size in 1..text.len() {
+            let mut out = String::new();
+            let pieces = std::io::BufReader::with_capacity(size, text.as_bytes());
+            MarkNulls::new(pieces, b',').read_to_string(&mut out).expect("reads");
+            let wanted = "a,b,c\r\n\"x,\"\",\",NULL,\"\"\n\nNULL,12,\"\n,\"\r\r\nNULL,NULL,3";
+            assert_eq!(out.replace("\x1a\x00\x1a", "NULL"), wanted, "{size}");
+        }
+    }
+}
