@@ -145,10 +145,13 @@ fn infer_csv(files: &[Bytes], delimiter: u8, header: bool) -> Result<Inferred> {
         for (name, known) in &mut columns {
             known.missing |= guessed.iter().all(|(other, _)| other != name);
         }
-        for (name, guess) in guessed {
+        for (name, mut guess) in guessed {
             match columns.iter_mut().find(|(known, _)| *known == name) {
                 Some((_, known)) => known.and(guess),
-                None => columns.push((name, Guess { missing: guess.missing || i > 0, ..guess })),
+                None => {
+                    guess.missing |= i > 0;
+                    columns.push((name, guess));
+                }
             }
         }
     }
