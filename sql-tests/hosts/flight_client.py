@@ -58,10 +58,11 @@ if what == "statements":
         assert cursor.fetchall() == [(8, "p"), (9, None)]
         # No row of parameters: nothing runs.
         types = pa.schema([("a", pa.int32()), ("b", pa.int64()), ("c", pa.string())])
-        cursor.executemany("INSERT INTO london VALUES ($1, $2, $3)", pa.RecordBatch.from_pylist([], schema=types))
+        cursor.executemany("INSERT INTO london VALUES ($1, $2, $3)", types.empty_table())
         cursor.execute("SELECT count(*) FROM london WHERE id > 3")
         assert cursor.fetchall() == [(2,)]
-        many = "MERGE (SELECT value AS id, repeat('x', 100) AS t FROM generate_series(1, $1)) AS s ON id"
+        rows = "SELECT value * 7919 % 50021 AS id, repeat('x', 100) AS t FROM generate_series(1, 50000) WHERE value <= $1"
+        many = f"MERGE ({rows}) AS s ON id"
         cursor.execute(f"{many} WITH (memory_limit = '64MB', sorted = false)", parameters=(20_000,))
         assert cursor.fetch_arrow_table().num_rows == 20_000
         try:
