@@ -13,6 +13,9 @@ use crate::value::order_key::order_key;
 use std::borrow::Cow;
 use std::ops::RangeInclusive;
 
+/// A function over columns of so many rows.
+pub type OverRows = fn(&[Column<'_>], usize) -> Result<OwnedColumn>;
+
 /// A function of one row. The same arguments always give the same result, but for one that reads the clock.
 pub struct Function {
     /// Its name in SQL.
@@ -30,7 +33,7 @@ pub struct Function {
     /// What it does; arguments may be NULL.
     pub run: fn(&[Value]) -> Result<Value>,
     /// The same over so many rows at once, where that is faster.
-    pub columns: Option<fn(&[Column<'_>], usize) -> Result<OwnedColumn>>,
+    pub columns: Option<OverRows>,
 }
 
 impl Function {
