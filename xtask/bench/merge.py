@@ -4,7 +4,6 @@ import os
 import statistics
 import subprocess
 import sys
-import time
 
 import duckdb
 from merge_cases import CASES
@@ -30,27 +29,27 @@ def mergeql(case, place):
     out = f"{place}/mergeql.parquet"
     if os.path.exists(out):
         os.remove(out)
-    peak = (
-        "import resource,subprocess,sys; subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL); "
-        "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024)"
+    measured = (
+        "import resource,subprocess,sys,time; started = time.perf_counter(); "
+        "subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL); "
+        "print(time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024)"
     )
     command = [ours, "--threads", "2"]
     if case.format == "memory":
         # The time of the merge alone: its sources are tables before, and so is its result.
-        peak = peak.replace(", stderr=subprocess.DEVNULL", "")
+        measured = measured.replace(", stderr=subprocess.DEVNULL", "")
         command.append("--timer")
         for i in range(case.sources):
             command += ["-c", f"CREATE TABLE t{i} AS SELECT * FROM '{i}.parquet'"]
         command += ["-c", f"{case.statement} INTO merged", "-c", "SELECT * FROM merged"]
     else:
         command += ["-c", case.statement]
-    started = time.perf_counter()
-    done = subprocess.run([sys.executable, "-c", peak, *command, "-o", out], capture_output=True, text=True, cwd=place, check=True)
-    seconds = time.perf_counter() - started
+    done = subprocess.run([sys.executable, "-c", measured, *command, "-o", out], capture_output=True, text=True, cwd=place, check=True)
+    seconds, peak = map(float, done.stdout.split())
     if case.format == "memory":
         told = [float(line.split()[1]) for line in done.stderr.splitlines() if line.startswith("Time: ")]
         seconds = told[case.sources]
-    return seconds, float(done.stdout)
+    return seconds, peak
 
 
 def same(case, place, engine):
