@@ -4,7 +4,9 @@
 use mergeql_udfs::merkle::{Hash, hex};
 use mergeql_udfs::{Code, Error, Result};
 use sha2::{Digest, Sha256};
+use std::collections::hash_map::RandomState;
 use std::fs::File;
+use std::hash::{BuildHasher, Hasher};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -68,8 +70,9 @@ impl Cache {
     pub(crate) fn entry(&self, key: &Hash) -> Result<Entry> {
         let path = self.path(key);
         // Two runs may make the same tensor.
-        let partial = self.folder.join(format!("{}.{}.partial", hex(key), std::process::id()));
-        let mut file = File::create(&partial).map_err(|e| failed(&partial, e))?;
+        let own = RandomState::new().build_hasher().finish();
+        let partial = self.folder.join(format!("{}.{own:016x}.partial", hex(key)));
+        let mut file = File::create_new(&partial).map_err(|e| failed(&partial, e))?;
         file.write_all(&[0; 32]).map_err(|e| failed(&partial, e))?;
         Ok(Entry { file, partial, path, hash: Sha256::new_with_prefix(key) })
     }

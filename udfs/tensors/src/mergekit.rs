@@ -9,7 +9,7 @@ use crate::method::{Base, Input, Kind, Method, Params, Semantics, Value};
 use crate::methods;
 use crate::model::{self, Extras, Merged};
 use crate::output;
-use crate::plan::{Files, How, Merge, Model, Options, Plan, choose, merge_task};
+use crate::plan::{Files, How, Merge, Model, Options, Plan, choose, copy_task, merge_task};
 use crate::run::Progress;
 use crate::sealed::Sealed;
 use crate::tokenizer::{self, Tokens};
@@ -178,6 +178,8 @@ struct Planner<'a> {
     base: Option<String>,
     tokenizer: Option<Json>,
     models: Vec<Model>,
+    /// NaN in a model is no error.
+    propagate_nan: bool,
 }
 
 /// The layer number in a tensor's name: what stands before it, the number, and what follows.
@@ -360,7 +362,7 @@ impl<'a> Planner<'a> {
             (None, Some(source)) => Some(serde_json::json!({ "source": source })),
             (None, None) => None,
         };
-        Ok(Planner { config, folder, earlier, method, preset, slices, base, tokenizer, models: Vec::new() })
+        Ok(Planner { config, folder, earlier, method, preset, slices, base, tokenizer, models: Vec::new(), propagate_nan: false })
     }
 
     fn path(&self, model: &str) -> PathBuf {
@@ -397,7 +399,8 @@ impl<'a> Planner<'a> {
     }
 
     fn open(&self, name: &str) -> Result<Checkpoint> {
-        Checkpoint::open(self.path(name)).map_err(|e| {
+        let opened = Checkpoint::open(self.path(name)).map(|checkpoint| checkpoint.lenient(self.propagate_nan));
+        opened.map_err(|e| {
             let below = if self.folder.as_os_str().is_empty() {
                 "the current folder".to_owned()
             } else {
@@ -488,6 +491,7 @@ impl<'a> Planner<'a> {
 
     fn plan(mut self, options: &Options) -> Result<Stage> {
         let options = self.options(options)?;
+        self.propagate_nan = options.propagate_nan;
         // `dtype` is what the models are read in, and written in unless out_dtype says otherwise.
         let dtype = self.config.get("dtype").and_then(Json::as_str).map(dtype::parse).transpose()?;
         let slices = self.slices.clone();
@@ -507,7 +511,7 @@ impl<'a> Planner<'a> {
             Some(json) => {
                 let folders: Vec<(String, PathBuf)> =
                     self.models.iter().map(|m| (m.name.clone(), m.checkpoint.folder().to_owned())).collect();
-                Some(tokenizer::plan(json, &folders, base.unwrap_or(0))?)
+                Some(tokenizer::plan(json, &folders, base)?)
             }
         };
         let mut notes: Vec<String> = self
@@ -568,7 +572,8 @@ impl<'a> Planner<'a> {
                             Some(tokens) if tokenizer::has_rows(name) => tokens.rows(&planner.models, &model.name, name, tensor)?,
                             _ => tensor.clone(),
                         };
-                        Ok(dtype.map_or_else(|| tensor.clone(), |dtype| tensor.rounded(dtype)))
+                        let rounds = dtype.filter(|_| dtype::is_float(tensor.dtype));
+                        Ok(rounds.map_or_else(|| tensor.clone(), |dtype| tensor.rounded(dtype)))
                     };
                     let mut inputs = Vec::new();
                     for (place, (at, model)) in chosen.iter().enumerate() {
@@ -581,6 +586,11 @@ impl<'a> Planner<'a> {
                         }
                         _ => None,
                     };
+                    let all = || inputs.iter().map(|i| &i.tensor).chain(of_base.as_ref().map(|b| &b.tensor));
+                    if all().any(|tensor| !dtype::is_float(tensor.dtype)) {
+                        tasks.extend(copy_task(out, all().cloned(), options.out_dtype)?);
+                        return Ok(());
+                    }
                     let params = planner.params(slice, &sources, out, t)?;
                     let choice = choose(planner.method.name, &params, &options, inputs.len(), &mut files)?;
                     tasks.push(merge_task(out, &choice, inputs, of_base, options.out_dtype)?);

@@ -92,11 +92,15 @@ pub fn write(sealed: &Sealed, out: &Path, extras: &Extras, report: impl FnMut(Pr
         return Err(Error::invalid_argument(format!("`{}` is one file, which has no shards", out.display()))
             .with_help("name a folder, or leave max_shard_size out"));
     }
-    let real = |path: &Path| path.canonicalize().ok();
+    // A name without a folder is one in the current folder.
+    let real = |path: &Path| if path.as_os_str().is_empty() { Path::new(".") } else { path }.canonicalize().ok();
+    let beside: Vec<PathBuf> = methods::ALL.iter().filter_map(|m| real(&out.with_extension(m.along?.0))).collect();
     for model in sealed.plan.models.iter().chain(&sealed.plan.base) {
         let mut files = model.contributed().tensors.values().map(|t| t.file());
-        let read = |file: &Path| real(file) == real(out) || file.parent().and_then(real) == real(out);
-        if real(out).is_some() && files.any(read) {
+        let written =
+            |file: &Path| real(file).is_some_and(|file| Some(&file) == real(out).as_ref() || single && beside.contains(&file));
+        let read = |file: &Path| written(file) || real(out).is_some() && file.parent().and_then(real) == real(out);
+        if files.any(read) {
             return Err(failed(out, format!("the model `{}` is read from there", model.name))
                 .with_help("choose another place for the output"));
         }
@@ -161,7 +165,12 @@ fn companion_names(extras: &Extras) -> Result<Vec<String>> {
     let Some(folder) = &extras.companion else { return Ok(Vec::new()) };
     let inside = |folder: &Path| -> Result<Vec<String>> {
         let entries = std::fs::read_dir(folder).map_err(|e| failed(folder, e))?;
-        Ok(entries.filter_map(|e| e.ok()?.file_name().into_string().ok()).filter(|name| goes_along(name)).collect())
+        // A pipeline's folder has a folder called `tokenizer`.
+        let name = |entry: std::io::Result<std::fs::DirEntry>| {
+            let entry = entry.ok().filter(|entry| entry.path().is_file())?;
+            entry.file_name().into_string().ok()
+        };
+        Ok(entries.filter_map(name).filter(|name| goes_along(name)).collect())
     };
     let mut names = inside(folder)?;
     if let Some(tokens) = &extras.tokenizer {

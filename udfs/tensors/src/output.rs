@@ -41,6 +41,8 @@ pub struct Layout {
     places: Vec<Place>,
     index: Option<(PathBuf, Vec<u8>)>,
     journal: PathBuf,
+    /// It is one file, and what is beside it is none of its business.
+    single: bool,
 }
 
 fn partial(path: &Path) -> PathBuf {
@@ -110,15 +112,17 @@ impl Layout {
             let text = format!("{:#}\n", json!({ "metadata": { "total_size": total }, "weight_map": map }));
             (folder.join("model.safetensors.index.json"), text.into_bytes())
         });
-        Ok(Layout { parts, places, index, journal: journal(out) })
+        Ok(Layout { parts, places, index, journal: journal(out), single })
     }
 }
 
 /// Whether a file is one of those that hold a model, or their index.
 fn holds_model(name: &str) -> bool {
+    let shard = || name.strip_prefix("model-")?.strip_suffix(".safetensors")?.split_once("-of-");
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
     name == "model.safetensors"
         || name == "model.safetensors.index.json"
-        || (name.starts_with("model-") && name.ends_with(".safetensors"))
+        || shard().is_some_and(|(number, of)| is_number(number) && is_number(of))
 }
 
 impl Layout {
@@ -133,8 +137,8 @@ impl Layout {
     }
 
     fn others(&self, end: &str) -> Vec<PathBuf> {
-        let Some(first) = self.parts.first().filter(|p| p.path.file_name().is_some_and(|n| holds_model(&n.to_string_lossy())))
-        else {
+        let holds = |p: &&Part| p.path.file_name().is_some_and(|n| holds_model(&n.to_string_lossy()));
+        let Some(first) = self.parts.first().filter(|p| !self.single && holds(p)) else {
             return Vec::new();
         };
         let folder = first.path.parent().filter(|f| !f.as_os_str().is_empty()).unwrap_or(Path::new("."));

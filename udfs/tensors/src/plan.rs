@@ -294,15 +294,49 @@ pub(crate) fn rule_of<'r>(rules: &'r [Rule], name: &str) -> Option<&'r Rule> {
     rules.iter().filter(|r| matches(&r.pattern, name)).min_by_key(|r| rank(r))
 }
 
-/// The type that holds what all of these hold.
+/// The type that holds what all of these hold, in whichever order they come.
 pub fn common_dtype(types: impl IntoIterator<Item = Dtype>) -> Option<Dtype> {
-    types.into_iter().reduce(|a, b| match (a, b) {
-        _ if a == b => a,
-        (Dtype::F64, _) | (_, Dtype::F64) => Dtype::F64,
-        (Dtype::F16, Dtype::F8_E4M3 | Dtype::F8_E5M2) | (Dtype::F8_E4M3 | Dtype::F8_E5M2, Dtype::F16) => Dtype::F16,
-        (Dtype::BF16, Dtype::F8_E4M3 | Dtype::F8_E5M2) | (Dtype::F8_E4M3 | Dtype::F8_E5M2, Dtype::BF16) => Dtype::BF16,
+    let mut all: Vec<Dtype> = Vec::new();
+    for dtype in types {
+        if !all.contains(&dtype) {
+            all.push(dtype);
+        }
+    }
+    let has = |dtype: Dtype| all.contains(&dtype);
+    let small = |dtype: &Dtype| matches!(dtype, Dtype::F16 | Dtype::BF16 | Dtype::F8_E4M3 | Dtype::F8_E5M2);
+    Some(match all.as_slice() {
+        [] => return None,
+        [one] => *one,
+        _ if has(Dtype::F64) => Dtype::F64,
+        _ if !all.iter().all(small) || has(Dtype::F16) && has(Dtype::BF16) => Dtype::F32,
+        _ if has(Dtype::F16) => Dtype::F16,
+        _ if has(Dtype::BF16) => Dtype::BF16,
+        // Neither of the two of eight bits holds the other.
         _ => Dtype::F32,
     })
+}
+
+/// A tensor that is taken as it is: no arithmetic merges it, and it is the same in all that have it.
+///
+/// # Errors
+/// `type_mismatch` where they have other shapes or types.
+pub(crate) fn copy_task(name: &str, mut tensors: impl Iterator<Item = Tensor>, out: Option<Dtype>) -> Result<Option<Task>> {
+    let Some(from) = tensors.next() else { return Ok(None) };
+    let others: Vec<Tensor> = tensors.collect();
+    if let Some(other) = others.iter().find(|t| t.shape != from.shape || t.dtype != from.dtype) {
+        return Err(Error::type_mismatch(format!(
+            "tensor `{name}` is {} {:?} in `{}` and {} {:?} in `{}`",
+            dtype::name(from.dtype),
+            from.shape,
+            from.file().display(),
+            dtype::name(other.dtype),
+            other.shape,
+            other.file().display()
+        ))
+        .with_help("only floats are merged: leave the tensor out of the models that have the wrong one"));
+    }
+    let dtype = out.filter(|_| dtype::is_float(from.dtype)).unwrap_or(from.dtype);
+    Ok(Some(Task { name: name.to_owned(), shape: from.shape.clone(), dtype, how: How::Copy { from, others } }))
 }
 
 /// A method with its checked parameters and the files that they name.
@@ -322,12 +356,21 @@ pub struct Chosen {
 /// `unknown_strategy`, `unknown_option`, `invalid_argument`; `io` for files beside the models.
 pub fn choose(strategy: &str, params: &Params, options: &Options, models: usize, files: &mut Files) -> Result<Chosen> {
     let (method, mut all) = methods::find(strategy)?;
+    // Under its own name, whichever of its names a parameter was given by: what the rule says counts before what all have.
+    let own = |name: &String| method.param(name).map_or_else(|| name.clone(), |param| param.name.to_owned());
     for (name, value) in &options.common {
         if method.param(name).is_some() {
-            all.insert(name.clone(), value.clone());
+            all.insert(own(name), value.clone());
         }
     }
-    all.extend(params.iter().map(|(name, value)| (name.clone(), value.clone())));
+    let mut given = BTreeMap::new();
+    for (name, value) in params {
+        if let Some(other) = given.insert(own(name), name) {
+            return Err(Error::invalid_argument(format!("`{name}` and `{other}` of `{strategy}` are one parameter"))
+                .with_help("leave one of them out"));
+        }
+        all.insert(own(name), value.clone());
+    }
     let settings = Settings::new(method, &all, options.semantics, models)?;
     let mut sides = BTreeMap::new();
     for param in method.params.iter().filter(|p| matches!(p.kind, Kind::File | Kind::Files)) {
@@ -390,6 +433,8 @@ pub fn merge_task(name: &str, chosen: &Chosen, models: Vec<Input>, base: Option<
         ))
         .with_help("name the model that they all started from: BASE 'base.safetensors'; for a tensor that it lacks, another strategy by the tensor's name"));
     }
+    // The output has the type of the base, also where a method takes none.
+    let of_base = base.as_ref().map(|b| b.tensor.dtype);
     let base = base.filter(|_| method.base != Base::None);
     let (least, most) = method.beside_base.filter(|_| base.is_some()).unwrap_or(method.models);
     if models.len() < least || models.len() > most {
@@ -406,7 +451,7 @@ pub fn merge_task(name: &str, chosen: &Chosen, models: Vec<Input>, base: Option<
         .with_help("choose another strategy, or other models"));
     }
     let types = models.iter().map(|i| i.tensor.dtype);
-    let dtype = out.or(base.as_ref().map(|b| b.tensor.dtype)).or_else(|| common_dtype(types)).unwrap_or(Dtype::F32);
+    let dtype = out.or(of_base).or_else(|| common_dtype(types)).unwrap_or(Dtype::F32);
     let merge = Merge { method, settings: chosen.settings.clone(), models, base, sides: chosen.sides.clone() };
     let task = Task { name: name.to_owned(), shape, dtype, how: How::Merge(Box::new(merge)) };
     let How::Merge(merge) = &task.how else { return Ok(task) };
@@ -477,6 +522,15 @@ impl Plan {
             rule.params.keys().any(|name| method.param(name).is_some_and(|p| p.name == weight.name))
         };
         let weighted = rules.iter().find(weighs);
+        let is_weight = |name: &&String| {
+            let of_rule =
+                |r: &Rule| methods::find(&r.strategy).is_ok_and(|(m, _)| m.param(name).is_some_and(|p| p.name == "weight"));
+            rules.iter().any(of_rule)
+        };
+        if let Some(name) = options.common.keys().find(is_weight).filter(|_| models.iter().any(|m| m.weight.is_some())) {
+            return Err(Error::invalid_argument(format!("the models have weights, and `{name}` gives others"))
+                .with_help("write WEIGHT after the models, or weight = [...] for all"));
+        }
         if let Some(rule) = weighted.filter(|_| models.iter().any(|m| m.weight.is_some())) {
             return Err(Error::invalid_argument(format!(
                 "the models have weights, and the rule for `{}` has others",
@@ -546,23 +600,7 @@ impl Plan {
             let all = || inputs.iter().map(|i| &i.tensor).chain(&of_base);
             let copied = all().any(|t| !dtype::is_float(t.dtype)) || inputs.is_empty();
             if copied {
-                let mut tensors = all().cloned();
-                let Some(from) = tensors.next() else { continue };
-                let others: Vec<Tensor> = tensors.collect();
-                if let Some(other) = others.iter().find(|t| t.shape != from.shape || t.dtype != from.dtype) {
-                    return Err(Error::type_mismatch(format!(
-                        "tensor `{name}` is {} {:?} in `{}` and {} {:?} in `{}`",
-                        dtype::name(from.dtype),
-                        from.shape,
-                        from.file().display(),
-                        dtype::name(other.dtype),
-                        other.shape,
-                        other.file().display()
-                    ))
-                    .with_help("only floats are merged: leave the tensor out of the models that have the wrong one"));
-                }
-                let dtype = options.out_dtype.filter(|_| dtype::is_float(from.dtype)).unwrap_or(from.dtype);
-                tasks.push(Task { name: name.clone(), shape: from.shape.clone(), dtype, how: How::Copy { from, others } });
+                tasks.extend(copy_task(name, all().cloned(), options.out_dtype)?);
                 continue;
             }
             // What only the models have is new: it is merged as if it had been nothing, only where that is asked for.

@@ -64,6 +64,19 @@ pub fn takes_any(strategy: &str) -> bool {
     lora::is_strategy(strategy)
 }
 
+/// Whether a rule's strategy has a parameter of this name.
+fn takes(rule: &Rule, name: &str) -> bool {
+    let of = |strategy: &str| methods::find(strategy).is_ok_and(|(method, _)| method.param(name).is_some());
+    #[cfg(feature = "search")]
+    if crate::search::is_strategy(&rule.strategy) {
+        return crate::search::inner(&rule.params).is_some_and(of);
+    }
+    if lora::is_strategy(&rule.strategy) {
+        return lora::parameters_of(&rule.strategy).param(name).is_some();
+    }
+    of(&rule.strategy)
+}
+
 /// The options of the whole merge.
 pub const OPTIONS: [&str; 13] = [
     "dtype",
@@ -154,7 +167,7 @@ pub fn options(given: impl IntoIterator<Item = (String, Value)>, rules: &[Rule])
     for (name, value) in given {
         let rest = set(&mut options, &name, value).map_err(|e| (name.clone(), e))?;
         let Some(rest) = rest else { continue };
-        let has = |r: &Rule| takes_any(&r.strategy) || methods::find(&r.strategy).is_ok_and(|(m, _)| m.param(&name).is_some());
+        let has = |r: &Rule| takes(r, &name);
         let known = rules.iter().any(has);
         if !known {
             let error = Error::new(Code::UnknownOption, format!("neither MERGE MODELS nor any strategy here has `{name}`"))

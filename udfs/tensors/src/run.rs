@@ -150,7 +150,8 @@ fn surveys(plan: &Plan) -> Result<BTreeMap<usize, (Survey, usize)>> {
             look = merge.method.survey;
         }
         let Some((_, look)) = look else { continue };
-        if jobs.iter().any(|j| j.models.len() != jobs[0].models.len()) {
+        let models = |job: &Job<'_>| job.models.iter().map(|input| input.model).collect::<Vec<_>>();
+        if jobs.iter().any(|job| models(job) != models(&jobs[0])) {
             return Err(Error::new(
                 Code::Unsupported,
                 format!("`{}` looks at whole models, and some lack a tensor", plan.tasks[members[0]].strategy()),

@@ -123,7 +123,8 @@ impl Sealed {
             };
             inputs.iter_mut().chain(in_base).for_each(hash);
             if !method.ordered {
-                let key = |i: &Input| (i.hash, own_values(settings, i.place));
+                // Two layers of one model are two contributions.
+                let key = |i: &Input| (i.hash, i.tensor.name().to_owned(), own_values(settings, i.place));
                 inputs.sort_by_cached_key(key);
                 inputs.dedup_by_key(|i| key(i));
             }

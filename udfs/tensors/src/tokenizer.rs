@@ -30,7 +30,7 @@ pub struct Tokens {
     /// Rows of the embeddings: the tokens, and what pads them.
     pub rows: usize,
     models: Vec<(String, BTreeMap<String, u32>)>,
-    base: usize,
+    base: Option<usize>,
     said: BTreeMap<String, (From, bool)>,
     tokenizer: Json,
     /// The folder of the leading tokenizer, whose other files go along.
@@ -84,7 +84,7 @@ pub fn vocabulary(tokenizer: &Json) -> Result<BTreeMap<String, u32>> {
 ///
 /// # Errors
 /// `io` for tokenizers that are missing; `invalid_argument` for a source that is none.
-pub fn plan(config: &Json, models: &[(String, PathBuf)], base: usize) -> Result<Tokens> {
+pub fn plan(config: &Json, models: &[(String, PathBuf)], base: Option<usize>) -> Result<Tokens> {
     let find = |name: &str| {
         models.iter().position(|(model, _)| model == name).ok_or_else(|| {
             let names: Vec<&str> = models.iter().map(|(m, _)| m.as_str()).collect();
@@ -98,7 +98,7 @@ pub fn plan(config: &Json, models: &[(String, PathBuf)], base: usize) -> Result<
         Some(source) => source.as_str().or_else(|| source["model"]["path"].as_str()).unwrap_or_default().to_owned(),
     };
     let lead = match source.as_str() {
-        "union" | "base" => base,
+        "union" | "base" => base.unwrap_or(0),
         model => find(model)?,
     };
     // One order for a union: the base's, then what the others add, by its bytes.
@@ -253,7 +253,7 @@ impl Tokens {
     /// # Errors
     /// `type_mismatch` for a tensor with fewer rows than tokens.
     pub fn rows(&self, models: &[Model], model: &str, name: &str, tensor: &Tensor) -> Result<Tensor> {
-        let own = self.models.iter().position(|(m, _)| m == model).unwrap_or(self.base);
+        let own = self.models.iter().position(|(m, _)| m == model).unwrap_or(self.base.unwrap_or(0));
         let mut tensors: Vec<Tensor> = vec![tensor.clone()];
         let mut places: BTreeMap<usize, u32> = BTreeMap::from([(own, 0)]);
         for (at, (model, _)) in self.models.iter().enumerate() {
@@ -284,7 +284,7 @@ impl Tokens {
                 (_, Some((From::Token(at, key), _))) => {
                     vec![row(*at, key).ok_or_else(|| missing(&self.models[*at].0, &format!("{key:?}")))?]
                 }
-                (_, None) => match row(self.base, &key) {
+                (_, None) => match self.base.and_then(|base| row(base, &key)) {
                     Some(of_base) => vec![of_base],
                     None => (0..self.models.len()).filter_map(|at| row(at, &key)).collect(),
                 },

@@ -22,6 +22,11 @@ static METHOD: Method = Method {
     ..Method::COMMON
 };
 
+/// Its parameters.
+pub(crate) fn parameters() -> &'static Method {
+    &METHOD
+}
+
 /// A matrix of which both factors are made at once, when one is needed.
 #[derive(Debug)]
 struct Difference {

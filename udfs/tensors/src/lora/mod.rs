@@ -196,6 +196,11 @@ pub fn parameters() -> &'static crate::method::Method {
     &LORA
 }
 
+/// The parameters of one of the strategies.
+pub(crate) fn parameters_of(strategy: &str) -> &'static crate::method::Method {
+    if strategy == EXTRACT { extract::parameters() } else { &LORA }
+}
+
 /// Plans a merge of adapters; one strategy for all modules, or one by pattern of module names. The factors are small, so they are made here.
 ///
 /// # Errors

@@ -53,6 +53,14 @@ pub fn is_setting(name: &str) -> bool {
     METHOD.params.iter().any(|p| p.name == name)
 }
 
+/// The strategy whose parameters a rule searches, if it names one.
+pub(crate) fn inner(params: &Params) -> Option<&str> {
+    match params.get("inner") {
+        Some(Value::Text(inner)) => Some(inner),
+        _ => None,
+    }
+}
+
 /// Who says what a candidate is worth.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Fitness {

@@ -240,3 +240,88 @@ fn integers_must_agree() {
         &["`ids`", "i64", "a.safetensors", "b.safetensors"],
     );
 }
+
+/// What an output replaces is a model that was written there, never a file that something is read from.
+#[test]
+fn inputs_stay() {
+    use mergeql_tensors::model::{self, Extras};
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| folder.path().join(name);
+    let tensor = |v: f32| BTreeMap::from([("w".to_owned(), (vec![4], vec![v; 4]))]);
+    for (name, v) in [("model-a", 1.0), ("model-b", 3.0)] {
+        write(&path(&format!("{name}.safetensors")), &tensor(v));
+    }
+    // A pipeline's folder has a folder of this name.
+    std::fs::create_dir(path("tokenizer")).expect("a folder");
+    std::fs::write(path("config.json"), "{}").expect("a config");
+    let merge = |out: &Path| {
+        let models = ["model-a", "model-b"].map(|name| opened(&path(&format!("{name}.safetensors")))).to_vec();
+        let rules = vec![Rule { pattern: "*".into(), strategy: "linear".into(), params: Params::new() }];
+        let options = Options { overwrite: true, ..Options::default() };
+        let extras = Extras { companion: Some(folder.path().to_owned()), ..Extras::default() };
+        model::write(&Sealed::new(Plan::new(Request { models, base: None, rules, options })?)?, out, &extras, |_| ())
+    };
+    merge(&path("model.safetensors")).expect("one file");
+    says(&merge(folder.path()).expect_err("an input"), Code::Io, &["read from there"]);
+    merge(&path("out")).expect("a folder");
+    assert!(path("out/config.json").exists() && !path("out/tokenizer").exists());
+    assert!(path("model-a.safetensors").exists() && path("model-b.safetensors").exists());
+}
+
+#[test]
+fn one_parameter_under_two_names() {
+    let two = || vec![model("m0"), model("m1")];
+    let list = |a, b| Value::List(vec![Value::Number(a), Value::Number(b)]);
+    let both = [("weight", list(1.0, 2.0)), ("weights", list(3.0, 4.0))];
+    says(&error(two(), None, "linear", &both), Code::InvalidArgument, &["weight", "one parameter"]);
+    // What a rule says counts before what all have, whatever it is called there.
+    let merged = |common: &str| {
+        let rules = vec![Rule {
+            pattern: "*".into(),
+            strategy: "linear".into(),
+            params: Params::from([("weight".to_owned(), list(9.0, 1.0))]),
+        }];
+        let mut options = Options::default();
+        options.common.insert(common.to_owned(), list(1.0, 1.0));
+        crate::cases::resolve(Request { models: two(), base: None, rules, options }).expect("a merge")
+    };
+    assert_eq!(merged("weight"), merged("weights"));
+    let mut weighted = two();
+    weighted[0].weight = Some(9.0);
+    let rules = vec![Rule { pattern: "*".into(), strategy: "linear".into(), params: Params::new() }];
+    let mut options = Options::default();
+    options.common.insert("weights".to_owned(), list(1.0, 1.0));
+    let error = Plan::new(Request { models: weighted, base: None, rules, options }).expect_err("two kinds of weights");
+    says(&error, Code::InvalidArgument, &["have weights", "`weights`"]);
+}
+
+#[test]
+fn options_that_nothing_has() {
+    let refused = |strategy: &str, params: Params, name: &str| {
+        let rules = [Rule { pattern: "*".into(), strategy: strategy.into(), params }];
+        let given = [(name.to_owned(), Value::Number(3.0))];
+        mergeql_tensors::request::options(given, &rules).map(drop).map_err(|(_, e)| e.code)
+    };
+    let ties = || Params::from([("inner".to_owned(), Value::Text("ties".into()))]);
+    assert_eq!(refused("lora_svd", Params::new(), "rnak"), Err(Code::UnknownOption));
+    assert_eq!(refused("lora_svd", Params::new(), "rank"), Ok(()));
+    assert_eq!(refused("evolutionary", ties(), "generations"), Err(Code::UnknownOption));
+    assert_eq!(refused("evolutionary", ties(), "density"), Ok(()));
+}
+
+#[test]
+fn the_type_that_holds_all_is_one_in_any_order() {
+    use mergeql_tensors::dtype::Dtype::{BF16, F8_E4M3, F8_E5M2, F16, F32, F64};
+    let common = mergeql_tensors::plan::common_dtype;
+    for (types, wanted) in [
+        ([F8_E4M3, F8_E5M2, F16], F16),
+        ([F8_E4M3, F8_E5M2, BF16], BF16),
+        ([F8_E4M3, F8_E5M2, F8_E4M3], F32),
+        ([F16, BF16, F8_E4M3], F32),
+        ([F16, F32, F64], F64),
+    ] {
+        for order in [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {
+            assert_eq!(common(order.map(|i| types[i])), Some(wanted), "{types:?} {order:?}");
+        }
+    }
+}

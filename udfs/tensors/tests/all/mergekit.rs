@@ -292,3 +292,34 @@ fn models_with_adapters_are_written_in_two_ways() {
     };
     assert_eq!(run("{model: m, lora: l}"), run("m+l"));
 }
+
+/// Buffers of whole numbers go along as they are, and two layers of one model are two contributions.
+#[test]
+fn buffers_are_copied_and_layers_of_one_model_count_each() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for (name, v) in [("a", 1.0f32), ("b", 3.0)] {
+        let own = folder.path().join(name);
+        std::fs::create_dir_all(&own).expect("a folder");
+        let floats = [v, v + 6.0].map(|v| v.to_le_bytes().repeat(2));
+        let ids: Vec<u8> = (0..4i64).flat_map(i64::to_le_bytes).collect();
+        let float =
+            |bytes: &'static [u8]| safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![2], bytes).expect("a tensor");
+        let floats = floats.map(|bytes| float(bytes.leak()));
+        let ids = safetensors::tensor::TensorView::new(safetensors::Dtype::I64, vec![4], ids.leak()).expect("a tensor");
+        let [first, second] = floats;
+        let tensors = [("model.layers.0.w", first), ("model.layers.1.w", second), ("model.position_ids", ids)];
+        safetensors::serialize_to_file(tensors, None, &own.join("model.safetensors")).expect("a file");
+    }
+    let run = |config: &str| {
+        let out = folder.path().join("out");
+        let options = Options { overwrite: true, ..Options::default() };
+        mergekit::run(config, folder.path(), &out, &options, |_| ()).expect("a merge");
+        Checkpoint::open(&out).expect("a model")
+    };
+    let both = "merge_method: linear\nmodels:\n  - {model: a, parameters: {weight: 1}}\n  - {model: b, parameters: {weight: 1}}\n";
+    let merged = run(both);
+    assert_eq!(merged.tensors["model.layers.0.w"].all().expect("numbers"), [2.0; 2]);
+    assert_eq!(merged.tensors["model.position_ids"].dtype, mergeql_tensors::dtype::Dtype::I64);
+    let halves = "merge_method: linear\nslices:\n  - sources:\n      - {model: a, layer_range: [0, 1], parameters: {weight: 0.5}}\n      - {model: a, layer_range: [1, 2], parameters: {weight: 0.5}}\n";
+    assert_eq!(run(halves).tensors["model.layers.0.w"].all().expect("numbers"), [4.0; 2]);
+}
