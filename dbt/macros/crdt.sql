@@ -36,6 +36,11 @@
   {#- The batch under the model's name: what counts per source counts the same in every batch. -#}
   {%- set batch = ['(' ~ sql ~ ') AS ' ~ mergeql.name(this.identifier)] -%}
 
+  {#- dbt's own is_incremental() looks at the table alone: the model's SQL may be about its newest rows only. -#}
+  {%- if existing is not none and existing.is_table and existing_states is none and not should_full_refresh() and config.get('materialized') == 'incremental' -%}
+    {{ exceptions.raise_compiler_error("mergeql: " ~ this ~ " is there without its states (" ~ states ~ "): run with --full-refresh, so that all rows are merged") }}
+  {%- endif -%}
+
   {{ run_hooks(pre_hooks, inside_transaction=False) }}
   {{ run_hooks(pre_hooks, inside_transaction=True) }}
 
@@ -43,7 +48,8 @@
     {%- if existing is not none -%}{%- do adapter.drop_relation(existing) -%}{%- endif -%}
     {%- if existing_states is not none -%}{%- do adapter.drop_relation(existing_states) -%}{%- endif -%}
     {%- call statement('states') -%}
-      {{ create_table_as(False, states, mergeql.state(batch, key, strategies, version_by, default, delete_by)) }}
+      {#- A contract is about the model's columns, not about those of its states. -#}
+      create table {{ states }} as ({{ mergeql.state(batch, key, strategies, version_by, default, delete_by) }})
     {%- endcall -%}
     {%- call statement('main') -%}
       {{ create_table_as(False, target_relation, mergeql.merge(batch, key, strategies, version_by, default, delete_by)) }}
@@ -84,7 +90,7 @@
     {{ create_table_as(True, joined, mergeql.statement(mergeql.merge_text([known, fresh], key, {}, none, 'state'))) }}
   {%- endcall -%}
   {%- set types = {} -%}
-  {%- for column in adapter.get_columns_in_relation(target_relation) -%}{%- do types.update({column.name: column.data_type}) -%}{%- endfor -%}
+  {%- for name, type in mergeql.types_of(target_relation).items() -%}{%- do types.update({name: type}) -%}{%- endfor -%}
   {%- set names = [] -%}{%- set values = [] -%}
   {%- for column in columns if column in types -%}
     {%- do names.append(adapter.quote(column)) -%}
@@ -156,5 +162,7 @@
 {% macro is_incremental() %}
   {%- if not execute -%}{{ return(false) }}{%- endif -%}
   {%- set existing = load_cached_relation(this) -%}
-  {{ return(existing is not none and existing.is_table and not should_full_refresh()) }}
+  {#- Where the states are not there, all rows are merged anew. -#}
+  {%- set states = adapter.get_relation(database=this.database, schema=this.schema, identifier=this.identifier ~ '__mergeql_state') -%}
+  {{ return(existing is not none and existing.is_table and states is not none and not should_full_refresh()) }}
 {% endmacro %}

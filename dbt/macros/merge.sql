@@ -67,11 +67,20 @@
 {% endmacro %}
 
 {% macro duckdb__value_of(state, type) %}
-  {%- set json = 'crdt_value(' ~ state ~ ')' -%}
+  {%- set value = 'crdt_value_text(' ~ state ~ ')' -%}
   {%- if type.endswith(']') or type.upper().startswith(('STRUCT', 'MAP', 'UNION')) -%}
-    {{ return('cast(cast(' ~ json ~ ' as json) as ' ~ type ~ ')') }}
+    {#- Bytes are text in JSON, whose escapes a cast reads. -#}
+    {%- set json = 'cast(mergeql_json(' ~ state ~ ') as json)' -%}
+    {%- set text = type.replace('BLOB', 'VARCHAR') -%}
+    {{ return('cast(' ~ json ~ ' as ' ~ type ~ ')' if text == type else 'cast(cast(' ~ json ~ ' as ' ~ text ~ ') as ' ~ type ~ ')') }}
+  {%- elif type.upper() == 'BLOB' -%}
+    {{ return('unhex(substr(' ~ value ~ ', 3))') }}
+  {%- elif type.upper() == 'INTERVAL' -%}
+    {%- set part = "cast(regexp_extract(" ~ value ~ ", '(-?[0-9]+) %s', 1) as bigint)" -%}
+    {{ return('case when ' ~ value ~ ' is not null then to_months(cast(' ~ part % 'months' ~ ' as integer)) + to_days(cast(' ~ part % 'days'
+              ~ ' as integer)) + to_microseconds(' ~ part % 'ns' ~ ' // 1000) end') }}
   {%- endif -%}
-  {{ return("cast(json_extract_string(" ~ json ~ ", '$') as " ~ type ~ ')') }}
+  {{ return('cast(' ~ value ~ ' as ' ~ type ~ ')') }}
 {% endmacro %}
 
 {% macro postgres__value_of(state, type) %}
@@ -80,7 +89,31 @@
     {{ return("(select case when jsonb_typeof(j) = 'array' then array(select jsonb_array_elements_text(j)) end from (select " ~ json ~ ' as j) as v)::'
               ~ ('text[]' if type.upper() == 'ARRAY' else type)) }}
   {%- elif type.lower() in ('json', 'jsonb') -%}
-    {{ return('(' ~ json ~ ')::' ~ type) }}
+    {#- A strategy that knows nothing of JSON keeps it as text. -#}
+    {{ return("(select case when jsonb_typeof(j) = 'string' then (j #>> '{}')::jsonb else j end from (select " ~ json ~ ' as j) as v)::' ~ type) }}
+  {%- elif type.lower().startswith('interval') -%}
+    {%- set part = "substring(crdt_value_text(" ~ state ~ ") from '(-?[0-9]+) %s')" -%}
+    {{ return('make_interval(months => ' ~ part % 'months' ~ '::int, days => ' ~ part % 'days' ~ '::int, secs => ' ~ part % 'ns' ~ '::numeric / 1000000000)') }}
   {%- endif -%}
   {{ return('(' ~ json ~ " #>> '{}')::" ~ type) }}
+{% endmacro %}
+
+{#- The types of a relation's columns as they are written in SQL. -#}
+{% macro types_of(relation) %}
+  {{ return(adapter.dispatch('types_of', 'mergeql')(relation)) }}
+{% endmacro %}
+
+{% macro default__types_of(relation) %}
+  {%- set types = {} -%}
+  {%- for column in adapter.get_columns_in_relation(relation) -%}{%- do types.update({column.name: column.data_type}) -%}{%- endfor -%}
+  {{ return(types) }}
+{% endmacro %}
+
+{#- Postgres' information_schema says ARRAY and USER-DEFINED of arrays and enums. -#}
+{% macro postgres__types_of(relation) %}
+  {%- set types = {} -%}
+  {%- set found = run_query("select attname, format_type(atttypid, atttypmod) from pg_attribute where attrelid = " ~ mergeql.literal(relation | string)
+                            ~ "::regclass and attnum > 0 and not attisdropped") -%}
+  {%- for row in found -%}{%- do types.update({row[0]: row[1]}) -%}{%- endfor -%}
+  {{ return(types) }}
 {% endmacro %}

@@ -11,10 +11,12 @@
   {%- set columns = [] -%}
   {%- set has = [] -%}
   {%- set texts = [] -%}
+  {%- set floats = [] -%}
   {%- for item in sources -%}
     {%- set found = adapter.get_columns_in_relation(item) -%}
     {%- set names = found | map(attribute='name') | list -%}
     {%- for column in found if column.is_string() and column.name not in texts -%}{%- do texts.append(column.name) -%}{%- endfor -%}
+    {%- for column in found if column.data_type.lower() in ['real', 'float', 'double', 'double precision', 'float4', 'float8'] and column.name not in floats -%}{%- do floats.append(column.name) -%}{%- endfor -%}
     {%- do has.append(names) -%}
     {%- for column in names if column not in columns -%}{%- do columns.append(column) -%}{%- endfor -%}
   {%- endfor -%}
@@ -30,18 +32,25 @@
     {%- endfor -%}
     {%- do branches.append('select ' ~ parts | join(', ') ~ ' from ' ~ item) -%}
   {%- endfor -%}
-  {%- set versions = mergeql.as_list(version_by) -%}
+  {%- set versions = mergeql.as_list(version_by) or (['_ts'] if '_ts' in columns and '_ts' not in keys else []) -%}
   {%- set outputs = [] -%}
   {%- for column in keys -%}{%- do outputs.append(adapter.quote(column)) -%}{%- endfor -%}
   {%- for column in columns if column not in keys -%}
     {%- set strategy = strategies.get(column, default or ('lww' if versions else 'max')) -%}
     {#- Text is compared by its bytes, never by a collation. -#}
     {%- set input = adapter.quote(column) ~ (' collate "C"' if column in texts and target.type == 'postgres' else '') -%}
-    {%- do outputs.append(mergeql.plain_strategy(strategy, input, versions) ~ ' as ' ~ adapter.quote(column)) -%}
+    {%- do outputs.append(mergeql.plain_strategy(strategy, input, versions, column in floats) ~ ' as ' ~ adapter.quote(column)) -%}
   {%- endfor -%}
-  {%- set by = [] -%}
-  {%- for column in keys -%}{%- do by.append(adapter.quote(column)) -%}{%- endfor -%}
-  {%- set sql = 'select ' ~ outputs | join(', ') ~ ' from (' ~ branches | join(' union all ') ~ ') as r group by ' ~ by | join(', ') -%}
+  {%- set by = [] -%}{%- set known = [] -%}{%- set all = [] -%}
+  {%- for column in keys -%}
+    {%- do by.append(adapter.quote(column)) -%}
+    {%- do known.append(adapter.quote(column) ~ ' is not null') -%}
+  {%- endfor -%}
+  {%- for column in keys + columns if adapter.quote(column) not in all -%}{%- do all.append(adapter.quote(column)) -%}{%- endfor -%}
+  {%- set rows = ' from (' ~ branches | join(' union all ') ~ ') as r where ' -%}
+  {#- A row without a key is merged with none. -#}
+  {%- set sql = 'select ' ~ outputs | join(', ') ~ rows ~ known | join(' and ') ~ ' group by ' ~ by | join(', ')
+                ~ ' union all select distinct ' ~ all | join(', ') ~ rows ~ 'not (' ~ known | join(' and ') ~ ')' -%}
   {{ return(sql if not where else 'select * from (' ~ sql ~ ') as merged where ' ~ where) }}
 {% endmacro %}
 
@@ -64,17 +73,27 @@
   {{ return(' - did you mean `' ~ best.name ~ '`?' if best.score > 0.6 else '') }}
 {% endmacro %}
 
-{#- Values without information count for nothing; of the same version the greatest value wins, whatever the order of the rows. -#}
-{% macro plain_strategy(strategy, column, versions) %}
+{#- Values without information count for nothing, and NaN for less than any other; of the same version the greatest value wins, whatever
+    the order of the rows. -#}
+{% macro plain_strategy(strategy, column, versions, is_float=false) %}
+  {%- set nan = "cast('NaN' as double precision)" -%}
   {%- set simple = {'max': 'max', 'min': 'min', 'or': 'bool_or', 'and': 'bool_and'} -%}
-  {%- if strategy in simple -%}{{ return(simple[strategy] ~ '(' ~ column ~ ')') }}{%- endif -%}
+  {%- if strategy in simple -%}
+    {%- set all = simple[strategy] ~ '(' ~ column ~ ')' -%}
+    {{ return('coalesce(' ~ simple[strategy] ~ '(nullif(' ~ column ~ ', ' ~ nan ~ ')), ' ~ all ~ ')' if is_float else all) }}
+  {%- endif -%}
   {%- if not versions -%}
     {{ exceptions.raise_compiler_error("mergeql: the strategy `" ~ strategy ~ "` needs version_by") }}
   {%- endif -%}
-  {%- set order = [] -%}
+  {%- set order = ['case when ' ~ column ~ ' = ' ~ nan ~ ' then 1 else 0 end'] if is_float else [] -%}
   {%- for version in versions -%}
-    {%- set name = adapter.quote(version.split(' ')[0]) -%}
-    {%- do order.append(name ~ (' desc nulls last' if strategy == 'lww' else ' asc nulls last')) -%}
+    {%- set words = version.split() -%}
+    {%- set direction = (words[1] if words | length > 1 else 'asc') | lower -%}
+    {%- if words | length > 2 or direction not in ['asc', 'desc'] -%}
+      {{ exceptions.raise_compiler_error("mergeql: `" ~ version ~ "` of version_by is a column, perhaps with ASC or DESC") }}
+    {%- endif -%}
+    {%- set newest = (strategy == 'lww') == (direction == 'asc') -%}
+    {%- do order.append(adapter.quote(words[0]) ~ (' desc nulls last' if newest else ' asc nulls last')) -%}
   {%- endfor -%}
   {{ return('(array_agg(' ~ column ~ ' order by ' ~ order | join(', ') ~ ', ' ~ column ~ ' desc) filter (where ' ~ column ~ ' is not null))[1]') }}
 {% endmacro %}
