@@ -98,7 +98,12 @@ impl Function {
             let truth: Vec<bool> = (0..types.len())
                 .map(|i| integers.iter().position(|at| *at == i).is_some_and(|bit| choice >> bit & 1 == 1))
                 .collect();
-            let as_bound = |(ty, truth): (&Type, &bool)| if *truth { Type::Boolean } else { ty.clone() };
+            let as_bound = |(ty, truth): (&Type, &bool)| match ty {
+                _ if *truth => Type::Boolean,
+                // Each is what it is.
+                ty if *ty == MIXED => Type::Null,
+                ty => ty.clone(),
+            };
             let call = Call::new(types.iter().zip(&truth).map(as_bound).collect());
             let call = call.with_literals(self.entry.spec(), self.configured, literals).map_err(shown)?;
             match self.entry.bind(&call) {
@@ -139,12 +144,14 @@ impl Function {
                 }
             }
             _ => {
+                let before = if let Kind::Fast(fast) = kind { fast.row() } else { None };
+                let types = match &before {
+                    Some(row) => widen(&row.iter().map(class).collect::<Vec<_>>(), &types).map_err(shown)?,
+                    None => types,
+                };
                 let bound = self.bind(types, &literals)?;
                 let mut partial = bound.aggregate.partial();
-                if let Kind::Fast(fast) = kind
-                    && let Some(row) = fast.row()
-                {
-                    widen(&row.iter().map(class).collect::<Vec<_>>(), &bound.types).map_err(shown)?;
+                if let Some(row) = before {
                     partial.update(&row).map_err(shown)?;
                 }
                 *kind = Kind::Plain(bound, partial);
@@ -176,11 +183,14 @@ impl Function {
     }
 }
 
+/// The type of whole numbers beside reals, as SQLite has no reals of 32 bits.
+const MIXED: Type = Type::Float32;
+
 /// The types of rows of different classes in one group: NULL goes with any, whole numbers with reals, nothing else with another.
 fn widen(known: &[Type], seen: &[Type]) -> Result<Vec<Type>, Error> {
     let both = |(a, b): (&Type, &Type)| match (a, b) {
         (Type::Null, other) | (other, Type::Null) => Ok(other.clone()),
-        (Type::Int { .. }, Type::Float64) | (Type::Float64, Type::Int { .. }) => Ok(a.clone()),
+        (Type::Int { .. } | Type::Float64 | Type::Float32, Type::Int { .. } | Type::Float64 | Type::Float32) if a != b => Ok(MIXED),
         (Type::Struct(_), Type::Struct(_)) => Ok(a.clone()),
         (a, b) if a == b => Ok(a.clone()),
         (a, b) => Err(Error::type_mismatch(format!("one column holds {a} and {b}"))

@@ -3,7 +3,7 @@
 use crate::aggregates::PURE;
 use crate::values::{Answer, arguments, class, plain, shown, value};
 use mergeql_udfs::functions;
-use mergeql_udfs::value::{from_json, order_key::order_key};
+use mergeql_udfs::value::{from_json, order_key::mixed_order_key};
 use mergeql_udfs::{Code, Error, Type, Value};
 use rusqlite::Connection;
 use rusqlite::functions::{Context, FunctionFlags};
@@ -97,9 +97,9 @@ fn glob(arguments: &[Value]) -> mergeql_udfs::Result<Value> {
 /// Bytes that sort as the value does that a JSON text is.
 fn json_key(arguments: &[Value]) -> mergeql_udfs::Result<Value> {
     match &arguments[0] {
-        Value::Text(text) => Ok(Value::Bytes(order_key(&from_json(text)?).into())),
+        Value::Text(text) => Ok(Value::Bytes(mixed_order_key(&from_json(text)?).into())),
         Value::Null => Ok(Value::Null),
-        other => Ok(Value::Bytes(order_key(other).into())),
+        other => Ok(Value::Bytes(mixed_order_key(other).into())),
     }
 }
 

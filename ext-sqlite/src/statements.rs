@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 use crate::kept::{columns_of, edited};
+use crate::replicas::atomically;
 use crate::values::{Answer, shown};
 use mergeql_lang::ast::{Explain, Merge, Name, Piece, Relation as Written, Returning, Statement, StrategyBody};
 use mergeql_lang::diagnostic::nearest;
@@ -40,7 +41,7 @@ pub fn register(connection: &Connection) -> Result<()> {
         // SAFETY: as above.
         let connection = unsafe { context.get_connection()? };
         let session = Session::new(&connection);
-        Answer::of(Value::Int(session.whole(|| session.adopt(&name))?.into()))
+        Answer::of(Value::Int(atomically(session.connection, || session.adopt(&name))?.into()))
     })?;
     connection.create_scalar_function("mergeql_exec", 1, direct, |context| {
         let statement = text(context)?;
@@ -210,7 +211,7 @@ impl<'a> Session<'a> {
     /// # Errors
     /// As [`Session::lower`]; then nothing was changed.
     pub fn execute(&self, statement: &str) -> Result<u64> {
-        self.whole(|| {
+        atomically(&self.connection, || {
             if let Statement::MergeInto { target, explain: Explain::No, merge } = parse(statement).map_err(shown)? {
                 self.extend(&target, &merge)?;
             }
@@ -224,21 +225,6 @@ impl<'a> Session<'a> {
             statements.iter().try_for_each(|sql| self.connection.execute_batch(sql))?;
             Ok(self.connection.total_changes() - before)
         })
-    }
-
-    /// Runs something that changes everything it should, or nothing.
-    fn whole(&self, run: impl FnOnce() -> Result<u64>) -> Result<u64> {
-        self.connection.execute_batch("SAVEPOINT mergeql")?;
-        match run() {
-            Ok(changed) => {
-                self.connection.execute_batch("RELEASE mergeql")?;
-                Ok(changed)
-            }
-            Err(error) => {
-                self.connection.execute_batch("ROLLBACK TO mergeql; RELEASE mergeql").ok();
-                Err(error)
-            }
-        }
     }
 
     fn create_strategy(&self, statement: &str, or_replace: bool, name: &Name, body: &StrategyBody) -> Result<Vec<String>> {
@@ -338,7 +324,7 @@ impl<'a> Session<'a> {
             .zip(&facts)
             .map(|((name, ty), facts)| match ty {
                 Some(Type::Float64) if mixed.contains(name) => format!("mergeql_exact_double({0}) AS {0}", quote(name)),
-                Some(Type::Text) if facts.collated => format!("{0} || '' AS {0}", quote(name)),
+                Some(Type::Text) if facts.collated => format!("{0} COLLATE BINARY AS {0}", quote(name)),
                 _ => quote(name),
             })
             .collect();
@@ -394,7 +380,8 @@ impl<'a> Session<'a> {
     }
 
     fn column_facts(&self, found: &Option<(String, String)>, column: &str) -> Facts {
-        let unknown = Facts { not_null: false, collated: false };
+        // Columns of queries and views have the collations of what they come from.
+        let unknown = Facts { not_null: false, collated: true };
         let Some((database, table)) = found else { return unknown };
         let (Ok(database), Ok(table), Ok(column)) = (c_text(database), c_text(table), c_text(column)) else { return unknown };
         let (mut collation, mut not_null, mut key) = (std::ptr::null(), 0, 0);
@@ -597,13 +584,15 @@ impl<'a> Session<'a> {
         let buries = kept && plan.delete.is_some();
         let gone = if buries { self.graveyard_of(&into)? } else { String::new() };
         // Deleted rows are not seen.
-        let alive = if buries { format!(" AND NOT m.{DELETED}") } else { String::new() };
+        let alive = if buries { format!(" AND NOT __mergeql_m.{DELETED}") } else { String::new() };
         let name = match target {
             Written::Table(parts) => table(parts),
             _ => into.relation.sql.clone(),
         };
         let keys: Vec<String> = plan.key_columns().iter().map(|c| quote(&c.name)).collect();
-        let same = |a: &str, b: &str| keys.iter().map(|k| format!("{a}.{k} = {b}.{k}")).collect::<Vec<_>>().join(" AND ");
+        // By bytes, whatever collation a column has.
+        let same =
+            |a: &str, b: &str| keys.iter().map(|k| format!("{a}.{k} = {b}.{k} COLLATE BINARY")).collect::<Vec<_>>().join(" AND ");
         let mut script = Vec::new();
         let mut key_sets = Vec::new();
         for source in &plan.sources[usize::from(!kept)..] {
@@ -638,37 +627,39 @@ impl<'a> Session<'a> {
         let written: Vec<String> = columns.iter().cloned().chain(kept.then(|| quote(STATE))).collect();
         let others: Vec<&String> = written.iter().filter(|c| !keys.contains(c)).collect();
         let fresh = "temp.\"__mergeql_merged\"";
-        let null = keys.iter().map(|k| format!("m.{k} IS NULL")).collect::<Vec<_>>().join(" OR ");
+        let null = keys.iter().map(|k| format!("__mergeql_m.{k} IS NULL")).collect::<Vec<_>>().join(" OR ");
         let listed = written.join(", ");
         script.push(format!("CREATE TEMP TABLE \"__mergeql_merged\" AS {query}"));
         if !others.is_empty() {
-            let set: Vec<String> = others.iter().map(|c| format!("{c} = m.{c}")).collect();
-            let changed: Vec<String> = others.iter().map(|c| format!("{name}.{c} IS NOT m.{c} COLLATE BINARY")).collect();
+            let set: Vec<String> = others.iter().map(|c| format!("{c} = __mergeql_m.{c}")).collect();
+            let changed: Vec<String> = others.iter().map(|c| format!("{name}.{c} IS NOT __mergeql_m.{c} COLLATE BINARY")).collect();
             // UPDATE names its table without its database.
             let bare = quote(&into.table.as_ref().map(|(_, t)| t.clone()).unwrap_or_default());
             let changed = changed.join(" OR ").replace(&format!("{name}."), &format!("{bare}."));
             script.push(format!(
-                "UPDATE {name} SET {} FROM {fresh} AS m WHERE {} AND ({changed}){alive}",
+                "UPDATE {name} SET {} FROM {fresh} AS __mergeql_m WHERE {} AND ({changed}){alive}",
                 set.join(", "),
-                same("m", &bare)
+                same("__mergeql_m", &bare)
             ));
         }
         script.push(format!(
-            "INSERT INTO {name} ({listed}) SELECT {listed} FROM {fresh} AS m WHERE NOT ({null}){alive} AND NOT EXISTS (SELECT 1 FROM {name} AS t WHERE {})",
-            same("t", "m")
+            "INSERT INTO {name} ({listed}) SELECT {listed} FROM {fresh} AS __mergeql_m WHERE NOT ({null}){alive} AND NOT EXISTS (SELECT 1 FROM {name} AS t WHERE {})",
+            same("t", "__mergeql_m")
         ));
         // Rows without a key match nothing: those that the table has already are left out, or each run would add them again.
-        let seen = columns.iter().map(|c| format!("t.{c} IS m.{c} COLLATE BINARY")).collect::<Vec<_>>().join(" AND ");
+        let seen = columns.iter().map(|c| format!("t.{c} IS __mergeql_m.{c} COLLATE BINARY")).collect::<Vec<_>>().join(" AND ");
         script.push(format!(
-            "INSERT INTO {name} ({listed}) SELECT DISTINCT {listed} FROM {fresh} AS m WHERE ({null}){alive} AND NOT EXISTS (SELECT 1 FROM {name} AS t WHERE {seen})"
+            "INSERT INTO {name} ({listed}) SELECT DISTINCT {listed} FROM {fresh} AS __mergeql_m WHERE ({null}){alive} AND NOT EXISTS (SELECT 1 FROM {name} AS t WHERE {seen})"
         ));
         if buries {
-            let matched = |deleted: &str| format!("EXISTS (SELECT 1 FROM {fresh} AS m WHERE {} AND {deleted})", same("t", "m"));
-            script.push(format!("DELETE FROM {name} AS t WHERE {}", matched(&format!("m.{DELETED}"))));
+            let matched = |deleted: &str| {
+                format!("EXISTS (SELECT 1 FROM {fresh} AS __mergeql_m WHERE {} AND {deleted})", same("t", "__mergeql_m"))
+            };
+            script.push(format!("DELETE FROM {name} AS t WHERE {}", matched(&format!("__mergeql_m.{DELETED}"))));
             script.push(format!("DELETE FROM {gone} AS t WHERE {}", matched("true")));
             let buried = format!("{}, {STATE}", keys.join(", "));
             script.push(format!(
-                "INSERT INTO {gone} ({buried}) SELECT {buried} FROM {fresh} AS m WHERE m.{DELETED} AND NOT ({null})"
+                "INSERT INTO {gone} ({buried}) SELECT {buried} FROM {fresh} AS __mergeql_m WHERE __mergeql_m.{DELETED} AND NOT ({null})"
             ));
         }
         script.push(format!("DROP TABLE {fresh}"));

@@ -135,6 +135,7 @@ fn absorb_as(connection: &Connection, replica: &Replica, counted_by: Option<&str
         }
     }
     drop(rows);
+    let mut apart: BTreeMap<i64, bool> = BTreeMap::new();
     for (table, pk, note) in &noted {
         let definition = &tables[table];
         let existence = match note.there {
@@ -145,11 +146,22 @@ fn absorb_as(connection: &Connection, replica: &Replica, counted_by: Option<&str
                 let sql = "SELECT max(clock) FROM main._mergeql_cells WHERE tbl = ?1 AND pk IS ?2";
                 let last: Option<i64> =
                     connection.prepare_cached(sql)?.query_row(params![definition.table, pk], |row| row.get(0))?;
-                let clock = clock.max(last.unwrap_or(forgotten).saturating_add(1));
+                let clock = clock.max(last.unwrap_or(0).max(forgotten).saturating_add(1));
                 Some((cell::existence(before.as_ref().map(|(s, _)| s.as_slice()), there, clock, &origin)?, clock))
             }
         };
-        let by = Author { origin: &origin, counted_by: counted_by.unwrap_or(&origin) };
+        let own = "SELECT 1 FROM main._mergeql_cells WHERE tbl = ?1 AND origin = ?2";
+        let counts_apart = match (counted_by, apart.get(table)) {
+            (None, _) => false,
+            (Some(_), Some(known)) => *known,
+            (Some(_), None) => {
+                let known = params![definition.table, origin];
+                let none = connection.prepare_cached(own)?.query_row(known, |_| Ok(())).optional()?.is_none();
+                apart.insert(*table, none);
+                none
+            }
+        };
+        let by = Author { origin: &origin, counted_by: counted_by.unwrap_or(&origin), counts_apart };
         write_columns(connection, replica, &mut numbers, definition, pk, &note.columns, &by, forgotten)?;
         // After its columns: whoever applies them makes the row once, and whole.
         if let Some((state, clock)) = existence {
@@ -203,6 +215,8 @@ fn held(row: &rusqlite::Row<'_>, i: usize, of: impl FnOnce() -> String) -> Resul
 struct Author<'a> {
     origin: &'a str,
     counted_by: &'a str,
+    /// What is there was never replicated here: it is joined to what others counted, and no difference from it.
+    counts_apart: bool,
 }
 
 #[allow(clippy::too_many_arguments)] // the columns of a cell
@@ -232,9 +246,26 @@ fn write_columns(
         let before = known(connection, &definition.table, pk, &column.name)?;
         let clock = clocks[&column.name].max(before.as_ref().map_or(forgotten, |(_, c)| *c).saturating_add(1));
         let state = before.as_ref().map(|(s, _)| s.as_slice());
-        let origin = if before.is_none() && cell::counts(column) { by.counted_by } else { by.origin };
-        let made = cell::written(column, state, &value((&held).into())?, clock, origin)
-            .map_err(|e| shown(Diagnostic::new(Code::TypeMismatch, format!("`{}.{}`: {e}", definition.table, column.name))))?;
+        let wrong =
+            |e: rusqlite::Error| shown(Diagnostic::new(Code::TypeMismatch, format!("`{}.{}`: {e}", definition.table, column.name)));
+        let made = match state {
+            // What others have counted since comes on top of what every copy counts.
+            Some(known) if cell::counts(column) && by.counts_apart => {
+                let own = cell::written(column, None, &value((&held).into())?, clock, by.counted_by).map_err(wrong)?;
+                own.map(|own| mergeql_udfs::catalog::join(known, &own)).transpose().map_err(shown)?.filter(|joined| joined != known)
+            }
+            _ => {
+                let origin = if before.is_none() && cell::counts(column) { by.counted_by } else { by.origin };
+                cell::written(column, state, &value((&held).into())?, clock, origin).map_err(wrong)?
+            }
+        };
+        // Elsewhere a column of which nothing is known has its default.
+        if let (None, None, Plain::Null, Some(default), Some(sql)) =
+            (&made, state, &held, &column.default, definition.set(&column.name))
+        {
+            let default: Plain = connection.query_row(&format!("SELECT ({default})"), [], |row| row.get(0))?;
+            set(connection, replica, sql, &parts, &default)?;
+        }
         if let Some(made) = &made {
             keep(connection, numbers, &definition.table, pk, &column.name, made, clock, by.origin)?;
         }

@@ -177,6 +177,14 @@ impl Changes {
             self.waiting = None;
         }
         let definition = self.definition(&table)?;
+        // Names are the same in any case of letters: here they are as they are written here.
+        let (table, name) = match &definition {
+            None => (table, name),
+            Some(definition) => {
+                let own = definition.columns.iter().find(|c| c.name.eq_ignore_ascii_case(&name));
+                (definition.table.clone(), own.map_or(name, |column| column.name.clone()))
+            }
+        };
         let opened = mergeql_udfs::catalog::open(&state).map_err(shown)?;
         if let Some(definition) = &definition {
             check(definition, &name, opened.spec().name)?;

@@ -56,9 +56,14 @@ const BITS: usize = 60;
 /// Arguments of one call, which takes 127 at most unless SQLite was built otherwise.
 const MOST_HELD: usize = 100;
 
-/// Whether an update changes a column, as triggers ask.
-fn is_changed(column: &str) -> String {
+/// How triggers begin to ask whether an update changes a column.
+fn asks(column: &str) -> String {
     format!("NEW.{0} IS NOT OLD.{0}", quote(column))
+}
+
+/// Whether an update changes a column, as triggers ask: by its bytes, whatever its collation takes for equal.
+fn is_changed(column: &str) -> String {
+    format!("{} COLLATE BINARY", asks(column))
 }
 
 /// How a key of several columns is one value. SQLite takes 1 and 1.0 for one key.
@@ -271,7 +276,7 @@ impl Definition {
         let name = format!("_mergeql_{}_update", self.table);
         let trigger: Option<String> = connection.prepare_cached(sql)?.query_row([name], |row| row.get(0)).optional()?;
         let trigger = trigger.unwrap_or_default();
-        Ok(self.columns.iter().map(|c| c.name.clone()).filter(|name| trigger.contains(&is_changed(name))).collect())
+        Ok(self.columns.iter().map(|c| c.name.clone()).filter(|name| trigger.contains(&asks(name))).collect())
     }
 
     /// As [`Definition::known`], without the columns that no trigger knows: they are the last ones.

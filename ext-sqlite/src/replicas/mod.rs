@@ -139,15 +139,15 @@ fn check_text(value: ValueRef<'_>, of: &str) -> Result<()> {
 }
 
 /// All of it or nothing.
-fn atomically<T>(connection: &Connection, run: impl FnOnce() -> Result<T>) -> Result<T> {
+pub(crate) fn atomically<T>(connection: &Connection, run: impl FnOnce() -> Result<T>) -> Result<T> {
+    let outermost = connection.is_autocommit();
     connection.execute_batch("SAVEPOINT mergeql_replica")?;
-    match run() {
-        Ok(done) => {
-            connection.execute_batch("RELEASE mergeql_replica")?;
-            Ok(done)
-        }
+    match run().and_then(|done| connection.execute_batch("RELEASE mergeql_replica").map(|()| done)) {
+        Ok(done) => Ok(done),
         Err(error) => {
-            connection.execute_batch("ROLLBACK TO mergeql_replica; RELEASE mergeql_replica").ok();
+            // The last release commits, which fails while another connection reads; the transaction would stay open.
+            let undo = if outermost { "ROLLBACK" } else { "ROLLBACK TO mergeql_replica; RELEASE mergeql_replica" };
+            connection.execute_batch(undo).ok();
             Err(error)
         }
     }
@@ -211,8 +211,9 @@ impl Numbers {
 fn make_table(connection: &Connection, replica: &Replica, table: &str, strategies: &str) -> Result<Value> {
     prepare(connection)?;
     let definition = Definition::read(connection, table, strategies)?;
-    let known =
-        connection.query_row("SELECT 1 FROM main._mergeql_tables WHERE name = ?1", [&definition.table], |_| Ok(())).optional()?;
+    let known: Option<i64> = connection
+        .query_row("SELECT id FROM main._mergeql_tables WHERE name = ?1", [&definition.table], |row| row.get(0))
+        .optional()?;
     if known.is_some() && definition::noted_by(connection, &definition.table)? {
         return Err(shown(
             Diagnostic::new(Code::DuplicateSource, format!("`{table}` is replicated already"))
@@ -226,10 +227,22 @@ fn make_table(connection: &Connection, replica: &Replica, table: &str, strategie
         ));
     }
     // A table that was dropped and made anew is the same one to other replicas.
-    connection.execute("DELETE FROM main._mergeql_tables WHERE name = ?1", [&definition.table])?;
-    connection
-        .execute("INSERT INTO main._mergeql_tables (name, definition) VALUES (?1, ?2)", params![definition.table, strategies])?;
-    let id = connection.last_insert_rowid();
+    let id = match known {
+        Some(id) => {
+            connection.execute(
+                "UPDATE main._mergeql_tables SET name = ?1, definition = ?2 WHERE id = ?3",
+                params![definition.table, strategies, id],
+            )?;
+            forget_notes(connection, replica, &definition, id)?;
+            id
+        }
+        None => {
+            let made = "INSERT INTO main._mergeql_tables (name, definition) VALUES (?1, ?2)";
+            connection.execute(made, params![definition.table, strategies])?;
+            connection.last_insert_rowid()
+        }
+    };
+    spell(connection, &definition)?;
     definition.add_triggers(connection, id)?;
     check_cells(connection, &definition)?;
     replica.definitions.fetch_add(1, Ordering::Relaxed);
@@ -244,6 +257,30 @@ fn make_table(connection: &Connection, replica: &Replica, table: &str, strategie
     // What other replicas sent before the table was here.
     absorb::materialize_all(connection, replica, &definition)?;
     Ok(Value::text(site(connection)?.unwrap_or_default()))
+}
+
+/// What was noted of a table that is gone says which rows are gone with it; of the rows that are in the new one, everything is noted.
+fn forget_notes(connection: &Connection, replica: &Replica, definition: &Definition, id: i64) -> Result<()> {
+    let last: Option<i64> = connection.query_row("SELECT max(n) FROM main._mergeql_log WHERE tbl = ?1", [id], |row| row.get(0))?;
+    let Some(last) = last else { return Ok(()) };
+    let gone = format!(
+        "INSERT INTO main._mergeql_log SELECT NULL, {id}, l.pk, 0, {} FROM (SELECT DISTINCT pk FROM main._mergeql_log WHERE tbl = {id}) AS l \
+         WHERE NOT EXISTS (SELECT 1 FROM main.{} AS t WHERE {} IS l.pk)",
+        replica.tick(),
+        quote(&definition.table),
+        definition.key_of("t")
+    );
+    connection.execute(&gone, [])?;
+    connection.execute("DELETE FROM main._mergeql_log WHERE tbl = ?1 AND n <= ?2", [id, last])?;
+    Ok(())
+}
+
+/// Cells that came before the table did have its name, and those of its columns, as others write them.
+fn spell(connection: &Connection, definition: &Definition) -> Result<()> {
+    let table = "UPDATE OR IGNORE main._mergeql_cells SET tbl = ?1 WHERE tbl <> ?1 AND tbl = ?1 COLLATE NOCASE";
+    connection.execute(table, [&definition.table])?;
+    let column = "UPDATE OR IGNORE main._mergeql_cells SET col = ?2 WHERE tbl = ?1 AND col <> ?2 AND col = ?2 COLLATE NOCASE";
+    definition.columns.iter().try_for_each(|c| connection.execute(column, [&definition.table, &c.name]).map(drop))
 }
 
 /// The states that are kept under a column's name must be of its strategy: those of another never join with what is written from now on.

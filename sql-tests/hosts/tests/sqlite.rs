@@ -169,6 +169,15 @@ fn replicas_of_every_strategy_converge() {
     }
 }
 
+/// Tables that are made, dropped and altered around what others send, names and collations that differ, transactions that cannot end.
+#[test]
+fn replicas_converge_around_corners() {
+    let python = std::env::var("MERGEQL_SQLITE_PYTHON").unwrap();
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/sqlite_corners.py");
+    let output = std::process::Command::new(&python).args([script, &library()]).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "done\n", "{}", String::from_utf8_lossy(&output.stderr));
+}
+
 /// What is written, and what schemas become, in ways that once lost rows.
 #[test]
 fn what_is_written_arrives() {
