@@ -2,14 +2,14 @@
 
 use crate::columns::{build, external, lean, lend, logical, normalize, physical_like, relaid};
 use arrow::array::{Array, ArrayRef, BooleanArray};
-use arrow::compute::{not, nullif};
+use arrow::compute::{not, nullif, prep_null_mask_filter};
 use arrow::datatypes::{DataType, Field, FieldRef};
 use datafusion::common::{Result, ScalarValue};
 use datafusion::logical_expr::function::{AccumulatorArgs, StateFieldsArgs};
 use datafusion::logical_expr::{Accumulator, AggregateUDF, AggregateUDFImpl, EmitTo, GroupsAccumulator, Signature, Volatility};
 use datafusion::physical_expr::expressions::Literal;
 use mergeql_udfs::catalog::{self, Entry};
-use mergeql_udfs::{Aggregate, Bits, Call, Column, Error, Groups, Value};
+use mergeql_udfs::{Aggregate, Bits, Call, Code, Column, Error, Groups, Value};
 use std::fmt::Debug;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
@@ -99,7 +99,7 @@ impl CrdtAggregate {
         let call = self.call(types)?;
         match self.entry.bind(&call) {
             Ok(bound) => Ok(Some(bound)),
-            Err(e) if e.code == mergeql_udfs::Code::InvalidArgument => Ok(None),
+            Err(e) if e.code == Code::InvalidArgument => Ok(None),
             Err(e) => Err(external(e)),
         }
     }
@@ -197,6 +197,13 @@ impl AggregateUDFImpl for CrdtAggregate {
 
 impl CrdtAggregate {
     fn create_groups(&self, args: &AccumulatorArgs<'_>) -> Result<CrdtGroups> {
+        // To all others it means nothing that a row comes twice.
+        if args.is_distinct && catalog::plain().iter().any(|entry| std::ptr::eq(entry, self.entry)) {
+            return Err(external(
+                Error::new(Code::Unsupported, format!("`{}` takes no DISTINCT", self.name))
+                    .with_help("aggregate over a query: FROM (SELECT DISTINCT ...)"),
+            ));
+        }
         let bound = self.bind(args)?;
         Ok(CrdtGroups { inner: bound.aggregate.groups(), bound, total: 0 })
     }
@@ -217,6 +224,14 @@ struct CrdtGroups {
     bound: Bound,
     inner: Box<dyn Groups>,
     total: usize,
+}
+
+/// Which rows a condition leaves out: those where it is NULL, too.
+pub(crate) fn left_out(filter: &BooleanArray) -> Result<BooleanArray> {
+    Ok(match filter.null_count() {
+        0 => not(filter)?,
+        _ => not(&prep_null_mask_filter(filter))?,
+    })
 }
 
 /// Lends arrays to the core for the length of a call.
@@ -285,8 +300,7 @@ impl GroupsAccumulator for CrdtGroups {
             let typed = columns.iter().zip(&self.bound.input_types);
             let mut columns = typed.map(|(column, ty)| relaid(column, ty)).collect::<Result<Vec<_>>>()?;
             if let Some(filter) = filter {
-                let out = not(filter)?;
-                columns[0] = nullif(&columns[0], &out)?;
+                columns[0] = nullif(&columns[0], &left_out(filter)?)?;
             }
             return Ok(columns);
         }
@@ -392,11 +406,11 @@ impl Accumulator for Sliding {
     }
 
     fn merge_batch(&mut self, _: &[ArrayRef]) -> Result<()> {
-        Err(external(Error::new(mergeql_udfs::Code::Unsupported, "a window frame has no partial state")))
+        Err(external(Error::new(Code::Unsupported, "a window frame has no partial state")))
     }
 
     fn state(&mut self) -> Result<Vec<ScalarValue>> {
-        Err(external(Error::new(mergeql_udfs::Code::Unsupported, "a window frame has no partial state")))
+        Err(external(Error::new(Code::Unsupported, "a window frame has no partial state")))
     }
 
     fn evaluate(&mut self) -> Result<ScalarValue> {

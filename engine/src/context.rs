@@ -1,5 +1,6 @@
 //! The session: statements in, rows out.
 
+use crate::binding::First;
 use crate::checked::CheckedArithmetic;
 use crate::cluster::{Client, Cluster, ranges};
 use crate::error::{MergeError, Result};
@@ -10,7 +11,7 @@ use crate::objects::{Object, Stores};
 use crate::orders::Unclaimed;
 use crate::serve::limits::giving_way;
 use crate::sorted::SortedMerges;
-use crate::sources::{Format, ReadOptions, Resolved};
+use crate::sources::{Format, ReadOptions};
 use crate::store::{Manifest, Store};
 use crate::{aggregates, checked, custom, explain, merges, models, nan, scalars, sinks};
 use arrow::array::{RecordBatch, UInt64Array};
@@ -25,11 +26,10 @@ use datafusion::physical_optimizer::optimizer::PhysicalOptimizer;
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::prelude::{DataFrame, SessionConfig, SessionContext};
 use futures::TryStreamExt;
-use futures::future::join_all;
 use mergeql_lang::ast::{Explain, Into as Target, Merge, Name, Piece, Relation as Written, Returning, Statement};
 use mergeql_lang::lower::{DELETED, DataFusion, Lowering, STATE, quote};
 use mergeql_lang::plan::{Fold, Plan};
-use mergeql_lang::{Diagnostic, Kept, UserStrategies, bind, parse};
+use mergeql_lang::{Diagnostic, Kept, UserStrategies, parse};
 use mergeql_udfs::{Code, Value};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -109,18 +109,6 @@ pub(crate) struct Shared {
 pub(crate) fn settings_are_shared() -> MergeError {
     MergeError::new(Code::Unsupported, "the settings of the engine are shared by all clients of the server")
         .help("start the server with the setting, --memory-limit for one; WITH (memory_limit = ...) is of one statement")
-}
-
-/// What stands before the sources of a merge.
-pub(crate) enum First<'a> {
-    /// Nothing: it is no MERGE INTO.
-    None,
-    /// The target of MERGE INTO is there, but plays no part.
-    Hidden,
-    /// The target, whose rows take part.
-    Rows(Resolved),
-    /// The target, whose states take part.
-    States(Resolved, &'a Kept),
 }
 
 /// What a session knows beside DataFusion's own tables.
@@ -315,6 +303,14 @@ impl MergeContext {
         match parse(text)? {
             Statement::Merge { explain, merge } => {
                 let _changing = if merge.into.is_some() && explain == Explain::No { Some(self.changing().await?) } else { None };
+                let _lock = match &merge.into {
+                    Some(into) if explain == Explain::No && self.goes_into_table(into) => {
+                        let lock = self.lock()?;
+                        Box::pin(self.refresh()).await?;
+                        lock
+                    }
+                    _ => None,
+                };
                 self.run_merge(explain, *merge).await
             }
             Statement::MergeInto { explain, target, merge } => {
@@ -404,60 +400,6 @@ impl MergeContext {
 
     // Plans.
 
-    /// Binds a merge; `first` is the target of MERGE INTO as its first source.
-    pub(crate) async fn bind(&self, merge: &Merge, first: First<'_>, explain: Explain) -> Result<Plan> {
-        self.bind_with(merge, first, explain, &self.user_strategies()).await
-    }
-
-    /// As [`MergeContext::bind`], with these user-defined strategies.
-    pub(crate) async fn bind_with(
-        &self,
-        merge: &Merge,
-        first: First<'_>,
-        explain: Explain,
-        strategies: &UserStrategies,
-    ) -> Result<Plan> {
-        for (name, body) in strategies {
-            custom::register_fold(self, name, body)?;
-        }
-        let options = ReadOptions::of_merge(merge)?;
-        let into = !matches!(first, First::None);
-        let per_origin = |call: &mergeql_lang::ast::StrategyCall| {
-            mergeql_lang::entry_of(strategies, &call.name).is_some_and(|e| e.spec().per_origin() && e.spec().name != "source")
-        };
-        // Where rows count per origin, each file of a folder or pattern is one: the same rows give the same answer however their files
-        // are named.
-        let each = merge.strategies.iter().any(|(_, call)| per_origin(call));
-        let mut expanded = merge.clone();
-        let written = expanded.sources.split_off(usize::from(matches!(first, First::Rows(_) | First::States(..))));
-        let mut relations = Vec::new();
-        // Text files are read for their types: side by side.
-        let resolving = written.into_iter().map(|source| Box::pin(self.resolve_source(source, &options, each)));
-        for found in join_all(resolving).await {
-            for (source, resolved) in found? {
-                relations.push(self.adopt(resolved));
-                expanded.sources.push(source);
-            }
-        }
-        let merge = &expanded;
-        match first {
-            First::None | First::Hidden => {}
-            First::Rows(target) => relations.insert(0, self.adopt(target)),
-            First::States(target, kept) => {
-                relations.insert(0, self.adopt(target));
-                kept.hide_known(&mut relations, merge);
-            }
-        }
-        Ok(bind(merge, relations, into, strategies, explain)?)
-    }
-
-    fn adopt(&self, resolved: Resolved) -> mergeql_lang::plan::Relation {
-        if let Some((name, provider)) = resolved.table {
-            self.shared.names.put_file(&name, provider);
-        }
-        resolved.relation
-    }
-
     async fn lower_merge(&self, merge: &Merge) -> Result<String> {
         let plan = self.bind(merge, First::None, Explain::No).await?;
         Ok(Lowering { plan: &plan, dialect: &DataFusion }.query())
@@ -473,6 +415,16 @@ impl MergeContext {
             }
         }
         Ok(sql)
+    }
+
+    /// Whether the result becomes a table that others see, and no file.
+    fn goes_into_table(&self, into: &Target) -> bool {
+        let name = match &into.target {
+            Written::Text(path) => self.table_name(std::slice::from_ref(path)),
+            Written::Table(parts) => self.own_part(parts).first().map(|name| name.value.clone()),
+            Written::Query(_) => None,
+        };
+        name.is_some_and(|name| !self.is_temporary(&name))
     }
 
     async fn run_merge(&self, explain: Explain, merge: Merge) -> Result<DataFrame> {

@@ -1,7 +1,8 @@
 //! MERGE INTO: a table merged with sources, in place. Ordinary tables take part with their rows, tables that keep states with those.
 
+use crate::binding::First;
 use crate::columns::logical;
-use crate::context::{First, MergeContext, by_key};
+use crate::context::{MergeContext, by_key};
 use crate::error::{MergeError, Result};
 use crate::explain;
 use crate::layers::Target;

@@ -4,11 +4,13 @@
 //! `mergeql-lang`; this crate alone names DataFusion and Arrow.
 
 mod aggregates;
+mod binding;
 mod checked;
 pub mod cluster;
 pub mod columns;
 mod context;
 mod copies;
+mod current;
 mod custom;
 mod error;
 mod explain;
@@ -36,6 +38,9 @@ mod tables;
 mod temporary;
 mod text_files;
 mod text_scan;
+
+/// Bytes of stack of threads that read or plan statements, whose expressions may be deep.
+pub const STACK: usize = 256 << 20;
 
 pub use context::{Access, Config, MergeContext, collect};
 pub use datafusion;

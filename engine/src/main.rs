@@ -5,7 +5,7 @@ mod cli;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().thread_stack_size(256 << 20).build() {
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().thread_stack_size(mergeql::STACK).build() {
         Ok(runtime) => runtime,
         Err(e) => {
             eprintln!("error[io]: the runtime does not start: {e}");

@@ -1,9 +1,9 @@
 //! The join of states as aggregates.
 
-use crate::aggregates::with_columns;
+use crate::aggregates::{left_out, with_columns};
 use crate::columns::{build, external, logical};
 use arrow::array::{Array, ArrayRef, BooleanArray};
-use arrow::compute::{not, nullif};
+use arrow::compute::nullif;
 use arrow::datatypes::{DataType, Field, FieldRef};
 use datafusion::common::{Result, ScalarValue};
 use datafusion::logical_expr::function::{AccumulatorArgs, StateFieldsArgs};
@@ -144,7 +144,7 @@ impl GroupsAccumulator for Joined {
 
     fn convert_to_state(&self, values: &[ArrayRef], filter: Option<&BooleanArray>) -> Result<Vec<ArrayRef>> {
         let states = match filter {
-            Some(filter) => nullif(&values[0], &not(filter)?)?,
+            Some(filter) => nullif(&values[0], &left_out(filter)?)?,
             None => Arc::clone(&values[0]),
         };
         Ok(vec![arrow::compute::cast(&states, &DataType::Binary)?])

@@ -64,7 +64,7 @@ impl MergeContext {
                 if renaming(&sql).is_some() {
                     return command("ALTER TABLE");
                 }
-                let plan = self.plan_sql(&sql).await?;
+                let plan = self.expanded(self.plan_sql(&sql).await?).await?;
                 if matches!(plan, LogicalPlan::Ddl(DdlStatement::CreateView(_))) {
                     refuse_parameters(text)?;
                 }

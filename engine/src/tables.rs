@@ -7,14 +7,14 @@ use crate::explain;
 use crate::orders::ParquetFiles;
 use crate::renames::renaming;
 use crate::sinks;
-use crate::sources::{Format, ReadOptions};
+use crate::sources::{Format, ReadOptions, escaped};
 use crate::store::{File, Manifest, Store, Table};
 use arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use datafusion::catalog::TableProvider;
 use datafusion::datasource::MemTable;
 use datafusion::execution::SendableRecordBatchStream;
-use datafusion::logical_expr::{DdlStatement, LogicalPlan, Statement as PlanStatement, WriteOp};
+use datafusion::logical_expr::{CreateMemoryTable, DdlStatement, LogicalPlan, Statement as PlanStatement, WriteOp};
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::prelude::DataFrame;
 use datafusion::sql::parser::Statement as ParsedStatement;
@@ -211,7 +211,8 @@ impl MergeContext {
     /// Parquet files as one table, with the columns that they have or with these: what a file has not is NULL there.
     pub(crate) async fn open_stored(&self, paths: &[String], schema: Option<SchemaRef>) -> Result<Arc<dyn TableProvider>> {
         use datafusion::datasource::listing::{ListingOptions, ListingTable, ListingTableConfig, ListingTableUrl};
-        let urls = paths.iter().map(|p| Ok(ListingTableUrl::parse(format!("file://{p}"))?)).collect::<Result<Vec<_>>>()?;
+        let urls =
+            paths.iter().map(|p| Ok(ListingTableUrl::parse(format!("file://{}", escaped(p)))?)).collect::<Result<Vec<_>>>()?;
         let options = ListingOptions::new(Arc::new(ParquetFiles::new(true))).with_file_extension("");
         let config = ListingTableConfig::new_with_multi_paths(urls).with_listing_options(options);
         let config = match schema {
@@ -381,13 +382,7 @@ impl MergeContext {
         {
             return Err(settings_are_shared());
         }
-        if matches!(&plan, LogicalPlan::Statement(PlanStatement::Execute(_))) {
-            let prepared = self.session.execute_logical_plan(plan).await?;
-            return match self.changes(prepared.logical_plan())? {
-                true => Box::pin(self.run_plan(prepared.into_unoptimized_plan(), written)).await,
-                false => Ok(prepared),
-            };
-        }
+        let mut plan = self.expanded(plan).await?;
         let _changing = match self.changes(&plan)? {
             true => Some(self.changing().await?),
             false => None,
@@ -396,6 +391,15 @@ impl MergeContext {
             && let Some(stages) = explain::divided(self, &plan).await?
         {
             return Ok(stages);
+        }
+        // Who waited for a turn works with the tables that are there then.
+        let _lock = match self.replaces_rows(&plan) {
+            true => self.lock()?,
+            false => None,
+        };
+        if _changing.is_some() {
+            self.refresh().await?;
+            plan = self.current(plan).await?;
         }
         let is_view_plan = matches!(&plan, LogicalPlan::Ddl(DdlStatement::CreateView(_)));
         let (changed, is_view) = match &plan {
@@ -456,8 +460,15 @@ impl MergeContext {
                         .help("write CREATE OR REPLACE TABLE to replace it"));
                 }
                 if store.is_none() {
-                    self.forget(&name)?;
-                    return Ok(self.session.execute_logical_plan(plan).await?);
+                    // What was there stays until all rows of the new one are.
+                    let making = datafusion::common::TableReference::bare(format!("__mergeql_making_{name}"));
+                    let create = CreateMemoryTable { name: making.clone(), or_replace: false, ..create.clone() };
+                    let made = LogicalPlan::Ddl(DdlStatement::CreateMemoryTable(create));
+                    let answer = self.session.execute_logical_plan(made).await?;
+                    if let Some(table) = self.session.deregister_table(making)? {
+                        self.publish(&name, table, None).await?;
+                    }
+                    return Ok(answer);
                 }
                 if let Some((column, _)) = create.column_defaults.first() {
                     return Err(MergeError::new(
@@ -466,7 +477,6 @@ impl MergeContext {
                     )
                     .help("leave DEFAULT out and name the value where rows are put in"));
                 }
-                let _lock = self.lock()?;
                 let rows = DataFrame::new(self.session.state(), (*create.input).clone());
                 // Columns of a list say so themselves, those of a query are as they come.
                 let declared =
@@ -475,14 +485,12 @@ impl MergeContext {
                 self.count("rows", count)
             }
             (LogicalPlan::Dml(dml), Some(store)) if matches!(dml.op, WriteOp::Insert(_)) => {
-                let _lock = self.lock()?;
                 let name = dml.table_name.table().to_owned();
                 let rows = DataFrame::new(self.session.state(), (*dml.input).clone());
                 let count = self.append(&name, rows, store).await.map_err(|e| not_null(e, &name))?;
                 self.count("count", count)
             }
             (LogicalPlan::Dml(dml), _) if matches!(dml.op, WriteOp::Delete | WriteOp::Update | WriteOp::Truncate) => {
-                let _lock = self.lock()?;
                 self.rewrite(dml).await
             }
             (LogicalPlan::Dml(dml), None) if self.memory(|m| m.resolutions.contains_key(dml.table_name.table())) => {
@@ -501,7 +509,6 @@ impl MergeContext {
                     return Err(MergeError::new(Code::UnknownSource, format!("there is no table `{name}`")));
                 }
                 if let Some(store) = store {
-                    let _lock = self.lock()?;
                     let mut manifest = store.read()?;
                     manifest.tables.remove(&name);
                     manifest.definitions.remove(&name);
@@ -548,6 +555,17 @@ impl MergeContext {
             }
             _ => Ok(self.session.execute_logical_plan(plan).await?),
         }
+    }
+
+    /// Whether a plan changes what tables of the folder hold, or which there are.
+    fn replaces_rows(&self, plan: &LogicalPlan) -> bool {
+        let name = match plan {
+            LogicalPlan::Ddl(DdlStatement::CreateMemoryTable(create)) if !create.temporary => &create.name,
+            LogicalPlan::Ddl(DdlStatement::DropTable(dropped)) => &dropped.name,
+            LogicalPlan::Dml(dml) => &dml.table_name,
+            _ => return false,
+        };
+        self.is_default(name) && !self.is_temporary(name.table())
     }
 
     /// Whether a name is one of the default schema.

@@ -411,8 +411,16 @@ fn merge_into(statement: &str, explain: Explain, target: Written, merge: &Merge)
     // Texts by their bytes, whatever collation the target's column has; the types are known when this is bound.
     let bytes =
         |of: &str, key: &str| format!("CASE WHEN typeof({of}.{key}) = 'VARCHAR' THEN encode(CAST({of}.{key} AS VARCHAR)) END");
+    // A key under its name of before MAP is that column of the target.
+    let mapped = |k: &Name| {
+        let is = |name: &Name| name.value.eq_ignore_ascii_case(&k.value);
+        match merge.map.iter().find(|(old, _)| is(old)).filter(|_| !merge.map.iter().any(|(_, new)| is(new))) {
+            Some((_, new)) => quote(&new.value),
+            None => quote(&k.value),
+        }
+    };
     let equal = |k: &Name| {
-        let key = quote(&k.value);
+        let key = mapped(k);
         format!("t.{key} = m.{key} AND {} IS NOT DISTINCT FROM {}", bytes("t", &key), bytes("m", &key))
     };
     let keys: Vec<String> = merge.key.iter().map(equal).collect();

@@ -136,7 +136,7 @@ impl Session<'_> {
         let buries = kept && plan.delete.is_some();
         let gone = if buries { self.graveyard_of(into)? } else { String::new() };
         // Deleted rows are not seen.
-        let alive = if buries { format!(" AND NOT m.{DELETED}") } else { String::new() };
+        let alive = if buries { format!(" AND NOT __mergeql_m.{DELETED}") } else { String::new() };
         let collations = self.collations(into)?;
         let collated = |column: &str, expr: String| match collations.iter().find(|(name, _)| name == column) {
             Some((_, collation)) => format!("{expr} COLLATE {collation}"),
@@ -186,29 +186,32 @@ impl Session<'_> {
             // A cast would cut a text that is too long without a word.
             let theirs = into.columns.iter().find(|theirs| theirs.name == *c && !(theirs.typmod >= 0 && is_texts(theirs)));
             let ty = theirs.map(|theirs| type_name(theirs.oid, theirs.typmod));
-            ty.map_or_else(|| format!("m.{}", quote(c)), |ty| format!("CAST(m.{} AS {ty})", quote(c)))
+            ty.map_or_else(|| format!("__mergeql_m.{}", quote(c)), |ty| format!("CAST(__mergeql_m.{} AS {ty})", quote(c)))
         };
         let null_in = |of: &str| {
             let null = |c: &mergeql_lang::plan::Column| format!("{of}.{} {}", quote(&c.name), self.dialect.null_tests(&c.ty)[0]);
             plan.key_columns().iter().map(null).collect::<Vec<_>>().join(" OR ")
         };
-        let null = null_in("m");
+        let null = null_in("__mergeql_m");
         let values = |names: &[String]| names.iter().map(fits).collect::<Vec<_>>().join(", ");
         let all = list(&written);
         // Rows without a key match nothing: those that the table has already are left out, or each run would add them again.
         let texts = |names: &[String], of: &str| {
             names.iter().map(|n| as_text(&format!("{of}.{}", quote(n)))).collect::<Vec<_>>().join(", ")
         };
-        let unknown =
-            format!("SELECT {} FROM m WHERE NOT EXISTS (SELECT FROM {name} AS t WHERE {}){alive}", values(&written), same("m"));
+        let unknown = format!(
+            "SELECT {} FROM __mergeql_m WHERE NOT EXISTS (SELECT FROM {name} AS t WHERE {}){alive}",
+            values(&written),
+            same("__mergeql_m")
+        );
         let insert = if plan.nullable_key() {
             format!(
-                "INSERT INTO {name} ({all}) {unknown} AND NOT ({null}) UNION ALL SELECT {} FROM m WHERE ({null}){alive} AND NOT EXISTS \
+                "INSERT INTO {name} ({all}) {unknown} AND NOT ({null}) UNION ALL SELECT {} FROM __mergeql_m WHERE ({null}){alive} AND NOT EXISTS \
                  (SELECT FROM {name} AS t WHERE ({}) AND ROW({}) IS NOT DISTINCT FROM ROW({})) RETURNING 1",
                 values(&written),
                 null_in("t"),
                 texts(&columns, "t"),
-                texts(&columns, "m"),
+                texts(&columns, "__mergeql_m"),
             )
         } else {
             format!("INSERT INTO {name} ({all}) {unknown} RETURNING 1")
@@ -226,36 +229,44 @@ impl Session<'_> {
                 })
                 .collect();
             format!(
-                "UPDATE {name} AS t SET {} FROM m WHERE {} AND ({}){alive} RETURNING 1",
+                "UPDATE {name} AS t SET {} FROM __mergeql_m WHERE {} AND ({}){alive} RETURNING 1",
                 set.join(", "),
-                same("m"),
+                same("__mergeql_m"),
                 changed.join(" OR ")
             )
         };
-        let mut steps = vec![("updated", update), ("inserted", insert)];
+        let mut steps = vec![("__mergeql_updated", update), ("__mergeql_inserted", insert)];
         if buries {
-            let same = same("m");
+            let same = same("__mergeql_m");
             let buried = format!("{}, {STATE}", list(&keys));
-            steps.push(("removed", format!("DELETE FROM {name} AS t USING m WHERE {same} AND m.{DELETED} RETURNING 1")));
-            steps.push(("risen", format!("DELETE FROM {gone} AS t USING m WHERE {same} AND NOT m.{DELETED}")));
             steps.push((
-                "deeper",
+                "__mergeql_removed",
+                format!("DELETE FROM {name} AS t USING __mergeql_m WHERE {same} AND __mergeql_m.{DELETED} RETURNING 1"),
+            ));
+            steps.push((
+                "__mergeql_risen",
+                format!("DELETE FROM {gone} AS t USING __mergeql_m WHERE {same} AND NOT __mergeql_m.{DELETED}"),
+            ));
+            steps.push((
+                "__mergeql_deeper",
                 format!(
-                    "UPDATE {gone} AS t SET {STATE} = m.{STATE} FROM m WHERE {same} AND m.{DELETED} AND t.{STATE} <> m.{STATE}"
+                    "UPDATE {gone} AS t SET {STATE} = __mergeql_m.{STATE} FROM __mergeql_m WHERE {same} AND __mergeql_m.{DELETED} AND t.{STATE} <> __mergeql_m.{STATE}"
                 ),
             ));
             steps.push((
-                "buried",
+                "__mergeql_buried",
                 format!(
-                    "INSERT INTO {gone} ({buried}) SELECT {buried} FROM m WHERE m.{DELETED} AND NOT ({null}) \
+                    "INSERT INTO {gone} ({buried}) SELECT {buried} FROM __mergeql_m WHERE __mergeql_m.{DELETED} AND NOT ({null}) \
                      AND NOT EXISTS (SELECT FROM {gone} AS t WHERE {same})"
                 ),
             ));
         }
-        let counted = ["updated", "inserted", "removed"].iter().filter(|step| steps.iter().any(|(name, _)| name == *step));
+        let counted = ["__mergeql_updated", "__mergeql_inserted", "__mergeql_removed"]
+            .iter()
+            .filter(|step| steps.iter().any(|(name, _)| name == *step));
         let count = counted.map(|step| format!("(SELECT count(*) FROM {step})")).collect::<Vec<_>>().join(" + ");
         let steps: Vec<String> = steps.iter().map(|(name, sql)| format!("{name} AS ({sql})")).collect();
-        Ok(format!("WITH m AS MATERIALIZED ({query}), {} SELECT {count} AS rows", steps.join(", ")))
+        Ok(format!("WITH __mergeql_m AS MATERIALIZED ({query}), {} SELECT {count} AS rows", steps.join(", ")))
     }
 
     /// The collation that each text column of a table has, so that its indexes are used; byte order where collations would take

@@ -2,6 +2,7 @@
 
 use crate::ast::*;
 use crate::diagnostic::Result;
+use crate::exact::printed;
 use crate::lower::text;
 use crate::parser::{is_incomplete, parse, segments};
 use mergeql_udfs::Value;
@@ -78,7 +79,7 @@ pub fn resolution(merge: &Merge) -> String {
         delete: merge.delete.clone(),
         ..Merge::default()
     };
-    format!("MERGE t {}", merge_text(&kept).trim_start().replace('\n', " "))
+    format!("MERGE t {}", clauses(&kept, " ").trim_start())
 }
 
 /// A merge of models, laid out: what follows `MERGE MODELS`.
@@ -146,7 +147,7 @@ pub(crate) fn relation(r: &Relation) -> String {
             for piece in pieces {
                 match piece {
                     Piece::Text(t) => out.push_str(t),
-                    Piece::Merge(m) => out.push_str(&format!("MERGE {}", merge_text(m).replace('\n', " "))),
+                    Piece::Merge(m) => out.push_str(&format!("MERGE {}", clauses(m, " "))),
                 }
             }
             out + ")"
@@ -196,6 +197,11 @@ fn strategy(call: &StrategyCall) -> String {
 
 /// A merge as text that reads back as itself.
 pub fn merge_text(m: &Merge) -> String {
+    clauses(m, "\n")
+}
+
+/// As [`merge_text`], with this between its clauses.
+fn clauses(m: &Merge, between: &str) -> String {
     let sources = m.sources.iter().map(|s| {
         let alias = s.alias.as_ref().map(|a| format!(" AS {}", name(a))).unwrap_or_default();
         relation(&s.relation) + &alias
@@ -203,7 +209,7 @@ pub fn merge_text(m: &Merge) -> String {
     let mut out = sources.collect::<Vec<_>>().join(", ");
     let key = names(&m.key);
     if !m.key.is_empty() {
-        let _ = write!(out, "\nON {}", if m.key.len() > 1 { format!("({key})") } else { key });
+        let _ = write!(out, "{between}ON {}", if m.key.len() > 1 { format!("({key})") } else { key });
     }
     if !m.strategies.is_empty() {
         let all = m.strategies.iter().map(|(target, call)| {
@@ -213,20 +219,20 @@ pub fn merge_text(m: &Merge) -> String {
             };
             format!("{column} = {}", strategy(call))
         });
-        let _ = write!(out, "\nSTRATEGY {}", all.collect::<Vec<_>>().join(", "));
+        let _ = write!(out, "{between}STRATEGY {}", all.collect::<Vec<_>>().join(", "));
     }
     if let Some(by) = &m.version {
-        let _ = write!(out, "\nVERSION BY {}", version(by));
+        let _ = write!(out, "{between}VERSION BY {}", version(by));
     }
     if let Some(delete) = &m.delete {
-        let _ = write!(out, "\nDELETE BY {}", name(delete));
+        let _ = write!(out, "{between}DELETE BY {}", name(delete));
     }
     if !m.map.is_empty() {
         let pairs = m.map.iter().map(|(old, new)| format!("{} -> {}", name(old), name(new)));
-        let _ = write!(out, "\nMAP {}", pairs.collect::<Vec<_>>().join(", "));
+        let _ = write!(out, "{between}MAP {}", pairs.collect::<Vec<_>>().join(", "));
     }
     if let Some(filter) = &m.filter {
-        let _ = write!(out, "\nWHERE {filter}");
+        let _ = write!(out, "{between}WHERE {}", printed(filter));
     }
     if !m.order.is_empty() {
         let parts = m.order.iter().map(|o| {
@@ -236,31 +242,31 @@ pub fn merge_text(m: &Merge) -> String {
                 Some(false) => " NULLS LAST",
                 None => "",
             };
-            format!("{}{direction}{nulls}", o.expr)
+            format!("{}{direction}{nulls}", printed(&o.expr))
         });
-        let _ = write!(out, "\nORDER BY {}", parts.collect::<Vec<_>>().join(", "));
+        let _ = write!(out, "{between}ORDER BY {}", parts.collect::<Vec<_>>().join(", "));
     }
     if let Some(limit) = m.limit {
-        let _ = write!(out, "\nLIMIT {limit}");
+        let _ = write!(out, "{between}LIMIT {limit}");
     }
     if let Some(offset) = m.offset {
-        let _ = write!(out, "\nOFFSET {offset}");
+        let _ = write!(out, "{between}OFFSET {offset}");
     }
     match m.returning {
         Returning::Rows => {}
-        Returning::Conflicts => out.push_str("\nRETURNING CONFLICTS"),
-        Returning::Provenance => out.push_str("\nRETURNING PROVENANCE"),
-        Returning::State => out.push_str("\nRETURNING STATE"),
-        Returning::Delta => out.push_str("\nRETURNING DELTA"),
-        Returning::Schema => out.push_str("\nRETURNING SCHEMA"),
-        Returning::Unique => out.push_str("\nRETURNING UNIQUE"),
+        Returning::Conflicts => out += &format!("{between}RETURNING CONFLICTS"),
+        Returning::Provenance => out += &format!("{between}RETURNING PROVENANCE"),
+        Returning::State => out += &format!("{between}RETURNING STATE"),
+        Returning::Delta => out += &format!("{between}RETURNING DELTA"),
+        Returning::Schema => out += &format!("{between}RETURNING SCHEMA"),
+        Returning::Unique => out += &format!("{between}RETURNING UNIQUE"),
     }
     if let Some(into) = &m.into {
-        let _ = write!(out, "\nINTO {}{}", if into.or_replace { "OR REPLACE " } else { "" }, relation(&into.target));
+        let _ = write!(out, "{between}INTO {}{}", if into.or_replace { "OR REPLACE " } else { "" }, relation(&into.target));
     }
     if !m.options.is_empty() {
         let options = m.options.iter().map(|(n, v)| format!("{} = {}", name(n), literal(v)));
-        let _ = write!(out, "\nWITH ({})", options.collect::<Vec<_>>().join(", "));
+        let _ = write!(out, "{between}WITH ({})", options.collect::<Vec<_>>().join(", "));
     }
     out
 }

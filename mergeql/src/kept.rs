@@ -8,7 +8,7 @@ use crate::diagnostic::{Diagnostic, Result, Span};
 use crate::lower::{STATE, duckdb_columns, duckdb_type, exact_type_name, quote, text};
 use crate::parser::{parse, split};
 use crate::plan::{Plan, Relation};
-use crate::strategies::{entry_of, find_strategy};
+use crate::strategies::{entry_of, find_strategy, find_user};
 use mergeql_udfs::{Code, Type, Value, catalog};
 use std::collections::BTreeMap;
 
@@ -241,8 +241,9 @@ fn definitions(merge: &Merge, user: &UserStrategies, texts: &BTreeMap<String, St
     let mut used: Vec<&str> = Vec::new();
     let mut calls: Vec<&StrategyCall> = merge.strategies.iter().map(|(_, call)| call).collect();
     while let Some(call) = calls.pop() {
-        let name = call.name.value.strip_prefix("custom:").unwrap_or(&call.name.value);
-        let Some((name, body)) = user.get_key_value(name).filter(|(n, _)| !used.contains(&n.as_str())) else { continue };
+        let built_in = catalog::find(&call.name.value).is_some();
+        let found = find_user(user, &call.name).filter(|(n, _)| !built_in && !used.contains(&n.as_str()));
+        let Some((name, body)) = found else { continue };
         used.push(name);
         if let StrategyBody::Alias(inner) = body {
             calls.push(inner);

@@ -6,6 +6,7 @@
 pub mod ast;
 mod bind;
 pub mod diagnostic;
+mod exact;
 mod format;
 mod kept;
 mod kinds;
@@ -17,6 +18,7 @@ mod target;
 
 pub use bind::{UserStrategies, bind};
 pub use diagnostic::{Diagnostic, Result, Span};
+pub use exact::{make_exact, printed};
 pub use format::{format, merge_text, models_text, resolution};
 pub use kept::Kept;
 pub use parser::{is_incomplete, parse, split};

@@ -1,6 +1,7 @@
 //! A merge bound to its sources: every name resolved, every type known, nothing about an engine.
 
 use crate::ast::{Explain, Into, Name, Returning, StrategyBody};
+use crate::exact::printed;
 use mergeql_udfs::catalog::Entry;
 use mergeql_udfs::{Call, Type, Value};
 use sqlparser::ast::Expr;
@@ -124,7 +125,7 @@ impl Fold {
     pub fn of(name: &str, body: &StrategyBody) -> Option<Fold> {
         let StrategyBody::Fold { left, right, step, compact } = body else { return None };
         let plain = |n: &Name| if n.quoted { n.value.clone() } else { n.value.to_ascii_lowercase() };
-        Some(Fold { name: name.to_owned(), left: plain(left), right: plain(right), step: step.to_string(), compact: *compact })
+        Some(Fold { name: name.to_owned(), left: plain(left), right: plain(right), step: printed(step), compact: *compact })
     }
 
     /// The name of the function that folds. The whole definition is in it: a strategy of the same name that was defined anew is
@@ -299,8 +300,8 @@ impl Plan {
         }
         if let Some(filter) = &self.filter {
             let on_key = |text: &str| !self.cells.iter().any(|c| text.contains(&format!("\"{}\"", c.name)));
-            let text = filter.to_string();
-            let pushed: Vec<String> = conjuncts(filter).iter().map(|part| part.to_string()).filter(|part| on_key(part)).collect();
+            let text = printed(filter);
+            let pushed: Vec<String> = conjuncts(filter).into_iter().map(printed).filter(|part| on_key(part)).collect();
             let place = match pushed.as_slice() {
                 _ if on_key(&text) => "on the key only, pushed below the merge".to_owned(),
                 [] => "over merged rows".to_owned(),

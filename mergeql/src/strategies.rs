@@ -38,7 +38,8 @@ pub fn check_strategy(user: &UserStrategies, or_replace: bool, name: &Name, body
         StrategyBody::Alias(call) => {
             let own = call.name.value.strip_prefix("custom:").unwrap_or(&call.name.value);
             let mut next = own;
-            loop {
+            // Aliases that are there stand for something, but an old file may hold anything.
+            for _ in 0..=user.len() {
                 if next == name.value {
                     return refuse(Code::InvalidArgument, format!("`{}` would stand for itself", name.value));
                 }
@@ -67,8 +68,21 @@ pub fn check_strategy(user: &UserStrategies, or_replace: bool, name: &Name, body
     }
 }
 
+/// Whether what a name stands for has no end: an alias that was dropped may have left another that is found in its place.
+pub(crate) fn is_endless(user: &UserStrategies, name: &Name) -> bool {
+    let mut name = name;
+    for _ in 0..=user.len() {
+        let own = name.value.starts_with("custom:");
+        match find_user(user, name).filter(|_| own || catalog::find(&name.value).is_none()) {
+            Some((_, StrategyBody::Alias(call))) => name = &call.name,
+            _ => return false,
+        }
+    }
+    true
+}
+
 /// A strategy of a user, whose name is the same in any case of letters unless it is quoted.
-fn find_user<'a>(user: &'a UserStrategies, name: &Name) -> Option<(&'a String, &'a StrategyBody)> {
+pub(crate) fn find_user<'a>(user: &'a UserStrategies, name: &Name) -> Option<(&'a String, &'a StrategyBody)> {
     let wanted = name.value.strip_prefix("custom:").unwrap_or(&name.value);
     let folded = || user.iter().find(|(own, _)| own.eq_ignore_ascii_case(wanted)).filter(|_| wanted != name.value || !name.quoted);
     user.get_key_value(wanted).or_else(folded)

@@ -5,7 +5,7 @@ use mergeql_lang::ast::{Explain, Piece, Statement};
 use mergeql_lang::lower::{DataFusion, Lowering};
 use mergeql_lang::plan::{Plan, Reading, Relation, SourceColumn};
 use mergeql_lang::{Diagnostic, UserStrategies, bind, format, parse, split};
-use mergeql_udfs::Type;
+use mergeql_udfs::{Code, Type};
 
 fn relation(name: &str) -> Relation {
     let column = |name: &str, ty: Type, nullable| SourceColumn { name: name.to_owned(), ty, nullable };
@@ -215,4 +215,16 @@ fn models_are_merged_by_a_statement_of_their_own() {
          ties(density = [0.3, 0.5], scope = 'model', normalize = true), * = linear\nWITH (out_dtype = 'bf16')\nINTO 'out/';\n"
     );
     assert_eq!(format(&laid_out).unwrap(), laid_out);
+}
+
+/// Each operator of a chain nests in the next one, which planners follow down a stack that ends.
+#[test]
+fn chains_of_operators_have_an_end() {
+    let chain = |term: &str, by: &str, n: usize| format!("SELECT {}", vec![term; n].join(by));
+    for by in [" + ", " OR ", " || "] {
+        assert!(parse(&chain("a", by, 5001)).is_ok(), "{by}");
+        assert_eq!(parse(&chain("a", by, 5002)).unwrap_err().code, Code::LimitExceeded, "{by}");
+    }
+    assert!(parse(&chain("a + 1", ", ", 20_000)).is_ok());
+    assert_eq!(parse(&chain("a, b", " UNION ALL SELECT ", 5002)).unwrap_err().code, Code::LimitExceeded);
 }

@@ -56,6 +56,14 @@ if what == "statements":
         cursor.executemany("INSERT INTO london VALUES ($1, $2, $3)", [(8, 1, "p"), (9, 2, None)])
         cursor.execute("SELECT id, tag FROM london WHERE id > 3 ORDER BY id")
         assert cursor.fetchall() == [(8, "p"), (9, None)]
+        # Each row of parameters works with what the one before it left.
+        cursor.executemany("UPDATE london SET salary = $2 WHERE id = $1", [(8, 10), (9, 20)])
+        cursor.execute("SELECT id, salary FROM london WHERE id > 3 ORDER BY id")
+        assert cursor.fetchall() == [(8, 10), (9, 20)]
+        cursor.execute("PREPARE many AS SELECT count(*) FROM london WHERE id > 3")
+        cursor.fetchall()
+        cursor.execute("EXECUTE many")
+        assert cursor.fetchall() == [(2,)]
         # No row of parameters: nothing runs.
         types = pa.schema([("a", pa.int32()), ("b", pa.int64()), ("c", pa.string())])
         cursor.executemany("INSERT INTO london VALUES ($1, $2, $3)", types.empty_table())
@@ -146,6 +154,31 @@ elif what == "tls":
     assert one(f"grpc+tls://localhost:{port}", options) == [(42,)]
     assert refused(f"grpc+tls://localhost:{port}", {DatabaseOptions.TLS_ROOT_CERTS.value: root})
     assert refused(plain, {DatabaseOptions.AUTHORIZATION_HEADER.value: "Bearer a-long-token"})
+elif what == "command":
+    # A prepared command is no query, whatever a client asks for.
+    def field(number, data):
+        assert len(data) < 1 << 14
+        return bytes([number << 3 | 2, len(data) & 127 | 128, len(data) >> 7]) + data
+
+    def message(name, data):
+        return field(1, f"type.googleapis.com/arrow.flight.protocol.sql.{name}".encode()) + field(2, data)
+
+    def first_field(data):
+        length, start = data[1] & 127, 2
+        if data[1] > 127:
+            length, start = length | data[2] << 7, 3
+        return data[start : start + length], data[start + length :]
+
+    client = pyarrow.flight.connect(plain)
+    text = field(1, b"COPY (SELECT 1 AS a) TO 'out.parquet'")
+    action = pyarrow.flight.Action("CreatePreparedStatement", message("ActionCreatePreparedStatementRequest", text))
+    (answer,) = client.do_action(action)
+    handle, _ = first_field(first_field(first_field(answer.body.to_pybytes())[1])[0])
+    try:
+        client.do_get(pyarrow.flight.Ticket(message("CommandPreparedStatementQuery", field(1, handle)))).read_all()
+        raise AssertionError("it must be refused")
+    except pyarrow.ArrowInvalid as error:
+        assert "no query" in str(error), error
 elif what == "shared":
     with flightsql.connect(plain) as connection, connection.cursor() as cursor:
         cursor.execute("SELECT * FROM shared")

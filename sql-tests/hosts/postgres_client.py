@@ -24,6 +24,23 @@ with psycopg.connect(conninfo) as connection:
     cursor.executemany("INSERT INTO fresh VALUES (%s, %s)", [(1, "x"), (2, None)])
     assert cursor.execute("SELECT * FROM fresh ORDER BY a").fetchall() == [(1, "x"), (2, None)]
     assert cursor.execute("MERGE INTO fresh USING (SELECT 2 AS a, 'y' AS b) AS s ON a").statusmessage == "MERGE 2"
+    # A prepared statement works with the rows that are there when it runs, and so does a query.
+    cursor.execute("CREATE TABLE kept (a INT, b INT)")
+    for turn in range(8):
+        cursor.execute("INSERT INTO kept VALUES (%s, %s)", (turn, 0), prepare=True)
+        cursor.execute("UPDATE kept SET b = b + 1 WHERE a = %s", (turn,), prepare=True)
+        assert cursor.execute("SELECT count(*), sum(b) FROM kept WHERE a >= %s", (0,), prepare=True).fetchone() == (turn + 1, turn + 1)
+    cursor.execute("DELETE FROM kept WHERE a < 6")
+    cursor.execute("INSERT INTO kept VALUES (%s, %s)", (9, 9), prepare=True)
+    assert cursor.execute("SELECT a, b FROM kept ORDER BY a").fetchall() == [(6, 1), (7, 1), (9, 9)]
+    cursor.execute("PREPARE asked AS SELECT a FROM kept WHERE b = 9")
+    assert cursor.execute("EXECUTE asked").fetchall() == [(9,)]
+    # Words that look like Postgres' own change nothing: a subquery is what it is.
+    latest = "SELECT k.a, (SELECT max(kept.b) FROM kept WHERE kept.a = k.a) AS pg_b FROM kept AS k WHERE current_date > date '2020-01-01' ORDER BY 1"
+    assert cursor.execute(latest).fetchall() == [(6, 1), (7, 1), (9, 9)]
+    cursor.execute("SELECT current_user, 'a''''b', current_schema")
+    assert [c.name for c in cursor.description][::2] == ["current_user", "current_schema"]
+    assert cursor.fetchone()[1:] == ("a''b", "public")
     # What the protocol has no type for is JSON.
     for binary in (False, True):
         cursor.execute("SELECT MAP {'k': 1}, [[1], [2, 3]], [1, 2]", binary=binary)
@@ -42,6 +59,15 @@ with psycopg.connect(conninfo) as connection:
     with connection.cursor("asked") as asked:
         asked.execute("SELECT id FROM nyc WHERE id > %s", (1,))
         assert asked.fetchall() == [(2,)]
+    # Names are folded, and room is made for the rows that are there.
+    cursor.execute("DECLARE Few CURSOR FOR(SELECT id FROM nyc ORDER BY id)")
+    assert cursor.execute("FETCH 1 FROM FEW", binary=True).fetchall() == [(1,)]
+    assert cursor.execute("FETCH 10000000000000 FROM few").fetchall() == [(2,)]
+    assert cursor.execute("FETCH ALL FROM few").fetchall() == []
+    cursor.execute("CLOSE Few")
+    cursor.execute("/* by a tool */ DECLARE few CURSOR FOR/**/SELECT 7")
+    assert cursor.execute("FETCH NEXT FROM few").fetchall() == [(7,)]
+    cursor.execute("CLOSE ALL")
     cursor.execute(f"DECLARE lines CURSOR\nFOR\n{merge}\nWHERE id < %s\nORDER BY id", (3,))
     assert [row[0] for row in cursor.execute("FETCH ALL FROM lines").fetchall()] == [1, 2]
     connection.commit()

@@ -278,13 +278,16 @@ pub fn join(a: &[u8], b: &[u8]) -> Result<Vec<u8>> {
     Ok(state.encode())
 }
 
-/// The state with a compressed body, for storage.
+/// The state with a compressed body, for storage; one whose body would be too large to inflate again stays as it is.
 ///
 /// # Errors
 /// As [`open`].
 pub fn compress(bytes: &[u8]) -> Result<Vec<u8>> {
     open(bytes)?;
     let (type_id, body) = codec::open(bytes)?;
+    if body.len() > codec::MAX_INFLATED {
+        return Ok(bytes.to_vec());
+    }
     let packed = zstd::encode_all(&*body, 3).map_err(|e| Error::new(Code::Io, e.to_string()))?;
     Ok(codec::seal(type_id, codec::COMPRESSED, &packed))
 }

@@ -447,3 +447,65 @@ fn states_inside_states_have_an_end() {
         }
     }
 }
+
+/// The state of these rows.
+fn state_of(strategy: &str, inputs: &[Type], rows: &[&[Value]]) -> Vec<u8> {
+    let mut partial = catalog::find(strategy).unwrap().bind(&Call::new(inputs.to_vec())).unwrap().partial();
+    rows.iter().for_each(|row| partial.update(row).unwrap());
+    partial.encode().unwrap()
+}
+
+/// 1.5 and 1.50 are two elements, but one version.
+#[test]
+fn numbers_of_equal_worth_are_told_apart_where_they_are_values() {
+    let number = |unscaled, scale| Value::Decimal { unscaled, scale };
+    let value = |state: &[u8]| catalog::open(state).unwrap().value().unwrap();
+    let claim = |element: Value, origin: &str, removes| [element, Value::text(origin), Value::Int(1), Value::Bool(removes)];
+    let removed = state_of(
+        "rwset",
+        &[Type::NUMERIC, Type::Text, Type::INT64, Type::Boolean],
+        &[&claim(number(15, 1), "a", false), &claim(number(150, 2), "b", false), &claim(number(15, 1), "c", true)],
+    );
+    assert_eq!(value(&removed), Value::List(vec![number(150, 2)]));
+
+    let newest = |strategy: &str, rows: [(&str, Value); 2]| {
+        let rows = rows.map(|(v, version)| [Value::text(v), version]);
+        let states: Vec<Vec<u8>> = [[0, 1], [1, 0]]
+            .iter()
+            .map(|order| state_of(strategy, &[Type::Text, Type::NUMERIC], &order.map(|i| rows[i].as_slice())))
+            .collect();
+        assert_eq!(states[0], states[1], "{strategy}");
+        value(&states[0])
+    };
+    let both = newest("all", [("a", number(100, 2)), ("b", number(10, 1))]);
+    assert_eq!(both, Value::List(vec![Value::text("a"), Value::text("b")]));
+    let nine = newest("json", [(r#"{"x":9}"#, number(10, 1)), (r#"{"x":1}"#, number(100, 2))]);
+    assert_eq!(nine, Value::record(vec![("x".into(), Value::Int(9))]));
+}
+
+#[test]
+fn a_delta_keeps_what_is_no_number() {
+    let count = |down: f64| [Value::float(f64::NAN), Value::float(down), Value::text("a")];
+    let inputs = [Type::Float64, Type::Float64, Type::Text];
+    let (since, now) = (state_of("pncounter", &inputs, &[&count(3.0)]), state_of("pncounter", &inputs, &[&count(5.0)]));
+    let delta = catalog::open(&now).unwrap().delta(&since).unwrap();
+    assert_eq!(catalog::join(&since, &delta).unwrap(), catalog::join(&since, &now).unwrap());
+}
+
+#[test]
+fn a_state_has_one_form() {
+    let id = catalog::find("max").unwrap().spec().type_id;
+    assert!(catalog::open(&codec::seal(id, 0, &[1, 3, 4, 0])).is_ok());
+    // The same value with a rank, which `max` never looks at.
+    assert_eq!(catalog::open(&codec::seal(id, 0, &[1, 3, 4, 1, 3, 10])).unwrap_err().code, Code::CorruptState);
+}
+
+#[test]
+fn a_decimal_has_the_digits_of_its_type() {
+    let ty = Type::Decimal { precision: 38, scale: 0 };
+    let most = 10i128.pow(38);
+    let sum = |unscaled| Value::Decimal { unscaled, scale: 0 }.fit(&ty);
+    assert!(sum(most - 1).is_ok() && sum(1 - most).is_ok());
+    assert_eq!(sum(most).unwrap_err().code, Code::InvalidArgument);
+    assert!(Value::Decimal { unscaled: 995, scale: 1 }.fit(&Type::Decimal { precision: 2, scale: 0 }).is_ok());
+}

@@ -39,12 +39,20 @@ fn value() -> impl Strategy<Value = Value> {
     })
 }
 
+/// Decimals whose scales differ, as a column of NUMERIC has them; many are worth the same.
+fn decimal() -> impl Strategy<Value = Value> {
+    prop_oneof![(-2000i128..2000, 0u8..4), (any::<i128>(), 0u8..60)]
+        .prop_map(|(unscaled, scale)| Value::Decimal { unscaled, scale })
+}
+
 /// Values of one column: of one kind, all of which have a key of one form.
 fn column() -> impl Strategy<Value = Vec<Value>> {
     let many = |s: BoxedStrategy<Value>| prop::collection::vec(s, 2..6);
     prop_oneof![
         many(any::<i64>().prop_map(|v| Value::Int(v.into())).boxed()),
         many(any::<f64>().prop_map(Value::float).boxed()),
+        many(decimal().boxed()),
+        many(prop::collection::vec(decimal(), 0..3).prop_map(Value::List).boxed()),
         many("[\\x00-\\x02a]{0,4}".prop_map(Value::text).boxed()),
         many(prop::collection::vec("[\\x00a]{0,2}".prop_map(Value::text), 0..3).prop_map(Value::List).boxed()),
     ]

@@ -128,6 +128,7 @@ fn aggregates(out: &mut String) {
             for rest in rests(entry, configured) {
                 line(adding(&update, json, rest));
                 let steps = stages(&update);
+                let steps_of_value = if gives_its_value(entry) { steps.clone() } else { alone(&update) };
                 let overloads: Vec<(&str, String)> = match results(entry) {
                     Given::Same => vec![("anyelement", "FINALFUNC = _crdt_same, FINALFUNC_EXTRA".to_owned())],
                     Given::Array => vec![("anyelement", "FINALFUNC = _crdt_array, FINALFUNC_EXTRA".to_owned())],
@@ -139,7 +140,7 @@ fn aggregates(out: &mut String) {
                 for base in std::iter::once(&spec.name).chain(spec.aliases) {
                     for (ty, last) in &overloads {
                         let signature = format!("crdt_{base}{suffix}({json}{ty}{rest})");
-                        line(format!("CREATE AGGREGATE {signature} ({steps}, {last});"));
+                        line(format!("CREATE AGGREGATE {signature} ({steps_of_value}, {last});"));
                         line(format!("COMMENT ON AGGREGATE {signature} IS {};", text(spec.title)));
                     }
                     let signature = format!("crdt_{base}_state{suffix}({json}anyelement{rest})");
@@ -160,7 +161,7 @@ fn aggregates(out: &mut String) {
                 Given::One(ty) => ty,
                 _ => "bytea",
             };
-            line(format!("CREATE AGGREGATE {signature} ({}, FINALFUNC = {});", stages(&update), finishing(result)));
+            line(format!("CREATE AGGREGATE {signature} ({}, FINALFUNC = {});", alone(&update), finishing(result)));
             line(format!("COMMENT ON AGGREGATE {signature} IS {};", text(entry.spec().title)));
         }
     }
@@ -200,6 +201,17 @@ fn stages(update: &str) -> String {
         "SFUNC = {update}, STYPE = internal, SSPACE = 128, COMBINEFUNC = _crdt_combine, SERIALFUNC = _crdt_encoded, \
          DESERIALFUNC = _crdt_sent, PARALLEL = SAFE"
     )
+}
+
+/// Whether the value of an aggregate is that of its state alone, which is all that workers send.
+fn gives_its_value(entry: &Entry) -> bool {
+    let name = entry.spec().name;
+    !matches!(name, "json" | "ormap") && !name.starts_with("tensor")
+}
+
+/// The steps of an aggregate that no workers share.
+fn alone(update: &str) -> String {
+    format!("SFUNC = {update}, STYPE = internal, SSPACE = 128, PARALLEL = SAFE")
 }
 
 /// Every scalar function of the core.

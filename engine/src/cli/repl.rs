@@ -72,7 +72,8 @@ impl Completer for Words {
     type Candidate = Pair;
 
     fn complete(&self, line: &str, position: usize, _: &Context<'_>) -> rustyline::Result<(usize, Vec<Pair>)> {
-        let start = line[..position].rfind(|c: char| !c.is_alphanumeric() && c != '_' && c != '.').map_or(0, |i| i + 1);
+        let is_between = |(_, c): &(usize, char)| !c.is_alphanumeric() && *c != '_' && *c != '.';
+        let start = line[..position].char_indices().rev().find(is_between).map_or(0, |(i, c)| i + c.len_utf8());
         let typed = line[start..position].to_lowercase();
         if typed.is_empty() {
             return Ok((position, Vec::new()));

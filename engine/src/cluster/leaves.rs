@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use datafusion::catalog::memory::{DataSourceExec, MemorySourceConfig};
 use datafusion::common::Result;
 use datafusion::datasource::physical_plan::FileScanConfig;
-use datafusion::physical_plan::ExecutionPlan;
+use datafusion::physical_plan::{Distribution, ExecutionPlan};
 use datafusion_distributed::{
     DesiredTaskCountEvent, DesiredTaskCountEventResponse, DesiredTaskCountHandler, DistributedLeafExec, ScaleUpLeafNodeEvent,
     ScaleUpLeafNodeEventResponse,
@@ -22,6 +22,18 @@ fn batches(source: &MemorySourceConfig) -> usize {
     source.partitions().iter().map(Vec::len).sum()
 }
 
+/// Whether a node works on all rows at once, such as a limit, a sort that is cut short, a window without partitions; parts of the rows
+/// would each have an answer of their own.
+fn needs_all(plan: &Arc<dyn ExecutionPlan>) -> bool {
+    let single = |wanted: &Distribution| matches!(wanted, Distribution::SinglePartition);
+    match plan.children().len() {
+        0 => plan.fetch().is_some(),
+        1 => plan.input_distribution_requirements().per_child_distributions().any(single),
+        // Joins have one of their sides sent to all.
+        _ => false,
+    }
+}
+
 /// On how many workers a leaf is worth running: one for each file of text, for each batch in memory, for this much of other files.
 pub(super) struct Desired {
     pub(super) task_size: usize,
@@ -30,6 +42,9 @@ pub(super) struct Desired {
 #[async_trait]
 impl DesiredTaskCountHandler for Desired {
     async fn handle(&self, event: DesiredTaskCountEvent<'_>) -> Option<Result<DesiredTaskCountEventResponse>> {
+        if needs_all(event.plan) {
+            return Some(Ok(DesiredTaskCountEventResponse::maximum(1)));
+        }
         let tasks = if let Some(scan) = event.plan.downcast_ref::<TextScan>() {
             scan.files.len()
         } else if let Some(source) = memory(event.plan) {

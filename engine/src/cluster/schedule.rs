@@ -193,8 +193,12 @@ where
                 if !known && !elsewhere {
                     let attempts = self.attempts.entry(range).or_default();
                     *attempts += 1;
-                    if let (true, Some(Err(error))) = (*attempts > self.workers.len() + 2, failed) {
-                        return Err(Failure::Job(error));
+                    let often = *attempts > self.workers.len() + 2;
+                    match failed {
+                        Some(Err(error)) if often => return Err(Failure::Job(error)),
+                        // Where no worker is left, it is what the last of them said.
+                        Some(Err(error)) => self.last_error = Some(error),
+                        _ => {}
                     }
                     self.waiting.insert(range);
                 } else if let Some(Err(error)) = failed {

@@ -179,6 +179,27 @@ struct Statement {
     parameters: Option<Vec<RecordBatch>>,
 }
 
+impl Statement {
+    /// Its rows of parameters, one after the other, or once none if none were bound.
+    fn rows(&self) -> impl Iterator<Item = Result<Option<Vec<ScalarValue>>>> {
+        let row = |(batch, row): (&RecordBatch, usize)| {
+            let values = batch.columns().iter().map(|c| Ok(ScalarValue::try_from_array(c, row)?));
+            values.collect::<Result<Vec<_>>>().map(Some)
+        };
+        let bound = self.parameters.iter().flatten().flat_map(|batch| (0..batch.num_rows()).map(move |row| (batch, row)));
+        let none = self.parameters.is_none().then_some(Ok(None));
+        none.into_iter().chain(bound.map(row))
+    }
+}
+
+/// A plan with values for its parameters, if there are any.
+fn filled(plan: LogicalPlan, values: Option<Vec<ScalarValue>>) -> Result<LogicalPlan> {
+    match values {
+        Some(values) => bound(&plan, ParamValues::from(values)),
+        None => Ok(plan),
+    }
+}
+
 type Rows = Pin<Box<dyn Stream<Item = std::result::Result<FlightData, Status>> + Send>>;
 
 fn status(error: impl Into<MergeError>) -> Status {
@@ -296,30 +317,16 @@ impl Flight {
         Ok(touched(&batches).unwrap_or(0))
     }
 
-    /// A statement with each row of its parameters, or once if none were bound.
-    fn bound(&self, statement: &Statement) -> std::result::Result<Vec<LogicalPlan>, Status> {
-        let Some(plan) = &statement.plan else { return Ok(Vec::new()) };
-        let Some(parameters) = &statement.parameters else { return Ok(vec![plan.clone()]) };
-        let mut plans = Vec::new();
-        for batch in parameters {
-            for row in 0..batch.num_rows() {
-                let values = batch.columns().iter().map(|c| ScalarValue::try_from_array(c, row));
-                let values = values.collect::<std::result::Result<Vec<_>, _>>().map_err(status)?;
-                plans.push(bound(plan, ParamValues::from(values)).map_err(status)?);
-            }
-        }
-        Ok(plans)
-    }
-
     async fn run_prepared(&self, statement: Statement) -> std::result::Result<u64, Status> {
-        if statement.plan.is_none() {
-            return self.text(statement.text).await;
-        }
-        let plans = self.bound(&statement)?;
+        let Some(plan) = &statement.plan else { return self.text(statement.text).await };
         let mut count = 0;
-        for plan in plans {
-            let (context, text) = (self.context.clone(), statement.text.clone());
-            count += self.command(async move { context.run_plan(plan, &text).await }).await?;
+        for values in statement.rows() {
+            let (context, text, plan) = (self.context.clone(), statement.text.clone(), plan.clone());
+            let run = async move {
+                let plan = context.renewed(&text, &plan).await?;
+                context.run_plan(filled(plan, values?)?, &text).await
+            };
+            count += self.command(run).await?;
         }
         Ok(count)
     }
@@ -335,6 +342,7 @@ impl Flight {
         Ok((name, statement))
     }
 
+    /// A prepared statement with the parameters that a client sends for it.
     async fn bind(&self, handle: &[u8], stream: PeekableFlightDataStream) -> std::result::Result<(String, Statement), Status> {
         let (name, mut statement) = self.statement(handle)?;
         let received = received(stream).await?;
@@ -343,7 +351,6 @@ impl Flight {
             true => None,
             false => Some(received.read().map_err(status)?.try_collect().await.map_err(status)?),
         };
-        self.prepared.replace(&name, statement.clone());
         Ok((name, statement))
     }
 }
@@ -499,7 +506,8 @@ impl FlightSqlService for Flight {
         query: CommandPreparedStatementQuery,
         request: Request<PeekableFlightDataStream>,
     ) -> std::result::Result<DoPutPreparedStatementResult, Status> {
-        let (name, _) = self.bind(&query.prepared_statement_handle, request.into_inner()).await?;
+        let (name, statement) = self.bind(&query.prepared_statement_handle, request.into_inner()).await?;
+        self.prepared.replace(&name, statement);
         Ok(DoPutPreparedStatementResult { prepared_statement_handle: Some(name.into_bytes().into()) })
     }
 
@@ -534,11 +542,23 @@ impl FlightSqlService for Flight {
         _: Request<Ticket>,
     ) -> std::result::Result<Response<Rows>, Status> {
         let (_, statement) = self.statement(&query.prepared_statement_handle)?;
-        let mut plans = self.bound(&statement)?.into_iter();
-        let (Some(plan), None) = (plans.next(), plans.next()) else {
+        let Some(plan) = statement.plan.clone().filter(|_| !statement.command) else {
+            return Err(Status::invalid_argument("this statement is no query: ask for its count"));
+        };
+        let mut rows = statement.rows();
+        let (Some(values), None) = (rows.next(), rows.next()) else {
             return Err(Status::invalid_argument("a query takes one row of parameters"));
         };
-        self.rows(self.context.with_values(&statement.text, plan).await.map_err(status)?).await
+        let values = values.map_err(status)?;
+        let turn = self.limits.turn(None).await.map_err(status)?;
+        let (context, text) = (self.context.clone(), statement.text.clone());
+        let planned = async move {
+            let plan = context.renewed(&text, &plan).await?;
+            context.with_values(&text, filled(plan, values)?).await
+        };
+        let frame = turn.run(planned).await.map_err(status)?;
+        drop(turn);
+        self.rows(frame).await
     }
 
     // What there is.

@@ -116,8 +116,13 @@ impl Server {
     /// # Errors
     /// `io` if a listener fails.
     pub async fn run(self) -> Result<()> {
-        let runtime =
-            tokio::runtime::Builder::new_multi_thread().worker_threads(2).thread_name("mergeql-net").enable_all().build()?;
+        // Statements are parsed there, whose expressions may be deep.
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .thread_name("mergeql-net")
+            .thread_stack_size(crate::STACK)
+            .enable_all()
+            .build()?;
         let network = runtime.handle().clone();
         let _given_up_after = Network(Some(runtime));
         let mut task = tokio::task::JoinSet::new();

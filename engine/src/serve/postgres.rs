@@ -1,8 +1,8 @@
 //! Postgres' protocol: psql and programs with a driver for Postgres send MergeQL as text.
 
-use super::catalog::{rewritten, shown};
+use super::catalog::{Asks, asks, of_session, rewritten, shown};
 use super::copy::{self, Copies, Receiving};
-use super::cursors::{Cursors, declared, forward_only};
+use super::cursors::{Cursors, declared, folded, forward_only, moved};
 use super::incoming::accept;
 use super::limits::{Limits, TIMED_OUT, Turn};
 use super::login::{Startup, check_admitted};
@@ -150,15 +150,19 @@ impl Service {
     }
 
     /// The text to run: what clients ask of Postgres' catalogues is put into terms that the engine has.
-    fn to_run(text: &str, foreign: Option<&sql::Statement>) -> String {
-        let lower = text.to_ascii_lowercase();
-        let says = |words: &[&str]| words.iter().any(|word| lower.contains(word));
-        let catalogues = says(&["pg_", "information_schema", "::reg", "to_reg"]);
-        let asks = catalogues || says(&["current_", "version()"]) || lower.trim_start().starts_with("show");
+    fn to_run(&self, text: &str, foreign: Option<&sql::Statement>) -> String {
+        let shows = text.trim_start().get(..4).is_some_and(|word| word.eq_ignore_ascii_case("show"));
         match foreign {
             Some(sql::Statement::ShowTables { .. }) => TABLES.to_owned(),
-            Some(statement @ sql::Statement::Query(_)) if catalogues => rewritten(statement.clone()).to_string(),
-            Some(statement @ sql::Statement::Query(_)) if asks => statement.to_string(),
+            Some(statement @ sql::Statement::Query(_)) if shows => rewritten(statement.clone()).to_string(),
+            Some(statement @ sql::Statement::Query(_)) => {
+                let asks = tokio::task::block_in_place(|| asks(text, &|name| self.context.has_table(name)));
+                match asks {
+                    Asks::Catalogues => rewritten(statement.clone()).to_string(),
+                    Asks::Session => of_session(text).unwrap_or_else(|| text.to_owned()),
+                    Asks::Nothing => text.to_owned(),
+                }
+            }
             _ => text.to_owned(),
         }
     }
@@ -175,7 +179,7 @@ impl Service {
         if let Some(done) = TransactionStatementHook.handle_simple_query(statement, session, client).await {
             return Some(done);
         }
-        if let Some(done) = CursorStatementHook.handle_simple_query(statement, session, client).await {
+        if let Some(done) = moved(statement, client).await {
             return Some(done);
         }
         if let sql::Statement::Reset(sql::ResetStatement { reset }) = statement {
@@ -229,7 +233,7 @@ impl Service {
     /// The rows of a query, as text.
     pub(super) async fn query<C: ClientInfo>(&self, client: &C, text: &str) -> Result<QueryResponse> {
         let turn = self.limits.turn(timeout(client)).await?;
-        let text = Service::to_run(text, self.foreign(text).as_ref());
+        let text = self.to_run(text, self.foreign(text).as_ref());
         let Prepared::Query(frame) = turn.run(look(&self.context, &text)).await? else {
             return Err(MergeError::new(Code::InvalidArgument, "this is no query, and gives no rows"));
         };
@@ -243,6 +247,23 @@ impl Service {
     pub(super) async fn frame(&self, turn: &Turn, text: &str, plan: LogicalPlan) -> Result<DataFrame> {
         let (context, text) = (self.context.clone(), text.to_owned());
         turn.run(async move { context.with_values(&text, plan).await }).await
+    }
+
+    /// The plan of a prepared statement over the tables as they are now.
+    async fn renewed<C: ClientInfo>(&self, client: &C, held: &Held, kind: &str, plan: &LogicalPlan) -> Result<LogicalPlan> {
+        let turn = self.limits.turn(timeout(client)).await?;
+        let (context, text, plan) = (self.context.clone(), held.0.clone(), plan.clone());
+        let is_query = kind == QUERY;
+        let renewed = async move {
+            let text = declared(&text).map_or(text.as_str(), |(_, query)| query);
+            let new = context.renewed(text, &plan).await?;
+            match is_query && new.schema().fields() != plan.schema().fields() {
+                true => Err(MergeError::new(Code::Unsupported, "the statement gives other columns than when it was prepared")
+                    .help("prepare it again")),
+                false => Ok(new),
+            }
+        };
+        turn.run(renewed).await
     }
 
     pub(super) async fn rows(
@@ -463,7 +484,7 @@ impl Service {
             refuse_after_failure(client)?;
         }
         let options = Arc::new(FormatOptions::from_client_metadata(client.metadata()));
-        let to_run = Service::to_run(text, foreign.as_ref());
+        let to_run = self.to_run(text, foreign.as_ref());
         let response = self.run(&to_run, &Format::UnifiedText, timeout(client), options, last).await;
         // A place in other text than the client's would mislead.
         response.map_err(|e| if to_run == text { in_query(e, offset) } else { told(&e, "") })
@@ -499,6 +520,9 @@ fn nothing() -> LogicalPlan {
     LogicalPlan::EmptyRelation(EmptyRelation { produce_one_row: false, schema: Arc::new(datafusion::common::DFSchema::empty()) })
 }
 
+/// The most rows that a portal gives at once.
+const MOST_ROWS: i32 = 1 << 20;
+
 /// What the parse step of the protocol needs of the service.
 struct Parser(Arc<Service>);
 
@@ -528,7 +552,7 @@ impl QueryParser for Parser {
         if let Some(statement @ sql::Statement::Fetch { name, .. }) = &foreign {
             let cursors = client.session_extensions().get_or_insert_with(Cursors::default);
             let cursors = cursors.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            if let Some(plan) = cursors.get(&name.value) {
+            if let Some(plan) = cursors.get(&folded(&name.value, name.quote_style)) {
                 let columns = EmptyRelation { produce_one_row: false, schema: plan.schema().clone() };
                 return Ok(Some((text.to_owned(), Some((statement.clone(), LogicalPlan::EmptyRelation(columns))))));
             }
@@ -546,7 +570,7 @@ impl QueryParser for Parser {
                 }
             }
         }
-        let to_run = Service::to_run(text, foreign.as_ref());
+        let to_run = service.to_run(text, foreign.as_ref());
         let turn = service.limits.turn(timeout(client)).await.map_err(|e| told(&e, text))?;
         let prepared = turn.run(look(&service.context, &to_run)).await.map_err(|e| told(&e, text))?;
         let plan = match prepared {
@@ -563,8 +587,10 @@ impl QueryParser for Parser {
 
     fn get_result_schema(&self, held: &Held, format: Option<&Format>) -> PgWireResult<Vec<FieldInfo>> {
         match &held.1 {
-            Some((_, plan)) if !matches!(kind(held), Some(COMMAND | DECLARE)) => {
-                let format = format.unwrap_or(&Format::UnifiedText);
+            Some((statement, plan)) if !matches!(kind(held), Some(COMMAND | DECLARE)) => {
+                // The rows of a cursor are text.
+                let fetches = matches!(statement, sql::Statement::Fetch { .. });
+                let format = format.filter(|_| !fetches).unwrap_or(&Format::UnifiedText);
                 fields(plan.schema().as_arrow(), format, None).map_err(|e| told(&e, &held.0))
             }
             _ => Ok(Vec::new()),
@@ -581,7 +607,7 @@ impl ExtendedQueryHandler for Extended {
         self.0.clone()
     }
 
-    async fn on_execute<C>(&self, client: &mut C, message: Execute) -> PgWireResult<()>
+    async fn on_execute<C>(&self, client: &mut C, mut message: Execute) -> PgWireResult<()>
     where
         C: ClientInfo + ClientPortalStore + Sink<PgWireBackendMessage> + Unpin + Send + Sync,
         C::PortalStore: PortalStore<Statement = Held>,
@@ -592,6 +618,8 @@ impl ExtendedQueryHandler for Extended {
         if let Some(Entry::Value(portal)) = client.portal_store().get_portal(name) {
             go_back(client, portal.statement.statement.1.as_ref().map(|(statement, _)| statement));
         }
+        // The library makes room for as many rows at once: who asks for more gets these, and asks again.
+        message.max_rows = message.max_rows.clamp(0, MOST_ROWS);
         self._on_execute(client, message).await
     }
 
@@ -632,12 +660,13 @@ impl ExtendedQueryHandler for Extended {
         let (text, Some((statement, plan))) = held else { return Ok(Response::EmptyQuery) };
         let Some(kind) = kind(held) else {
             return match service.hooked(statement, client).await {
-                Some(response) => response,
+                Some(response) => given(client, portal, response?, max_rows).await,
                 None => Ok(Response::EmptyQuery),
             };
         };
         refuse_after_failure(client)?;
-        let plan = with_parameters(portal, plan)?;
+        let plan = service.renewed(client, held, kind, plan).await.map_err(|e| told(&e, text))?;
+        let plan = with_parameters(portal, &plan)?;
         if let (DECLARE, Some((name, query))) = (kind, declared(text)) {
             return service.declare(client, name, query, Some(plan)).await.map_err(|e| told(&e, text));
         }
@@ -661,19 +690,28 @@ impl ExtendedQueryHandler for Extended {
             service.rows(turn, frame, &portal.result_column_format, options).await
         };
         let response = answer.await.map_err(|e: MergeError| told(&e, text))?;
-        match response {
-            // All rows are asked for: they go out as they come, for a portal would hold them all before it gives the first.
-            Response::Query(mut query) if max_rows == 0 => {
-                let mut rows = 0;
-                while let Some(row) = query.data_rows().next().await {
-                    client.feed(PgWireBackendMessage::DataRow(row?)).await?;
-                    rows += 1;
-                }
-                portal.start(QueryResponse::new(query.row_schema(), futures::stream::empty())).await;
-                Ok(Response::Execution(Tag::new(query.command_tag()).with_rows(rows)))
+        given(client, portal, response, max_rows).await
+    }
+}
+
+/// A response whose rows go out as they come where all are asked for: a portal would hold them all before it gives the first.
+async fn given<C>(client: &mut C, portal: &Portal<Held>, response: Response, max_rows: usize) -> PgWireResult<Response>
+where
+    C: ClientInfo + Sink<PgWireBackendMessage> + Unpin + Send + Sync,
+    C::Error: std::fmt::Debug,
+    PgWireError: From<<C as Sink<PgWireBackendMessage>>::Error>,
+{
+    match response {
+        Response::Query(mut query) if max_rows == 0 => {
+            let mut rows = 0;
+            while let Some(row) = query.data_rows().next().await {
+                client.feed(PgWireBackendMessage::DataRow(row?)).await?;
+                rows += 1;
             }
-            response => Ok(cancellable(client, vec![response]).await.remove(0)),
+            portal.start(QueryResponse::new(query.row_schema(), futures::stream::empty())).await;
+            Ok(Response::Execution(Tag::new(query.command_tag()).with_rows(rows)))
         }
+        response => Ok(cancellable(client, vec![response]).await.remove(0)),
     }
 }
 

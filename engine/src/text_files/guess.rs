@@ -17,6 +17,8 @@ pub(super) struct Guess {
     zoned: bool,
     local: bool,
     fine: bool,
+    /// A year was seen that nanoseconds do not reach.
+    far: bool,
     /// A whole number was seen that a double cannot hold.
     pub(super) inexact: bool,
     /// A record without a value was seen.
@@ -49,6 +51,7 @@ impl Guess {
         zoned: false,
         local: false,
         fine: false,
+        far: false,
         inexact: false,
         missing: false,
         values: 0,
@@ -93,6 +96,8 @@ impl Guess {
                     // An instant is none of the times that a clock shows.
                     self.timestamp &= !(self.zoned && self.local);
                     self.fine |= fine;
+                    // Nanoseconds reach from 1678 to 2261.
+                    self.far |= !("1678".."2262").contains(&&field[..4]);
                 }
                 None => (self.date, self.timestamp) = (false, false),
             }
@@ -112,6 +117,7 @@ impl Guess {
         self.local |= other.local;
         self.timestamp &= other.timestamp && !(self.zoned && self.local);
         self.fine |= other.fine;
+        self.far |= other.far;
         self.inexact |= other.inexact;
         self.missing |= other.missing;
         self.values += other.values;
@@ -125,6 +131,7 @@ impl Guess {
             Guess { unsigned: true, .. } => DataType::UInt64,
             Guess { float: true, number: true, .. } => DataType::Float64,
             Guess { date: true, .. } => DataType::Date32,
+            Guess { timestamp: true, fine: true, far: true, .. } => DataType::Utf8,
             Guess { timestamp: true, zoned, fine, .. } => {
                 let unit = if fine { TimeUnit::Nanosecond } else { TimeUnit::Microsecond };
                 DataType::Timestamp(unit, zoned.then(|| "UTC".into()))

@@ -18,6 +18,8 @@ pub(crate) struct MarkNulls<R> {
     out: Vec<u8>,
     at: usize,
     quoted: bool,
+    /// What was last is a quote that closes.
+    closed: bool,
     field_start: bool,
     record_start: bool,
     beginning: bool,
@@ -40,6 +42,7 @@ impl<R: BufRead> MarkNulls<R> {
             out,
             at: 0,
             quoted: false,
+            closed: false,
             field_start: true,
             record_start: true,
             beginning: true,
@@ -75,7 +78,7 @@ impl<R: BufRead> MarkNulls<R> {
         while let Some(&b) = input.get(at) {
             if self.quoted {
                 let closing = input[at..].iter().position(|b| *b == b'"');
-                self.quoted = closing.is_none();
+                (self.quoted, self.closed) = (closing.is_none(), closing.is_some());
                 at = closing.map_or(input.len(), |n| at + n + 1);
                 continue;
             }
@@ -88,14 +91,14 @@ impl<R: BufRead> MarkNulls<R> {
                     self.out.extend_from_slice(NULL_MARK);
                     copied = at;
                 }
-                self.field_start = true;
+                (self.field_start, self.closed) = (true, false);
                 self.record_start = end_of_record;
                 at += 1;
                 continue;
             }
-            (self.field_start, self.record_start, self.returned) = (false, false, false);
-            // A doubled quote closes and opens again, which comes to the same.
-            self.quoted = b == b'"';
+            // A quote opens a field at its start; a doubled one closes it and opens it again, which comes to the same. Elsewhere it is a letter.
+            self.quoted = b == b'"' && (self.field_start || self.closed);
+            (self.field_start, self.record_start, self.returned, self.closed) = (false, false, false, false);
             at += 1;
             if !self.quoted {
                 let plain = input[at..].iter().position(|b| self.special[usize::from(*b)]);
@@ -136,6 +139,8 @@ mod tests {
         assert_eq!(marked("a,b\n1,"), "a,b\n1,NULL");
         assert_eq!(marked("a,b\r\n,x\r\n\r\n"), "a,b\r\nNULL,x\r\n\r\n");
         assert_eq!(marked("\u{feff}a\n\"x,,\"\"y\"\n"), "a\n\"x,,\"\"y\"\n");
+        // Inches: within an unquoted field a quote is a letter.
+        assert_eq!(marked("a,b\n5\" pipe,\n,6\" pipe\n"), "a,b\n5\" pipe,NULL\nNULL,6\" pipe\n");
         // However it comes in pieces.
         let text = "a,b,c\r\n\"x,\"\",\",,\"\"\n\n,12,\"\n,\"\r\r\n,,3";
         for size in 1..text.len() {

@@ -13,6 +13,7 @@ use arrow::datatypes::{DataType, Field, Schema};
 use guess::{Guess, inexact, is_inexact};
 pub(crate) use marks::{MarkNulls, NULL_MARK, NULL_PATTERN};
 use mergeql_udfs::{Code, Error, Result, Type};
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Cursor};
 use std::path::{Path, PathBuf};
@@ -315,6 +316,7 @@ fn kind(value: &serde_json::Value) -> &'static str {
 fn infer_json(files: &[Bytes], layout: Layout) -> Result<Inferred> {
     let mut rows = 0;
     let mut columns: Vec<(String, Vec<Type>, Guess)> = Vec::new();
+    let mut inexact_at: BTreeSet<Way> = BTreeSet::new();
     for bytes in files {
         each_object(bytes, layout, |line, object| {
             rows += 1;
@@ -346,8 +348,7 @@ fn infer_json(files: &[Bytes], layout: Layout) -> Result<Inferred> {
                 }
                 match value {
                     serde_json::Value::String(text) => guess.see(text),
-                    serde_json::Value::Number(n) => guess.inexact |= is_inexact(&n.to_string()),
-                    _ => {}
+                    other => note_inexact(other, &mut vec![Some(name.clone())], &mut inexact_at),
                 }
             }
             Ok(())
@@ -355,8 +356,12 @@ fn infer_json(files: &[Bytes], layout: Layout) -> Result<Inferred> {
     }
     let typed = |(name, seen, guess): (String, Vec<Type>, Guess)| Ok((name, common(&seen)?, guess));
     let columns: Vec<(String, Type, Guess)> = columns.into_iter().map(typed).collect::<Result<_>>()?;
-    if let Some((name, ..)) = columns.iter().find(|(_, ty, guess)| guess.inexact && *ty == Type::Float64) {
-        return Err(inexact(name));
+    let is_double = |way: &&Way| match way.split_first() {
+        Some((Some(column), rest)) => columns.iter().any(|(name, ty, _)| name == column && is_double_at(ty, rest)),
+        _ => false,
+    };
+    if let Some(Some(column)) = inexact_at.iter().find(is_double).and_then(|way| way.first()) {
+        return Err(inexact(column));
     }
     let field = |(name, ty, guess): &(String, Type, Guess)| match guess.data_type() {
         temporal @ (DataType::Date32 | DataType::Timestamp(..)) if *ty == Type::Text => Field::new(name, temporal, true),
@@ -364,6 +369,43 @@ fn infer_json(files: &[Bytes], layout: Layout) -> Result<Inferred> {
     };
     let complete = columns.iter().map(|(_, _, guess)| guess.values == rows).collect();
     Ok(Inferred { schema: Schema::new(columns.iter().map(field).collect::<Vec<_>>()), complete })
+}
+
+/// The way to a value inside another: the name of a field, or nothing for the items of a list.
+type Way = Vec<Option<String>>;
+
+/// Notes where numbers stand that a double does not hold.
+fn note_inexact(value: &serde_json::Value, way: &mut Way, found: &mut BTreeSet<Way>) {
+    match value {
+        serde_json::Value::Number(n) if is_inexact(&n.to_string()) => {
+            found.insert(way.clone());
+        }
+        serde_json::Value::Array(items) => {
+            way.push(None);
+            items.iter().for_each(|item| note_inexact(item, way, found));
+            way.pop();
+        }
+        serde_json::Value::Object(fields) => {
+            for (name, field) in fields {
+                way.push(Some(name.clone()));
+                note_inexact(field, way, found);
+                way.pop();
+            }
+        }
+        _ => {}
+    }
+}
+
+/// Whether there are doubles at the end of a way.
+fn is_double_at(ty: &Type, way: &[Option<String>]) -> bool {
+    match (ty, way) {
+        (Type::Float64, []) => true,
+        (Type::List(item), [None, rest @ ..]) => is_double_at(item, rest),
+        (Type::Struct(fields), [Some(name), rest @ ..]) => {
+            fields.iter().any(|(field, ty)| **field == **name && is_double_at(ty, rest))
+        }
+        _ => false,
+    }
 }
 
 fn common(types: &[Type]) -> Result<Type> {

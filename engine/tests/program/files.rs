@@ -507,3 +507,45 @@ fn files_of_one_source_are_one_source() {
     let (code, error) = failure(&run(folder.path(), &["-c", "MERGE 'late/*.parquet' ON id STRATEGY v = max"]));
     assert!(code == 2 && error.starts_with("error[type_mismatch]") && error.contains("line 1, column 7"), "{error}");
 }
+
+/// What a reader of one value at a time would take for another.
+#[test]
+fn text_is_read_as_it_is_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let query = |sql: &str| stdout(&run(folder.path(), &["-c", sql, "--format", "csv"]));
+    let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+    // Inches: within an unquoted field a quote is a letter.
+    write("pipes.csv", "id,item,size\n1,5\" pipe,3\n2,,\n3,6\" pipe,5\n4,5\" rod,1\n");
+    let read = "SELECT id, item IS NULL AS nothing, size, arrow_typeof(size) AS ty FROM (MERGE 'pipes.csv' ON id) AS m ORDER BY id";
+    assert_eq!(query(read), "id,nothing,size,ty\n1,false,3,Int64\n2,true,,Int64\n3,false,5,Int64\n4,false,1,Int64\n");
+    // Whole numbers that a double cannot hold, beside doubles and by themselves.
+    write("exact.ndjson", "{\"id\":1,\"v\":{\"n\":9007199254740993,\"f\":0.5},\"l\":[9007199254740993]}\n");
+    assert_eq!(query("SELECT v['n'] AS n, l FROM (MERGE 'exact.ndjson' ON id) AS m"), "n,l\n9007199254740993,[9007199254740993]\n");
+    for (name, line) in
+        [("mixed", "{\"id\":1,\"v\":{\"a\":[9007199254740993,0.5]}}"), ("huge", "{\"id\":1,\"v\":[18446744073709551617]}")]
+    {
+        write(&format!("{name}.ndjson"), line);
+        let (_, error) = failure(&run(folder.path(), &["-c", &format!("MERGE '{name}.ndjson' ON id")]));
+        assert!(error.starts_with("error[type_mismatch]") && error.contains("`v`"), "{error}");
+    }
+    // The end of time as some write it, which nanoseconds do not reach.
+    write("ends.csv", "id,until\n1,9999-12-31 23:59:59.9999999\n2,2024-01-01 00:00:00.1234567\n");
+    assert_eq!(
+        query("SELECT until FROM (MERGE 'ends.csv' ON id) AS m ORDER BY id LIMIT 1"),
+        "until\n9999-12-31 23:59:59.9999999\n"
+    );
+}
+
+/// A folder of tables may be called as it likes.
+#[test]
+fn a_folder_of_tables_has_any_name() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["C#", "what?", "100%25", "a b"] {
+        stdout(&run(folder.path(), &["--db", name, "-c", "CREATE TABLE t AS SELECT 1 AS id, 2 AS v"]));
+        stdout(&run(
+            folder.path(),
+            &["--db", name, "-c", "MERGE INTO t USING (SELECT 1 AS id, 3 AS v) AS s ON id STRATEGY v = max"],
+        ));
+        assert_eq!(stdout(&run(folder.path(), &["--db", name, "-c", "SELECT v FROM t", "--format", "csv"])), "v\n3\n", "{name}");
+    }
+}

@@ -3,7 +3,9 @@
 use super::Binder;
 use crate::ast::{Argument, Name, StrategyBody, StrategyCall, Target};
 use crate::diagnostic::{Diagnostic, Result, Span};
+use crate::lower::quote;
 use crate::plan::*;
+use crate::strategies::is_endless;
 use mergeql_udfs::catalog::{self, Arg, ArgKind, Input as Role};
 use mergeql_udfs::{Call, Code, Type, Value};
 use sqlparser::ast::{Expr, Ident, VisitMut, VisitorMut};
@@ -131,6 +133,11 @@ impl Binder<'_> {
         }
         match body {
             None => self.builtin(name, column, call, versions, why, shown),
+            Some(StrategyBody::Alias(_)) if is_endless(self.user, written) => {
+                let message = format!("`{shown}` stands for itself by now");
+                Err(Diagnostic::at(Code::InvalidArgument, written.span, message)
+                    .help(format!("CREATE OR REPLACE STRATEGY {} AS another", quote(&shown))))
+            }
             Some(StrategyBody::Alias(inner)) => {
                 let mut inner = inner.clone();
                 inner.name.span = written.span;

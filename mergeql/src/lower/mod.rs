@@ -16,6 +16,7 @@ pub use postgres::{Postgres, postgres_type_name};
 pub use sqlite::{Sqlite, sqlite_type_name};
 
 use crate::ast::Returning;
+use crate::exact::{make_exact, printed};
 use crate::plan::{Cell, Column, Fold, Input, Plan, Reading, Why};
 use mergeql_udfs::Order;
 use mergeql_udfs::catalog::ArgKind;
@@ -74,7 +75,12 @@ pub trait Dialect: Sync {
 
     /// A user's expression, where the host means something else by the same words.
     fn expression(&self, expr: &Expr) -> String {
-        expr.to_string()
+        printed(expr)
+    }
+
+    /// The limit that an OFFSET needs before it where there is none.
+    fn no_limit(&self) -> Option<&'static str> {
+        None
     }
 
     /// Whether the host's optimizer may lose rows of a query with OFFSET inside another; then rows are numbered instead.
@@ -222,6 +228,7 @@ pub struct Lowering<'a> {
 /// an error, on every host.
 fn divided(expr: &Expr, function: &str) -> String {
     let mut expr = expr.clone();
+    make_exact(&mut expr);
     let _ = visit_expressions_mut(&mut expr, |e| {
         if let Expr::BinaryOp { left, op: BinaryOperator::Divide, right } = e {
             // An identifier without quotes is printed as it is.
@@ -614,7 +621,8 @@ impl Lowering<'_> {
         if !order.is_empty() {
             let _ = write!(sql, " ORDER BY {order}");
         }
-        if let Some(limit) = plan.limit {
+        let limit = plan.limit.map(|limit| limit.to_string());
+        if let Some(limit) = limit.or_else(|| plan.offset.and(self.dialect.no_limit()).map(str::to_owned)) {
             let _ = write!(sql, " LIMIT {limit}");
         }
         if let Some(offset) = plan.offset {

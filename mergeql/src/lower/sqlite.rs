@@ -1,6 +1,7 @@
 //! SQLite's SQL. Values have their class, not their column: whole numbers, reals, text and blobs; lists and rows are JSON text.
 
 use super::{Dialect, divided, list, quote, text};
+use crate::exact::make_exact;
 use crate::plan::{Cell, Fold};
 use mergeql_udfs::Type;
 use sqlparser::ast::{Expr, Ident, visit_expressions_mut};
@@ -60,8 +61,13 @@ impl Dialect for Sqlite {
         }
     }
 
+    fn no_limit(&self) -> Option<&'static str> {
+        Some("-1")
+    }
+
     fn expression(&self, expr: &Expr) -> String {
         let mut expr = expr.clone();
+        make_exact(&mut expr);
         // SQLite's own LIKE takes `a` for `A`; its GLOB does not.
         let _ = visit_expressions_mut(&mut expr, |e| {
             if let Expr::Like { negated, any: false, expr, pattern, .. } = e {

@@ -14,7 +14,7 @@ pub use script::{is_incomplete, split};
 use crate::ast::*;
 use crate::diagnostic::{Diagnostic, Result, Span};
 use mergeql_udfs::Code;
-use script::{LineIndex, tokenize};
+use script::{LineIndex, check_chains, tokenize};
 use sqlparser::ast::Expr;
 use sqlparser::dialect::GenericDialect;
 use sqlparser::parser::{Parser as SqlParser, ParserError};
@@ -38,6 +38,7 @@ static DIALECT: GenericDialect = GenericDialect {};
 /// ```
 pub fn parse(text: &str) -> Result<Statement> {
     let tokens = tokenize(text).map_err(|e| e.in_text(text))?;
+    check_chains(&tokens).map_err(|e| e.in_text(text))?;
     let mut parser = Parser::new(text, tokens);
     parser.statement().map_err(|e| e.in_text(text))
 }

@@ -3,6 +3,7 @@
 use super::DIALECT;
 use crate::diagnostic::{Diagnostic, Result, Span};
 use mergeql_udfs::Code;
+use sqlparser::keywords::Keyword;
 use sqlparser::tokenizer::{Location, Token, TokenWithSpan, Tokenizer, Whitespace};
 
 /// The statements of a script: where each lies in the text, without its semicolon. Empty ones are left out.
@@ -79,6 +80,39 @@ pub(super) fn tokenize(text: &str) -> Result<Vec<TokenWithSpan>> {
         let at = Span { line: e.location.line, column: e.location.column, end: e.location.column + 1 };
         Diagnostic::at(Code::Syntax, at, e.message)
     })
+}
+
+/// Operators in a row, which nest in each other: planners go down as deep, and a stack ends.
+const MOST_IN_A_ROW: usize = 5000;
+
+/// # Errors
+/// `limit_exceeded` for an expression, or a query of queries, with more operators in a row than any host plans.
+pub(super) fn check_chains(tokens: &[TokenWithSpan]) -> Result<()> {
+    // Of each open parenthesis: operators since the last comma, and UNIONs and the like.
+    let mut open = vec![(0, 0)];
+    for token in tokens {
+        let depth = open.len();
+        let Some((operators, sets)) = open.last_mut() else { return Ok(()) };
+        match &token.token {
+            Token::LParen | Token::LBracket => open.push((0, 0)),
+            Token::RParen | Token::RBracket if depth > 1 => drop(open.pop()),
+            Token::Comma => *operators = 0,
+            Token::SemiColon => (*operators, *sets) = (0, 0),
+            Token::Plus | Token::Minus | Token::Mul | Token::Div | Token::Mod | Token::StringConcat => *operators += 1,
+            Token::Word(word) => match word.keyword {
+                Keyword::AND | Keyword::OR => *operators += 1,
+                Keyword::UNION | Keyword::EXCEPT | Keyword::INTERSECT | Keyword::JOIN => *sets += 1,
+                _ => {}
+            },
+            _ => {}
+        }
+        if open.last().is_some_and(|(operators, sets)| *operators.max(sets) > MOST_IN_A_ROW) {
+            let at = Span { line: token.span.start.line, column: token.span.start.column, end: token.span.end.column };
+            return Err(Diagnostic::at(Code::LimitExceeded, at, format!("more than {MOST_IN_A_ROW} operators in a row"))
+                .help("write IN (...) for many values, or join a table of them"));
+        }
+    }
+    Ok(())
 }
 
 /// Where lines begin, to turn places into offsets, each in a time that does not grow with the text.

@@ -64,10 +64,11 @@ impl Coupons {
             slot.count += 1;
             return;
         }
-        self.large(group).offer(coupon);
+        self.large(group);
+        self.offer(group, coupon);
     }
 
-    /// The sketch of a group by itself, made of its slot.
+    /// The sketch of a group by itself, made of its slot; how it grows is to be told.
     fn large(&mut self, group: usize) -> &mut Hll {
         let slot = &mut self.slots[group];
         if slot.count != MANY {
@@ -86,6 +87,13 @@ impl Coupons {
         std::mem::replace(&mut self.slots, rest)
     }
 
+    /// Gives back what is left of sketches when all groups are gone.
+    fn sweep(&mut self) {
+        if self.slots.is_empty() {
+            (self.many, self.heap) = (Vec::new(), 0);
+        }
+    }
+
     /// The first `n` groups as bytes: few coupons as `few` writes them, many as the state.
     fn written(&mut self, n: usize, mut few: impl FnMut(&[u32], &mut Vec<u8>)) -> OwnedColumn {
         let (mut offsets, mut bytes, mut validity) = (vec![0], Vec::new(), Vec::with_capacity(n));
@@ -98,6 +106,7 @@ impl Coupons {
             validity.push(slot.count > 0);
             offsets.push(bytes.len());
         }
+        self.sweep();
         OwnedColumn { ty: Type::Bytes, data: OwnedData::Strings { offsets, bytes }, validity: Some(validity) }
     }
 
@@ -210,6 +219,7 @@ impl Groups for Coupons {
                 count => i64::from(count),
             });
         }
+        self.sweep();
         Ok(OwnedColumn { ty: Type::INT64, data: OwnedData::Int64(values), validity: Some(validity) })
     }
 

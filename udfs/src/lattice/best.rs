@@ -3,6 +3,7 @@
 use crate::aggregate::State;
 use crate::codec::{Reader, Writer};
 use crate::error::{Error, Result};
+use crate::lattice::version;
 use crate::value::Value;
 use std::cmp::Ordering;
 use std::fmt::Debug;
@@ -29,6 +30,9 @@ pub trait Ranking: Clone + PartialEq + Debug + Send + Sync + 'static {
     /// # Errors
     /// `corrupt_state`.
     fn decode(r: &mut Reader<'_>) -> Result<Self>;
+
+    /// How many values rank a candidate, at most: none where the value alone does.
+    const RANKS: usize;
 }
 
 /// A top-level NaN loses to any other value, whatever its rank (R9).
@@ -95,9 +99,13 @@ impl<R: Ranking> State for Best<R> {
         let ranking = R::decode(r)?;
         let best = match r.byte()? {
             0 => None,
-            1 => Some(Candidate { value: r.value()?, rank: r.values()? }),
+            1 => Some(Candidate { value: r.value()?, rank: version::decode(r)? }),
             _ => return Err(Error::corrupt_state("the state holds neither nothing nor one value")),
         };
+        // What ranks nobody would be one state in two forms.
+        if best.as_ref().is_some_and(|best| best.rank.len() > R::RANKS) {
+            return Err(Error::corrupt_state("a value in the state has a rank that its strategy does not know"));
+        }
         Ok(Best { ranking, best })
     }
 

@@ -16,6 +16,18 @@ pub struct VersionOrder {
     pub descending: Arc<[bool]>,
 }
 
+/// Reads a version as [`VersionOrder::parts`] makes them.
+///
+/// # Errors
+/// `corrupt_state` for another form of it, in which two equal states would have other bytes.
+pub(crate) fn decode(r: &mut Reader<'_>) -> Result<Vec<Value>> {
+    let parts = r.values()?;
+    if parts.last().is_some_and(Value::is_null) || parts.iter().any(Value::is_nan) {
+        return Err(Error::corrupt_state("a version in the state is not in its shortest form"));
+    }
+    Ok(parts)
+}
+
 impl VersionOrder {
     /// The order that a call asks for (`descending`: a list of flags).
     ///

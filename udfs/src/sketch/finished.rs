@@ -7,7 +7,7 @@ use crate::catalog::{Input, Spec};
 use crate::codec::{Reader, Writer};
 use crate::error::{Error, Result};
 use crate::lattice::origins::{self, Origins, origin};
-use crate::lattice::version::VersionOrder;
+use crate::lattice::version::{self, VersionOrder};
 use crate::strategies::counter::ORIGIN;
 use crate::types::Type;
 use crate::value::Value;
@@ -82,7 +82,8 @@ impl<F: Family> Latest<F> {
     fn offer(&mut self, origin: &Value, image: &Value, version: &[Value]) {
         let versions = &self.versions;
         let more = |entry: &mut (Value, Vec<Value>)| {
-            let order = versions.compare(version, &entry.1).then_with(|| image.cmp(&entry.0));
+            let order = versions.compare_worth(version, &entry.1).then_with(|| image.cmp(&entry.0));
+            let order = order.then_with(|| versions.compare(version, &entry.1));
             if order == Ordering::Greater {
                 *entry = (image.clone(), version.to_vec());
             }
@@ -173,13 +174,13 @@ impl<F: Family> State for Latest<F> {
 
     fn decode(r: &mut Reader<'_>) -> Result<Self> {
         let versions = VersionOrder::decode(r)?;
-        let entry = |r: &mut Reader<'_>| match (r.value()?, r.values()?) {
-            (Value::Bytes(image), version) if !version.last().is_some_and(Value::is_null) => {
+        let entry = |r: &mut Reader<'_>| match (r.value()?, version::decode(r)?) {
+            (Value::Bytes(image), version) => {
                 // One that cannot be read would be found only when it is in every state that it was joined to.
                 read::<F>(&image).map_err(|e| Error::corrupt_state(format!("a sketch in the state: {}", e.message)))?;
                 Ok((Value::Bytes(image), version))
             }
-            _ => Err(Error::corrupt_state("a sketch in the state is not bytes, or its version is not in its shortest form")),
+            _ => Err(Error::corrupt_state("a sketch in the state is not bytes")),
         };
         Ok(Latest { versions, origins: origins::decode(r, entry)?, family: PhantomData })
     }

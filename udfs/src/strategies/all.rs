@@ -5,7 +5,7 @@ use crate::catalog::{Entry, Input, Spec};
 use crate::codec::{Reader, Writer};
 use crate::error::{Error, Result};
 use crate::lattice::set::ValueSet;
-use crate::lattice::version::VersionOrder;
+use crate::lattice::version::{self, VersionOrder};
 use crate::types::Type;
 use crate::value::Value;
 use std::cmp::Ordering;
@@ -31,11 +31,17 @@ impl Siblings {
     fn offer(&mut self, version: &[Value], values: &ValueSet) {
         let order = match &self.newest {
             None => Ordering::Greater,
-            Some((newest, _)) => self.versions.compare(version, newest),
+            Some((newest, _)) => self.versions.compare_worth(version, newest),
         };
         match (&mut self.newest, order) {
             (_, Ordering::Greater) => self.newest = Some((version.to_vec(), values.clone())),
-            (Some((_, set)), Ordering::Equal) => set.union(values),
+            (Some((newest, set)), Ordering::Equal) => {
+                set.union(values);
+                // 1 and 1.0 are one version: it is kept in one form.
+                if self.versions.compare(version, newest) == Ordering::Greater {
+                    *newest = version.to_vec();
+                }
+            }
             _ => {}
         }
     }
@@ -134,7 +140,13 @@ impl State for Siblings {
 
     fn decode(r: &mut Reader<'_>) -> Result<Self> {
         let versions = VersionOrder::decode(r)?;
-        let newest = if r.byte()? == 0 { None } else { Some((r.values()?, ValueSet::decode(r)?)) };
+        let newest = match r.byte()? {
+            0 => None,
+            _ => Some((version::decode(r)?, ValueSet::decode(r)?)),
+        };
+        if newest.as_ref().is_some_and(|(_, values)| values.is_empty()) {
+            return Err(Error::corrupt_state("the newest version in the state has no values"));
+        }
         Ok(Siblings { versions, newest })
     }
 

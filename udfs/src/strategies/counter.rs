@@ -238,10 +238,12 @@ impl State for UpAndDown {
         let mut delta = Self::default();
         for (origin, (up, down)) in self.0.iter() {
             let known = since.0.get(&origin);
-            let news = |count: &Value, known: Option<&Value>| if known.is_some_and(|k| k >= count) { Value::Int(0) } else { count.clone() };
-            let news = (news(up, known.map(|k| &k.0)), news(down, known.map(|k| &k.1)));
-            if known.is_none() || news != (Value::Int(0), Value::Int(0)) {
-                keep_both(&mut delta.0, &origin, &news);
+            let is_news = |count: &Value, known: Option<&Value>| known.is_none_or(|k| count > k);
+            let (ups, downs) = (is_news(up, known.map(|k| &k.0)), is_news(down, known.map(|k| &k.1)));
+            // What is known already is told by the least that it can be: nothing, or NaN, which is less.
+            let told = |count: &Value, news: bool| if news || *count < Value::Int(0) { count.clone() } else { Value::Int(0) };
+            if ups || downs {
+                keep_both(&mut delta.0, &origin, &(told(up, ups), told(down, downs)));
             }
         }
         delta

@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::functions::{Function, updated};
 use crate::lattice::best::nan_last;
 use crate::lattice::origins::{self, Origins, check_number, mean, mean_type, number, origin, sum, sum_type};
-use crate::lattice::version::VersionOrder;
+use crate::lattice::version::{self, VersionOrder};
 use crate::types::Type;
 use crate::value::Value;
 use std::cmp::Ordering;
@@ -191,11 +191,7 @@ impl<const STATISTIC: u8> State for Newest<STATISTIC> {
         let versions = VersionOrder::decode(r)?;
         let origins = origins::decode(r, |r| {
             let value = number(&r.value()?).cloned().map_err(|e| Error::corrupt_state(e.message))?;
-            let version = r.values()?;
-            if version.last().is_some_and(Value::is_null) {
-                return Err(Error::corrupt_state("a version in the state is not in its shortest form"));
-            }
-            Ok((value, version))
+            Ok((value, version::decode(r)?))
         })?;
         Ok(Newest { versions, origins })
     }

@@ -5,7 +5,7 @@ use crate::catalog::{Arg, ArgKind, Entry, Input, Spec};
 use crate::codec::{MAX_DEPTH, Reader, Writer};
 use crate::error::{Error, Result};
 use crate::lattice::set::ValueSet;
-use crate::lattice::version::VersionOrder;
+use crate::lattice::version::{self, VersionOrder};
 use crate::types::Type;
 use crate::value::{Value, from_json};
 use std::cmp::Ordering;
@@ -185,10 +185,16 @@ fn newer(versions: &VersionOrder, a: &mut Version, b: Version) {
     }
 }
 
+/// By version, then by value; of equal ones the version is kept in one form.
+fn stronger(versions: &VersionOrder, (v, x): (&Version, &Value), (w, y): (&Version, &Value)) -> bool {
+    let order = versions.compare_worth(v, w).then_with(|| x.cmp(y)).then_with(|| versions.compare(v, w));
+    order == Ordering::Greater
+}
+
 impl Node {
     fn join(&mut self, other: Node, versions: &VersionOrder) {
         match (&mut self.scalar, other.scalar) {
-            (Some((v, x)), Some((w, y))) if versions.compare(&w, v).then_with(|| y.cmp(x)) == Ordering::Greater => {
+            (Some((v, x)), Some((w, y))) if stronger(versions, (&w, &y), (v, x)) => {
                 (*v, *x) = (w, y);
             }
             (mine @ None, theirs) => *mine = theirs,
@@ -223,7 +229,7 @@ impl Node {
         let shown = candidates
             .into_iter()
             .flatten()
-            .max_by(|a, b| versions.compare(a.0, b.0).then(a.1.cmp(&b.1)))
+            .max_by(|a, b| versions.compare_worth(a.0, b.0).then(a.1.cmp(&b.1)))
             .unwrap_or((&none, 0));
         match (shown.1, self) {
             (1, Node { array: Some((_, rest, keyed)), .. }) => {
@@ -269,12 +275,15 @@ impl Node {
             return Err(Error::corrupt_state(format!("the document in the state nests deeper than {MAX_DEPTH}")));
         }
         let flags = r.byte()?;
+        if !matches!(flags, 1..=7) {
+            return Err(Error::corrupt_state("a part of the document in the state is of no kind"));
+        }
         let mut node = Node::default();
         if flags & 1 != 0 {
-            node.scalar = Some((r.values()?, r.value()?));
+            node.scalar = Some((version::decode(r)?, r.value()?));
         }
         if flags & 2 != 0 {
-            let (version, rest) = (r.values()?, ValueSet::decode(r)?);
+            let (version, rest) = (version::decode(r)?, ValueSet::decode(r)?);
             let mut keyed = BTreeMap::new();
             for _ in 0..r.length()? {
                 keyed.insert(r.value()?, Node::decode(r, depth + 1)?);
@@ -282,7 +291,7 @@ impl Node {
             node.array = Some((version, rest, keyed));
         }
         if flags & 4 != 0 {
-            let version = r.values()?;
+            let version = version::decode(r)?;
             let mut map = BTreeMap::new();
             for _ in 0..r.length()? {
                 map.insert(Arc::from(r.text()?), Node::decode(r, depth + 1)?);

@@ -56,6 +56,8 @@ fn code_points(value: &Value) -> usize {
 }
 
 impl<const SHORTEST: bool> Ranking for Length<SHORTEST> {
+    const RANKS: usize = 0;
+
     fn compare(&self, a: &Candidate, b: &Candidate) -> Ordering {
         let order = code_points(&a.value).cmp(&code_points(&b.value));
         (if SHORTEST { order.reverse() } else { order }).then_with(|| a.value.cmp(&b.value))

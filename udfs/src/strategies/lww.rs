@@ -93,6 +93,8 @@ struct Newest {
 }
 
 impl Ranking for Newest {
+    const RANKS: usize = usize::MAX;
+
     fn compare(&self, a: &Candidate, b: &Candidate) -> Ordering {
         nan_last(&a.value, &b.value)
             .then_with(|| self.versions.compare_worth(&a.rank, &b.rank))

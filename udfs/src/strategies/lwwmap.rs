@@ -6,7 +6,7 @@ use crate::codec::{Reader, Writer};
 use crate::error::{Error, Result};
 use crate::functions::Function;
 use crate::lattice::origins::{self, Origins};
-use crate::lattice::version::VersionOrder;
+use crate::lattice::version::{self, VersionOrder};
 use crate::types::Type;
 use crate::value::Value;
 
@@ -125,13 +125,7 @@ impl State for Registers {
 
     fn decode(r: &mut Reader<'_>) -> Result<Self> {
         let versions = VersionOrder::decode(r)?;
-        let entry = |r: &mut Reader<'_>| {
-            let (value, version) = (r.value()?, r.values()?);
-            if version.last().is_some_and(Value::is_null) {
-                return Err(Error::corrupt_state("a version in the state is not in its shortest form"));
-            }
-            Ok((value, version))
-        };
+        let entry = |r: &mut Reader<'_>| Ok((r.value()?, version::decode(r)?));
         Ok(Registers { versions, entries: origins::decode(r, entry)? })
     }
 

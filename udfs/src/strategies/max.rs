@@ -60,6 +60,8 @@ struct Extreme<const LEAST: bool> {
 struct ByValue<const LEAST: bool>;
 
 impl<const LEAST: bool> Ranking for ByValue<LEAST> {
+    const RANKS: usize = 0;
+
     fn compare(&self, a: &Candidate, b: &Candidate) -> Ordering {
         let order = a.value.cmp(&b.value);
         nan_last(&a.value, &b.value).then(if LEAST { order.reverse() } else { order })

@@ -9,6 +9,7 @@ use crate::lattice::dots::{DotStore, dot_of};
 use crate::lattice::origins::origin;
 use crate::types::Type;
 use crate::value::Value;
+use std::collections::BTreeMap;
 
 pub(crate) fn register(entries: &mut Vec<Entry>) {
     entries.push(Entry::of::<ObservedMap>().with_functions(functions));
@@ -36,15 +37,12 @@ type States = Vec<Box<[u8]>>;
 impl Entries {
     /// Each key and the states that its dots hold, in the order of their bytes.
     fn entries(&self) -> Vec<(Value, States)> {
-        let mut entries: Vec<(Value, States)> = Vec::new();
-        // Values in order are keys in order.
+        // Those of one key need not be neighbours: 1.5 and 1.50 are worth the same, and so stand among one another.
+        let mut entries: BTreeMap<Value, States> = BTreeMap::new();
         for (key, state) in self.0.values().into_iter().filter_map(parts) {
-            match entries.last_mut() {
-                Some((last, states)) if *last == key => states.push(state),
-                _ => entries.push((key, vec![state])),
-            }
+            entries.entry(key).or_default().push(state);
         }
-        entries
+        entries.into_iter().collect()
     }
 
     /// The states of a key: one, or where replicas put states under it that don't join, each kind of them.

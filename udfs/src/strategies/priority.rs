@@ -69,6 +69,10 @@ fn literal(value: &Value, ty: &Type) -> Result<Value> {
     let mismatch = || Error::type_mismatch(format!("`priority` lists the {} {value} for a column of type {ty}", value.kind()));
     let fits = match (value, ty) {
         (Value::Null, _) | (_, Type::Null) => true,
+        // Hosts have literals of other kinds for what is written alike, and 0.1 in a column of floats is the nearest of these.
+        (Value::Float(_) | Value::Decimal { .. }, Type::Float32 | Type::Float64) => {
+            return Value::float(value.to_f64().unwrap_or(f64::NAN)).fit(ty);
+        }
         (Value::Float(f), Type::Decimal { .. }) => {
             // As it was written: 1.5 is the decimal 1.5.
             let text = format!("{f}");
@@ -109,6 +113,8 @@ impl<const BY_SOURCE: bool> Position<BY_SOURCE> {
 }
 
 impl<const BY_SOURCE: bool> Ranking for Position<BY_SOURCE> {
+    const RANKS: usize = BY_SOURCE as usize;
+
     fn compare(&self, a: &Candidate, b: &Candidate) -> Ordering {
         nan_last(&a.value, &b.value)
             .then_with(|| self.strength(a).cmp(&self.strength(b)))

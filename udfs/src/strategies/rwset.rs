@@ -8,6 +8,7 @@ use crate::functions::Function;
 use crate::lattice::dots::DotStore;
 use crate::types::Type;
 use crate::value::Value;
+use std::collections::BTreeMap;
 
 pub(crate) fn register(entries: &mut Vec<Entry>) {
     entries.push(Entry::of::<RemoveWins>().with_functions(functions));
@@ -92,15 +93,12 @@ impl State for Claims {
         if self.0.is_empty() {
             return Ok(Value::Null);
         }
-        // Sorted by element, and an addition before a removal of the same.
-        let mut claims = self.0.values().into_iter().filter_map(parts).peekable();
-        let mut elements = Vec::new();
-        while let Some((element, removes)) = claims.next() {
-            if !removes && claims.peek().is_none_or(|(next, _)| *next != element) {
-                elements.push(element);
-            }
+        // Claims of one element need not be neighbours: 1.5 and 1.50 are worth the same, and so stand among one another.
+        let mut elements = BTreeMap::new();
+        for (element, removes) in self.0.values().into_iter().filter_map(parts) {
+            *elements.entry(element).or_insert(false) |= removes;
         }
-        Ok(Value::List(elements))
+        Ok(Value::List(elements.into_iter().filter(|(_, removed)| !removed).map(|(element, _)| element).collect()))
     }
 
     fn bottom(&self) -> Self {

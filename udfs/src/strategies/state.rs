@@ -1,6 +1,6 @@
 //! `state`: columns that hold CRDT states are joined.
 
-use crate::aggregate::{Call, State, Strategy};
+use crate::aggregate::{AnyState, Call, State, Strategy};
 use crate::catalog::{self, Entry, Input, Spec};
 use crate::codec::{Reader, Writer};
 use crate::error::{Code, Error, Result};
@@ -14,23 +14,40 @@ pub(crate) fn register(entries: &mut Vec<Entry>) {
 #[derive(Debug)]
 struct States;
 
-/// The join of states of one type, as its canonical bytes.
-#[derive(Debug, Clone, PartialEq, Default)]
-struct Joined(Option<Box<[u8]>>);
+/// The join of states of one type.
+#[derive(Debug, Default)]
+struct Joined(Option<Box<dyn AnyState>>);
+
+impl Clone for Joined {
+    fn clone(&self) -> Joined {
+        let copy = |state: &Box<dyn AnyState>| catalog::open(&state.encode()).expect("invariant: a state reads back");
+        Joined(self.0.as_ref().map(copy))
+    }
+}
+
+impl PartialEq for Joined {
+    fn eq(&self, other: &Joined) -> bool {
+        match (&self.0, &other.0) {
+            (Some(own), Some(other)) => own.encode() == other.encode(),
+            (own, other) => own.is_none() && other.is_none(),
+        }
+    }
+}
 
 impl Joined {
-    const NAME: &str = States::SPEC.name;
-
     fn add(&mut self, bytes: &[u8]) -> Result<()> {
-        // States of states would nest without end.
-        if catalog::open(bytes)?.spec().name == Self::NAME {
-            return Err(Error::type_mismatch("a state of `state` is joined with crdt_merge, not with `state`"));
+        match &mut self.0 {
+            Some(state) => state.join_bytes(bytes),
+            None => {
+                let state = catalog::open(bytes)?;
+                // States of states would nest without end.
+                if state.spec().name == States::SPEC.name {
+                    return Err(Error::type_mismatch("a state of `state` is joined with crdt_merge, not with `state`"));
+                }
+                self.0 = Some(state);
+                Ok(())
+            }
         }
-        self.0 = Some(match &self.0 {
-            Some(known) => catalog::join(known, bytes)?.into(),
-            None => catalog::open(bytes)?.encode().into(),
-        });
-        Ok(())
     }
 }
 
@@ -83,11 +100,11 @@ impl Strategy for States {
 
 impl State for Joined {
     fn join(&mut self, other: &Self) -> Result<()> {
-        other.0.as_ref().map_or(Ok(()), |bytes| self.add(bytes))
+        other.0.as_ref().map_or(Ok(()), |state| self.add(&state.encode()))
     }
 
     fn value(&self) -> Result<Value> {
-        Ok(self.0.clone().map_or(Value::Null, Value::Bytes))
+        Ok(self.0.as_ref().map_or(Value::Null, |state| Value::Bytes(state.encode().into())))
     }
 
     fn bottom(&self) -> Self {
@@ -97,15 +114,15 @@ impl State for Joined {
     fn delta(&self, since: &Self) -> Self {
         match (&self.0, &since.0) {
             (Some(own), Some(since)) => {
-                let delta = catalog::open(own).and_then(|state| state.delta(since));
-                delta.map_or_else(|_| self.clone(), |bytes| Joined(Some(bytes.into())))
+                let delta = own.delta(&since.encode()).and_then(|bytes| catalog::open(&bytes));
+                delta.map_or_else(|_| self.clone(), |delta| Joined(Some(delta)))
             }
             _ => self.clone(),
         }
     }
 
     fn encode(&self, w: &mut Writer) {
-        w.bytes(self.0.as_deref().unwrap_or_default());
+        w.bytes(&self.0.as_ref().map_or_else(Vec::new, |state| state.encode()));
     }
 
     fn decode(r: &mut Reader<'_>) -> Result<Self> {
@@ -114,17 +131,17 @@ impl State for Joined {
             return Ok(Joined::default());
         }
         let opened = catalog::open(bytes)?;
-        if opened.spec().name == Self::NAME || opened.encode() != bytes {
+        if opened.spec().name == States::SPEC.name || opened.encode() != bytes {
             return Err(Error::corrupt_state("the state in the state is not in canonical form"));
         }
-        Ok(Joined(Some(bytes.into())))
+        Ok(Joined(Some(opened)))
     }
 
     fn heap_size(&self) -> usize {
-        self.0.as_ref().map_or(0, |bytes| bytes.len())
+        self.0.as_ref().map_or(0, |state| state.size())
     }
 
     fn info(&self) -> Value {
-        self.0.as_ref().and_then(|bytes| catalog::open(bytes).ok()).map_or(Value::Null, |state| state.info())
+        self.0.as_ref().map_or(Value::Null, |state| state.info())
     }
 }

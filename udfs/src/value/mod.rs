@@ -156,6 +156,18 @@ impl Value {
             (Value::Float(v), Type::Float32) => Value::float(f64::from(v as f32)),
             (value, _) => value,
         })
+        .and_then(|value| value.within(ty))
+    }
+
+    /// The value, unless it is a decimal of more digits than its type has.
+    fn within(self, ty: &Type) -> Result<Value> {
+        if let (Value::Decimal { unscaled, scale }, Type::Decimal { precision: digits @ 1.., scale: behind }) = (&self, ty) {
+            let most = (i32::from(*digits) - i32::from(*behind) + i32::from(*scale)).max(0) as u32;
+            if 10u128.checked_pow(most).is_some_and(|end| unscaled.unsigned_abs() >= end) {
+                return Err(Error::invalid_argument(format!("{self} is too great for {ty}")));
+            }
+        }
+        Ok(self)
     }
 
     /// The value as a source of a wider type brings it: nothing changes but the kind of numbers, at any depth.

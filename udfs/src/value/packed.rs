@@ -65,13 +65,20 @@ impl Packed {
     /// Adds a value at the end.
     pub fn push(&mut self, bytes: &[u8]) {
         self.bytes.extend_from_slice(bytes);
-        self.ends.push(self.bytes.len() as u32);
+        let end = self.end();
+        self.ends.push(end);
+    }
+
+    /// Where the last value ends.
+    fn end(&self) -> u32 {
+        u32::try_from(self.bytes.len()).expect("limit: the few values of a set take less than 4 GiB")
     }
 
     /// Puts a value in place `i`.
     pub fn insert(&mut self, i: usize, bytes: &[u8]) {
         let start = self.start(i);
         self.bytes.splice(start..start, bytes.iter().copied());
+        self.end();
         let length = bytes.len() as u32;
         self.ends.insert(i, start as u32);
         self.ends[i..].iter_mut().for_each(|end| *end += length);

@@ -2,6 +2,7 @@
 //! SQLAlchemy and the tools on top of them ask for these when they connect, and to list tables. The catalogues are those of
 //! datafusion-postgres, over the tables of the session; here is what they lack.
 
+mod asks;
 mod rewrite;
 
 use super::rows::wire_type;
@@ -19,6 +20,7 @@ use datafusion_postgres::datafusion_pg_catalog::pg_catalog::setup_pg_catalog;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+pub(super) use asks::{Asks, asks, of_session};
 pub(super) use rewrite::rewritten;
 
 /// The version of Postgres whose clients are answered.

@@ -1,7 +1,7 @@
 //! Aggregates in every shape of query, and targets of every kind.
 
 use crate::{cluster, explain, samples, type_name};
-use mergeql_host_tests::{Sample, one, sample};
+use mergeql_host_tests::{Host, Sample, one, sample};
 use mergeql_udfs::catalog;
 
 const SEVERAL_PROCESSES: &str = "SET parallel_setup_cost = 0; SET parallel_tuple_cost = 0; SET min_parallel_table_scan_size = 0; SET max_parallel_workers_per_gather = 4";
@@ -28,6 +28,7 @@ fn aggregates_over_every_type_run_in_parallel() {
         ("iv", "(i % 100) * interval '1 minute'"),
         ("u", "md5((i % 100)::text)::uuid"),
         ("j", "jsonb_build_object('a', i % 100)"),
+        ("js", "to_jsonb('x' || i % 100)"),
         ("li", "ARRAY[i % 100, NULL, 1]"),
         ("lt", "ARRAY['x' || i % 100]"),
     ];
@@ -49,10 +50,26 @@ fn aggregates_over_every_type_run_in_parallel() {
                 assert!(plan.contains("Partial Aggregate") && plan.contains("Gather"), "{state}: {plan}");
                 assert_eq!(host.query(&sql).unwrap().unwrap(), whole, "{state}");
                 checked += 1;
+                assert_alike(&mut host, &format!("crdt_{name}({})", arguments.replace("{}", column)));
             }
         }
     }
+    for entry in catalog::plain() {
+        let name = catalog::plain_name(entry);
+        types.iter().for_each(|(column, _)| assert_alike(&mut host, &format!("{name}({column})")));
+        assert_alike(&mut host, &format!("{name}(i4, row_digest(i8))"));
+    }
     assert!(checked > 200, "only {checked} were checked");
+}
+
+/// The value of an aggregate is the same whether several processes work on it or one.
+fn assert_alike(host: &mut Host, aggregate: &str) {
+    let sql = format!("SELECT ({aggregate})::text FROM t");
+    host.raw("SET max_parallel_workers_per_gather = 0").unwrap();
+    // What it does not take is another test's.
+    let Ok(Some(whole)) = host.query(&sql) else { return };
+    host.raw("SET max_parallel_workers_per_gather = 4").unwrap();
+    assert_eq!(host.query(&sql).unwrap().unwrap(), whole, "{aggregate}");
 }
 
 /// Every aggregate as a window function, in frames that grow and in frames that move: what it gives for the frame's rows alone.

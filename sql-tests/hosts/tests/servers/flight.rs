@@ -17,6 +17,14 @@ fn adbc_reads_and_writes() {
     client(server.port(), folder.path(), "statements");
 }
 
+#[test]
+fn a_prepared_command_is_no_query() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Running::start(folder.path(), &["serve", "--flight", "0", "--read-only"], 1);
+    client(server.port(), folder.path(), "command");
+    assert!(!folder.path().join("out.parquet").exists());
+}
+
 /// Rows that a client sends wait in a file when they are many: 160 MB go into a table by a server that may take 64 MB for statements.
 #[test]
 fn rows_beyond_memory_are_taken() {

@@ -428,6 +428,7 @@ fn a_read_only_server_changes_nothing() {
         let told = psql(&server, statement);
         assert!(told.contains("read-only"), "{statement}: {told}");
     }
+    assert!(psql(&server, "DECLARE c CURSOR FOR/**/DELETE FROM t").contains("over a query"));
     assert_eq!(psql(&server, "SELECT count(*) FROM t"), "1\n");
     assert!(!folder.path().join("out.csv").exists());
 }

@@ -140,6 +140,37 @@ async fn every_strategy_is_the_same_on_workers() {
     assert!(tried > 90 && divided == tried, "{tried} calls were tried, {divided} of them on workers");
 }
 
+/// What needs all rows at once has them: a table of several batches is divided among the workers.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_limit_is_one_limit_on_workers() {
+    let folder = tempfile::tempdir().unwrap();
+    let _workers = workers(folder.path(), &[]);
+    let alone = MergeContext::new(Config::default()).unwrap();
+    let cluster = Cluster::read(&folder.path().join("workers.txt")).unwrap();
+    let together = MergeContext::new(Config { cluster: Some(cluster), ..Config::default() }).unwrap();
+    let mut answers = [Vec::new(), Vec::new()];
+    for (context, answers) in [&alone, &together].into_iter().zip(&mut answers) {
+        context.sql("CREATE TABLE few (id INT, v INT) AS VALUES (1, 1), (2, 2)").await.unwrap();
+        for row in ["(3, 3), (4, 4)", "(5, 5)"] {
+            context.sql(&format!("INSERT INTO few VALUES {row}")).await.unwrap().collect().await.unwrap();
+        }
+        for query in [
+            "SELECT id % 1 AS g, count(*) FROM (SELECT * FROM few ORDER BY v LIMIT 2) GROUP BY id % 1",
+            "SELECT id % 1 AS g, count(*) FROM (SELECT * FROM few LIMIT 3) GROUP BY id % 1",
+            "SELECT n, count(*) FROM (SELECT row_number() OVER (ORDER BY v) AS n FROM few) GROUP BY n ORDER BY n",
+            "SELECT count(*), sum(v) FROM few",
+            "MERGE (SELECT * FROM few ORDER BY v LIMIT 2) AS a, few ON id ORDER BY id",
+            "SELECT count(*) FROM (MERGE few ON id ORDER BY id LIMIT 3) AS m GROUP BY id % 1",
+        ] {
+            let frame = context.sql(query).await.unwrap();
+            let batches = mergeql::collect(context.stream(frame).await.unwrap()).await.unwrap();
+            let shown = mergeql::datafusion::arrow::util::pretty::pretty_format_batches(&batches).unwrap();
+            answers.push(format!("{query}\n{shown}"));
+        }
+    }
+    assert_eq!(answers[0], answers[1]);
+}
+
 #[test]
 fn a_worker_that_dies_is_replaced() {
     let folder = tempfile::tempdir().unwrap();
