@@ -115,6 +115,10 @@ fn strings(offsets: Vec<usize>, bytes: Vec<u8>, nulls: Option<NullBuffer>, ty: &
     };
     match (array.data_type(), ty) {
         (a, b) if a == b => Ok(array),
+        (DataType::LargeUtf8 | DataType::LargeBinary, DataType::Utf8 | DataType::Binary) => Err(external(
+            Error::new(Code::LimitExceeded, "a column has over 2147483647 bytes in one part of the result")
+                .with_help("more threads make more parts (--threads); so do workers, or a merge for each range of keys"),
+        )),
         (DataType::Utf8, DataType::Utf8View) => Ok(Arc::new(StringViewArray::from(array.as_string::<i32>()))),
         (DataType::Binary, DataType::BinaryView) => Ok(Arc::new(BinaryViewArray::from(array.as_binary::<i32>()))),
         _ => relaid(&array, ty),

@@ -507,6 +507,10 @@ impl FlightSqlService for Flight {
         request: Request<PeekableFlightDataStream>,
     ) -> std::result::Result<DoPutPreparedStatementResult, Status> {
         let (name, statement) = self.bind(&query.prepared_statement_handle, request.into_inner()).await?;
+        // What is kept until it is asked for is no more than it can use.
+        if !statement.command && statement.rows().nth(1).is_some() {
+            return Err(Status::invalid_argument("a query takes one row of parameters"));
+        }
         self.prepared.replace(&name, statement);
         Ok(DoPutPreparedStatementResult { prepared_statement_handle: Some(name.into_bytes().into()) })
     }

@@ -257,7 +257,11 @@ impl Service {
         let renewed = async move {
             let text = declared(&text).map_or(text.as_str(), |(_, query)| query);
             let new = context.renewed(text, &plan).await?;
-            match is_query && new.schema().fields() != plan.schema().fields() {
+            let columns = |plan: &LogicalPlan| {
+                let fields = plan.schema().fields().iter();
+                fields.map(|f| (f.name().clone(), f.data_type().clone())).collect::<Vec<_>>()
+            };
+            match is_query && columns(&new) != columns(&plan) {
                 true => Err(MergeError::new(Code::Unsupported, "the statement gives other columns than when it was prepared")
                     .help("prepare it again")),
                 false => Ok(new),
