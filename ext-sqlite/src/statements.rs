@@ -211,7 +211,7 @@ impl<'a> Session<'a> {
     /// # Errors
     /// As [`Session::lower`]; then nothing was changed.
     pub fn execute(&self, statement: &str) -> Result<u64> {
-        atomically(&self.connection, || {
+        atomically(self.connection, || {
             if let Statement::MergeInto { target, explain: Explain::No, merge } = parse(statement).map_err(shown)? {
                 self.extend(&target, &merge)?;
             }

@@ -20,8 +20,8 @@ struct Joined(Option<Box<dyn AnyState>>);
 
 impl Clone for Joined {
     fn clone(&self) -> Joined {
-        let copy = |state: &Box<dyn AnyState>| catalog::open(&state.encode()).expect("invariant: a state reads back");
-        Joined(self.0.as_ref().map(copy))
+        let copy = |state: &dyn AnyState| catalog::open(&state.encode()).expect("invariant: a state reads back");
+        Joined(self.0.as_deref().map(copy))
     }
 }
 
