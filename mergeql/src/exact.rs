@@ -25,7 +25,7 @@ impl VisitorMut for Exact {
             }
             return ControlFlow::Continue(());
         };
-        // A placeholder is printed as it is.
+        // What stands for a parameter is printed as it is.
         value.value = Value::Placeholder(text(content));
         ControlFlow::Continue(())
     }
