@@ -28,6 +28,8 @@ struct Backwards;
 struct Reversed;
 
 impl Ranking for Reversed {
+    const RANKS: usize = 0;
+
     fn compare(&self, a: &Candidate, b: &Candidate) -> Ordering {
         let key = |c: &Candidate| c.value.to_string().bytes().rev().collect::<Vec<u8>>();
         key(a).cmp(&key(b)).then_with(|| a.value.cmp(&b.value))
