@@ -28,14 +28,15 @@ impl MergeContext {
             Written::Text(name) => (std::slice::from_ref(name), name.span),
             Written::Query(_) => return Err(MergeError::new(Code::Syntax, "MERGE INTO needs a table")),
         };
+        // What another process made of the table counts, its columns as well.
+        let _lock = self.lock()?;
+        self.refresh().await?;
         let resolved = self.resolve(target, &options).await?;
         let Some(name) = self.table_name(parts) else {
             return Err(Diagnostic::at(Code::Unsupported, span, "MERGE INTO needs a table, not a file")
                 .help("merge the file with the sources: MERGE 'file', source ON ... INTO OR REPLACE 'file'")
                 .into());
         };
-        let _lock = self.lock()?;
-        self.refresh().await?;
         let kept = self.memory(|m| m.resolutions.get(&name).cloned()).filter(|_| !self.is_temporary(&name));
         match kept {
             Some(resolution) => Box::pin(self.merge_into_states(explain, &name, &resolution, merge, None)).await,
@@ -72,7 +73,7 @@ impl MergeContext {
         let merge = Self::with_target(name, &merge);
         let columns: Vec<String> = target.relation.columns.iter().map(|c| c.name.clone()).collect();
         let relation = target.relation.clone();
-        let plan = self.bind(&merge, First::Rows(target), explain).await?;
+        let mut plan = self.bind(&merge, First::Rows(target), explain).await?;
         plan.check_target(name, &columns)?;
         let session = self.session_for(&plan)?;
         let sql = Lowering { plan: &plan, dialect: &DataFusion }.query();
@@ -228,6 +229,7 @@ impl MergeContext {
     /// Takes rows that were edited by hand into the states of a table.
     pub(crate) async fn adopt_edits(&self, name: &str) -> Result<DataFrame> {
         let _lock = self.lock()?;
+        self.refresh().await?;
         let Some(resolution) = self.memory(|m| m.resolutions.get(name).cloned()) else {
             return Err(MergeError::new(Code::NotAState, format!("`{name}` keeps no states")));
         };

@@ -189,6 +189,21 @@ pub struct StrategyCall {
     pub by: Option<VersionBy>,
 }
 
+impl StrategyCall {
+    /// Says that all of this stands at one place.
+    pub fn set_span(&mut self, span: Span) {
+        self.name.span = span;
+        self.by.iter_mut().flat_map(|by| &mut by.columns).for_each(|(name, _)| name.span = span);
+        for (name, argument) in &mut self.args {
+            name.iter_mut().for_each(|name| name.span = span);
+            match argument {
+                Argument::Name(name) => name.span = span,
+                Argument::Literal(_, at) => *at = span,
+            }
+        }
+    }
+}
+
 /// An argument of a strategy.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Argument {

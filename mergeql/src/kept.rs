@@ -2,6 +2,7 @@
 
 use crate::ast::{
     Argument, Explain, Merge, Name, Relation as Written, Returning, Source, Statement, StrategyBody, StrategyCall, Target,
+    VersionBy,
 };
 use crate::bind::{UserStrategies, bind, find_column, source_called};
 use crate::diagnostic::{Diagnostic, Result, Span};
@@ -127,7 +128,7 @@ impl Kept {
                 .help(format!("leave STRATEGY, VERSION BY and DELETE BY out, or repeat them: {}", self.resolution)));
         }
         let kept = &self.merge;
-        if given.key.len() != kept.key.len() || !given.key.iter().zip(&kept.key).all(|(a, b)| a.means(&b.value)) {
+        if given.key.len() != kept.key.len() || !given.key.iter().zip(&kept.key).all(|(a, b)| is_called(&given, a, b)) {
             return Err(Diagnostic::new(Code::InvalidArgument, format!("`{table}` keeps states under another key"))
                 .within(given.key.first().map(|key| key.span))
                 .help(self.resolution.clone()));
@@ -250,8 +251,13 @@ fn definitions(merge: &Merge, user: &UserStrategies, texts: &BTreeMap<String, St
         }
     }
     used.sort_unstable();
-    let define = |name: &&str| Some(format!("CREATE STRATEGY {} AS {}; ", quote(name), texts.get(*name)?));
+    let define = |name: &&str| Some(format!("CREATE STRATEGY {} AS {}; ", quote(name), uncommented(texts.get(*name)?)));
     used.iter().filter_map(define).collect()
+}
+
+/// A definition without a comment behind it.
+fn uncommented(text: &str) -> &str {
+    split(text).ok().and_then(|statements| statements.first().copied()).unwrap_or(text)
 }
 
 /// A text where a source stands among the arguments of a strategy.
@@ -312,11 +318,19 @@ fn differs(given: &Merge, kept: &Merge) -> bool {
         let call = with_sources(call, |name| source_called(name, known.iter().copied()));
         shown(kept) != shown(Some(&call))
     });
-    let version = |merge: &Merge| crate::resolution(&Merge { version: merge.version.clone(), ..Merge::default() });
-    let delete = |merge: &Merge| merge.delete.as_ref().map(|name| name.value.clone());
-    other_strategy
-        || given.version.is_some() && version(given) != version(kept)
-        || given.delete.is_some() && delete(given) != delete(kept)
+    let same_version = |a: &VersionBy, b: &VersionBy| {
+        let mut parts = a.columns.iter().zip(&b.columns);
+        a.row == b.row && a.columns.len() == b.columns.len() && parts.all(|(x, y)| x.1 == y.1 && is_called(given, &x.0, &y.0))
+    };
+    let other_version = given.version.as_ref().is_some_and(|a| !kept.version.as_ref().is_some_and(|b| same_version(a, b)));
+    let other_delete = given.delete.as_ref().is_some_and(|a| !kept.delete.as_ref().is_some_and(|b| is_called(given, a, b)));
+    other_strategy || other_version || other_delete
+}
+
+/// Whether a name in a statement is that of a column which the table keeps, itself or by what MAP makes of it.
+fn is_called(statement: &Merge, name: &Name, kept: &Name) -> bool {
+    let mapped = || statement.map.iter().find(|(old, _)| old.means(&name.value)).is_some_and(|(_, new)| new.means(&kept.value));
+    name.means(&kept.value) || mapped()
 }
 
 /// The merge with the names that its columns have after MAP, as later statements will call them.

@@ -95,6 +95,8 @@ impl Check<'_> {
             Expr::UnaryOp { op: UnaryOperator::Not, .. }
             | Expr::IsNull(_)
             | Expr::IsNotNull(_)
+            | Expr::IsDistinctFrom(..)
+            | Expr::IsNotDistinctFrom(..)
             | Expr::InList { .. }
             | Expr::Between { .. }
             | Expr::Like { .. }
@@ -162,7 +164,9 @@ impl Visitor for Check<'_> {
                     ),
                 })
             }
-            Expr::BinaryOp { left, op: Gt | Lt | GtEq | LtEq | Eq | NotEq, right } => self.compare(left, right),
+            Expr::BinaryOp { left, op: Gt | Lt | GtEq | LtEq | Eq | NotEq, right }
+            | Expr::IsDistinctFrom(left, right)
+            | Expr::IsNotDistinctFrom(left, right) => self.compare(left, right),
             Expr::InList { expr, list, .. } => {
                 for item in list {
                     self.compare(expr, item)?;

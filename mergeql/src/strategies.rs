@@ -5,7 +5,7 @@ use crate::bind::UserStrategies;
 use crate::diagnostic::{Diagnostic, Result};
 use mergeql_udfs::Code;
 use mergeql_udfs::catalog::{self, Entry};
-use sqlparser::ast::{Expr, Query, Visit, Visitor};
+use sqlparser::ast::{Expr, ObjectName, Query, Visit, Visitor};
 use std::ops::ControlFlow;
 
 /// As [`check_strategy`], where the host (`DuckDB` ...) cannot evaluate a fold to verify it.
@@ -119,8 +119,8 @@ pub fn find_strategy<'a>(user: &'a UserStrategies, name: &Name) -> Result<&'a st
 }
 
 /// Functions, on any host, that give another answer each time.
-fn changes(function: &str) -> bool {
-    const NAMES: [&str; 18] = [
+fn changes(function: &ObjectName) -> bool {
+    const NAMES: [&str; 32] = [
         "random",
         "rand",
         "setseed",
@@ -139,8 +139,24 @@ fn changes(function: &str) -> bool {
         "transaction_timestamp",
         "nextval",
         "getvariable",
+        "randomblob",
+        "random_normal",
+        "get_current_timestamp",
+        "get_current_time",
+        "statement_timestamp",
+        "timeofday",
+        "currval",
+        "lastval",
+        "setval",
+        "changes",
+        "total_changes",
+        "last_insert_rowid",
+        "txid_current",
+        "pg_backend_pid",
     ];
-    NAMES.iter().any(|name| name.eq_ignore_ascii_case(function))
+    // Whatever schema it is called in.
+    let last = function.0.last().and_then(|part| part.as_ident());
+    last.is_some_and(|last| NAMES.iter().any(|name| name.eq_ignore_ascii_case(&last.value)))
 }
 
 /// Only the given names, no subqueries.
@@ -161,7 +177,7 @@ fn check_expression(expr: &Expr, names: &[&str]) -> Result<()> {
                 Expr::CompoundIdentifier(_) => {
                     ControlFlow::Break(Diagnostic::new(Code::UnknownColumn, format!("the expression knows no `{expr}`")))
                 }
-                Expr::Function(f) if changes(&f.name.to_string()) => ControlFlow::Break(Diagnostic::new(
+                Expr::Function(f) if changes(&f.name) => ControlFlow::Break(Diagnostic::new(
                     Code::Unsupported,
                     format!("`{}` is not a function of its arguments alone", f.name),
                 )),

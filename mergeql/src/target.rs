@@ -34,7 +34,7 @@ pub fn bind_into(
     let types: Vec<Type> = relations[0].columns.iter().map(|c| c.ty.clone()).collect();
     let mut with = merge.clone();
     with.sources.insert(0, Source { relation: target.clone(), alias: None, span: Span::default(), part: false });
-    let plan = bind(&with, relations, true, user, explain)?;
+    let mut plan = bind(&with, relations, true, user, explain)?;
     plan.check_target(name, &columns).map_err(way_out)?;
     for (column, merged) in plan.result_columns() {
         let theirs = columns.iter().position(|c| c == column).map(|at| &types[at]);
@@ -129,17 +129,26 @@ impl Plan {
         Ok(())
     }
 
-    /// Refuses what an ordinary table cannot be merged into with; `self` is bound to the table and the sources.
+    /// Refuses what an ordinary table cannot be merged into with, and warns of NaN, of which only values tell; `self` is bound to the table and the sources.
     ///
     /// # Errors
     /// `needs_state`, `unknown_column`.
-    pub fn check_target(&self, table: &str, columns: &[String]) -> Result<()> {
+    pub fn check_target(&mut self, table: &str, columns: &[String]) -> Result<()> {
         self.check_columns(columns)?;
         if let Some((cell, why)) = self.cells.iter().find_map(|cell| Some((cell, self.not_closed(cell)?))) {
             return Err(needs_state(table, cell, &why));
         }
         if self.delete.is_some() {
             return Err(Diagnostic::new(Code::NeedsState, "only a table that keeps states remembers deleted rows"));
+        }
+        let is_float = |cell: &&Cell| matches!(cell.ty, Type::Float32 | Type::Float64);
+        let versioned = |cell: &&Cell| matches!(cell.entry.spec().name, "lww" | "fww") && cell.inputs.len() > 1;
+        let floats = self.cells.iter().filter(|c| is_float(c) && versioned(c)).map(|c| format!("`{}`", c.name)).collect::<Vec<_>>();
+        if !floats.is_empty() {
+            self.warnings.push(format!(
+                "a NaN gives way to any number, and only a table that keeps states knows the version of that: {} must hold none",
+                floats.join(", ")
+            ));
         }
         Ok(())
     }

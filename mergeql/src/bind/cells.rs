@@ -5,7 +5,7 @@ use crate::ast::{Argument, Name, StrategyBody, StrategyCall, Target};
 use crate::diagnostic::{Diagnostic, Result, Span};
 use crate::lower::quote;
 use crate::plan::*;
-use crate::strategies::is_endless;
+use crate::strategies::{find_user, is_endless};
 use mergeql_udfs::catalog::{self, Arg, ArgKind, Input as Role};
 use mergeql_udfs::{Call, Code, Type, Value};
 use sqlparser::ast::{Expr, Ident, VisitMut, VisitorMut};
@@ -48,7 +48,13 @@ impl Binder<'_> {
                         given.push((column, call));
                     }
                     // A counter made of two other columns is a column of its own.
-                    Err(_) if of_two_columns(&call.name.value) && !call.args.is_empty() => made.push((name, call)),
+                    Err(_) if self.makes_column(call) => {
+                        if made.iter().any(|(other, _)| other.value == name.value) {
+                            let message = format!("`{}` has two strategies", name.value);
+                            return Err(Diagnostic::at(Code::DuplicateColumn, name.span, message));
+                        }
+                        made.push((name, call));
+                    }
                     Err(e) => return Err(e),
                 },
             }
@@ -76,6 +82,19 @@ impl Binder<'_> {
             cells.push(self.cell(&name.value, None, call, versions, Why::Given)?);
         }
         Ok(cells)
+    }
+
+    /// Whether a strategy counts what two other columns hold.
+    fn makes_column(&self, call: &StrategyCall) -> bool {
+        let mut call = call;
+        // Aliases that are there stand for something, but an old file may hold anything.
+        for _ in 0..=self.user.len() {
+            match find_user(self.user, &call.name).filter(|_| catalog::find(&call.name.value).is_none()) {
+                Some((_, StrategyBody::Alias(inner))) => call = inner,
+                _ => break,
+            }
+        }
+        of_two_columns(&call.name.value) && !call.args.is_empty()
     }
 
     pub(super) fn delete(&self, versions: &Versions) -> Result<Option<Cell>> {
@@ -131,6 +150,12 @@ impl Binder<'_> {
         if body.is_some() && !call.args.is_empty() {
             return Err(Diagnostic::at(Code::InvalidArgument, written.span, format!("`{shown}` takes no arguments")));
         }
+        if matches!(body, Some(StrategyBody::By { .. } | StrategyBody::Fold { .. })) {
+            let ignored = [(call.respect_nulls, "cannot respect NULLs"), (call.by.is_some(), "has no version")];
+            if let Some((_, what)) = ignored.iter().find(|(given, _)| *given) {
+                return Err(Diagnostic::at(Code::InvalidArgument, written.span, format!("`{shown}` {what}")));
+            }
+        }
         match body {
             None => self.builtin(name, column, call, versions, why, shown),
             Some(StrategyBody::Alias(_)) if is_endless(self.user, written) => {
@@ -140,7 +165,8 @@ impl Binder<'_> {
             }
             Some(StrategyBody::Alias(inner)) => {
                 let mut inner = inner.clone();
-                inner.name.span = written.span;
+                // Of what it stands for nothing is in this statement's text.
+                inner.set_span(written.span);
                 inner.by = call.by.clone().or(inner.by);
                 inner.respect_nulls |= call.respect_nulls;
                 let mut cell = self.cell(name, column, &inner, versions, why)?;
@@ -368,22 +394,56 @@ impl Binder<'_> {
             // The sources of earlier and later statements count too.
             return Ok(Value::text(name.value.as_str()));
         }
-        source_called(name, self.sources.iter().map(|s| s.name.as_str())).map(Value::text).ok_or_else(|| {
-            Diagnostic::at(Code::UnknownSource, name.span, format!("the statement has no source `{}`", name.value))
-                .suggest(&name.value, self.sources.iter().map(|s| s.name.as_str()))
-        })
+        match sources_called(name, self.sources.iter().map(|s| s.name.as_str())).as_slice() {
+            [source] => Ok(Value::text(*source)),
+            [] => Err(Diagnostic::at(Code::UnknownSource, name.span, format!("the statement has no source `{}`", name.value))
+                .suggest(&name.value, self.sources.iter().map(|s| s.name.as_str()))),
+            several => Err(ambiguous(Code::UnknownSource, name, several)),
+        }
     }
 }
 
-/// The source that is meant: by its alias or its name, by the last part of it, or by its file without folder and ending.
+/// What says that a name means several things: which of them it is must not be a matter of their order.
+pub(super) fn ambiguous(code: Code, name: &Name, several: &[&str]) -> Box<Diagnostic> {
+    let all = several.iter().map(|one| format!("`{one}`")).collect::<Vec<_>>().join(" or ");
+    Diagnostic::at(code, name.span, format!("`{}` may be {all}", name.value))
+        .help(format!("write the one that is meant in quotes: {}", quote(several[0])))
+}
+
+/// The one source that is meant, if it is one.
 pub fn source_called<'a>(name: &Name, sources: impl Iterator<Item = &'a str> + Clone) -> Option<&'a str> {
+    match sources_called(name, sources).as_slice() {
+        [source] => Some(source),
+        _ => None,
+    }
+}
+
+/// The sources that are meant: by their alias or their name, else by the last part of it, or by their file without folder and ending.
+fn sources_called<'a>(name: &Name, sources: impl Iterator<Item = &'a str> + Clone) -> Vec<&'a str> {
     let stem = |source: &'a str| {
         let file = source.rsplit('/').next().unwrap_or(source);
         file.split('.').next().unwrap_or(file)
     };
     let last = |source: &'a str| source.rsplit('.').next().unwrap_or(source);
-    let mut by_part = sources.clone().filter(|s| last(s) == name.value || stem(s) == name.value);
-    sources.clone().find(|s| name.means(s)).or_else(|| by_part.next())
+    let by_name = names_meant(name, sources.clone());
+    if !by_name.is_empty() {
+        return by_name;
+    }
+    let mut by_part: Vec<&str> = sources.filter(|s| last(s) == name.value || stem(s) == name.value).collect();
+    by_part.sort_unstable();
+    by_part.dedup();
+    by_part
+}
+
+/// The names that are meant: that to the letter, else those in any case of letters.
+pub(super) fn names_meant<'a>(name: &Name, names: impl Iterator<Item = &'a str> + Clone) -> Vec<&'a str> {
+    if let Some(exact) = names.clone().find(|n| *n == name.value) {
+        return vec![exact];
+    }
+    let mut loose: Vec<&str> = names.filter(|n| name.means(n)).collect();
+    loose.sort_unstable();
+    loose.dedup();
+    loose
 }
 
 fn count(n: usize) -> String {

@@ -5,9 +5,11 @@ mod clauses;
 mod schema;
 
 pub use cells::source_called;
+use cells::{ambiguous, names_meant};
 
 use crate::ast::{self, Explain, Merge, Name, Returning, StrategyBody};
 use crate::diagnostic::{Diagnostic, Result, Span};
+use crate::lower::has_interval;
 use crate::plan::*;
 use mergeql_udfs::{Code, Type, Value};
 use std::collections::BTreeMap;
@@ -243,18 +245,23 @@ impl Binder<'_> {
         let mapped = |name: &str| self.merge.map.iter().any(|(old, _)| old.means(name));
         let others = || self.sources.iter().flat_map(|s| s.relation.columns.iter().map(|c| c.name.as_str()));
         let earlier = || self.merge.map.iter().map(|(_, new)| new.value.as_str());
-        let exact = others().find(|n| *n == new.value && !mapped(n));
-        let loose = || others().find(|n| new.means(n) && !mapped(n));
-        exact.or_else(loose).or_else(|| earlier().find(|n| new.means(n))).unwrap_or(&new.value).to_owned()
+        let one = |names: Vec<&str>| if let [one] = names.as_slice() { Some((*one).to_owned()) } else { None };
+        let there = names_meant(new, others().filter(|n| !mapped(n)));
+        one(there).or_else(|| earlier().find(|n| new.means(n)).map(str::to_owned)).unwrap_or_else(|| new.value.clone())
     }
 
     /// The columns of a source under their new names.
     fn renamed(&self, source: &Source) -> Result<Vec<String>> {
-        let has = |name: &Name| source.relation.columns.iter().position(|c| name.means(&c.name));
-        let mut names: Vec<String> = source.relation.columns.iter().map(|c| c.name.clone()).collect();
+        let own = || source.relation.columns.iter().map(|c| c.name.as_str());
+        let mut names: Vec<String> = own().map(str::to_owned).collect();
         for (old, new) in &self.merge.map {
-            if let Some(i) = has(old) {
-                names[i] = self.new_name(new);
+            match names_meant(old, own()).as_slice() {
+                [] => {}
+                [one] => {
+                    let at = own().position(|n| n == *one);
+                    at.into_iter().for_each(|at| names[at] = self.new_name(new));
+                }
+                several => return Err(ambiguous(Code::UnknownColumn, old, several)),
             }
         }
         for (i, name) in names.iter().enumerate() {
@@ -267,7 +274,8 @@ impl Binder<'_> {
         Ok(names)
     }
 
-    fn columns(&mut self) -> Result<()> {
+    /// The pairs of MAP: each renames something, and nothing is renamed twice.
+    fn check_map(&self) -> Result<()> {
         for (i, (old, _)) in self.merge.map.iter().enumerate() {
             if self.merge.map[..i]
                 .iter()
@@ -280,6 +288,11 @@ impl Binder<'_> {
                 return Err(self.unknown_input(old));
             }
         }
+        Ok(())
+    }
+
+    fn columns(&mut self) -> Result<()> {
+        self.check_map()?;
         let mut names = self.sources.iter().map(|s| self.renamed(s)).collect::<Result<Vec<_>>>()?;
         let mut columns: Vec<Column> = Vec::new();
         for key in &self.merge.key {
@@ -289,9 +302,11 @@ impl Binder<'_> {
                     continue;
                 }
                 let mapped = self.merge.map.iter().find(|(old, _)| key.means(&old.value)).map(|(_, new)| self.new_name(new));
-                let exactly = names.iter().position(|n| *n == key.value);
-                let loosely = || names.iter().position(|n| key.means(n));
-                let found = exactly.or_else(loosely).or_else(|| names.iter().position(|n| Some(n) == mapped.as_ref()));
+                let found = match names_meant(key, names.iter().map(String::as_str)).as_slice() {
+                    [] => names.iter().position(|n| Some(n) == mapped.as_ref()),
+                    [one] => names.iter().position(|n| n == one),
+                    several => return Err(ambiguous(Code::UnknownColumn, key, several)),
+                };
                 match found {
                     // One key column, however each source spells it.
                     Some(at) => {
@@ -350,10 +365,10 @@ impl Binder<'_> {
                 error.help("cast one of them in a source query: (SELECT CAST(...) ...) AS name")
             })?;
         }
-        for key in &columns[..self.merge.key.len()] {
-            if key.ty == Type::Interval {
-                return Err(Diagnostic::new(Code::TypeMismatch, format!("the key `{}` is an interval", key.name))
-                    .within(self.merge.key.first().map(|key| key.span))
+        for (key, written) in columns.iter().zip(&self.merge.key) {
+            if has_interval(&key.ty) {
+                let what = if key.ty == Type::Interval { "is an interval" } else { "holds intervals" };
+                return Err(Diagnostic::at(Code::TypeMismatch, written.span, format!("the key `{}` {what}", key.name))
                     .help("intervals have no one equality: cast the key to text or to a number"));
             }
         }
@@ -406,14 +421,16 @@ fn listing(names: &[String]) -> String {
 /// # Errors
 /// `unknown_column`.
 pub fn find_column<'a>(name: &Name, columns: impl Iterator<Item = &'a str> + Clone, map: &[(Name, Name)]) -> Result<usize> {
-    let exact = columns.clone().position(|c| c == name.value);
-    let loose = || columns.clone().position(|c| name.means(c));
-    let mapped = || {
-        let (_, new) = map.iter().find(|(old, _)| old.means(&name.value))?;
-        columns.clone().position(|c| new.means(c))
-    };
-    exact.or_else(loose).or_else(mapped).ok_or_else(|| {
-        Diagnostic::at(Code::UnknownColumn, name.span, format!("there is no column `{}`", name.value))
-            .suggest(&name.value, columns.clone().collect::<Vec<_>>())
-    })
+    let mut meant = names_meant(name, columns.clone());
+    if meant.is_empty()
+        && let Some((_, new)) = map.iter().find(|(old, _)| old.means(&name.value))
+    {
+        meant = names_meant(new, columns.clone());
+    }
+    match meant.as_slice() {
+        [one] => Ok(columns.clone().position(|c| c == *one).expect("invariant: it is one of them")),
+        [] => Err(Diagnostic::at(Code::UnknownColumn, name.span, format!("there is no column `{}`", name.value))
+            .suggest(&name.value, columns.clone().collect::<Vec<_>>())),
+        several => Err(ambiguous(Code::UnknownColumn, name, several)),
+    }
 }

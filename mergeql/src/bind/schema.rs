@@ -30,6 +30,7 @@ impl Binder<'_> {
                 .within(merge.place(clause))
                 .help("schemas need the sources alone: MERGE a, b RETURNING SCHEMA"));
         }
+        self.check_map()?;
         let mut columns: BTreeMap<String, Vec<Option<&Type>>> = BTreeMap::new();
         for (i, source) in self.sources.iter().enumerate() {
             for (name, column) in self.renamed(source)?.into_iter().zip(&source.relation.columns) {

@@ -320,10 +320,10 @@ fn value_as(state: &str, ty: &Type) -> String {
     }
 }
 
-/// A key with canonical floats, at any depth: our functions cannot give the type of any argument.
+/// A value with canonical floats and the entries of maps in order, at any depth: our functions cannot give the type of any argument.
 fn canonical(expr: &str, ty: &Type, depth: usize) -> String {
     let element = format!("x{depth}");
-    let of = |expr: &str, ty: &Type| if ty.has_float() { canonical(expr, ty, depth + 1) } else { expr.to_owned() };
+    let of = |expr: &str, ty: &Type| if ty.has_float() || ty.has_map() { canonical(expr, ty, depth + 1) } else { expr.to_owned() };
     match ty {
         Type::List(inner) if !inner.is_scalar() => {
             format!("list_transform({expr}, lambda {element}: {})", of(&element, inner))
@@ -339,7 +339,7 @@ fn canonical(expr: &str, ty: &Type, depth: usize) -> String {
                 format!("{}: {}", text(name), of(&format!("struct_extract({element}, {})", text(name)), ty))
             };
             format!(
-                "CASE WHEN {expr} IS NULL THEN NULL ELSE map_from_entries(list_transform(map_entries({expr}), lambda {element}: {{{}, {}}})) END",
+                "CASE WHEN {expr} IS NULL THEN NULL ELSE map_from_entries(list_sort(list_transform(map_entries({expr}), lambda {element}: {{{}, {}}}))) END",
                 part("key", key),
                 part("value", value)
             )
@@ -377,7 +377,7 @@ impl Dialect for DuckDb {
     }
 
     fn key(&self, expr: &str, ty: &Type) -> Option<String> {
-        ty.has_float().then(|| canonical(expr, ty, 0))
+        (ty.has_float() || ty.has_map()).then(|| canonical(expr, ty, 0))
     }
 
     fn confuses(&self, ty: &Type) -> bool {
@@ -409,7 +409,9 @@ impl Dialect for DuckDb {
         let words: Vec<&str> =
             [("least", order.least), ("oldest", order.flip_version)].into_iter().filter(|(_, is)| *is).map(|(w, _)| w).collect();
         let inputs = list(std::iter::once(value.to_owned()).chain(versions.iter().cloned()));
-        Some(format!("arg_max({value}, mergeql_rank({}, {inputs}))", text(&words.join(" "))))
+        // Candidates of one rank may be written in several ways: with -0.0, with entries in another order.
+        let shown = self.key(value, ty).unwrap_or_else(|| value.to_owned());
+        Some(format!("arg_max({shown}, mergeql_rank({}, {inputs}))", text(&words.join(" "))))
     }
 
     fn expression(&self, expr: &Expr) -> String {

@@ -20,13 +20,19 @@ impl Lowering<'_> {
             let (l, r) = (format!("__mergeql_left_{i}"), format!("__mergeql_right_{i}"));
             items.push(format!("{} AS {l}", self.aggregate_of(cell, false, Some(left))));
             items.push(format!("{} AS {r}", self.aggregate_of(cell, false, Some(right))));
-            differ.push(format!("(m.{l} IS DISTINCT FROM m.{r})"));
+            let [left, right] = [&l, &r].map(|name| {
+                let value = format!("m.{name}");
+                let told = self.dialect.confuses(&cell.ty) || !self.dialect.has_equality(&cell.ty);
+                if told { self.dialect.order_key(&value, None).unwrap_or(value) } else { value }
+            });
+            differ.push(format!("({left} IS DISTINCT FROM {right})"));
             let version = plan.versions.columns.iter().any(|(c, _)| Some(*c) == cell.column);
             let value =
                 if version { format!("CASE WHEN m.__mergeql_rights = 0 THEN m.{l} ELSE m.{r} END") } else { format!("m.{r}") };
             outputs.push(format!("{value} AS {}", quote(&cell.name)));
         }
-        let known = keys.iter().map(|k| format!("r.{k} IS NOT NULL")).collect::<Vec<_>>().join(" AND ");
+        let not_null = |(k, c): (&String, &crate::plan::Column)| format!("r.{k} {}", self.dialect.null_tests(&c.ty)[1]);
+        let known = keys.iter().zip(plan.key_columns()).map(not_null).collect::<Vec<_>>().join(" AND ");
         format!(
             "SELECT {}, m.__mergeql_rights = 0 AS {} FROM (SELECT {} FROM ({}) AS r WHERE {known} GROUP BY {}) AS m WHERE {}",
             list(outputs),
@@ -51,7 +57,8 @@ impl Lowering<'_> {
         if rows.is_empty() {
             return format!("SELECT {} WHERE false", list(names.map(|name| format!("{null} AS {name}"))));
         }
-        format!("SELECT {} FROM ({}) AS m ORDER BY column_name", list(names.map(str::to_owned)), rows.join(" UNION ALL "))
+        let by = self.dialect.order_key("column_name", Some(&Type::Text)).unwrap_or_else(|| "column_name".to_owned());
+        format!("SELECT {} FROM ({}) AS m ORDER BY {by}", list(names.map(str::to_owned)), rows.join(" UNION ALL "))
     }
 
     /// The rows of a source, of those alike only the first in the order of all its columns. Alike is what has equal keys, or with a
@@ -65,13 +72,13 @@ impl Lowering<'_> {
         });
         let order = list(order.map(|key| format!("{key} ASC NULLS LAST")));
         let source = &plan.sources[0];
-        let shown: Vec<String> = source
+        let shown: Vec<&crate::plan::Column> = source
             .relation
             .columns
             .iter()
             .enumerate()
             .filter_map(|(i, _)| source.columns.iter().position(|c| *c == Some(i)))
-            .map(|i| quote(&plan.columns[i].name))
+            .map(|i| &plan.columns[i])
             .collect();
         let rows = self.rows();
         let near = plan.option("threshold").filter(|t| t.to_f64().is_some_and(|t| t < 1.0));
@@ -83,7 +90,10 @@ impl Lowering<'_> {
             "SELECT {} FROM (SELECT r.*, row_number() OVER (PARTITION BY {alike} ORDER BY {order} \
              ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW) AS __mergeql_place FROM {from}) AS m \
              WHERE m.__mergeql_place = 1",
-            list(shown.iter().map(|c| format!("m.{c}")))
+            list(shown.iter().map(|c| {
+                let (name, column) = (quote(&c.name), format!("m.{}", quote(&c.name)));
+                self.dialect.key(&column, &c.ty).map_or(column, |canonical| format!("{canonical} AS {name}"))
+            }))
         )
     }
 

@@ -386,6 +386,11 @@ impl Lowering<'_> {
         }
         let spec = cell.entry.spec();
         let mut inputs: Vec<String> = cell.inputs.iter().map(|i| self.input(i)).collect();
+        if let (true, [states]) = (spec.inputs.contains(&mergeql_udfs::catalog::Input::Increments), inputs.as_slice()) {
+            // A column that holds states already.
+            let joined = format!("{}({states}){}", self.dialect.function("crdt_merge"), self.condition(cell, source));
+            return if state { joined } else { format!("{}({joined})", self.dialect.function("crdt_value_bigint")) };
+        }
         let suffix = if state { "_state" } else { "" };
         let named = !spec.versioned()
             && cell.call.args.iter().all(|(name, _)| {
@@ -692,7 +697,7 @@ impl Lowering<'_> {
 }
 
 /// Whether there are intervals in a type: hosts take a month for thirty days.
-fn has_interval(ty: &Type) -> bool {
+pub(crate) fn has_interval(ty: &Type) -> bool {
     match ty {
         Type::Interval => true,
         Type::List(t) => has_interval(t),

@@ -16,13 +16,11 @@ impl Parser<'_> {
         while self.take(&Token::Comma) {
             merge.sources.push(self.source()?);
         }
-        // Schemas have no keys.
-        if !(self.is_word(0, "RETURNING") && self.is_word(1, "SCHEMA")) {
-            if !self.is_word(0, "ON") {
-                return Err(self.unexpected("ON and the key, or a comma and another source"));
-            }
-            self.next();
+        let mut no_key = None;
+        if self.take_word("ON") {
             merge.key = self.column_list("a key column")?;
+        } else {
+            no_key = Some(self.unexpected("ON and the key, or a comma and another source"));
         }
         if matches!(self.peek().token, Token::Period | Token::Eq) {
             return Err(self.unexpected("a clause or the end").help("ON takes the names of key columns, not a condition: ON id"));
@@ -43,6 +41,10 @@ impl Parser<'_> {
             merge.clauses.insert(*clause, at);
             self.next();
             self.clause(clause, &mut merge, at)?;
+        }
+        // Schemas have no keys.
+        if let Some(error) = no_key.filter(|_| merge.returning != Returning::Schema) {
+            return Err(error);
         }
         if let Token::Word(w) = &self.peek().token {
             let (word, at) = (w.value.to_uppercase(), self.span());

@@ -1,13 +1,14 @@
 //! Statements, and the stretches of SQL that are not ours.
 
 use super::Parser;
-use super::script::tokenize;
+use super::script::{split, tokenize};
 use crate::ast::*;
 use crate::diagnostic::{Diagnostic, Result, nearest};
 use mergeql_udfs::Code;
-use sqlparser::ast::{Expr, WindowType};
+use sqlparser::ast::{Expr, WindowType, visit_expressions_mut};
 use sqlparser::keywords::Keyword;
 use sqlparser::tokenizer::Token;
+use std::ops::ControlFlow;
 
 /// How statements begin that are easily misspelled.
 const BEGINNINGS: [&str; 8] = ["MERGE", "EXPLAIN", "VERIFY", "SELECT", "CREATE", "INSERT", "UPDATE", "DELETE"];
@@ -154,13 +155,16 @@ impl Parser<'_> {
     /// `expr over value`: the last two words only say what the expression is about.
     fn rank(&mut self) -> Result<Expr> {
         let mut rank = self.expression()?;
-        if let Expr::Function(f) = &mut rank
-            && let Some(WindowType::NamedWindow(window)) = &f.over
-            && window.value.eq_ignore_ascii_case("value")
-        {
-            // `length(value) over value` reads as a named window to SQL.
-            f.over = None;
-        } else if self.take_word("OVER") {
+        // `1 + length(value) over value` reads as a named window to SQL.
+        let _ = visit_expressions_mut(&mut rank, |expr| {
+            if let Expr::Function(f) = expr
+                && matches!(&f.over, Some(WindowType::NamedWindow(window)) if window.value.eq_ignore_ascii_case("value"))
+            {
+                f.over = None;
+            }
+            ControlFlow::<()>::Continue(())
+        });
+        if self.take_word("OVER") {
             self.expect_word("VALUE")?;
         }
         Ok(rank)
@@ -198,8 +202,8 @@ impl Parser<'_> {
         } else {
             StrategyBody::Alias(self.strategy()?)
         };
-        let to = self.here();
-        let text = self.text[from..to].trim_end().trim_end_matches(';').trim_end().to_owned();
+        // Without a comment behind it, which would go on over what is written after it.
+        let text = split(&self.text[from..self.here()])?.first().copied().unwrap_or_default().to_owned();
         self.end()?;
         Ok(Statement::CreateStrategy { or_replace, name, body, text })
     }
