@@ -3,7 +3,7 @@
 //! `Strategy` is monomorphic and row-wise; [`Aggregate`] and [`Groups`] are object-safe and batch-wise: one dynamic call a batch.
 
 use crate::batch::{Bits, Column, OwnedColumn};
-use crate::catalog::{ArgKind, Input, Spec};
+use crate::catalog::{ArgKind, Spec};
 use crate::codec::{self, Reader, Writer};
 use crate::error::{Code, Error, Result};
 use crate::fast::slot::Shape;
@@ -203,6 +203,11 @@ pub trait Strategy: Debug + Send + Sync + Sized + 'static {
     /// # Errors
     /// `invalid_argument` or `type_mismatch` for values that the strategy refuses.
     fn update(&self, state: &mut Self::State, row: &[Value]) -> Result<()>;
+
+    /// How many inputs a row has at least: those beside versions.
+    fn least_inputs(&self) -> usize {
+        Self::SPEC.least_inputs()
+    }
 
     /// As [`Strategy::update`] with row `i` of columns, where that is faster than with values; `row` is there to be used again.
     ///
@@ -411,17 +416,16 @@ impl<S: Strategy> Plain<S> {
 }
 
 /// A strategy is bound to states alone, too (`Entry::bind`): then it takes no rows of so few inputs.
-pub(crate) fn check_inputs<S: Strategy>(given: usize) -> Result<()> {
-    let least = S::SPEC.inputs.iter().filter(|i| **i != Input::Versions).count();
+pub(crate) fn check_inputs(name: &str, least: usize, given: usize) -> Result<()> {
     if given < least {
-        return Err(Error::invalid_argument(format!("`{}` takes at least {least} input columns, {given} given", S::SPEC.name)));
+        return Err(Error::invalid_argument(format!("`{name}` takes at least {least} input columns, {given} given")));
     }
     Ok(())
 }
 
 impl<S: Strategy> Groups for Plain<S> {
     fn update(&mut self, columns: &[Column<'_>], groups: &[usize], filter: Option<Bits<'_>>, total: usize) -> Result<()> {
-        check_inputs::<S>(columns.len())?;
+        check_inputs(S::SPEC.name, self.strategy.least_inputs(), columns.len())?;
         self.grow(total);
         for (i, &group) in groups.iter().enumerate() {
             if filter.is_some_and(|f| !f.get(i)) {

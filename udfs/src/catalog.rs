@@ -100,6 +100,11 @@ impl Spec {
         self.inputs.contains(&Input::Versions)
     }
 
+    /// How many inputs a row has at least: those beside versions.
+    pub fn least_inputs(&self) -> usize {
+        self.inputs.iter().filter(|i| **i != Input::Versions).count()
+    }
+
     /// Whether it counts per origin.
     pub fn per_origin(&self) -> bool {
         self.inputs.contains(&Input::Origin)
@@ -108,8 +113,7 @@ impl Spec {
     /// How many of `arguments` of its aggregate are input columns; the rest are literals that configure it. Behind a version no argument
     /// can be told from one more part of it.
     pub fn inputs_among(&self, arguments: usize) -> usize {
-        let fixed = self.inputs.iter().filter(|i| **i != Input::Versions).count();
-        if self.versioned() { arguments } else { fixed.min(arguments) }
+        if self.versioned() { arguments } else { self.least_inputs().min(arguments) }
     }
 
     /// How it is written in a STRATEGY clause: `union(separator)`.
@@ -182,11 +186,12 @@ impl Entry {
     /// # Errors
     /// `unknown_option`, `invalid_argument`, `type_mismatch`, `limit_exceeded`.
     pub fn bind(&self, call: &Call) -> Result<Arc<dyn Aggregate>> {
-        let allowed: Vec<&str> = self.spec.args.iter().map(|a| a.name).chain(["descending"]).collect();
+        let order = self.spec.versioned().then_some("descending");
+        let allowed: Vec<&str> = self.spec.args.iter().map(|a| a.name).chain(order).collect();
         if let Some((name, _)) = call.args.iter().find(|(n, _)| !allowed.contains(&n.as_str())) {
             return Err(Error::new(Code::UnknownOption, format!("`{}` has no argument `{name}`", self.spec.name)));
         }
-        let least = self.spec.inputs.iter().filter(|i| **i != Input::Versions).count();
+        let least = self.spec.least_inputs();
         let most = if self.spec.versioned() { usize::MAX } else { least };
         let states = call.inputs.len() == 1 && call.inputs[0] == Type::Bytes;
         if (call.inputs.len() < least || call.inputs.len() > most) && !states {

@@ -72,12 +72,12 @@ impl<S: Strategy> Partial for Single<S> {
     }
 
     fn update(&mut self, row: &[Value]) -> Result<()> {
-        check_inputs::<S>(row.len())?;
+        check_inputs(S::SPEC.name, self.strategy.least_inputs(), row.len())?;
         self.strategy.update(&mut self.state, row)
     }
 
     fn update_at(&mut self, columns: &[Column<'_>], i: usize, row: &mut Vec<Value>) -> Result<()> {
-        check_inputs::<S>(columns.len())?;
+        check_inputs(S::SPEC.name, self.strategy.least_inputs(), columns.len())?;
         self.strategy.update_at(&mut self.state, columns, i, row)
     }
 

@@ -287,6 +287,9 @@ fn theta_sketches_of_two_precisions_join_at_the_smaller() {
     let (few, many) = (of(14, 0..10), of(14, 0..100_000));
     let read = |image: Value| run("crdt_from_sketch", &[image, Value::Int(14)]).unwrap();
     assert_eq!(join(&read(image(&few)), &read(image(&many))), join(&few, &many));
+    // All values are in it still, more than half of what fits.
+    let exact = of(14, 0..10_000);
+    assert_eq!(read(image(&exact)), exact);
 }
 
 /// Infinities have their ranks; NaN has none, and a t-digest, which works on distances, no infinities.

@@ -128,3 +128,48 @@ fn worth_is_at_any_depth() {
     assert_eq!(digest(list(Value::Int(1))), digest(list(tenth)));
     assert_ne!(digest(list(Value::Int(1))), digest(list(Value::float(1.5))));
 }
+
+/// What is worth the same, in any form and order, makes one state.
+#[test]
+fn numbers_of_other_forms_make_one_state() {
+    use mergeql_udfs::{Call, Type, catalog};
+    let decimal = |unscaled, scale| Value::Decimal { unscaled, scale };
+    let numeric = || Type::Decimal { precision: 38, scale: 1 };
+    let states = |name: &str, call: &Call, rows: &[Vec<Value>]| {
+        let entry = catalog::find(name).unwrap();
+        let of = |rows: &mut dyn Iterator<Item = &Vec<Value>>| {
+            let mut partial = entry.bind(call).unwrap().partial();
+            rows.for_each(|row| partial.update(row).unwrap());
+            (partial.encode().unwrap(), partial.value().unwrap())
+        };
+        let (forth, back) = (of(&mut rows.iter()), of(&mut rows.iter().rev()));
+        assert_eq!(forth, back, "{name}");
+        forth.1
+    };
+    // The source 1 is listed, and rows say 1 and 1.0.
+    let listed = Call::new(vec![Type::Text, numeric()]).with_arg("sources", Value::List(vec![Value::Int(1)]));
+    states("source", &listed, &[vec![Value::text("a"), decimal(1, 0)], vec![Value::text("a"), decimal(10, 1)]]);
+    // The newer of two versions is that of the greater second part, whatever form the first has.
+    let doc = |text: &str, one: Value, two: i128| vec![Value::text(text), one, Value::Int(two)];
+    let call = Call::new(vec![Type::Text, numeric(), Type::INT64]);
+    let rows = [
+        doc(r#"{"a":{"x":1}}"#, decimal(1, 0), 9),
+        doc(r#"{"a":{"y":1}}"#, decimal(10, 1), 3),
+        doc(r#"{"a":5}"#, decimal(1, 0), 5),
+    ];
+    assert_eq!(states("json", &call, &rows).to_string(), r#"{"a":{"x":1,"y":1}}"#);
+    // A literal that no decimal can be.
+    let tiny = Call::new(vec![numeric()]).with_arg("values", Value::List(vec![Value::float(1e-40)]));
+    assert!(catalog::find("priority").unwrap().bind(&tiny).is_err());
+    // Counting down by the least number there is has no opposite.
+    let add = functions::all().into_iter().find(|f| f.name == "counter_add").unwrap().run;
+    assert!(add(&[Value::Null, Value::text("a"), Value::Int(i128::MIN)]).is_err());
+    // The order of versions is part of what a person sees of a state, and a frame has no place for it.
+    let down = Call::new(vec![Type::INT64, Type::INT64]).with_arg("descending", Value::List(vec![Value::Bool(true)]));
+    let mut partial = catalog::find("lww").unwrap().bind(&down).unwrap().partial();
+    partial.update(&[Value::Int(1), Value::Int(2)]).unwrap();
+    let state = Value::Bytes(partial.encode().unwrap().into());
+    let run = |name: &str| (functions::all().into_iter().find(|f| f.name == name).unwrap().run)(std::slice::from_ref(&state));
+    assert!(run("crdt_info").unwrap().to_string().contains("descending"));
+    assert!(run("crdt_to_frame").is_err());
+}

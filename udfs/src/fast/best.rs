@@ -306,9 +306,12 @@ fixed!(u8, UInt8, [Data::UInt8(v) => Some(v)], |v, _ty| int(v) as u8);
 fixed!(u16, UInt16, [Data::UInt16(v) => Some(v)], |v, _ty| int(v) as u16);
 fixed!(u32, UInt32, [Data::UInt32(v) => Some(v)], |v, _ty| int(v) as u32);
 fixed!(u64, UInt64, [Data::UInt64(v) => Some(v)], |v, _ty| int(v) as u64);
-fixed!(i128, Int128, [Data::Int128(v) => Some(v), Data::Decimal { values: v, .. } => Some(v)], |v, _ty| match v {
-    Value::Decimal { unscaled, .. } => *unscaled,
-    other => int(other),
+fixed!(i128, Int128, [Data::Int128(v) => Some(v), Data::Decimal { values: v, .. } => Some(v)], |v, ty| match (v, ty) {
+    // A value has no negative scale.
+    (Value::Decimal { unscaled, .. }, Type::Decimal { scale, .. }) if *scale < 0 =>
+        10i128.checked_pow(u32::from(scale.unsigned_abs())).map_or(0, |tens| unscaled / tens),
+    (Value::Decimal { unscaled, .. }, _) => *unscaled,
+    (other, _) => int(other),
 });
 fixed!(bool, Boolean, [Data::Values(_) => None], |v, _ty| *v == Value::Bool(true));
 

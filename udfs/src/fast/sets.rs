@@ -99,7 +99,7 @@ impl<S: Strategy> Sets<S> {
 
 impl<S: Strategy> Groups for Sets<S> {
     fn update(&mut self, columns: &[Column<'_>], groups: &[usize], filter: Option<Bits<'_>>, total: usize) -> Result<()> {
-        aggregate::check_inputs::<S>(columns.len())?;
+        aggregate::check_inputs(S::SPEC.name, S::SPEC.least_inputs(), columns.len())?;
         self.lists.grow(total);
         let column = &columns[0];
         for (i, &group) in groups.iter().enumerate() {

@@ -161,7 +161,12 @@ impl Item {
             Item::List(items) => Value::List(items.iter().map(Item::value).collect::<Result<_>>()?),
             Item::Map(pairs) if pairs.iter().any(|(key, _)| !matches!(key, Item::Plain(Value::Text(_)))) => {
                 let pair = |(key, item): &(Item, Item)| Ok((key.plain()?.clone(), item.value()?));
-                Value::map(pairs.iter().map(pair).collect::<Result<_>>()?)
+                let map = Value::map(pairs.iter().map(pair).collect::<Result<_>>()?);
+                // 5 has two forms, and they are one key.
+                match &map {
+                    Value::Map(entries) if entries.len() == pairs.len() => map,
+                    _ => return Err(corrupt("a key stands twice in a map")),
+                }
             }
             Item::Map(_) => {
                 let fields =

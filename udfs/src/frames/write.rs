@@ -210,6 +210,12 @@ pub fn to_frame(state: &[u8]) -> Result<Vec<u8>> {
             }
             PN_COUNTER
         }
+        "lww" if !part(&content, "descending").is_null() => {
+            return Err(Error::new(
+                Code::Unsupported,
+                "a frame has no place for the order of versions, and here the least is the newest",
+            ));
+        }
         // A value that never had a version is a value.
         "lww" if matches!(part(&content, "rank"), Value::List(parts) if parts.is_empty()) => {
             put(out, part(&content, "value"))?;

@@ -31,6 +31,11 @@ pub trait Ranking: Clone + PartialEq + Debug + Send + Sync + 'static {
     /// `corrupt_state`.
     fn decode(r: &mut Reader<'_>) -> Result<Self>;
 
+    /// What of the configuration a person should know who looks into a state.
+    fn told(&self) -> Option<(&'static str, Value)> {
+        None
+    }
+
     /// How many values rank a candidate, at most: none where the value alone does.
     const RANKS: usize;
 }
@@ -120,6 +125,7 @@ impl<R: Ranking> State for Best<R> {
             None => (Value::Null, Value::Null),
             Some(b) => (b.value.clone(), Value::List(b.rank.clone())),
         };
-        Value::record(vec![("value".into(), value), ("rank".into(), rank)])
+        let configured = self.ranking.told().map(|(name, value)| (name.into(), value));
+        Value::record([("value".into(), value), ("rank".into(), rank)].into_iter().chain(configured).collect())
     }
 }

@@ -34,6 +34,9 @@ impl VersionOrder {
     /// # Errors
     /// `invalid_argument` if the list holds something else.
     pub fn configure(oldest: bool, call: &Call) -> Result<VersionOrder> {
+        if let Some(other) = call.arg("descending").filter(|flags| !matches!(flags, Value::List(_))) {
+            return Err(Error::invalid_argument(format!("`descending` is a list of true or false, not {other}")));
+        }
         let mut descending = Vec::new();
         for flag in call.list("descending") {
             match flag {

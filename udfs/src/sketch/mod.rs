@@ -195,10 +195,10 @@ fn from_image(image: &[u8], precision: Option<&Value>) -> Result<Value> {
             Value::Int(n @ 4..=26) => n as u8,
             other => return Err(Error::invalid_argument(format!("the precision of a theta sketch is from 4 to 26, not {other}"))),
         };
-        return Ok(state_of(&Theta::from_image(image)?.with_precision(lg_k)));
+        return Ok(state_of(&Theta::from_image(image, Some(lg_k))?));
     }
     Ok(match image.get(2) {
-        Some(3) => state_of(&Theta::from_image(image)?),
+        Some(3) => state_of(&Theta::from_image(image, None)?),
         Some(7) => state_of(&Hll::from_image(image)?),
         Some(16) => state_of(&Cpc::from_image(image)?),
         Some(21) => state_of(&Bloom::from_image(image)?),

@@ -186,6 +186,10 @@ impl Strategy for PnCounter {
         UpAndDown::default()
     }
 
+    fn least_inputs(&self) -> usize {
+        if self.states { 1 } else { Self::SPEC.inputs.len() }
+    }
+
     fn update(&self, state: &mut UpAndDown, row: &[Value]) -> Result<()> {
         if self.states {
             return match &row[0] {
@@ -225,7 +229,7 @@ impl State for UpAndDown {
         if self.0.is_empty() {
             return Ok(Value::Null);
         }
-        let parts: Vec<Value> = self.0.values().flat_map(|(up, down)| [up.clone(), negated(down)]).collect();
+        let parts = self.0.values().flat_map(|(up, down)| [Ok(up.clone()), negated(down)]).collect::<Result<Vec<_>>>()?;
         sum(parts.iter())
     }
 
@@ -303,7 +307,7 @@ fn add(state: &Value, who: &Value, n: &Value) -> Result<Value> {
         _ => {
             let mut counts = bytes.map_or(Ok(UpAndDown::default()), decode::<PnCounter>)?;
             let (up, down) = counts.0.get(who).cloned().unwrap_or((Value::Int(0), Value::Int(0)));
-            let entry = if falls { (up, more(&down, &negated(n))?) } else { (more(&up, n)?, down) };
+            let entry = if falls { (up, more(&down, &negated(n)?)?) } else { (more(&up, n)?, down) };
             keep_both(&mut counts.0, who, &entry);
             encode::<PnCounter>(&counts)
         }
@@ -311,11 +315,12 @@ fn add(state: &Value, who: &Value, n: &Value) -> Result<Value> {
     Ok(Value::Bytes(state.into()))
 }
 
-fn negated(value: &Value) -> Value {
-    match value {
-        Value::Int(v) => Value::Int(-v),
-        Value::Decimal { unscaled, scale } => Value::Decimal { unscaled: -unscaled, scale: *scale },
+fn negated(value: &Value) -> Result<Value> {
+    let opposite = |v: &i128| v.checked_neg().ok_or_else(|| Error::invalid_argument(format!("{value} cannot be counted: it is too great")));
+    Ok(match value {
+        Value::Int(v) => Value::Int(opposite(v)?),
+        Value::Decimal { unscaled, scale } => Value::Decimal { unscaled: opposite(unscaled)?, scale: *scale },
         Value::Float(v) => Value::float(-v),
         other => other.clone(),
-    }
+    })
 }

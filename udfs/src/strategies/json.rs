@@ -180,7 +180,7 @@ fn field(value: &Value, name: &str) -> Option<Value> {
 }
 
 fn newer(versions: &VersionOrder, a: &mut Version, b: Version) {
-    if versions.compare(&b, a) == Ordering::Greater {
+    if versions.compare_worth(&b, a).then_with(|| versions.compare(&b, a)) == Ordering::Greater {
         *a = b;
     }
 }

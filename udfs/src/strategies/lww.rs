@@ -3,7 +3,7 @@
 use crate::aggregate::{Call, Groups, State, Strategy};
 use crate::catalog::{Arg, ArgKind, Entry, Input, Spec};
 use crate::codec::{Reader, Writer};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::fast::best::Order;
 use crate::fast::slot::Shape;
 use crate::fast;
@@ -108,7 +108,18 @@ impl Ranking for Newest {
     }
 
     fn decode(r: &mut Reader<'_>) -> Result<Newest> {
-        Ok(Newest { versions: VersionOrder::decode(r)?, respect_nulls: r.byte()? != 0 })
+        let versions = VersionOrder::decode(r)?;
+        let respect_nulls = match r.byte()? {
+            0 => false,
+            1 => true,
+            _ => return Err(Error::corrupt_state("the state says neither that it respects NULLs nor that it does not")),
+        };
+        Ok(Newest { versions, respect_nulls })
+    }
+
+    fn told(&self) -> Option<(&'static str, Value)> {
+        let flags: Vec<Value> = self.versions.descending.iter().map(|down| Value::Bool(*down)).collect();
+        (!flags.is_empty()).then_some(("descending", Value::List(flags)))
     }
 }
 

@@ -231,7 +231,12 @@ impl Set {
             _ => marked(0, &[]),
         };
         let root = merkle::root(self.models.values().iter().map(leaf).collect());
-        let recipe = self.recipe.as_deref().map(|recipe| essence(recipe).to_string());
+        // In the order of their names, whatever was left out.
+        let sorted = |json: Json| match json {
+            Json::Object(map) => Json::Object(map.into_iter().collect::<std::collections::BTreeMap<_, _>>().into_iter().collect()),
+            other => other,
+        };
+        let recipe = self.recipe.as_deref().map(|recipe| sorted(essence(recipe)).to_string());
         marked(2, &[&root, recipe.unwrap_or_default().as_bytes()])
     }
 

@@ -76,7 +76,8 @@ fn literal(value: &Value, ty: &Type) -> Result<Value> {
         (Value::Float(f), Type::Decimal { .. }) => {
             // As it was written: 1.5 is the decimal 1.5.
             let text = format!("{f}");
-            let scale = text.split_once('.').map_or(0, |(_, fraction)| fraction.len()) as u8;
+            let scale = text.split_once('.').map_or(0, |(_, fraction)| fraction.len());
+            let scale = u8::try_from(scale).ok().filter(|scale| *scale <= 38).ok_or_else(mismatch)?;
             let unscaled = text.replace('.', "").parse().map_err(|_| mismatch())?;
             return Ok(Value::Decimal { unscaled, scale });
         }
@@ -119,6 +120,7 @@ impl<const BY_SOURCE: bool> Ranking for Position<BY_SOURCE> {
         nan_last(&a.value, &b.value)
             .then_with(|| self.strength(a).cmp(&self.strength(b)))
             .then_with(|| a.value.cmp(&b.value))
+            .then_with(|| a.rank.cmp(&b.rank))
     }
 
     fn encode(&self, w: &mut Writer) {

@@ -131,7 +131,15 @@ impl<R: Rule> Strategy for Merged<R> {
     }
 
     fn resolve(&self, state: &Vectors<R>) -> Result<Value> {
-        match (state.value()?, &self.ty) {
+        let single = |ty: &Type| *ty == Type::Bytes || matches!(ty, Type::List(element) if **element == Type::Float32);
+        let value = state.value()?;
+        if let Value::List(items) = &value
+            && single(&self.ty)
+            && items.iter().any(|v| v.to_f64().is_some_and(|v| !(v as f32).is_finite()))
+        {
+            return Err(Error::invalid_argument("the numbers of the vectors are too great for 32 bits"));
+        }
+        match (value, &self.ty) {
             (Value::List(items), Type::Bytes) => {
                 let bytes: Vec<u8> = items.iter().flat_map(|v| (v.to_f64().unwrap_or(f64::NAN) as f32).to_le_bytes()).collect();
                 Ok(Value::Bytes(bytes.into()))

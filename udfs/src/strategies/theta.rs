@@ -42,14 +42,19 @@ impl Theta {
         }
     }
 
-    pub(crate) fn from_image(image: &[u8]) -> Result<Theta> {
+    /// The sketch in an image, with a precision if it is known.
+    pub(crate) fn from_image(image: &[u8], precision: Option<u8>) -> Result<Theta> {
         let sketch = guarded(|| CompactThetaSketch::deserialize(image).map_err(corrupt))?;
         let mut hashes: Vec<u64> = sketch.iter().map(|entry| entry.hash()).collect();
         hashes.sort_unstable();
+        hashes.dedup();
         // An image doesn't say its precision. One that was updated holds up to twice as many hashes as one that was trimmed; one that holds
         // all hashes may be of any.
-        let least = if sketch.theta64() < ONE { 4 } else { 12 };
-        let lg_k = (hashes.len().max(1).ilog2() as u8).clamp(least, 26);
+        let count = hashes.len().max(1);
+        let lg_k = precision.unwrap_or_else(|| match sketch.theta64() < ONE {
+            true => (count.ilog2() as u8).clamp(4, 26),
+            false => (count.next_power_of_two().ilog2() as u8).clamp(12, 26),
+        });
         Ok(Theta { lg_k, theta: sketch.theta64(), hashes }.with_precision(lg_k))
     }
 
