@@ -276,8 +276,13 @@ impl MergeContext {
     /// Gives a file, folder or pattern a name.
     ///
     /// # Errors
-    /// As a statement that reads it.
+    /// As a statement that reads it; `invalid_argument` if the name is taken.
     pub async fn register_source(&self, name: &str, path: &str) -> Result<()> {
+        self.refresh().await?;
+        if self.has_table(name) {
+            return Err(MergeError::new(Code::InvalidArgument, format!("there is a table or source `{name}` already"))
+                .help("give the source another name"));
+        }
         let (provider, _) = self.open_any(path, &ReadOptions::default()).await?;
         self.session.register_table(datafusion::common::TableReference::bare(name), provider)?;
         Ok(())

@@ -7,7 +7,7 @@ use datafusion::catalog::TableProvider;
 use datafusion::common::TableReference;
 use datafusion::common::tree_node::{Transformed, TreeNodeRecursion};
 use datafusion::datasource::{provider_as_source, source_as_provider};
-use datafusion::logical_expr::{DmlStatement, LogicalPlan, Statement, TableSource};
+use datafusion::logical_expr::{DmlStatement, LogicalPlan, Statement, TableSource, UNNAMED_TABLE};
 use mergeql_udfs::Code;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -15,7 +15,38 @@ use std::sync::Arc;
 /// The tables that have other rows now than a plan reads, by name.
 type Changed = HashMap<TableReference, Arc<dyn TableProvider>>;
 
+/// The tables without names in a plan: the files of a table that keeps states, or of several that are one.
+fn unnamed(plan: &LogicalPlan) -> Result<Vec<Arc<dyn TableProvider>>> {
+    let mut found = Vec::new();
+    plan.apply_with_subqueries(|node| {
+        if let LogicalPlan::TableScan(scan) = node
+            && scan.table_name.table() == UNNAMED_TABLE
+        {
+            found.extend(source_as_provider(&scan.source));
+        }
+        Ok(TreeNodeRecursion::Continue)
+    })?;
+    Ok(found)
+}
+
 impl MergeContext {
+    /// Whether a plan reads files of tables that have others by now.
+    async fn is_outdated(&self, plan: &LogicalPlan) -> Result<bool> {
+        let read = unnamed(plan)?;
+        if read.is_empty() {
+            return Ok(false);
+        }
+        let mut now = Vec::new();
+        for name in self.memory(|m| m.manifest.tables.keys().chain(m.resolutions.keys()).cloned().collect::<Vec<_>>()) {
+            for name in [self.storage_name(&name), name] {
+                let Ok(table) = self.session.table_provider(TableReference::bare(name)).await else { continue };
+                now.extend(table.get_logical_plan().map(|plan| unnamed(&plan)).transpose()?.unwrap_or_default());
+            }
+        }
+        let is_now = |table: &Arc<dyn TableProvider>| now.iter().any(|other| Arc::ptr_eq(table, other));
+        Ok(!read.iter().all(is_now))
+    }
+
     /// The tables of a plan that were replaced since it was made.
     async fn replaced(&self, plan: &LogicalPlan) -> Result<Changed> {
         let mut read: Vec<(TableReference, Arc<dyn TableSource>)> = Vec::new();
@@ -46,6 +77,10 @@ impl MergeContext {
     /// # Errors
     /// `unsupported` if one of them has other columns by now.
     pub(crate) async fn current(&self, plan: LogicalPlan) -> Result<LogicalPlan> {
+        if self.is_outdated(&plan).await? {
+            let message = "tables that the statement reads have other files than when it was prepared";
+            return Err(MergeError::new(Code::Unsupported, message).help("prepare or send the statement again"));
+        }
         let changed = self.replaced(&plan).await?;
         for (name, table) in &changed {
             let mut same = true;
@@ -88,7 +123,8 @@ impl MergeContext {
     /// As [`MergeContext::prepare`].
     pub(crate) async fn renewed(&self, text: &str, plan: &LogicalPlan) -> Result<LogicalPlan> {
         self.refresh().await?;
-        if self.memory(|m| m.views.is_empty()) && self.replaced(plan).await?.is_empty() {
+        let same = self.memory(|m| m.views.is_empty()) && self.replaced(plan).await?.is_empty();
+        if same && !self.is_outdated(plan).await? {
             return Ok(plan.clone());
         }
         Ok(match self.prepare(text).await? {

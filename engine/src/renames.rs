@@ -5,7 +5,7 @@ use crate::error::{MergeError, Result};
 use datafusion::common::TableReference;
 use datafusion::prelude::DataFrame;
 use datafusion::sql::sqlparser::dialect::GenericDialect;
-use datafusion::sql::sqlparser::tokenizer::{Token, Tokenizer};
+use datafusion::sql::sqlparser::tokenizer::{Location, Token, Tokenizer};
 use mergeql_lang::lower::quote;
 use mergeql_udfs::Code;
 use std::sync::Arc;
@@ -60,26 +60,27 @@ pub(crate) fn renaming(sql: &str) -> Option<Renaming> {
 
 /// The statement that made a view or an external table, under another name.
 fn renamed(text: &str, to: &str) -> Option<String> {
-    let upper = text.to_ascii_uppercase();
-    let kind = ["VIEW", "TABLE"].iter().filter_map(|kind| Some(upper.find(kind)? + kind.len())).min()?;
-    let mut start = kind + (text[kind..].len() - text[kind..].trim_start().len());
-    for skipped in ["IF", "NOT", "EXISTS"] {
-        if upper[start..].starts_with(skipped) && upper[start + skipped.len()..].starts_with(char::is_whitespace) {
-            let behind = start + skipped.len();
-            start = behind + (text[behind..].len() - text[behind..].trim_start().len());
+    let tokens = Tokenizer::new(&GenericDialect {}, text).tokenize_with_location().ok()?;
+    let mut tokens = tokens.iter().filter(|t| !matches!(t.token, Token::Whitespace(_)));
+    let is = |token: &Token, words: &[&str]| matches!(token, Token::Word(w) if w.quote_style.is_none() && words.iter().any(|word| w.value.eq_ignore_ascii_case(word)));
+    tokens.find(|t| is(&t.token, &["VIEW", "TABLE"]))?;
+    let first = tokens.find(|t| !is(&t.token, &["IF", "NOT", "EXISTS"]))?;
+    // Names and the points between them.
+    let (mut last, mut after_point) = (first, true);
+    for token in std::iter::once(first).chain(tokens) {
+        match &token.token {
+            Token::Word(_) if after_point => after_point = false,
+            Token::Period if !after_point => after_point = true,
+            _ => break,
         }
+        last = token;
     }
-    let (mut end, mut quoted) = (text.len(), false);
-    for (at, c) in text[start..].char_indices() {
-        match c {
-            '"' => quoted = !quoted,
-            c if !quoted && (c.is_whitespace() || c == '(') => {
-                end = start + at;
-                break;
-            }
-            _ => {}
-        }
-    }
+    let offset = |at: Location| {
+        let line = text.split_inclusive('\n').take(at.line.saturating_sub(1) as usize).map(str::len).sum::<usize>();
+        let column = text[line..].char_indices().nth(at.column.saturating_sub(1) as usize);
+        column.map_or(text.len(), |(column, _)| line + column)
+    };
+    let (start, end) = (offset(first.span.start), offset(last.span.end));
     (end > start).then(|| format!("{}{}{}", &text[..start], quote(to), &text[end..]))
 }
 
@@ -110,9 +111,12 @@ impl MergeContext {
                 false => Err(MergeError::new(Code::UnknownSource, format!("there is no table or view `{from}`"))),
             };
         }
+        let taken = || {
+            MergeError::new(Code::InvalidArgument, format!("there is a table or view `{to}` already"))
+                .help("drop it first, or choose another name")
+        };
         if known(to) {
-            return Err(MergeError::new(Code::InvalidArgument, format!("there is a table or view `{to}` already"))
-                .help("drop it first, or choose another name"));
+            return Err(taken());
         }
         let defined = |text: String| {
             renamed(&text, to)
@@ -121,6 +125,9 @@ impl MergeContext {
         if let Some(store) = &self.shared.store {
             let _lock = store.lock()?;
             let mut manifest = store.read()?;
+            if manifest.tables.contains_key(to) || manifest.definitions.contains_key(to) {
+                return Err(taken());
+            }
             if let Some(table) = manifest.tables.remove(from) {
                 manifest.tables.insert(to.clone(), table);
             }
@@ -178,5 +185,6 @@ mod tests {
             of("CREATE EXTERNAL TABLE IF NOT EXISTS t STORED AS CSV LOCATION 'view.csv'"),
             "CREATE EXTERNAL TABLE IF NOT EXISTS \"n w\" STORED AS CSV LOCATION 'view.csv'"
         );
+        assert_eq!(of("CREATE /* TABLE */\nVIEW ä /* b */ AS SELECT 1"), "CREATE /* TABLE */\nVIEW \"n w\" /* b */ AS SELECT 1");
     }
 }

@@ -3,7 +3,12 @@
 use crate::context::MergeContext;
 use crate::error::{MergeError, Result};
 use datafusion::common::tree_node::TreeNode;
-use datafusion::logical_expr::{DmlStatement, Expr, LogicalPlan, LogicalPlanBuilder, Projection, WriteOp, lit, when};
+use datafusion::common::{Column, JoinType, NullEquality};
+use datafusion::logical_expr::logical_plan::TableScanBuilder;
+use datafusion::logical_expr::utils::conjunction;
+use datafusion::logical_expr::{
+    BinaryExpr, DmlStatement, Expr, LogicalPlan, LogicalPlanBuilder, Operator, Projection, WriteOp, lit, when,
+};
 use datafusion::prelude::DataFrame;
 use mergeql_udfs::Code;
 use std::sync::Arc;
@@ -17,7 +22,7 @@ impl MergeContext {
             _ => (*dml.input).clone(),
         };
         let left = match &dml.op {
-            WriteOp::Delete => left(&input),
+            WriteOp::Delete => left(&input)?,
             WriteOp::Update => changed(&input)?,
             WriteOp::Truncate => Some(LogicalPlanBuilder::from(input.clone()).filter(lit(false))?.build()?),
             _ => None,
@@ -28,6 +33,11 @@ impl MergeContext {
             return Err(MergeError::new(Code::Unsupported, message)
                 .help("name the rows by WHERE, with IN (SELECT ...) for those of another table"));
         };
+        let old = self.session.table_provider(dml.table_name.clone()).await?.schema();
+        if left.schema().fields().len() != old.fields().len() {
+            let message = format!("this {} of `{}` cannot be run as it was prepared", dml.op.name().to_uppercase(), dml.table_name);
+            return Err(MergeError::new(Code::Unsupported, message).help("send the statement as it is, without PREPARE"));
+        }
         let frame = |plan: LogicalPlan| DataFrame::new(self.session.state(), plan);
         let count = frame(input).count().await.map_err(MergeError::running)?;
         self.replace_table(dml.table_name.table(), frame(left), None).await?;
@@ -48,53 +58,96 @@ impl MergeContext {
     }
 }
 
-/// The rows that a DELETE leaves, which are those whose condition is not true.
-fn left(input: &LogicalPlan) -> Option<LogicalPlan> {
-    match input {
-        LogicalPlan::TableScan(_) => LogicalPlanBuilder::from(input.clone()).filter(lit(false)),
-        LogicalPlan::Filter(filter) if matches!(&*filter.input, LogicalPlan::TableScan(_)) => {
-            let kept = Expr::IsNotTrue(Box::new(filter.predicate.clone()));
-            LogicalPlanBuilder::from((*filter.input).clone()).filter(kept)
+/// All of a table that a plan reads some columns or rows of, and the condition under which it reads them: a plan that was prepared reads what
+/// it needs.
+fn whole(plan: &LogicalPlan) -> Result<Option<(LogicalPlan, Option<Expr>)>> {
+    Ok(match plan {
+        LogicalPlan::TableScan(scan) => {
+            let all = TableScanBuilder::new(scan.table_name.clone(), scan.source.clone()).build()?;
+            let filters = scan.filters.clone();
+            scan.fetch.is_none().then(|| (LogicalPlan::TableScan(all), conjunction(filters)))
         }
-        _ => return None,
+        LogicalPlan::SubqueryAlias(alias) => match whole(&alias.input)? {
+            // What the table is called decides what its columns are called in conditions.
+            Some((all, None)) => Some((LogicalPlanBuilder::from(all).alias(alias.alias.clone())?.build()?, None)),
+            _ => None,
+        },
+        _ => None,
+    })
+}
+
+/// The table that a DELETE or UPDATE is about, and its condition.
+fn condition(input: &LogicalPlan) -> Result<Option<(LogicalPlan, Option<Expr>)>> {
+    let (rows, own) = match input {
+        LogicalPlan::Filter(filter) => (&*filter.input, Some(filter.predicate.clone())),
+        rows => (rows, None),
+    };
+    Ok(whole(rows)?.map(|(rows, of_scan)| (rows, conjunction(own.into_iter().chain(of_scan)))))
+}
+
+/// Whether nothing but true and what is not true comes of the subqueries in a condition: of `NOT IN` it matters whether it is NULL, and in
+/// a condition about a condition a subquery is never NULL to DataFusion.
+fn is_two_valued(condition: &Expr) -> Result<bool> {
+    let asks = |e: &Expr| Ok(matches!(e, Expr::InSubquery(_) | Expr::SetComparison(_)));
+    Ok(match condition {
+        Expr::BinaryExpr(BinaryExpr { left, op: Operator::And | Operator::Or, right }) => {
+            is_two_valued(left)? && is_two_valued(right)?
+        }
+        Expr::InSubquery(e) => !e.negated && !e.expr.exists(asks)?,
+        e => !e.exists(asks)?,
+    })
+}
+
+/// The rows of a table whose condition is not true.
+fn others(rows: &LogicalPlan, condition: Expr) -> Result<LogicalPlan> {
+    let all = LogicalPlanBuilder::from(rows.clone());
+    if is_two_valued(&condition)? {
+        return Ok(all.filter(Expr::IsNotTrue(Box::new(condition)))?.build()?);
     }
-    .and_then(LogicalPlanBuilder::build)
-    .ok()
+    // Those that are none of the rows whose condition is true; equal rows have equal conditions.
+    const MATCHED: &str = "__mergeql_matched";
+    let matched = all.clone().filter(condition)?.alias(MATCHED)?.build()?;
+    let columns = rows.schema().columns();
+    let theirs = columns.iter().map(|c| Column::new(Some(MATCHED), c.name.clone())).collect::<Vec<_>>();
+    let left = all.join_detailed(matched, JoinType::LeftAnti, (columns, theirs), None, NullEquality::NullEqualsNull)?;
+    Ok(left.build()?)
+}
+
+/// The rows that a DELETE leaves, which are those whose condition is not true.
+fn left(input: &LogicalPlan) -> Result<Option<LogicalPlan>> {
+    Ok(match condition(input)? {
+        Some((rows, condition)) => Some(others(&rows, condition.unwrap_or_else(|| lit(true)))?),
+        None => None,
+    })
 }
 
 /// All rows, with what an UPDATE makes of those whose condition is true.
 fn changed(input: &LogicalPlan) -> Result<Option<LogicalPlan>> {
     let LogicalPlan::Projection(projection) = input else { return Ok(None) };
-    let (condition, rows) = match &*projection.input {
-        LogicalPlan::Filter(filter) => (filter.predicate.clone(), &filter.input),
-        _ => (lit(true), &projection.input),
-    };
-    let scan = match &**rows {
-        LogicalPlan::SubqueryAlias(alias) => &*alias.input,
-        rows => rows,
-    };
-    if !matches!(scan, LogicalPlan::TableScan(_)) {
-        return Ok(None);
-    }
+    let Some((rows, condition)) = condition(&projection.input)? else { return Ok(None) };
+    let condition = condition.unwrap_or_else(|| lit(true));
     // A subquery can stand in a filter alone.
     let subquery =
         |e: &Expr| Ok(matches!(e, Expr::InSubquery(_) | Expr::Exists(_) | Expr::ScalarSubquery(_) | Expr::SetComparison(_)));
-    if condition.exists(subquery)? {
-        let others = rows.schema().iter().map(|(qualifier, field)| Expr::Column((qualifier, field).into()).alias(field.name()));
-        let others = LogicalPlanBuilder::from((**rows).clone())
-            .filter(Expr::IsNotTrue(Box::new(condition.clone())))?
-            .project(others.collect::<Vec<_>>())?
-            .build()?;
-        return Ok(Some(LogicalPlanBuilder::from(input.clone()).union(others)?.build()?));
-    }
-    let mut columns = Vec::with_capacity(projection.expr.len());
-    for (expr, (qualifier, field)) in projection.expr.iter().zip(rows.schema().iter()) {
+    let asks = condition.exists(subquery)?;
+    let (mut olds, mut news) = (Vec::new(), Vec::new());
+    for (qualifier, field) in rows.schema().iter() {
         let old = Expr::Column((qualifier, field).into());
-        let new = expr.clone().unalias();
-        columns.push(match new == old {
-            true => old,
-            false => when(condition.clone(), new).otherwise(old)?.alias(field.name()),
-        });
+        // By name: what was prepared may have columns in another order.
+        let Some(new) = projection.expr.iter().find(|e| e.qualified_name().1 == *field.name()) else { return Ok(None) };
+        let new = new.clone().unalias();
+        let new = match new == old {
+            _ if asks => new.alias(field.name()),
+            true => old.clone(),
+            false => when(condition.clone(), new).otherwise(old.clone())?.alias(field.name()),
+        };
+        news.push(new);
+        olds.push(old.alias(field.name()));
     }
-    Ok(Some(LogicalPlan::Projection(Projection::try_new(columns, Arc::clone(rows))?)))
+    if asks {
+        let changed = LogicalPlanBuilder::from(rows.clone()).filter(condition.clone())?.project(news)?;
+        let others = LogicalPlanBuilder::from(others(&rows, condition)?).project(olds)?.build()?;
+        return Ok(Some(changed.union(others)?.build()?));
+    }
+    Ok(Some(LogicalPlan::Projection(Projection::try_new(news, Arc::new(rows))?)))
 }

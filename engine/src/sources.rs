@@ -360,7 +360,7 @@ impl MergeContext {
             let error = MergeError::from(e);
             MergeError::new(Code::Io, format!("{name}: {}", error.diagnostic.message))
         };
-        let mut merged = Schema::empty();
+        let (mut merged, mut columns) = (Schema::empty(), Vec::new());
         for (file, url) in files.iter().zip(&urls) {
             let known = match file {
                 Bytes::Object(object) if format == Format::Arrow => object.arrow_schema().await?,
@@ -370,11 +370,16 @@ impl MergeContext {
                 Some(schema) => schema,
                 None => (*options.infer_schema(&state, url).await.map_err(unreadable)?).clone(),
             };
+            columns.push(schema.fields().iter().map(|f| f.name().clone()).collect::<Vec<_>>());
             merged = Schema::try_merge([merged, if format == Format::Arrow { schema } else { wide(&schema) }]).map_err(|e| {
                 MergeError::new(Code::TypeMismatch, format!("the files of one source have columns of different types: {e}"))
                     .help("list them as sources of their own: a MERGE widens types between sources")
             })?;
         }
+        // What a file lacks is NULL in it.
+        let missing = |name: &String| columns.iter().any(|there| !there.contains(name));
+        let field = |f: &Arc<Field>| f.as_ref().clone().with_nullable(f.is_nullable() || missing(f.name()));
+        let merged = Schema::new_with_metadata(merged.fields().iter().map(field).collect::<Vec<_>>(), merged.metadata().clone());
         let mut options = options;
         if !sorted_by.is_empty() && sorted_by.iter().all(|key| merged.column_with_name(key).is_some()) {
             let by = |key: &String| datafusion::prelude::ident(key).sort(true, true);
@@ -549,7 +554,9 @@ pub(crate) fn expand(text: &str) -> Result<Vec<PathBuf>> {
     let hidden = glob::MatchOptions { require_literal_leading_dot: true, ..glob::MatchOptions::new() };
     let found = glob::glob_with(text, hidden)
         .map_err(|e| MergeError::new(Code::InvalidArgument, format!("the pattern `{text}` is not valid: {e}")))?;
-    let mut files: Vec<PathBuf> = found.filter_map(std::result::Result::ok).filter(|p| p.is_file()).map(|p| absolute(&p)).collect();
+    // A folder that cannot be looked into may hold some of them.
+    let found = found.collect::<std::result::Result<Vec<_>, _>>().map_err(|e| MergeError::from(io(e.path(), e.error())))?;
+    let mut files: Vec<PathBuf> = found.into_iter().filter(|p| p.is_file()).map(|p| absolute(&p)).collect();
     files.sort();
     if files.is_empty() { Err(no_files(text)) } else { Ok(files) }
 }

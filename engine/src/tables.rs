@@ -9,16 +9,20 @@ use crate::renames::renaming;
 use crate::sinks;
 use crate::sources::{Format, ReadOptions, escaped};
 use crate::store::{File, Manifest, Store, Table};
+use crate::text_scan::TextTable;
 use arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use datafusion::catalog::TableProvider;
 use datafusion::datasource::MemTable;
+use datafusion::datasource::listing::ListingTable;
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::logical_expr::{CreateMemoryTable, DdlStatement, LogicalPlan, Statement as PlanStatement, WriteOp};
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::prelude::DataFrame;
 use datafusion::sql::parser::Statement as ParsedStatement;
 use datafusion::sql::sqlparser;
+use datafusion::sql::sqlparser::dialect::GenericDialect;
+use datafusion::sql::sqlparser::tokenizer::{Token, Tokenizer};
 use futures::StreamExt;
 use mergeql_lang::ast::{Name, Statement};
 use mergeql_lang::lower::{DELETED, quote};
@@ -84,7 +88,8 @@ impl MergeContext {
         if let Some(store) = &self.shared.store {
             self.refresh_tables(store).await?;
         }
-        self.renew_views().await
+        self.renew_views().await?;
+        self.renew_temporary_views().await
     }
 
     async fn refresh_tables(&self, store: &Store) -> Result<()> {
@@ -94,6 +99,10 @@ impl MergeContext {
             return Ok(());
         }
         for name in known.tables.keys().filter(|n| !manifest.tables.contains_key(*n)) {
+            self.forget(name)?;
+        }
+        // Before tables are put there: a name may be that of a view no more, and of a table now.
+        for name in known.definitions.keys().filter(|n| !manifest.definitions.contains_key(*n)) {
             self.forget(name)?;
         }
         for (name, table) in &manifest.tables {
@@ -107,6 +116,12 @@ impl MergeContext {
                 }
             }
         }
+        for name in known.strategies.keys().filter(|n| !manifest.strategies.contains_key(*n)) {
+            self.memory(|m| {
+                m.texts.remove(name);
+                m.strategies.remove(name);
+            });
+        }
         for (name, text) in &manifest.strategies {
             if known.strategies.get(name) != Some(text)
                 && let Ok(Statement::CreateStrategy { body, .. }) = parse(&format!("CREATE STRATEGY {} AS {text}", quote(name)))
@@ -116,9 +131,6 @@ impl MergeContext {
                     m.strategies.insert(name.clone(), body);
                 });
             }
-        }
-        for name in known.definitions.keys().filter(|n| !manifest.definitions.contains_key(*n)) {
-            self.forget(name)?;
         }
         for (name, text) in manifest.definitions.iter().filter(|(name, text)| known.definitions.get(*name) != Some(*text)) {
             if !is_view(text) {
@@ -145,22 +157,24 @@ impl MergeContext {
         if waiting.is_empty() {
             return Ok(());
         }
-        let planner = self.without_temporary();
+        let (planner, mut own) = (self.without_temporary(), 0);
         // A view may be over others, which are named in it, and come first.
         while !waiting.is_empty() {
             let over = |name: &str, text: &str| waiting.keys().any(|other| other != name && names(text, other));
             let ready =
                 waiting.iter().find(|(name, text)| !over(name, text)).or(waiting.iter().next()).map(|(name, _)| name.clone());
             let Some((name, text)) = ready.and_then(|name| waiting.remove_entry(&name)) else { break };
+            // Of what others change meanwhile this view may not know.
+            own += 1;
             if let Err(error) = planner.define(&text).await {
+                own += u64::from(self.shared.names.has_table(&name));
                 self.forget(&name)?;
                 let message = format!("the view `{name}` cannot be read: {}", error.diagnostic.message);
                 let error = Error::new(error.code(), message).with_help("bring back what it reads, or DROP VIEW it");
                 self.shared.names.put_broken(&name, error);
             }
         }
-        let changes = self.shared.names.changes();
-        self.memory(|m| m.views_as_of = changes);
+        self.memory(|m| m.views_as_of = changes + own);
         Ok(())
     }
 
@@ -210,7 +224,7 @@ impl MergeContext {
 
     /// Parquet files as one table, with the columns that they have or with these: what a file has not is NULL there.
     pub(crate) async fn open_stored(&self, paths: &[String], schema: Option<SchemaRef>) -> Result<Arc<dyn TableProvider>> {
-        use datafusion::datasource::listing::{ListingOptions, ListingTable, ListingTableConfig, ListingTableUrl};
+        use datafusion::datasource::listing::{ListingOptions, ListingTableConfig, ListingTableUrl};
         let urls =
             paths.iter().map(|p| Ok(ListingTableUrl::parse(format!("file://{}", escaped(p)))?)).collect::<Result<Vec<_>>>()?;
         let options = ListingOptions::new(Arc::new(ParquetFiles::new(true))).with_file_extension("");
@@ -256,9 +270,25 @@ impl MergeContext {
 
     /// Writes a table anew in one step; its columns stay NOT NULL.
     pub(crate) async fn replace_table(&self, name: &str, rows: DataFrame, resolution: Option<String>) -> Result<u64> {
+        self.check_is_own(name).await?;
         let stored = if resolution.is_some() { self.storage_name(name) } else { name.to_owned() };
         let old = self.schema_of(&stored).await?;
         self.put_table(name, rows, old, resolution).await
+    }
+
+    /// # Errors
+    /// `unsupported` for what stands for files, whose rows are not written anew here.
+    async fn check_is_own(&self, name: &str) -> Result<()> {
+        if self.is_temporary(name) || self.memory(|m| m.manifest.tables.contains_key(name)) {
+            return Ok(());
+        }
+        let table = self.session.table_provider(datafusion::common::TableReference::bare(name)).await?;
+        let files = table.downcast_ref::<ListingTable>().is_some() || table.downcast_ref::<TextTable>().is_some();
+        if self.has_table(name) && !files {
+            return Ok(());
+        }
+        Err(MergeError::new(Code::Unsupported, format!("`{name}` is a file or an external table: its rows are those of files"))
+            .help("make a table of it first: CREATE TABLE t AS SELECT * FROM ..."))
     }
 
     /// Replaces or makes a table in one step. Its columns are NOT NULL where those of `declared` are.
@@ -287,6 +317,8 @@ impl MergeContext {
                 let (file, count) = self.write_rows(store, &mut manifest, name, declared, rows).await?;
                 let table = Table { files: vec![File::more(file)], resolution, checked: true };
                 manifest.tables.insert(name.to_owned(), table);
+                // An external table that it takes the place of is none any more.
+                manifest.definitions.remove(name);
                 store.write(&manifest)?;
                 self.refresh().await?;
                 Ok(count)
@@ -372,11 +404,16 @@ impl MergeContext {
             return self.rename(&renaming).await;
         }
         let plan = self.plan_sql(sql).await?;
-        self.run_plan(plan, written).await
+        self.run_planned(plan, written, Some(sql)).await
     }
 
     /// Runs the plan of a statement.
     pub(crate) async fn run_plan(&self, plan: LogicalPlan, written: &str) -> Result<DataFrame> {
+        self.run_planned(plan, written, None).await
+    }
+
+    /// Runs the plan of a statement, which may be planned from `sql` again.
+    async fn run_planned(&self, plan: LogicalPlan, written: &str, sql: Option<&str>) -> Result<DataFrame> {
         if self.is_served()
             && matches!(&plan, LogicalPlan::Statement(PlanStatement::SetVariable(_) | PlanStatement::ResetVariable(_)))
         {
@@ -399,7 +436,13 @@ impl MergeContext {
         };
         if _changing.is_some() {
             self.refresh().await?;
-            plan = self.current(plan).await?;
+            plan = match (self.current(plan).await, sql) {
+                (Err(_), Some(sql)) => {
+                    let again = self.plan_sql(sql).await?;
+                    self.expanded(again).await?
+                }
+                (plan, _) => plan?,
+            };
         }
         let is_view_plan = matches!(&plan, LogicalPlan::Ddl(DdlStatement::CreateView(_)));
         let (changed, is_view) = match &plan {
@@ -498,6 +541,13 @@ impl MergeContext {
                 let name = dml.table_name.table().to_owned();
                 self.insert_by_hand(&name, (*dml.input).clone()).await
             }
+            // While nobody else changes the table: another statement may put a new one in its place.
+            (LogicalPlan::Dml(dml), None) if matches!(dml.op, WriteOp::Insert(_)) => {
+                let answer = self.session.execute_logical_plan(plan).await?;
+                let schema = answer.schema().inner().clone();
+                let batches = answer.collect().await.map_err(MergeError::running)?;
+                Ok(self.session.read_table(Arc::new(MemTable::try_new(schema, vec![batches])?))?)
+            }
             (LogicalPlan::Ddl(DdlStatement::DropTable(drop_table)), store) => {
                 let name = drop_table.name.table().to_owned();
                 self.check_is_no_view(&name)?;
@@ -526,6 +576,10 @@ impl MergeContext {
                     _ => return Ok(self.session.execute_logical_plan(plan).await?),
                 };
                 let is_view = self.memory(|m| m.views.contains_key(&name));
+                if matches!(ddl, DdlStatement::CreateView(_)) && !is_view && self.has_table(&name) {
+                    return Err(MergeError::new(Code::InvalidArgument, format!("there is a table `{name}`"))
+                        .help("DROP TABLE it first, or choose another name"));
+                }
                 let result = match ddl {
                     // Also one that reads what is gone.
                     DdlStatement::DropView(_) if is_view => {
@@ -535,12 +589,6 @@ impl MergeContext {
                     DdlStatement::CreateView(view) if is_view && !view.or_replace => {
                         return Err(MergeError::new(Code::InvalidArgument, format!("there is a view `{name}`"))
                             .help("write CREATE OR REPLACE VIEW to replace it"));
-                    }
-                    DdlStatement::CreateView(_) if is_view || !self.shared.names.is_broken(&name) => {
-                        self.session.execute_logical_plan(plan).await?
-                    }
-                    DdlStatement::CreateView(_) => {
-                        return Err(MergeError::new(Code::InvalidArgument, format!("there is a table `{name}`")));
                     }
                     _ => self.session.execute_logical_plan(plan).await?,
                 };
@@ -669,7 +717,9 @@ fn names(text: &str, name: &str) -> bool {
 
 /// Whether the statement that made something made a view.
 fn is_view(text: &str) -> bool {
-    let words = text.split_whitespace().map(str::to_ascii_uppercase).take(4).collect::<Vec<_>>();
+    let tokens = Tokenizer::new(&GenericDialect {}, text).tokenize().unwrap_or_default();
+    let words = tokens.iter().filter(|t| !matches!(t, Token::Whitespace(_))).map(|t| t.to_string().to_ascii_uppercase());
+    let words = words.take(4).collect::<Vec<_>>();
     matches!(words.iter().map(String::as_str).collect::<Vec<_>>()[..], ["CREATE", "VIEW", ..] | ["CREATE", "OR", "REPLACE", "VIEW"])
 }
 

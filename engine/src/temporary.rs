@@ -11,7 +11,7 @@ use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::datasource::ViewTable;
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::execution::session_state::SessionStateBuilder;
-use datafusion::logical_expr::{CreateMemoryTable, CreateView, LogicalPlan};
+use datafusion::logical_expr::{CreateMemoryTable, CreateView, DdlStatement, LogicalPlan};
 use datafusion::prelude::{DataFrame, SessionContext};
 use mergeql_lang::lower::quote;
 use mergeql_udfs::Code;
@@ -174,6 +174,26 @@ impl MergeContext {
         let table = MemTable::try_new(schema, vec![batches])?.with_column_defaults(create.column_defaults.into_iter().collect());
         own.register_table(name, Arc::new(table))?;
         self.count("rows", count)
+    }
+
+    /// Makes the temporary views those over the tables as they are now.
+    pub(crate) async fn renew_temporary_views(&self) -> Result<()> {
+        let Some(own) = &self.temporary else { return Ok(()) };
+        for name in own.table_names() {
+            let Some(table) = own.table(&name).await? else { continue };
+            let Some(view) = table.downcast_ref::<ViewTable>() else { continue };
+            let definition = view.definition().cloned();
+            let plan = match (self.current(view.logical_plan().clone()).await, &definition) {
+                (Ok(plan), _) => plan,
+                (Err(error), None) => return Err(error),
+                (Err(_), Some(text)) => match Box::pin(self.plan_sql(text)).await? {
+                    LogicalPlan::Ddl(DdlStatement::CreateView(view)) => (*view.input).clone(),
+                    _ => continue,
+                },
+            };
+            own.register_table(name, Arc::new(ViewTable::new(plan, definition)))?;
+        }
+        Ok(())
     }
 
     /// Makes a temporary view.

@@ -191,9 +191,14 @@ fn found(
         plan.options.overwrite = true;
         let sealed = Sealed::with(plan, hashes.clone(), base)?;
         let extras = Extras { companion: companion.map(Path::to_owned), adapter, ..Extras::default() };
-        model::write(&sealed, &candidate, &extras, |progress| {
+        let written = model::write(&sealed, &candidate, &extras, |progress| {
             context.shared.merging(progress.done, progress.total, progress.tensors)
-        })?;
+        });
+        match written {
+            // Some show only while they are merged: weights that cancel out, numbers beyond a type.
+            Err(error) if error.code == Code::InvalidArgument => return Ok(Verdict::Useless(error)),
+            written => drop(written?),
+        }
         let worth = match &fitness {
             Fitness::Command(text) => search::command(text, &candidate),
             Fitness::Query(text) => runtime.block_on(queried(context, text, &candidate)),

@@ -9,7 +9,7 @@ pub(crate) static NULL_PATTERN: LazyLock<regex::Regex> =
     LazyLock::new(|| regex::Regex::new("^\x1a\x00\x1a$").expect("invariant: the pattern is valid"));
 
 /// Writes [`NULL_MARK`] into every unquoted empty field, because a CSV reader does not say which fields were quoted. A line with
-/// nothing on it is no record.
+/// nothing on it is no record, but where the first record has one field: then it is one of NULL.
 pub(crate) struct MarkNulls<R> {
     inner: R,
     delimiter: u8,
@@ -26,6 +26,9 @@ pub(crate) struct MarkNulls<R> {
     ended: bool,
     /// A line with nothing on it is a record of one NULL.
     blank: bool,
+    /// The first record has ended: if there is no delimiter in it, records have one field.
+    begun: bool,
+    several: bool,
     /// What was last is a carriage return, whose line feed ends no other line.
     returned: bool,
 }
@@ -48,6 +51,8 @@ impl<R: BufRead> MarkNulls<R> {
             beginning: true,
             ended: false,
             blank: false,
+            begun: false,
+            several: false,
             returned: false,
         }
     }
@@ -86,6 +91,10 @@ impl<R: BufRead> MarkNulls<R> {
             if b == self.delimiter || end_of_record {
                 let blank = end_of_record && self.record_start && (!self.blank || b == b'\n' && self.returned);
                 self.returned = b == b'\r';
+                self.several |= b == self.delimiter;
+                if end_of_record && !self.record_start && !std::mem::replace(&mut self.begun, true) {
+                    self.blank |= !self.several;
+                }
                 if self.field_start && !blank {
                     self.out.extend_from_slice(&input[copied..at]);
                     self.out.extend_from_slice(NULL_MARK);
@@ -139,6 +148,9 @@ mod tests {
         assert_eq!(marked("a,b\n1,"), "a,b\n1,NULL");
         assert_eq!(marked("a,b\r\n,x\r\n\r\n"), "a,b\r\nNULL,x\r\n\r\n");
         assert_eq!(marked("\u{feff}a\n\"x,,\"\"y\"\n"), "a\n\"x,,\"\"y\"\n");
+        // Of one column, as it is written.
+        assert_eq!(marked("\r\na\r\n1\r\n\r\n\"\"\r\n2\r\n"), "\r\na\r\n1\r\nNULL\r\n\"\"\r\n2\r\n");
+        assert_eq!(marked("a\n\n\n1"), "a\nNULL\nNULL\n1");
         // Inches: within an unquoted field a quote is a letter.
         assert_eq!(marked("a,b\n5\" pipe,\n,6\" pipe\n"), "a,b\n5\" pipe,NULL\nNULL,6\" pipe\n");
         // However it comes in pieces.

@@ -549,3 +549,16 @@ fn a_folder_of_tables_has_any_name() {
         assert_eq!(stdout(&run(folder.path(), &["--db", name, "-c", "SELECT v FROM t", "--format", "csv"])), "v\n3\n", "{name}");
     }
 }
+
+/// A column by itself keeps its NULLs, and a file that lacks a column has nothing there.
+#[test]
+fn nothing_of_a_file_is_lost() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = |sql: &str| run(folder.path(), &["-c", sql, "--format", "csv"]);
+    stdout(&run("COPY (SELECT * FROM (VALUES (1), (NULL), (3)) AS t(v)) TO 'v.csv'"));
+    assert_eq!(stdout(&run("SELECT count(*) AS n, count(v) AS v FROM 'v.csv'")), "n,v\n3,2\n");
+    std::fs::create_dir(folder.path().join("d")).unwrap();
+    stdout(&run("CREATE TABLE a (id INT NOT NULL, v INT NOT NULL); INSERT INTO a VALUES (1, 5);
+         COPY a TO 'd/a.parquet'; COPY (SELECT 2 AS id) TO 'd/b.parquet'"));
+    assert_eq!(stdout(&run("MERGE 'd/*.parquet' ON id STRATEGY v = max ORDER BY id")), "id,v\n1,5\n2,\n");
+}

@@ -238,3 +238,114 @@ fn temporary_tables_do_not_stay() {
     let (code, error) = failure(&run("SELECT * FROM t"));
     assert!(code == 2 && error.contains("`t`"), "{error}");
 }
+
+/// Statements of several processes over one folder come one after the other, each over what the ones before left.
+#[test]
+fn processes_that_write_at_the_same_time_lose_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = |sql: &str| run(folder.path(), &["--db", "shop", "-c", sql, "--format", "csv"]);
+    stdout(&run("CREATE TABLE t AS SELECT 0 AS id, 0 AS v; CREATE TABLE merged AS SELECT 0 AS id, 0 AS v;
+        MERGE t ON id STRATEGY v = max INTO kept WITH (state = 'keep')"));
+    std::thread::scope(|scope| {
+        let workers = (1..=3).map(|id| {
+            scope.spawn(move || {
+                for round in 1..=4 {
+                    let row = format!("(SELECT {id} AS id, {round} AS v) AS s");
+                    stdout(&run(&format!(
+                        "UPDATE t SET v = v + 1 WHERE id = 0; INSERT INTO t VALUES ({id}, {round}); DELETE FROM t WHERE id = {id} AND v < {round};
+                         MERGE merged, {row} ON id STRATEGY v = max INTO OR REPLACE merged;
+                         MERGE INTO kept USING {row} ON id STRATEGY v = max"
+                    )));
+                }
+            })
+        });
+        workers.collect::<Vec<_>>().into_iter().for_each(|worker| worker.join().unwrap());
+    });
+    assert_eq!(stdout(&run("SELECT * FROM t ORDER BY id")), "id,v\n0,12\n1,4\n2,4\n3,4\n");
+    for table in ["merged", "kept"] {
+        assert_eq!(stdout(&run(&format!("SELECT id, v FROM {table} ORDER BY id"))), "id,v\n0,0\n1,4\n2,4\n3,4\n", "{table}");
+    }
+}
+
+/// What DELETE and UPDATE leave is what their conditions say, with NULLs, and prepared or not.
+#[test]
+fn nothing_goes_but_what_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    for db in [&[][..], &["--db", "shop"]] {
+        let run = |sql: &str| run(folder.path(), &[db, &["-c", sql, "--format", "csv"]].concat());
+        let tables = "CREATE OR REPLACE TABLE t AS SELECT * FROM (VALUES (1, 1), (2, 2), (3, NULL)) AS v(id, x);
+            CREATE OR REPLACE TABLE s AS SELECT 1 AS y; CREATE OR REPLACE TABLE n AS SELECT * FROM (VALUES (1), (NULL)) AS v(y);";
+        let rows = |sql: &str| {
+            let out = stdout(&run(&format!("{tables} {sql}; SELECT * FROM t ORDER BY id")));
+            out[out.rfind("id,x\n").unwrap()..].to_owned()
+        };
+        // NULL is in no list, and nobody knows whether it is in none.
+        assert_eq!(rows("DELETE FROM t WHERE x NOT IN (SELECT y FROM s)"), "id,x\n1,1\n3,\n", "{db:?}");
+        assert_eq!(rows("DELETE FROM t WHERE x NOT IN (SELECT y FROM n)"), "id,x\n1,1\n2,2\n3,\n", "{db:?}");
+        assert_eq!(rows("DELETE FROM t WHERE x IN (SELECT y FROM n) OR id = 3"), "id,x\n2,2\n", "{db:?}");
+        assert_eq!(rows("UPDATE t SET x = 9 WHERE x NOT IN (SELECT y FROM s)"), "id,x\n1,1\n2,9\n3,\n", "{db:?}");
+        assert_eq!(rows("UPDATE t SET x = 9 WHERE x NOT IN (SELECT y FROM n)"), "id,x\n1,1\n2,2\n3,\n", "{db:?}");
+        // A plan that was prepared reads what it needs alone; the other columns stay.
+        assert_eq!(rows("PREPARE u AS UPDATE t SET x = $1 WHERE id = $2; EXECUTE u(5, 1)"), "id,x\n1,5\n2,2\n3,\n", "{db:?}");
+        assert_eq!(rows("PREPARE w AS UPDATE t SET id = $1 WHERE x = $2; EXECUTE w(0, 2)"), "id,x\n0,2\n1,1\n3,\n", "{db:?}");
+        assert_eq!(rows("PREPARE d AS DELETE FROM t WHERE x = $1; EXECUTE d(2)"), "id,x\n1,1\n3,\n", "{db:?}");
+    }
+}
+
+/// What stands for files is not written as if it were a table.
+#[test]
+fn files_and_external_tables_are_no_tables_of_ours() {
+    let folder = sources();
+    stdout(&run(folder.path(), &["-c", "COPY (SELECT 1 AS id, 2 AS v) TO 'x.parquet'"]));
+    for db in [&[][..], &["--db", "shop"]] {
+        let run = |sql: &str| run(folder.path(), &[db, &["-c", sql, "--format", "csv"]].concat());
+        let external = "CREATE EXTERNAL TABLE IF NOT EXISTS e STORED AS PARQUET LOCATION 'x.parquet';";
+        for statement in [
+            "DELETE FROM \"a.csv\" WHERE id = 1",
+            "UPDATE \"a.csv\" SET v = 1",
+            "TRUNCATE TABLE \"a.csv\"",
+            &format!("{external} DELETE FROM e"),
+            &format!("{external} UPDATE e SET v = 3"),
+            &format!("{external} MERGE INTO e USING (SELECT 1 AS id, 9 AS v) AS s ON id STRATEGY v = max"),
+        ] {
+            let (_, error) = failure(&run(statement));
+            assert!(error.contains("error[unsupported]"), "{db:?} {statement}: {error}");
+        }
+        let all = stdout(&run("SELECT count(*) AS n FROM \"a.csv\""));
+        assert_eq!(all, "n\n2\n", "{db:?}");
+        // A table may take the place of an external one, and a view that of no table.
+        let out = stdout(&run(&format!("{external} CREATE OR REPLACE TABLE e AS SELECT 7 AS id; SELECT * FROM e")));
+        assert!(out.ends_with("id\n7\n"), "{out}");
+        if !db.is_empty() {
+            assert_eq!(stdout(&run("SELECT * FROM e")), "id\n7\n");
+        }
+        let (_, error) =
+            failure(&run("CREATE TABLE IF NOT EXISTS e AS SELECT 7 AS id; CREATE OR REPLACE VIEW e AS SELECT 2 AS id"));
+        assert!(error.contains("there is a table `e`"), "{error}");
+    }
+    stdout(&run(folder.path(), &["--db", "shop", "-c", "CREATE TABLE orders AS SELECT 1 AS id"]));
+    let (_, error) = failure(&run(folder.path(), &["--db", "shop", "--source", "orders=a.csv", "-c", "MERGE orders ON id"]));
+    assert!(error.contains("`orders`"), "{error}");
+}
+
+/// A name goes from a view to a table, and back, whichever process did it; comments stand where they like.
+#[test]
+fn names_are_what_they_are_now() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = |sql: &str| run(folder.path(), &["--db", "shop", "-c", sql, "--format", "csv"]);
+    stdout(&run(
+        "CREATE TABLE t AS SELECT 1 AS id; CREATE /* of */ VIEW /* TABLE */ v AS SELECT * FROM t; INSERT INTO t VALUES (2)",
+    ));
+    assert_eq!(stdout(&run("SELECT * FROM v ORDER BY id")), "id\n1\n2\n");
+    stdout(&run("ALTER VIEW v RENAME TO w"));
+    assert_eq!(stdout(&run("INSERT INTO t VALUES (3); SELECT count(*) AS n FROM w")).lines().last(), Some("3"));
+    let (_, error) = failure(&run("DELETE FROM w"));
+    assert!(error.contains("is a view"), "{error}");
+    // Statements of one process see a table that keeps states as it is, prepared or not.
+    let out = stdout(&run(
+        "MERGE (SELECT id, 1 AS v FROM t) AS s ON id STRATEGY v = max INTO kept WITH (state = 'keep');
+         MERGE INTO kept USING (SELECT 4 AS id, 1 AS v) AS s ON id;
+         PREPARE c AS SELECT count(*) AS n FROM kept; EXECUTE c; CREATE TABLE copy AS SELECT * FROM kept; SELECT count(*) AS n FROM copy",
+    ));
+    assert!(out.ends_with("n\n4\n"), "{out}");
+}
