@@ -223,7 +223,8 @@ impl rusqlite::functions::Aggregate<Group, Answer> for Function {
                     if !self.configured && context.get_raw(0) == rusqlite::types::ValueRef::Null {
                         return Ok(());
                     }
-                    if let Some(mut fast) = slots::of(order, context) {
+                    let all_inputs = self.entry.spec().inputs_among(context.len()) == context.len();
+                    if let Some(mut fast) = slots::of(order, context).filter(|_| all_inputs) {
                         fast.step(context);
                         *kind = Kind::Fast(fast);
                         return Ok(());

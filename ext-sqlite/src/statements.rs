@@ -416,9 +416,26 @@ impl<'a> Session<'a> {
         Ok(Lowering { plan: &plan, dialect: &Sqlite }.query())
     }
 
+    /// What is known of the sources of a statement, behind the columns of its target if it has one. SQLite's names are the same in any
+    /// case of letters; the first spelling is the name.
+    fn relations(&self, target: Option<&Relation>, merge: &Merge) -> Result<Vec<Relation>> {
+        let mut spellings: Vec<String> = target.into_iter().flat_map(|t| &t.columns).map(|c| c.name.clone()).collect();
+        let mut relations = Vec::new();
+        for source in &merge.sources {
+            let mut relation = self.describe(&source.relation)?.relation;
+            for column in &mut relation.columns {
+                match spellings.iter().find(|s| s.eq_ignore_ascii_case(&column.name)) {
+                    Some(known) => column.name.clone_from(known),
+                    None => spellings.push(column.name.clone()),
+                }
+            }
+            relations.push(relation);
+        }
+        Ok(relations)
+    }
+
     fn bind(&self, merge: &Merge, explain: Explain) -> Result<Plan> {
-        let described = merge.sources.iter().map(|s| self.describe(&s.relation)).collect::<Result<Vec<_>>>()?;
-        let relations = described.into_iter().map(|d| d.relation).collect();
+        let relations = self.relations(None, merge)?;
         let mut plan = bind(merge, relations, false, &self.strategies()?, explain).map_err(shown)?;
         for source in &mut plan.sources {
             let condition = |(name, parameter): &(String, usize)| {
@@ -511,9 +528,9 @@ impl<'a> Session<'a> {
         };
         let place = self.place(parts, into.or_replace)?;
         let name = format!("{}.{}", quote(&place.0), quote(&place.1));
-        let described = merge.sources.iter().map(|s| self.describe(&s.relation)).collect::<Result<Vec<_>>>()?;
+        let relations = self.relations(None, merge)?;
         let (user, texts) = self.defined()?;
-        let plan = bind(merge, described.into_iter().map(|d| d.relation).collect(), false, &user, Explain::No).map_err(shown)?;
+        let plan = bind(merge, relations, false, &user, Explain::No).map_err(shown)?;
         let lowering = Lowering { plan: &plan, dialect: &Sqlite };
         if plan.keeps_state() {
             return self.create_kept(&place, into, &lowering, &Kept::resolution(merge, &plan, &user, &texts));
@@ -541,10 +558,8 @@ impl<'a> Session<'a> {
         };
         let names: Vec<String> = into.relation.columns.iter().map(|c| c.name.clone()).collect();
         Kept::check_known(&name, &names, into.kept.as_deref()).map_err(shown)?;
-        let mut relations = vec![into.relation.clone()];
-        for source in &merge.sources {
-            relations.push(self.describe(&source.relation)?.relation);
-        }
+        let sources = self.relations(Some(&into.relation), merge)?;
+        let mut relations = [vec![into.relation.clone()], sources].concat();
         if let Some(kept) = &into.kept {
             let kept = Kept::read(&name, kept).map_err(shown)?;
             let (user, texts) = self.defined()?;
@@ -560,8 +575,7 @@ impl<'a> Session<'a> {
     fn extend(&self, target: &Written, merge: &Merge) -> Result<()> {
         let into = self.describe(target)?;
         let columns: Vec<String> = into.relation.columns.iter().map(|c| c.name.clone()).collect();
-        let described = merge.sources.iter().map(|s| self.describe(&s.relation)).collect::<Result<Vec<_>>>()?;
-        let sources = described.into_iter().map(|d| d.relation).collect();
+        let sources = self.relations(Some(&into.relation), merge)?;
         let Written::Table(parts) = target else { return Ok(()) };
         let (user, texts) = self.defined()?;
         let added = match (&into.kept, &into.table) {

@@ -13,6 +13,7 @@ use rusqlite::vtab::{
 };
 use rusqlite::{Connection, ffi};
 use std::borrow::Cow;
+use std::cell::Cell;
 use std::ffi::{CStr, CString, c_int};
 use std::marker::PhantomData;
 
@@ -357,6 +358,34 @@ impl Rows<'_> {
     }
 }
 
+/// How deep a `mergeql` table may be within others.
+const MOST_WITHIN: usize = 30;
+
+thread_local! {
+    static DEPTH: Cell<usize> = const { Cell::new(0) };
+}
+
+/// A statement of a `mergeql` table is being run: what it reads may be such a table again.
+struct Within;
+
+impl Within {
+    fn enter() -> rusqlite::Result<Within> {
+        let depth = DEPTH.get();
+        if depth >= MOST_WITHIN {
+            let message = format!("tables of MergeQL within each other, more than {MOST_WITHIN} deep");
+            return Err(shown(Diagnostic::new(Code::LimitExceeded, message).help("one of them reads itself, by a view")));
+        }
+        DEPTH.set(depth + 1);
+        Ok(Within)
+    }
+}
+
+impl Drop for Within {
+    fn drop(&mut self) {
+        DEPTH.set(DEPTH.get() - 1);
+    }
+}
+
 impl Drop for Rows<'_> {
     fn drop(&mut self) {
         self.end();
@@ -368,6 +397,7 @@ unsafe impl VTabCursor for Rows<'_> {
     fn filter(&mut self, _: c_int, columns: Option<&str>, arguments: &Filters<'_>) -> rusqlite::Result<()> {
         self.end();
         self.row = 0;
+        let _within = Within::enter()?;
         let (statement, key) = (self.table().statement.clone(), self.table().key.clone());
         let columns = columns.unwrap_or_default().split(',').filter_map(|c| c.parse::<usize>().ok());
         let columns: Vec<usize> = columns.collect();

@@ -21,7 +21,7 @@ fn known(connection: &Connection, table: &str, pk: &Plain, column: &str) -> Resu
 #[allow(clippy::too_many_arguments)] // the columns of a cell
 fn keep(
     connection: &Connection,
-    numbers: &mut Numbers,
+    numbers: &Numbers,
     table: &str,
     pk: &Plain,
     column: &str,
@@ -88,9 +88,8 @@ fn absorb_as(connection: &Connection, replica: &Replica, counted_by: Option<&str
         return Ok(());
     }
     replica.took.store(true, Ordering::Relaxed);
-    // What was taken before is kept first: a trigger that reads the feed meanwhile goes on from there.
-    replica.numbers().keep(connection)?;
-    let mut numbers = Numbers::default();
+    let numbers = &replica.numbers;
+    numbers.go_on(connection)?;
     let origin = site(connection)?.unwrap_or_default();
     let mut tables: BTreeMap<i64, Definition> = BTreeMap::new();
     let mut statement = connection.prepare("SELECT id, name FROM main._mergeql_tables")?;
@@ -146,8 +145,7 @@ fn absorb_as(connection: &Connection, replica: &Replica, counted_by: Option<&str
                 let sql = "SELECT max(clock) FROM main._mergeql_cells WHERE tbl = ?1 AND pk IS ?2";
                 let last: Option<i64> =
                     connection.prepare_cached(sql)?.query_row(params![definition.table, pk], |row| row.get(0))?;
-                let clock = clock.max(last.unwrap_or(0).max(forgotten).saturating_add(1));
-                Some((cell::existence(before.as_ref().map(|(s, _)| s.as_slice()), there, clock, &origin)?, clock))
+                Some((there, before, clock.max(last.unwrap_or(0).max(forgotten).saturating_add(1))))
             }
         };
         let own = "SELECT 1 FROM main._mergeql_cells WHERE tbl = ?1 AND origin = ?2";
@@ -162,10 +160,14 @@ fn absorb_as(connection: &Connection, replica: &Replica, counted_by: Option<&str
             }
         };
         let by = Author { origin: &origin, counted_by: counted_by.unwrap_or(&origin), counts_apart };
-        write_columns(connection, replica, &mut numbers, definition, pk, &note.columns, &by, forgotten)?;
-        // After its columns: whoever applies them makes the row once, and whole.
-        if let Some((state, clock)) = existence {
-            keep(connection, &mut numbers, &definition.table, pk, "", &state, clock, &origin)?;
+        let is_there = match (&existence, note.columns.is_empty()) {
+            (Some((false, ..)), true) => false,
+            _ => write_columns(connection, replica, numbers, definition, pk, &note.columns, &by, forgotten)?,
+        };
+        // After its columns: whoever applies them makes the row once, and whole. A trigger may have taken a new row away before it was noted.
+        if let Some((there, before, clock)) = existence {
+            let state = cell::existence(before.as_ref().map(|(s, _)| s.as_slice()), there && is_there, clock, &origin)?;
+            keep(connection, numbers, &definition.table, pk, "", &state, clock, &origin)?;
         }
     }
     connection.execute("DELETE FROM main._mergeql_log", [])?;
@@ -219,28 +221,31 @@ struct Author<'a> {
     counts_apart: bool,
 }
 
+/// Writes the cells of a row, and says whether it is there.
 #[allow(clippy::too_many_arguments)] // the columns of a cell
 fn write_columns(
     connection: &Connection,
     replica: &Replica,
-    numbers: &mut Numbers,
+    numbers: &Numbers,
     definition: &Definition,
     pk: &Plain,
     clocks: &BTreeMap<String, i64>,
     by: &Author<'_>,
     forgotten: i64,
-) -> Result<()> {
+) -> Result<bool> {
     let columns: Vec<_> = definition.columns.iter().filter(|c| clocks.contains_key(&c.name)).collect();
+    let parts = key_parts(pk, definition.key.len())?;
     if columns.is_empty() {
-        return Ok(());
+        let sql = format!("SELECT 1 FROM main.{} WHERE {}", quote(&definition.table), definition.where_key(1));
+        let found = connection.prepare_cached(&sql)?.query_row(rusqlite::params_from_iter(&parts), |_| Ok(())).optional()?;
+        return Ok(found.is_some());
     }
     let names: Vec<String> = columns.iter().map(|c| quote(&c.name)).collect();
     let sql = format!("SELECT {} FROM main.{} WHERE {}", names.join(", "), quote(&definition.table), definition.where_key(1));
-    let parts = key_parts(pk, definition.key.len())?;
     let of = |i: usize| format!("`{}.{}`", definition.table, columns[i].name);
     let row = |row: &rusqlite::Row<'_>| (0..columns.len()).map(|i| held(row, i, || of(i))).collect::<Result<Vec<_>>>();
     let Some(values) = connection.prepare_cached(&sql)?.query_row(rusqlite::params_from_iter(&parts), row).optional()? else {
-        return Ok(());
+        return Ok(false);
     };
     for (column, held) in columns.into_iter().zip(values) {
         let before = known(connection, &definition.table, pk, &column.name)?;
@@ -260,11 +265,14 @@ fn write_columns(
             }
         };
         // Elsewhere a column of which nothing is known has its default.
-        if let (None, None, Plain::Null, Some(default), Some(sql)) =
-            (&made, state, &held, &column.default, definition.set(&column.name))
-        {
-            let default: Plain = connection.query_row(&format!("SELECT ({default})"), [], |row| row.get(0))?;
-            set(connection, replica, sql, &parts, &default)?;
+        if let (None, None, Some(sql)) = (&made, state, definition.set(&column.name)) {
+            let default = match &column.default {
+                Some(default) => connection.query_row(&format!("SELECT ({default})"), [], |row| row.get(0))?,
+                None => Plain::Null,
+            };
+            if held != default {
+                set(connection, replica, sql, &parts, &default)?;
+            }
         }
         if let Some(made) = &made {
             keep(connection, numbers, &definition.table, pk, &column.name, made, clock, by.origin)?;
@@ -279,7 +287,7 @@ fn write_columns(
             }
         }
     }
-    Ok(())
+    Ok(true)
 }
 
 /// Sets one column of a row by its statement, and says whether the row is there.
@@ -300,12 +308,20 @@ pub(super) struct Incoming<'a> {
     pub origin: &'a str,
 }
 
+/// A cell as it was.
+pub(super) struct Before {
+    state: Vec<u8>,
+    clock: i64,
+    seq: i64,
+    origin: String,
+}
+
 /// What became of a change.
 pub(super) enum Joined {
     /// The cell is new, and says this.
     New(Value),
-    /// The cell says this now.
-    Changed(Value),
+    /// The cell says this now; before, it was that.
+    Changed(Value, Before),
     /// Nothing new.
     Known,
 }
@@ -314,7 +330,7 @@ pub(super) enum Joined {
 ///
 /// # Errors
 /// `corrupt_state`, `type_mismatch` for a state of another strategy.
-pub(super) fn join(connection: &Connection, numbers: &mut Numbers, expected: bool, change: Incoming<'_>) -> Result<Joined> {
+pub(super) fn join(connection: &Connection, numbers: &Numbers, expected: bool, change: Incoming<'_>) -> Result<Joined> {
     let Incoming { table, pk, column, state, mut opened, clock, origin } = change;
     if expected {
         // One statement where there is no such cell, instead of two.
@@ -326,22 +342,43 @@ pub(super) fn join(connection: &Connection, numbers: &mut Numbers, expected: boo
             return cell::says(&*opened).map(Joined::New);
         }
     }
-    let Some((before, before_clock)) = known(connection, table, pk, column)? else {
+    let sql = "SELECT state, clock, seq, origin FROM main._mergeql_cells WHERE tbl = ?1 AND pk IS ?2 AND col = ?3";
+    let row =
+        |row: &rusqlite::Row<'_>| Ok(Before { state: row.get(0)?, clock: row.get(1)?, seq: row.get(2)?, origin: row.get(3)? });
+    let Some(before) = connection.prepare_cached(sql)?.query_row(params![table, pk, column], row).optional()? else {
         keep(connection, numbers, table, pk, column, &opened.encode(), clock, origin)?;
         return cell::says(&*opened).map(Joined::New);
     };
-    if before == state {
+    if before.state == state {
         return Ok(Joined::Known);
     }
-    opened.join_bytes(&before).map_err(shown)?;
+    opened.join_bytes(&before.state).map_err(shown)?;
     let joined = opened.encode();
-    if joined == before {
+    if joined == before.state {
         return Ok(Joined::Known);
     }
     // Whoever sent it does not know what was here before.
     let origin = if joined == state { origin.to_owned() } else { site(connection)?.unwrap_or_default() };
-    keep(connection, numbers, table, pk, column, &joined, clock.max(before_clock), &origin)?;
-    cell::says(&*opened).map(Joined::Changed)
+    keep(connection, numbers, table, pk, column, &joined, clock.max(before.clock), &origin)?;
+    cell::says(&*opened).map(|says| Joined::Changed(says, before))
+}
+
+/// Makes a cell what it was before a change.
+///
+/// # Errors
+/// SQLite's.
+pub(super) fn take_back(connection: &Connection, table: &str, pk: &Plain, column: &str, joined: &Joined) -> Result<()> {
+    let delete = "DELETE FROM main._mergeql_cells WHERE tbl = ?1 AND pk IS ?2 AND col = ?3";
+    let update =
+        "UPDATE main._mergeql_cells SET state = ?4, clock = ?5, seq = ?6, origin = ?7 WHERE tbl = ?1 AND pk IS ?2 AND col = ?3";
+    match joined {
+        Joined::Known => Ok(()),
+        Joined::New(_) => connection.prepare_cached(delete)?.execute(params![table, pk, column]).map(drop),
+        Joined::Changed(_, was) => {
+            let values = params![table, pk, column, was.state, was.clock, was.seq, was.origin];
+            connection.prepare_cached(update)?.execute(values).map(drop)
+        }
+    }
 }
 
 /// Lets a row show what a cell that changed says; says whether it waits, for it is not known whether the row is there.

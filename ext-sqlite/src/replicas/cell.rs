@@ -83,6 +83,10 @@ pub(super) fn written(column: &Tracked, known: Option<&[u8]>, new: &Value, clock
                 (new, old) => subtract(new, old)?,
             };
             let falls = difference < Value::Int(0);
+            if falls && known.is_none() && column.entry.spec().name == "counter" {
+                let message = format!("a counter only grows: it cannot begin with {difference}");
+                return Err(shown(Error::invalid_argument(message).with_help("a column that counts down, too, is a pncounter")));
+            }
             if difference.to_worth() == Value::Int(0) && known.is_some() || falls && column.entry.spec().name == "counter" {
                 return Ok(None);
             }

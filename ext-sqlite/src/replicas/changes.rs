@@ -3,7 +3,7 @@
 
 use super::absorb::{Incoming, Joined};
 use super::definition::Definition;
-use super::{Numbers, Replica, Result, absorb, atomically, prepare, site};
+use super::{Replica, Result, absorb, atomically, prepare, site};
 use crate::values::{guarded, shown};
 use mergeql_lang::Diagnostic;
 use mergeql_udfs::Code;
@@ -190,12 +190,18 @@ impl Changes {
             check(definition, &name, opened.spec().name)?;
         }
         let change = Incoming { table: &table, pk: &pk, column: &name, state: &state, opened, clock, origin: &origin };
-        let joined = absorb::join(&self.connection, &mut self.replica.numbers(), self.makes, change)?;
+        let joined = absorb::join(&self.connection, &self.replica.numbers, self.makes, change)?;
         self.makes = matches!(joined, Joined::New(_));
         let waits = !name.is_empty() && self.waiting.as_ref().is_some_and(|(t, k)| *t == table && *k == pk);
-        if let (Joined::New(says) | Joined::Changed(says), Some(definition), false) = (joined, &definition, waits) {
-            let waits = absorb::show(&self.connection, &self.replica, definition, &pk, &name, says)?;
-            self.waiting = waits.then_some((table, pk));
+        if let (Joined::New(says) | Joined::Changed(says, _), Some(definition), false) = (&joined, &definition, waits) {
+            match absorb::show(&self.connection, &self.replica, definition, &pk, &name, says.clone()) {
+                Ok(waits) => self.waiting = waits.then_some((table, pk)),
+                // What the table does not take was not applied: the same change is new when it comes again.
+                Err(error) => {
+                    absorb::take_back(&self.connection, &table, &pk, &name, &joined)?;
+                    return Err(error);
+                }
+            }
         }
         self.settled = Some(self.connection.total_changes());
         Ok(())
@@ -205,12 +211,12 @@ impl Changes {
 impl<'vtab> TransactionVTab<'vtab> for Changes {
     fn begin(&mut self) -> Result<()> {
         (self.fresh, self.settled) = (true, None);
-        *self.replica.numbers() = Numbers::default();
+        self.replica.numbers.begin();
         Ok(())
     }
 
     fn sync(&mut self) -> Result<()> {
-        self.replica.numbers().keep(&self.connection)
+        self.replica.numbers.keep(&self.connection)
     }
 
     fn commit(&mut self) -> Result<()> {
@@ -220,7 +226,7 @@ impl<'vtab> TransactionVTab<'vtab> for Changes {
 
     fn rollback(&mut self) -> Result<()> {
         self.replica.took.store(false, Ordering::Relaxed);
-        *self.replica.numbers() = Numbers::default();
+        self.replica.numbers.begin();
         Ok(())
     }
 }

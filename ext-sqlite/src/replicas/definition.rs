@@ -3,7 +3,7 @@
 use super::Result;
 use crate::values::shown;
 use mergeql_lang::ast::{Argument, Statement};
-use mergeql_lang::lower::quote;
+use mergeql_lang::lower::{quote, text};
 use mergeql_lang::{Diagnostic, parse};
 use mergeql_udfs::catalog::{self, Entry, Input};
 use mergeql_udfs::codec::Writer;
@@ -100,15 +100,28 @@ pub(super) fn key_parts(pk: &rusqlite::types::Value, n: usize) -> Result<Vec<rus
     }
 }
 
+/// A default as SQL: a bare word is a text there, and would be the name of a column.
+fn as_expression(default: String) -> String {
+    const CONSTANTS: [&str; 6] = ["NULL", "TRUE", "FALSE", "CURRENT_TIME", "CURRENT_DATE", "CURRENT_TIMESTAMP"];
+    let is_constant = CONSTANTS.iter().any(|c| c.eq_ignore_ascii_case(&default));
+    let is_word = default.chars().all(|c| c.is_alphanumeric() || c == '_') && !default.starts_with(|c: char| c.is_ascii_digit());
+    match default.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')) {
+        Some(quoted) => text(&quoted.replace("\"\"", "\"")),
+        None if is_word && !default.is_empty() && !is_constant => text(&default),
+        None => default,
+    }
+}
+
 /// The columns of a table.
 pub(super) fn columns(connection: &Connection, table: &str) -> Result<Vec<Column>> {
     // An integer that is the whole key is the row's own number.
     let sql = "SELECT name, pk, \"notnull\" = 0 AND NOT (pk = 1 AND upper(type) = 'INTEGER' AND (SELECT max(pk) FROM \
-               pragma_table_xinfo(?1, 'main')) = 1), type IN ('', 'ANY') OR type LIKE '%BLOB%', dflt_value \
+               pragma_table_xinfo(?1, 'main')) = 1 AND NOT EXISTS (SELECT 1 FROM pragma_index_list(?1, 'main') WHERE origin = 'pk')), type IN ('', 'ANY') OR type LIKE '%BLOB%', dflt_value \
                FROM pragma_table_xinfo(?1, 'main') WHERE hidden = 0";
     let mut statement = connection.prepare(sql)?;
     let column = |row: &rusqlite::Row<'_>| {
-        Ok(Column { name: row.get(0)?, key: row.get(1)?, nullable: row.get(2)?, untyped: row.get(3)?, default: row.get(4)? })
+        let default = row.get::<_, Option<String>>(4)?.map(as_expression);
+        Ok(Column { name: row.get(0)?, key: row.get(1)?, nullable: row.get(2)?, untyped: row.get(3)?, default })
     };
     statement.query_map([table], column)?.collect()
 }
@@ -182,14 +195,14 @@ impl Definition {
                 .help("declare one; text or blobs made by every replica for itself (a UUID) never collide"),
             ));
         }
-        let unique = "SELECT group_concat(name, ', ') FROM pragma_index_list(?1) WHERE \"unique\" AND origin <> 'pk'";
+        let unique = "SELECT group_concat(name, ', ') FROM pragma_index_list(?1, 'main') WHERE \"unique\" AND origin <> 'pk'";
         if let Some(indexes) = connection.query_row(unique, [&name], |row| row.get::<_, Option<String>>(0))? {
             return Err(shown(
                 Diagnostic::new(Code::Unsupported, format!("`{name}` has a UNIQUE constraint beside its key ({indexes})"))
                     .help("two replicas can each add a row that is unique there: no merge could keep both. Drop the constraint"),
             ));
         }
-        let collated = "SELECT group_concat(x.name, ', ') FROM pragma_index_list(?1) AS l, pragma_index_xinfo(l.name) AS x \
+        let collated = "SELECT group_concat(x.name, ', ') FROM pragma_index_list(?1, 'main') AS l, pragma_index_xinfo(l.name, 'main') AS x \
                         WHERE l.origin = 'pk' AND x.key AND upper(x.coll) <> 'BINARY'";
         if let Some(columns) = connection.query_row(collated, [&name], |row| row.get::<_, Option<String>>(0))? {
             return Err(shown(
@@ -251,6 +264,7 @@ impl Definition {
     /// As [`Definition::read`].
     pub fn known(connection: &Connection, table: &str) -> Result<Option<(i64, Definition)>> {
         let Some((id, found)) = Definition::found(connection, table)? else { return Ok(None) };
+        found.check_noted(connection)?;
         let noted = found.noted_columns(connection)?;
         match found.columns.iter().find(|c| !noted.contains(&c.name)) {
             None => Ok(Some((id, found))),
@@ -265,6 +279,26 @@ impl Definition {
                 .help(format!("SELECT crdt_alter('{}', '') takes its new columns in", found.table)),
             )),
         }
+    }
+
+    /// # Errors
+    /// `unsupported` if nobody notes what is written: the table was made anew, under the name of one that is gone.
+    pub fn check_noted(&self, connection: &Connection) -> Result<()> {
+        if noted_by(connection, &self.table)? {
+            return Ok(());
+        }
+        let message = format!("`{}` was made anew: nobody notes what is written into it", self.table);
+        Err(shown(Diagnostic::new(Code::Unsupported, message).help(format!(
+            "SELECT crdt_table('{}', '{}') makes it a replicated one again",
+            self.table,
+            self.complete().replace('\'', "''")
+        ))))
+    }
+
+    /// All columns with their strategies, as they can be written again: one that is renamed is missed.
+    pub fn complete(&self) -> String {
+        let column = |c: &Tracked| format!("{} {}", quote(&c.name), c.written);
+        self.columns.iter().map(column).collect::<Vec<_>>().join(", ")
     }
 
     /// The columns whose writes are noted: those that the triggers know.
@@ -353,7 +387,7 @@ impl Definition {
         let row: Vec<&String> = self.key.iter().chain(columns.iter().copied()).collect();
         let rest = row.chunks(MOST_HELD).skip(1).map(|some| format!("SELECT mergeql_clock({});", held(some))).collect::<String>();
         let (of_columns, of_row) = (held(&columns), held(&row));
-        let same_key: Vec<String> = self.key.iter().map(|k| format!("NEW.{0} IS OLD.{0}", quote(k))).collect();
+        let same_key: Vec<String> = self.key.iter().map(|k| format!("NEW.{0} IS OLD.{0} COLLATE BINARY", quote(k))).collect();
         let same_key = same_key.join(" AND ");
         let changed = |i: usize| {
             let (column, name) = (&self.columns[i], quote(&self.columns[i].name));
@@ -427,7 +461,8 @@ impl Definition {
 }
 
 fn where_key(key: &[String], first: usize) -> String {
-    let parts = key.iter().enumerate().map(|(i, k)| format!("{} = ?{}", quote(k), first + i));
+    // By bytes, whatever a column's collation takes for equal.
+    let parts = key.iter().enumerate().map(|(i, k)| format!("{} COLLATE BINARY = ?{}", quote(k), first + i));
     parts.collect::<Vec<_>>().join(" AND ")
 }
 

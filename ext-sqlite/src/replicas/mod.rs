@@ -29,7 +29,6 @@ use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OptionalExtension, params};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 type Result<T> = rusqlite::Result<T>;
@@ -44,7 +43,7 @@ pub(crate) struct Replica {
     /// Notes were made states in this transaction: going back to a savepoint can bring them back.
     took: AtomicBool,
     /// The numbers of changes that this transaction took, by whichever way.
-    numbers: Mutex<Numbers>,
+    numbers: Numbers,
     /// How often tables were made replicated ones, or altered.
     definitions: AtomicU64,
 }
@@ -57,10 +56,6 @@ impl Replica {
         match self.clock.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |last| Some(next(last))) {
             Ok(last) | Err(last) => next(last),
         }
-    }
-
-    fn numbers(&self) -> MutexGuard<'_, Numbers> {
-        self.numbers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Runs while no trigger notes anything.
@@ -179,31 +174,47 @@ fn site(connection: &Connection) -> Result<Option<String>> {
     connection.prepare_cached("SELECT origin FROM main._mergeql_site")?.query_row([], |row| row.get(0)).optional()
 }
 
-/// The numbers of changes here: each change of a cell takes the next one.
+/// The numbers of changes here: each change of a cell takes the next one. The last that was taken in this transaction, or zero: going back
+/// to a savepoint takes none of them back.
 #[derive(Debug, Default)]
-struct Numbers(Option<i64>);
+struct Numbers(AtomicI64);
 
 impl Numbers {
-    /// The number that is taken next.
-    fn following(&self, connection: &Connection) -> Result<i64> {
-        let last: i64 = match self.0 {
-            Some(last) => last,
-            None => connection.prepare_cached("SELECT seq FROM main._mergeql_site")?.query_row([], |row| row.get(0))?,
-        };
-        Ok(last + 1)
+    fn kept(connection: &Connection) -> Result<i64> {
+        connection.prepare_cached("SELECT seq FROM main._mergeql_site")?.query_row([], |row| row.get(0))
     }
 
-    fn next(&mut self, connection: &Connection) -> Result<i64> {
+    /// Goes on from what is kept, where others took numbers since.
+    fn go_on(&self, connection: &Connection) -> Result<()> {
+        self.0.fetch_max(Self::kept(connection)?, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// The number that is taken next.
+    fn following(&self, connection: &Connection) -> Result<i64> {
+        match self.0.load(Ordering::Relaxed) {
+            0 => Self::kept(connection).map(|last| last + 1),
+            last => Ok(last + 1),
+        }
+    }
+
+    fn next(&self, connection: &Connection) -> Result<i64> {
         let next = self.following(connection)?;
-        Ok(*self.0.insert(next))
+        self.0.store(next, Ordering::Relaxed);
+        Ok(next)
     }
 
     /// Keeps the last number that was taken.
-    fn keep(&mut self, connection: &Connection) -> Result<()> {
-        match self.0.take() {
-            Some(last) => connection.prepare_cached("UPDATE main._mergeql_site SET seq = max(seq, ?1)")?.execute([last]).map(drop),
-            None => Ok(()),
+    fn keep(&self, connection: &Connection) -> Result<()> {
+        match self.0.load(Ordering::Relaxed) {
+            0 => Ok(()),
+            last => connection.prepare_cached("UPDATE main._mergeql_site SET seq = max(seq, ?1)")?.execute([last]).map(drop),
         }
+    }
+
+    /// A transaction begins, or has come to nothing.
+    fn begin(&self) {
+        self.0.store(0, Ordering::Relaxed);
     }
 }
 
@@ -231,14 +242,14 @@ fn make_table(connection: &Connection, replica: &Replica, table: &str, strategie
         Some(id) => {
             connection.execute(
                 "UPDATE main._mergeql_tables SET name = ?1, definition = ?2 WHERE id = ?3",
-                params![definition.table, strategies, id],
+                params![definition.table, definition.complete(), id],
             )?;
             forget_notes(connection, replica, &definition, id)?;
             id
         }
         None => {
             let made = "INSERT INTO main._mergeql_tables (name, definition) VALUES (?1, ?2)";
-            connection.execute(made, params![definition.table, strategies])?;
+            connection.execute(made, params![definition.table, definition.complete()])?;
             connection.last_insert_rowid()
         }
     };
@@ -298,6 +309,14 @@ fn check_cells(connection: &Connection, definition: &Definition) -> Result<()> {
                     .help("add a column of another name with the new strategy, and copy the values"),
             ));
         }
+        // And of its arguments: a list of other values orders them in another way.
+        if cell::written(column, Some(&state), &Value::Null, 0, "").is_err() {
+            let message = format!("`{}.{}` was replicated as another `{was}`", definition.table, column.name);
+            return Err(shown(
+                Diagnostic::new(Code::TypeMismatch, message)
+                    .help("give it the arguments that it had, or add a column of another name, and copy the values"),
+            ));
+        }
     }
     Ok(())
 }
@@ -310,6 +329,7 @@ fn alter(connection: &Connection, replica: &Replica, table: &str, sql: &str, str
     let (id, before) = Definition::found(connection, table)?.ok_or_else(|| {
         shown(Diagnostic::new(Code::UnknownSource, format!("`{table}` is not replicated")).help("crdt_table makes it so"))
     })?;
+    before.check_noted(connection)?;
     let noted = before.noted_columns(connection)?;
     before.drop_triggers(connection)?;
     let was = definition::columns(connection, &before.table)?;
@@ -318,8 +338,8 @@ fn alter(connection: &Connection, replica: &Replica, table: &str, sql: &str, str
     }
     let mut all = before.strategies;
     for part in definition::split(strategies) {
-        let name = definition::column_of(&part);
-        all.retain(|known| definition::column_of(known) != name);
+        let name = definition::column_of(&part).unwrap_or_default();
+        all.retain(|known| !definition::column_of(known).is_some_and(|known| known.eq_ignore_ascii_case(&name)));
         all.push(part);
     }
     // Columns that are gone take their strategies with them.
@@ -328,7 +348,7 @@ fn alter(connection: &Connection, replica: &Replica, table: &str, sql: &str, str
     all.retain(|known| definition::column_of(known).is_some_and(|name| has(&columns, &name)));
     let after = Definition::read(connection, &before.table, &all.join(", "))?;
     check_cells(connection, &after)?;
-    connection.execute("UPDATE main._mergeql_tables SET definition = ?1 WHERE id = ?2", params![all.join(", "), id])?;
+    connection.execute("UPDATE main._mergeql_tables SET definition = ?1 WHERE id = ?2", params![after.complete(), id])?;
     after.add_triggers(connection, id)?;
     replica.definitions.fetch_add(1, Ordering::Relaxed);
     // Columns that no trigger knew: those that this statement added, or another one before it.
