@@ -13,9 +13,9 @@
   {%- set version_by = config.get('version_by') -%}
   {%- set delete_by = config.get('delete_by') -%}
   {#- What is misspelt must not become last writer wins. -#}
-  {%- set known = ['merge_strategies', 'merge_default', 'merge_exclude_columns', 'merge_update_columns'] -%}
-  {%- for name in model.config if name.startswith('merge_') and name not in known -%}
-    {{ exceptions.raise_compiler_error("mergeql: the model's config has `" ~ name ~ "`, which nothing reads: write merge_strategies or merge_default") }}
+  {%- set unknown = ['strategies', 'default', 'map', 'where', 'sources', 'key'] -%}
+  {%- for name in model.config if (name in unknown or name.startswith('merge_') and name not in ['merge_strategies', 'merge_default']) and model.config[name] -%}
+    {{ exceptions.raise_compiler_error("mergeql: the model's config has `" ~ name ~ "`, which nothing reads: write merge_strategies, merge_default or unique_key") }}
   {%- endfor -%}
   {%- set changes = ['ignore', 'fail', 'append_new_columns', 'sync_all_columns'] -%}
   {%- if config.get('on_schema_change', 'ignore') not in changes -%}
@@ -33,8 +33,8 @@
   {%- set existing_states = adapter.get_relation(database=states.database, schema=states.schema, identifier=states.identifier) -%}
   {%- set target_relation = this.incorporate(type='table') -%}
   {%- set grant_config = config.get('grants') -%}
-  {#- The batch under the model's name: what counts per source counts the same in every batch. -#}
-  {%- set batch = ['(' ~ sql ~ ') AS ' ~ mergeql.name(this.identifier)] -%}
+  {#- The batch under the model's name: what counts per source counts the same in every batch. A model may end in a comment. -#}
+  {%- set batch = ['(' ~ sql ~ '\n) AS ' ~ mergeql.name(this.identifier)] -%}
 
   {#- dbt's own is_incremental() looks at the table alone: the model's SQL may be about its newest rows only. -#}
   {%- if existing is not none and existing.is_table and existing_states is none and not should_full_refresh() and config.get('materialized') == 'incremental' -%}
@@ -45,8 +45,14 @@
   {{ run_hooks(pre_hooks, inside_transaction=True) }}
 
   {%- if should_full_refresh() or existing is none or existing_states is none or not existing.is_table -%}
+    {#- Within the transaction, or what is there would be gone if the model fails. -#}
+    {%- call statement('begin') -%}select 1{%- endcall -%}
     {%- if existing is not none -%}{%- do adapter.drop_relation(existing) -%}{%- endif -%}
     {%- if existing_states is not none -%}{%- do adapter.drop_relation(existing_states) -%}{%- endif -%}
+    {#- The model's rows are read once: states and values are of the same rows, whatever comes in between. -#}
+    {%- set rows = make_temp_relation(this, '__mergeql_rows').incorporate(type='table') -%}
+    {%- call statement('rows') -%}{{ mergeql.temporary(rows, sql) }}{%- endcall -%}
+    {%- set batch = ['(select * from ' ~ rows ~ ') AS ' ~ mergeql.name(this.identifier)] -%}
     {%- call statement('states') -%}
       {#- A contract is about the model's columns, not about those of its states. -#}
       create table {{ states }} as ({{ mergeql.state(batch, key, strategies, version_by, default, delete_by) }})
@@ -54,6 +60,13 @@
     {%- call statement('main') -%}
       {{ create_table_as(False, target_relation, mergeql.merge(batch, key, strategies, version_by, default, delete_by)) }}
     {%- endcall -%}
+    {%- do adapter.drop_relation(rows) -%}
+    {%- if target.type == 'postgres' -%}
+      {%- set quoted = [] -%}
+      {%- for column in key -%}{%- do quoted.append(adapter.quote(column)) -%}{%- endfor -%}
+      {%- call statement('index') -%}create index on {{ states }} ({{ quoted | join(', ') }}){%- endcall -%}
+    {%- endif -%}
+    {%- do create_indexes(target_relation) -%}
   {%- else -%}
     {%- do mergeql.join_batch(target_relation, states, batch, key, strategies, version_by, default, delete_by) -%}
   {%- endif -%}
@@ -66,41 +79,63 @@
   {{ return({'relations': [target_relation]}) }}
 {% endmacro %}
 
+{#- A temporary table, whose columns no contract is about. -#}
+{% macro temporary(relation, sql) %}
+  {{ return('create temporary table ' ~ relation ~ ' as (\n' ~ sql ~ '\n)') }}
+{% endmacro %}
+
+{#- A condition that the row `s` has the key of one of these rows; `types` are those of the keys of `s` where they are others. Keys without NULL are
+    found by their index. -#}
+{% macro has_key_of(rows, key, types={}) %}
+  {%- set equal = [] -%}{%- set same = [] -%}{%- set null = [] -%}
+  {%- for column in key -%}
+    {%- set own = 's.' ~ adapter.quote(column) -%}
+    {%- set other = 'b.' ~ adapter.quote(column) -%}
+    {%- set other = 'cast(' ~ other ~ ' as ' ~ types[column] ~ ')' if column in types else other -%}
+    {%- do equal.append(other ~ ' = ' ~ own) -%}
+    {%- do same.append(other ~ ' is not distinct from ' ~ own) -%}
+    {%- do null.append(own ~ ' is null') -%}
+  {%- endfor -%}
+  {{ return(['exists (select 1 from ' ~ rows ~ ' as b where ' ~ equal | join(' and ') ~ ')',
+             '(' ~ null | join(' or ') ~ ') and exists (select 1 from ' ~ rows ~ ' as b where ' ~ same | join(' and ') ~ ')']) }}
+{% endmacro %}
+
 {#- Joins the states of a batch into those that are kept, and refreshes the rows of its keys: the cost follows the batch. -#}
 {% macro join_batch(target_relation, states, batch, key, strategies, version_by, default, delete_by) %}
   {%- set incoming = make_temp_relation(this, '__mergeql_batch').incorporate(type='table') -%}
   {%- set joined = make_temp_relation(this, '__mergeql_joined').incorporate(type='table') -%}
   {%- call statement('batch') -%}
-    {{ create_table_as(True, incoming, mergeql.state(batch, key, strategies, version_by, default, delete_by)) }}
+    {{ mergeql.temporary(incoming, mergeql.state(batch, key, strategies, version_by, default, delete_by)) }}
   {%- endcall -%}
   {%- do mergeql.match_columns(target_relation, states, incoming, batch, key, strategies, version_by, default, delete_by) -%}
   {%- set columns = adapter.get_columns_in_relation(states) | map(attribute='name') | list -%}
   {%- set of_batch = adapter.get_columns_in_relation(incoming) | map(attribute='name') | list -%}
-  {%- set same = [] -%}
-  {%- for column in key -%}{%- do same.append('b.' ~ adapter.quote(column) ~ ' is not distinct from s.' ~ adapter.quote(column)) -%}{%- endfor -%}
   {%- set quoted = [] -%}{%- set kept = [] -%}
   {%- for column in columns -%}
     {%- do quoted.append(adapter.quote(column)) -%}
     {%- set absent = 'cast(null as ' ~ ('crdt' if target.type == 'postgres' else 'blob') ~ ') as ' -%}
     {%- do kept.append(adapter.quote(column) if column in of_batch else absent ~ adapter.quote(column)) -%}
   {%- endfor -%}
-  {%- set known = '(select s.* from ' ~ states ~ ' as s where exists (select 1 from ' ~ incoming ~ ' as b where ' ~ same | join(' and ') ~ ')) AS known' -%}
+  {%- set of_keys = [] -%}
+  {%- for condition in mergeql.has_key_of(incoming, key) -%}{%- do of_keys.append('select s.* from ' ~ states ~ ' as s where ' ~ condition) -%}{%- endfor -%}
+  {%- set known = '(' ~ of_keys | join(' union all ') ~ ') AS known' -%}
   {%- set fresh = '(select ' ~ kept | join(', ') ~ ' from ' ~ incoming ~ ') AS fresh' -%}
   {%- call statement('joined') -%}
-    {{ create_table_as(True, joined, mergeql.statement(mergeql.merge_text([known, fresh], key, {}, none, 'state'))) }}
+    {{ mergeql.temporary(joined, mergeql.statement(mergeql.merge_text([known, fresh], key, {}, none, 'state'))) }}
   {%- endcall -%}
   {%- set types = {} -%}
   {%- for name, type in mergeql.types_of(target_relation).items() -%}{%- do types.update({name: type}) -%}{%- endfor -%}
   {%- set names = [] -%}{%- set values = [] -%}
   {%- for column in columns if column in types -%}
     {%- do names.append(adapter.quote(column)) -%}
-    {%- do values.append(adapter.quote(column) if column in key else mergeql.value_of(adapter.quote(column), types[column])) -%}
+    {%- do values.append('cast(' ~ adapter.quote(column) ~ ' as ' ~ types[column] ~ ')' if column in key else mergeql.value_of(adapter.quote(column), types[column])) -%}
   {%- endfor -%}
-  {%- set alive = " where coalesce(crdt_value(" ~ adapter.quote('_mergeql_deleted') ~ "), 'null') in ('null', 'false', '0')" if '_mergeql_deleted' in columns else '' -%}
-  {%- for relation in [states, target_relation] -%}
-    {%- call statement('forget_' ~ loop.index) -%}
-      delete from {{ relation }} as s where exists (select 1 from {{ joined }} as b where {{ same | join(' and ') }})
-    {%- endcall -%}
+  {%- set alive = ' where ' ~ mergeql.alive() if '_mergeql_deleted' in columns else '' -%}
+  {%- for condition in mergeql.has_key_of(joined, key) -%}
+    {%- call statement('forget_states_' ~ loop.index) -%}delete from {{ states }} as s where {{ condition }}{%- endcall -%}
+  {%- endfor -%}
+  {%- for condition in mergeql.has_key_of(joined, key, types) -%}
+    {%- call statement('forget_' ~ loop.index) -%}delete from {{ target_relation }} as s where {{ condition }}{%- endcall -%}
   {%- endfor -%}
   {%- call statement('keep') -%}
     insert into {{ states }} ({{ quoted | join(', ') }}) select {{ quoted | join(', ') }} from {{ joined }}
@@ -112,6 +147,11 @@
   {%- do adapter.drop_relation(joined) -%}
 {% endmacro %}
 
+{#- A condition that a row of states is not deleted. -#}
+{% macro alive() %}
+  {{ return("coalesce(crdt_value(" ~ adapter.quote('_mergeql_deleted') ~ "), 'null') in ('null', 'false', '0')") }}
+{% endmacro %}
+
 {#- What happens with columns that the kept states don't have, as on_schema_change says: ignore, fail, append_new_columns or sync_all_columns (which
     removes none here: what came once is part of the answer). -#}
 {% macro match_columns(target_relation, states, incoming, batch, key, strategies, version_by, default, delete_by) %}
@@ -121,8 +161,15 @@
     {#- Postgres calls the type of a state USER-DEFINED here. -#}
     {%- do added.append(api.Column.create(column.name, 'crdt' if target.type == 'postgres' else column.data_type)) -%}
   {%- endfor -%}
-  {%- if not added -%}{{ return('') }}{%- endif -%}
   {%- set how = config.get('on_schema_change', 'ignore') -%}
+  {%- set of_batch = adapter.get_columns_in_relation(incoming) | map(attribute='name') | list -%}
+  {%- if '_mergeql_deleted' in of_batch and '_mergeql_deleted' not in known -%}
+    {{ exceptions.raise_compiler_error("mergeql: " ~ this ~ " was made without delete_by, and its states do not say what is deleted: run with --full-refresh") }}
+  {%- endif -%}
+  {%- for column in known if column not in of_batch and how == 'fail' -%}
+    {{ exceptions.raise_compiler_error("mergeql: the batch lacks the column " ~ column ~ " of " ~ this ~ " (on_schema_change). Bring it back, or run with --full-refresh") }}
+  {%- endfor -%}
+  {%- if not added -%}{{ return('') }}{%- endif -%}
   {%- if how == 'ignore' -%}
     {%- do log('mergeql: ' ~ this ~ ' ignores the new columns ' ~ added | map(attribute='name') | join(', ') ~ ' (on_schema_change)', info=True) -%}
   {%- elif how == 'fail' -%}
@@ -130,7 +177,7 @@
   {%- else -%}
     {%- set shown = make_temp_relation(this, '__mergeql_typed').incorporate(type='table') -%}
     {%- call statement('typed') -%}
-      {{ create_table_as(True, shown, mergeql.merge(batch, key, strategies, version_by, default, delete_by)) }}
+      {{ mergeql.temporary(shown, mergeql.merge(batch, key, strategies, version_by, default, delete_by)) }}
     {%- endcall -%}
     {%- set typed = [] -%}
     {%- set names = added | map(attribute='name') | list -%}
@@ -147,6 +194,9 @@
   {%- if config.get('incremental_strategy') == 'crdt' -%}
     {{ return(mergeql.materialize_crdt()) }}
   {%- endif -%}
+  {#- States of another time would be joined as if they were of all rows. -#}
+  {%- set states = adapter.get_relation(database=this.database, schema=this.schema, identifier=this.identifier ~ '__mergeql_state') -%}
+  {%- if states is not none -%}{%- do adapter.drop_relation(states) -%}{%- endif -%}
   {{ return(adapter.dispatch('adapters_incremental', 'mergeql')()) }}
 {% endmacro %}
 

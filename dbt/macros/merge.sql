@@ -8,6 +8,8 @@
 {% endmacro %}
 
 {% macro duckdb__statement(text) %}
+  {#- `dbt show` runs no hooks. -#}
+  {%- if execute and var('mergeql_extension', none) -%}{%- do run_query(mergeql.duckdb__load()) -%}{%- endif -%}
   {{ return('select * from query(mergeql_sql(' ~ mergeql.literal(text) ~ '))') }}
 {% endmacro %}
 
@@ -48,7 +50,14 @@
   {%- for column, type in columns.items() -%}
     {%- do values.append(mergeql.value_of(adapter.quote(column), type) ~ ' as ' ~ adapter.quote(column)) -%}
   {%- endfor -%}
-  {{ return('select ' ~ values | join(', ') ~ ' from (' ~ mergeql.statement(mergeql.merge_text(sources, key, {}, none, 'state')) ~ ') as joined') }}
+  {#- What is deleted in all that was said of it is no row. -#}
+  {%- set deletes = [] -%}
+  {%- for item in sources if execute and item is not string -%}
+    {%- set columns_of = adapter.get_columns_in_relation(item if item.identifier is defined else item['relation']) -%}
+    {%- do deletes.extend(columns_of | map(attribute='name') | select('equalto', '_mergeql_deleted')) -%}
+  {%- endfor -%}
+  {{ return('select ' ~ values | join(', ') ~ ' from (' ~ mergeql.statement(mergeql.merge_text(sources, key, {}, none, 'state')) ~ ') as joined'
+            ~ (' where ' ~ mergeql.alive() if deletes else '')) }}
 {% endmacro %}
 
 {#- Merged rows for a snapshot with the strategy `check`: `check_cols: [mergeql_digest]` notices a change in any column. -#}
@@ -79,23 +88,18 @@
     {%- set part = "cast(regexp_extract(" ~ value ~ ", '(-?[0-9]+) %s', 1) as bigint)" -%}
     {{ return('case when ' ~ value ~ ' is not null then to_months(cast(' ~ part % 'months' ~ ' as integer)) + to_days(cast(' ~ part % 'days'
               ~ ' as integer)) + to_microseconds(' ~ part % 'ns' ~ ' // 1000) end') }}
+  {%- elif type.upper().startswith(('DATE', 'TIMESTAMP')) -%}
+    {#- What is infinite there is the end of the numbers in a state. -#}
+    {%- set ends = {'294247-01-10T04:00:54.775807': 'infinity', '-290308-12-21T19:59:05.224193': '-infinity', '5881580-07-11': 'infinity', '-5877641-06-24': '-infinity'} -%}
+    {%- set whens = [] -%}
+    {%- for end, word in ends.items() -%}{%- do whens.append("when '" ~ end ~ "' then '" ~ word ~ "'") -%}{%- endfor -%}
+    {{ return('cast(case ' ~ value ~ ' ' ~ whens | join(' ') ~ ' else ' ~ value ~ ' end as ' ~ type ~ ')') }}
   {%- endif -%}
   {{ return('cast(' ~ value ~ ' as ' ~ type ~ ')') }}
 {% endmacro %}
 
 {% macro postgres__value_of(state, type) %}
-  {%- set json = 'crdt_value(' ~ state ~ ')::jsonb' -%}
-  {%- if type.endswith('[]') or type.upper() == 'ARRAY' -%}
-    {{ return("(select case when jsonb_typeof(j) = 'array' then array(select jsonb_array_elements_text(j)) end from (select " ~ json ~ ' as j) as v)::'
-              ~ ('text[]' if type.upper() == 'ARRAY' else type)) }}
-  {%- elif type.lower() in ('json', 'jsonb') -%}
-    {#- A strategy that knows nothing of JSON keeps it as text. -#}
-    {{ return("(select case when jsonb_typeof(j) = 'string' then (j #>> '{}')::jsonb else j end from (select " ~ json ~ ' as j) as v)::' ~ type) }}
-  {%- elif type.lower().startswith('interval') -%}
-    {%- set part = "substring(crdt_value_text(" ~ state ~ ") from '(-?[0-9]+) %s')" -%}
-    {{ return('make_interval(months => ' ~ part % 'months' ~ '::int, days => ' ~ part % 'days' ~ '::int, secs => ' ~ part % 'ns' ~ '::numeric / 1000000000)') }}
-  {%- endif -%}
-  {{ return('(' ~ json ~ " #>> '{}')::" ~ type) }}
+  {{ return('mergeql_value_like(' ~ state ~ ', cast(null as ' ~ type ~ '))') }}
 {% endmacro %}
 
 {#- The types of a relation's columns as they are written in SQL. -#}

@@ -1,6 +1,6 @@
 {#- Merging in plain SQL, where the extension is not there: the strategies whose lawful answer plain SQL can give. -#}
 {% macro plain_merge(sources, key, strategies={}, version_by=none, default=none, delete_by=none, map={}, where=none) %}
-  {%- set lawful = ['max', 'min', 'or', 'and', 'lww', 'fww'] -%}
+  {%- set lawful = ['max', 'min', 'any', 'every', 'bool_or', 'bool_and', 'lww', 'fww'] -%}
   {%- if delete_by or map -%}
     {{ exceptions.raise_compiler_error("mergeql: DELETE BY and MAP need the extension (var mergeql_extension on DuckDB, CREATE EXTENSION mergeql on Postgres)") }}
   {%- endif -%}
@@ -12,8 +12,10 @@
   {%- set has = [] -%}
   {%- set texts = [] -%}
   {%- set floats = [] -%}
+  {%- set types = {} -%}
   {%- for item in sources -%}
     {%- set found = adapter.get_columns_in_relation(item) -%}
+    {%- for name, type in mergeql.types_of(item).items() if name not in types -%}{%- do types.update({name: type}) -%}{%- endfor -%}
     {%- set names = found | map(attribute='name') | list -%}
     {%- for column in found if column.is_string() and column.name not in texts -%}{%- do texts.append(column.name) -%}{%- endfor -%}
     {%- for column in found if column.data_type.lower() in ['real', 'float', 'double', 'double precision', 'float4', 'float8'] and column.name not in floats -%}{%- do floats.append(column.name) -%}{%- endfor -%}
@@ -27,19 +29,37 @@
   {%- for item in sources -%}
     {%- set at = loop.index0 -%}
     {%- set parts = [] -%}
+    {%- for column in keys if column not in has[at] -%}
+      {{ exceptions.raise_compiler_error("mergeql: the key column `" ~ column ~ "` is not in " ~ item ~ mergeql.suggestion(column, has[at])) }}
+    {%- endfor -%}
     {%- for column in columns -%}
-      {%- do parts.append((adapter.quote(column) if column in has[at] else 'null') ~ ' as ' ~ adapter.quote(column)) -%}
+      {%- do parts.append((adapter.quote(column) if column in has[at] else 'cast(null as ' ~ types[column] ~ ')') ~ ' as ' ~ adapter.quote(column)) -%}
     {%- endfor -%}
     {%- do branches.append('select ' ~ parts | join(', ') ~ ' from ' ~ item) -%}
   {%- endfor -%}
   {%- set versions = mergeql.as_list(version_by) or (['_ts'] if '_ts' in columns and '_ts' not in keys else []) -%}
+  {#- Versions in the order of the language: text by its bytes, NaN as little as NULL. -#}
+  {%- set ordered = [] -%}
+  {%- for version in versions -%}
+    {%- set words = version.split() -%}
+    {%- set direction = (words[1] if words | length > 1 else 'asc') | lower -%}
+    {%- if words | length > 2 or direction not in ['asc', 'desc'] or words[0] not in columns -%}
+      {{ exceptions.raise_compiler_error("mergeql: `" ~ version ~ "` of version_by is no column, perhaps with ASC or DESC, of the sources") }}
+    {%- endif -%}
+    {%- set part = adapter.quote(words[0]) -%}
+    {%- set part = "nullif(" ~ part ~ ", cast('NaN' as double precision))" if words[0] in floats else part -%}
+    {%- do ordered.append([part ~ (' collate "C"' if words[0] in texts and target.type == 'postgres' else ''), direction == 'asc']) -%}
+  {%- endfor -%}
   {%- set outputs = [] -%}
   {%- for column in keys -%}{%- do outputs.append(adapter.quote(column)) -%}{%- endfor -%}
   {%- for column in columns if column not in keys -%}
     {%- set strategy = strategies.get(column, default or ('lww' if versions else 'max')) -%}
     {#- Text is compared by its bytes, never by a collation. -#}
     {%- set input = adapter.quote(column) ~ (' collate "C"' if column in texts and target.type == 'postgres' else '') -%}
-    {%- do outputs.append(mergeql.plain_strategy(strategy, input, versions, column in floats) ~ ' as ' ~ adapter.quote(column)) -%}
+    {%- if types[column].endswith('[]') and target.type == 'postgres' -%}
+      {{ exceptions.raise_compiler_error("mergeql: plain SQL on Postgres has no lawful answer for the array column `" ~ column ~ "`: it needs the extension") }}
+    {%- endif -%}
+    {%- do outputs.append(mergeql.plain_strategy(strategy, input, ordered, column in floats) ~ ' as ' ~ adapter.quote(column)) -%}
   {%- endfor -%}
   {%- set by = [] -%}{%- set known = [] -%}{%- set all = [] -%}
   {%- for column in keys -%}
@@ -77,7 +97,7 @@
     the order of the rows. -#}
 {% macro plain_strategy(strategy, column, versions, is_float=false) %}
   {%- set nan = "cast('NaN' as double precision)" -%}
-  {%- set simple = {'max': 'max', 'min': 'min', 'or': 'bool_or', 'and': 'bool_and'} -%}
+  {%- set simple = {'max': 'max', 'min': 'min', 'any': 'bool_or', 'every': 'bool_and', 'bool_or': 'bool_or', 'bool_and': 'bool_and'} -%}
   {%- if strategy in simple -%}
     {%- set all = simple[strategy] ~ '(' ~ column ~ ')' -%}
     {{ return('coalesce(' ~ simple[strategy] ~ '(nullif(' ~ column ~ ', ' ~ nan ~ ')), ' ~ all ~ ')' if is_float else all) }}
@@ -86,14 +106,8 @@
     {{ exceptions.raise_compiler_error("mergeql: the strategy `" ~ strategy ~ "` needs version_by") }}
   {%- endif -%}
   {%- set order = ['case when ' ~ column ~ ' = ' ~ nan ~ ' then 1 else 0 end'] if is_float else [] -%}
-  {%- for version in versions -%}
-    {%- set words = version.split() -%}
-    {%- set direction = (words[1] if words | length > 1 else 'asc') | lower -%}
-    {%- if words | length > 2 or direction not in ['asc', 'desc'] -%}
-      {{ exceptions.raise_compiler_error("mergeql: `" ~ version ~ "` of version_by is a column, perhaps with ASC or DESC") }}
-    {%- endif -%}
-    {%- set newest = (strategy == 'lww') == (direction == 'asc') -%}
-    {%- do order.append(adapter.quote(words[0]) ~ (' desc nulls last' if newest else ' asc nulls last')) -%}
+  {%- for part, ascending in versions -%}
+    {%- do order.append(part ~ (' desc nulls last' if (strategy == 'lww') == ascending else ' asc nulls last')) -%}
   {%- endfor -%}
   {{ return('(array_agg(' ~ column ~ ' order by ' ~ order | join(', ') ~ ', ' ~ column ~ ' desc) filter (where ' ~ column ~ ' is not null))[1]') }}
 {% endmacro %}

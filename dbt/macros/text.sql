@@ -17,11 +17,12 @@
 {% macro source_text(item) %}
   {%- if item is string -%}
     {{ return(item) }}
-  {%- elif item.identifier is defined -%}
-    {{ return(item.include(database=(target.type != 'postgres')) | string ~ ' AS ' ~ mergeql.name(item.identifier)) }}
-  {%- else -%}
-    {{ return(item['relation'].include(database=(target.type != 'postgres')) | string ~ ' AS ' ~ mergeql.name(item['name'])) }}
   {%- endif -%}
+  {%- set relation = item if item.identifier is defined else item['relation'] -%}
+  {%- set name = mergeql.name(item.identifier if item.identifier is defined else item['name']) -%}
+  {%- set text = relation.include(database=(target.type != 'postgres')) | string -%}
+  {#- With --empty or --sample it is a query. -#}
+  {{ return(('(select * from ' ~ text ~ ')' if text.startswith('(') else text) ~ ' AS ' ~ name) }}
 {% endmacro %}
 
 {#- The text of a MERGE statement from the arguments of mergeql.merge(). -#}
@@ -36,7 +37,7 @@
   {%- set versions = [] -%}
   {%- for column in mergeql.as_list(version_by) -%}
     {%- set words = column.split(' ') -%}
-    {%- do versions.append(mergeql.name(words[0]) ~ (' ' ~ words[1:] | join(' ') if words | length > 1 else '')) -%}
+    {%- do versions.append('ROW' if words[0] == 'ROW' else mergeql.name(words[0]) ~ (' ' ~ words[1:] | join(' ') if words | length > 1 else '')) -%}
   {%- endfor -%}
   {%- set renames = [] -%}
   {%- for old, new in map.items() -%}{%- do renames.append(mergeql.name(old) ~ ' -> ' ~ mergeql.name(new)) -%}{%- endfor -%}

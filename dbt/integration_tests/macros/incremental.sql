@@ -1,2 +1,2 @@
-{% materialization incremental, adapter='duckdb' %}{{ return(mergeql.materialize_incremental()) }}{% endmaterialization %}
+{% materialization incremental, adapter='duckdb', supported_languages=['sql', 'python'] %}{{ return(mergeql.materialize_incremental()) }}{% endmaterialization %}
 {% materialization incremental, default %}{{ return(mergeql.materialize_incremental()) }}{% endmaterialization %}

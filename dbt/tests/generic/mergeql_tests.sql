@@ -6,7 +6,7 @@
   {%- endfor -%}
   {%- set names = [] -%}
   {%- if execute -%}
-    {%- for column in columns or (adapter.get_columns_in_relation(model) | map(attribute='name')) -%}{%- do names.append(adapter.quote(column)) -%}{%- endfor -%}
+    {%- for column in columns or (adapter.get_columns_in_relation(model) | map(attribute='name') if model is not string else []) -%}{%- do names.append(adapter.quote(column)) -%}{%- endfor -%}
   {%- endif -%}
   {%- set list = names | join(', ') if names else '*' -%}
   with rebuilt as (select {{ list }} from ({{ mergeql.statement(mergeql.merge_text(shuffled, key, strategies, version_by, default, delete_by)) }}) as r),
@@ -18,7 +18,9 @@
 
 {#- No cell of the merge has contributing values that differ. -#}
 {% test no_conflicts(model, key, strategies={}, version_by=none, default=none, columns=none, sources=none) %}
-  {%- set found = mergeql.conflicts(sources or [model], key, strategies, version_by, default) -%}
+  {#- With `where` the model is a query. -#}
+  {%- set own = '(select * from ' ~ model ~ ') AS "model"' if model is string else model -%}
+  {%- set found = mergeql.conflicts(sources or [own], key, strategies, version_by, default) -%}
   select * from ({{ found }}) as conflicts
   {%- if columns %} where column_name in ({% for column in columns %}{{ mergeql.literal(column) }}{{ ', ' if not loop.last }}{% endfor %}){% endif %}
 {% endtest %}
@@ -26,7 +28,7 @@
 {#- Every strategy of a model with kept states is known and lawful: it is in the catalogue, whose laws are tested. -#}
 {% test lawful(model, strategies) %}
   {%- set names = [] -%}
-  {%- for strategy in strategies.values() -%}{%- do names.append("select " ~ mergeql.literal(strategy.split('(')[0] | trim) ~ " as name") -%}{%- endfor -%}
+  {%- for strategy in strategies.values() -%}{%- do names.append("select " ~ mergeql.literal(strategy.split('(')[0].split()[0] | lower) ~ " as name") -%}{%- endfor -%}
   select used.name from ({{ names | join(' union all ') if names else 'select null as name' }}) as used
   where used.name is not null and not exists (
     select 1 from mergeql_strategies() as known

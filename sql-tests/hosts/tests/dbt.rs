@@ -142,7 +142,32 @@ fn everything(project: &Project) {
     errors("wrong_column", &["unknown_column", "salry", "did you mean `salary`"]);
     errors("no_key", &["unique_key"]);
     errors("misspelt", &["merge_defalt", "merge_default"]);
+    errors("ignored", &["`strategies`", "merge_strategies"]);
     errors("wrong_change", &["on_schema_change", "sometimes"]);
+
+    // Values of every type come out of their states as they went in: in two batches, and all at once.
+    project.run(&["run", "-s", "typed"], "typed_batch: 2");
+    project.run(&["test", "-s", "typed_batches_are_one"], "typed_batch: 2");
+    // A contract is kept, by what comes later too.
+    project.run(&["run", "-s", "names"], "late: true");
+    assert_eq!(project.rows("names").len(), late.len() + 1);
+
+    // A model that fails leaves what was there.
+    project.fails(&["run", "--full-refresh", "-s", "names"], "names_fail: true", &["names"]);
+    assert_eq!(project.rows("names").len(), late.len() + 1);
+    // Without rows, as pipelines are tried.
+    project.run(&["run", "--empty", "-s", "people"], "");
+    assert!(project.rows("people").is_empty());
+    project.run(&["run", "-s", "people"], "");
+    // What was deleted stays away where states are resolved.
+    project.run(&["run", "-s", "+visits_resolved"], "");
+    assert_eq!(project.rows("visits_resolved").len(), late.len());
+
+    // A table whose states are gone: dbt's is_incremental() would say yes, and old rows would not be looked at.
+    project.run(&["run-operation", "forget_states", "--args", "{model: visits}"], "");
+    project.fails(&["run", "-s", "visits"], "", &["visits__mergeql_state", "--full-refresh"]);
+    project.run(&["run", "--full-refresh", "-s", "visits"], "everything: true");
+    assert_eq!(project.rows("visits"), late);
 
     // The generic tests fail where they should.
     project.run(&["run", "-s", "people_disagree"], "errors: true");
@@ -152,6 +177,8 @@ fn everything(project: &Project) {
     // Without the extension: the strategies of plain SQL, and a clear error for the others.
     project.run(&["run", "-s", "people_plain"], "mergeql_plain_sql: true");
     project.run(&["test", "-s", "plain_sql_is_what_the_extension_gives"], "");
+    project.run(&["run", "-s", "corners_newest", "corners_oldest"], "mergeql_plain_sql: true");
+    project.run(&["test", "-s", "corners_newest", "corners_oldest"], "corners: true");
     project.fails(
         &["run", "-s", "people"],
         "mergeql_plain_sql: true",

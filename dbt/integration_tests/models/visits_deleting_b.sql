@@ -1,0 +1,2 @@
+{{ config(materialized='table') }}
+{{ mergeql.state(sources=[ref('late_events')], key='id', strategies={'visits': 'gcounter(device)'}, default='max', version_by='updated_at', delete_by='gone') }}
