@@ -247,7 +247,7 @@ fn is_weight(name: &str) -> bool {
 }
 
 /// The tensor whose rows a model uses in place of one that it lacks.
-fn tied<'c>(checkpoint: &'c Checkpoint, name: &str) -> Option<&'c crate::checkpoint::Tensor> {
+pub(crate) fn tied<'c>(checkpoint: &'c Checkpoint, name: &str) -> Option<&'c crate::checkpoint::Tensor> {
     let embeddings = || checkpoint.tensors.iter().find(|(other, _)| other.ends_with("embed_tokens.weight"));
     if name.ends_with("lm_head.weight") { embeddings().map(|(_, tensor)| tensor) } else { None }
 }
@@ -551,11 +551,14 @@ impl<'a> Planner<'a> {
             }
             // What the base gives: its own range where it is a source, else that of the first.
             let base_range = members.iter().position(|m| Some(*m) == base).map_or(ranges[0], |at| ranges[at]);
+            // A slice of the base alone, or of one model that would be turned towards another, is that model's.
+            let between = matches!(self.method.name, "slerp" | "nuslerp");
+            let alone = self.method.base != Base::None && members.len() == 1 && (between || Some(members[0]) == base);
             let mut job =
                 |planner: &mut Planner<'_>, names: Vec<Option<String>>, of_base: Option<String>, out: &str, t: f64| -> Result<()> {
                     let mut chosen: Vec<(usize, usize)> = Vec::new();
                     for (at, name) in names.iter().enumerate() {
-                        let takes_base = planner.method.base != Base::None;
+                        let takes_base = planner.method.base != Base::None && !alone;
                         if name.is_some() && !(takes_base && Some(members[at]) == base) {
                             chosen.push((at, members[at]));
                         }
@@ -581,7 +584,7 @@ impl<'a> Planner<'a> {
                         inputs.push(Input { tensor: tensor_at(*model, name)?, hash: [0; 32], place, model: *model });
                     }
                     let of_base = match (base, of_base) {
-                        (Some(model), Some(name)) if planner.method.base != Base::None => {
+                        (Some(model), Some(name)) if planner.method.base != Base::None && !alone => {
                             Some(Input { tensor: tensor_at(model, &name)?, hash: [0; 32], place: usize::MAX, model })
                         }
                         _ => None,
@@ -591,8 +594,12 @@ impl<'a> Planner<'a> {
                         tasks.extend(copy_task(out, all().cloned(), options.out_dtype)?);
                         return Ok(());
                     }
-                    let params = planner.params(slice, &sources, out, t)?;
-                    let choice = choose(planner.method.name, &params, &options, inputs.len(), &mut files)?;
+                    let choice = if alone {
+                        choose("passthrough", &Params::new(), &Options { common: Params::new(), ..options.clone() }, 1, &mut files)?
+                    } else {
+                        let params = planner.params(slice, &sources, out, t)?;
+                        choose(planner.method.name, &params, &options, inputs.len(), &mut files)?
+                    };
                     tasks.push(merge_task(out, &choice, inputs, of_base, options.out_dtype)?);
                     Ok(())
                 };
@@ -722,7 +729,11 @@ impl<'a> Planner<'a> {
 pub fn run(text: &str, folder: &Path, out: &Path, options: &Options, report: impl FnMut(Progress<'_>)) -> Result<Merged> {
     let config = Config::parse(text)?;
     config.check(folder, options)?;
-    let inside = out.join(".stages");
+    // Beside a file, inside a folder.
+    let inside = match out.extension().is_some_and(|e| e == "safetensors") {
+        true => PathBuf::from(format!("{}.stages", out.display())),
+        false => out.join(".stages"),
+    };
     if config.stages() > 1 && !options.overwrite && !inside.exists() && !output::is_begun(out) {
         output::free(out)?;
     }

@@ -339,6 +339,9 @@ pub(crate) fn check(method: &Method, param: &Param, value: &Value, models: usize
             Ok(())
         }
         (_, Value::List(values)) if param.per_model => {
+            if values.iter().any(|value| matches!(value, Value::List(_))) {
+                return wrong("one value for each model");
+            }
             if values.len() != models {
                 let message = format!("`{}` of `{}` has {} values for {models} models", param.name, method.name, values.len());
                 return Err(

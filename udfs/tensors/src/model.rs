@@ -119,7 +119,7 @@ pub fn write(sealed: &Sealed, out: &Path, extras: &Extras, report: impl FnMut(Pr
         Some((Sealed { plan, models: sealed.models.clone(), base: sealed.base, set: sealed.set, hash: sealed.hash, keys }, path))
     };
     let along: Vec<(Sealed, PathBuf)> = methods::ALL.iter().filter_map(|method| along(method.along?)).collect();
-    if let Some((_, path)) = along.iter().find(|(s, path)| path.exists() && !s.plan.options.overwrite) {
+    if let Some((_, path)) = along.iter().find(|(s, path)| path.exists() && !s.plan.options.overwrite && !is_begun(out)) {
         return Err(failed(path, "this file exists")
             .with_help("choose another place, or replace it: WITH (overwrite = true), or --overwrite"));
     }

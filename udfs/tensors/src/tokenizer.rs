@@ -2,6 +2,7 @@
 
 use crate::checkpoint::Tensor;
 use crate::made::{self, Row};
+use crate::mergekit::tied;
 use crate::plan::Model;
 use mergeql_udfs::{Code, Error, Result};
 use serde_json::{Value as Json, json};
@@ -47,7 +48,7 @@ pub fn is_embedding(name: &str) -> bool {
 
 /// Whether the rows of a tensor stand for tokens.
 pub fn has_rows(name: &str) -> bool {
-    is_embedding(name) || name.ends_with("embed_out.weight") || name == "lm_head.weight" || name == "output.weight"
+    is_embedding(name) || name.ends_with("embed_out.weight") || name.ends_with("lm_head.weight") || name == "output.weight"
 }
 
 fn read(folder: &Path) -> Result<Json> {
@@ -160,15 +161,23 @@ pub fn plan(config: &Json, models: &[(String, PathBuf)], base: Option<usize>) ->
         Some(n) if n > 0 => used.next_multiple_of(n as usize),
         _ => used,
     };
-    let tokenizer = merged(&tokenizers, lead, &vocabulary);
+    let tokenizer = merged(&tokenizers, lead, &vocabulary, source == "union");
     check_numbers(&tokenizer, &vocabulary)?;
     let (folder, changed) = (models[lead].1.clone(), vocabulary != vocabularies[lead]);
     let models = models.iter().map(|(name, _)| name.clone()).zip(vocabularies).collect();
     Ok(Tokens { vocabulary, rows, models, base, said, tokenizer, folder, changed })
 }
 
-/// The leading tokenizer with the tokens of the output.
-fn merged(tokenizers: &[Json], lead: usize, vocabulary: &BTreeMap<String, u32>) -> Json {
+/// A merge rule, which is written in one of two ways: the pieces apart, or with a blank between them.
+fn pieces(rule: &Json) -> Option<(&str, &str)> {
+    match rule {
+        Json::String(text) => text.split_once(' '),
+        rule => Some((rule.get(0)?.as_str()?, rule.get(1)?.as_str()?)),
+    }
+}
+
+/// The leading tokenizer with the tokens of the output; with the merge rules of the others if it is a union.
+fn merged(tokenizers: &[Json], lead: usize, vocabulary: &BTreeMap<String, u32>, union: bool) -> Json {
     let mut out = tokenizers[lead].clone();
     let mut added: BTreeMap<u32, Json> = BTreeMap::new();
     for tokenizer in std::iter::once(&tokenizers[lead]).chain(tokenizers) {
@@ -180,8 +189,18 @@ fn merged(tokenizers: &[Json], lead: usize, vocabulary: &BTreeMap<String, u32>) 
             }
         }
     }
-    let in_models: BTreeSet<&String> =
-        tokenizers.iter().filter_map(|t| t["model"]["vocab"].as_object()).flat_map(|map| map.keys()).collect();
+    // A list of pieces with their scores takes no others; a map takes those of all.
+    let listed = |t: &Json| -> Vec<String> {
+        let list = t["model"]["vocab"].as_array().into_iter().flatten();
+        list.filter_map(|entry| Some(entry.get(0)?.as_str()?.to_owned())).collect()
+    };
+    let in_models: BTreeSet<String> = match &out["model"]["vocab"] {
+        Json::Array(_) => listed(&out).into_iter().collect(),
+        _ => {
+            let maps = tokenizers.iter().filter_map(|t| t["model"]["vocab"].as_object()).flat_map(|map| map.keys().cloned());
+            maps.chain(tokenizers.iter().flat_map(listed)).collect()
+        }
+    };
     for (token, id) in vocabulary {
         if !in_models.contains(token) {
             // A token that only the config has.
@@ -196,12 +215,21 @@ fn merged(tokenizers: &[Json], lead: usize, vocabulary: &BTreeMap<String, u32>) 
         tokens.sort_by_key(|(_, id)| **id);
         out["model"]["vocab"] = Json::Object(tokens.into_iter().map(|(token, id)| (token.clone(), json!(id))).collect());
         // Merge rules of the others come after the leading ones, by their bytes.
-        if let Some(own) = out["model"]["merges"].as_array().cloned() {
-            let known: BTreeSet<String> = own.iter().map(Json::to_string).collect();
-            let others = tokenizers.iter().filter_map(|t| t["model"]["merges"].as_array()).flatten();
-            let more: BTreeMap<String, &Json> =
-                others.map(|m| (m.to_string(), m)).filter(|(text, _)| !known.contains(text)).collect();
-            out["model"]["merges"] = Json::Array(own.into_iter().chain(more.into_values().cloned()).collect());
+        if let Some(own) = out["model"]["merges"].as_array().filter(|_| union).cloned() {
+            let known: BTreeSet<(&str, &str)> = own.iter().filter_map(pieces).collect();
+            let others = tokenizers.iter().filter_map(|t| t["model"]["merges"].as_array()).flatten().filter_map(pieces);
+            let prefix = out["model"]["continuing_subword_prefix"].as_str().unwrap_or_default().to_owned();
+            // What no token comes of, readers do not take.
+            let there = |(left, right): &(&str, &str)| {
+                let whole = format!("{left}{}", right.strip_prefix(prefix.as_str()).unwrap_or(right));
+                [*left, *right, whole.as_str()].iter().all(|token| vocabulary.contains_key(*token))
+            };
+            let more: BTreeSet<(&str, &str)> = others.filter(|rule| !known.contains(rule) && there(rule)).collect();
+            // As the leading ones are written.
+            let apart = own.first().is_none_or(Json::is_array);
+            let written = |(left, right): (&str, &str)| if apart { json!([left, right]) } else { json!(format!("{left} {right}")) };
+            let all = own.iter().cloned().chain(more.into_iter().map(written)).collect();
+            out["model"]["merges"] = Json::Array(all);
         }
     }
     out["added_tokens"] = Json::Array(added.into_values().collect());
@@ -257,7 +285,8 @@ impl Tokens {
         let mut tensors: Vec<Tensor> = vec![tensor.clone()];
         let mut places: BTreeMap<usize, u32> = BTreeMap::from([(own, 0)]);
         for (at, (model, _)) in self.models.iter().enumerate() {
-            let other = models.iter().find(|m| m.name == *model).and_then(|m| m.checkpoint.get(name));
+            let other =
+                models.iter().find(|m| m.name == *model).and_then(|m| m.checkpoint.get(name).or_else(|| tied(&m.checkpoint, name)));
             if let Some(other) = other.filter(|o| at != own && o.shape[1..] == tensor.shape[1..]) {
                 places.insert(at, tensors.len() as u32);
                 tensors.push(other.clone());
@@ -298,4 +327,35 @@ impl Tokens {
 fn missing(model: &str, token: &str) -> Error {
     Error::invalid_argument(format!("`{model}` has no row for the token {token}"))
         .with_help("name a model that has it, or {kind: zero}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn merge_rules_and_pieces_stay_readable() {
+        let numbered = |tokens: &[&str]| -> BTreeMap<String, u32> {
+            tokens.iter().enumerate().map(|(id, token)| ((*token).to_owned(), id as u32)).collect()
+        };
+        let of =
+            |tokens: &[&str], merges: Json| json!({ "model": { "vocab": numbered(tokens), "merges": merges }, "added_tokens": [] });
+        let old = of(&["a", "b", "ab"], json!(["a b"]));
+        let new = of(&["a", "b", "ab", "c", "abc"], json!([["a", "b"], ["ab", "c"], ["c", "d"]]));
+        let all = numbered(&["a", "b", "ab", "c", "abc"]);
+        let rules = |tokenizers: &[Json], union: bool, vocabulary: &BTreeMap<String, u32>| {
+            merged(tokenizers, 0, vocabulary, union)["model"]["merges"].clone()
+        };
+        // One form, no rule twice, none whose tokens are not there.
+        assert_eq!(rules(&[old.clone(), new.clone()], true, &all), json!(["a b", "ab c"]));
+        assert_eq!(rules(&[new.clone(), old.clone()], true, &all), json!([["a", "b"], ["ab", "c"], ["c", "d"]]));
+        // The leading one's alone, if its tokens are.
+        assert_eq!(rules(&[old, new], false, &numbered(&["a", "b", "ab"])), json!(["a b"]));
+        // Pieces with scores are no added tokens.
+        let list = json!({ "model": { "type": "Unigram", "vocab": [["a", -1.0], ["b", -2.0]] }, "added_tokens": [] });
+        let out = merged(&[list.clone(), list.clone()], 0, &numbered(&["a", "b"]), true);
+        assert_eq!(out, list);
+        let more = merged(std::slice::from_ref(&list), 0, &numbered(&["a", "b", "new"]), true);
+        assert_eq!(more["added_tokens"][0]["content"], "new");
+    }
 }

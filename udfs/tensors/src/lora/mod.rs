@@ -96,6 +96,16 @@ impl Adapter {
         if config["peft_type"].as_str().is_some_and(|kind| kind != "LORA") {
             return unscaled("is the config of another kind of adapter than LORA");
         }
+        if let Some(how) = config["init_lora_weights"].as_str().filter(|how| {
+            let how = how.to_ascii_lowercase();
+            ["pissa", "olora", "corda"].iter().any(|one| how.starts_with(one))
+        }) {
+            return Err(Error::new(
+                Code::Unsupported,
+                format!("`{}` is of a base that was changed before it was trained (init_lora_weights: {how})", path.display()),
+            )
+            .with_help("save it as an ordinary adapter: PEFT converts it with path_initial_model_for_weight_conversion"));
+        }
         if config["use_dora"].as_bool() == Some(true) {
             return Err(Error::new(
                 Code::Unsupported,
@@ -250,6 +260,14 @@ pub fn plan(request: Request) -> Result<(Plan, Json)> {
         if models.iter().any(|m| m.weight.is_some()) {
             params.insert("weight".into(), Value::List(models.iter().map(|m| Value::Number(m.weight.unwrap_or(1.0))).collect()));
         }
+        let of_others: &[&str] = match rule.strategy.as_str() {
+            "lora_cat" => &["rank", "topk", "inner"],
+            "lora_svd" => &["topk", "inner"],
+            _ => &[],
+        };
+        if let Some(name) = rule.params.keys().find(|name| of_others.contains(&name.as_str())) {
+            return Err(Error::invalid_argument(format!("`{}` has no parameter `{name}`", rule.strategy)));
+        }
         params.extend(rule.params.clone());
         let settings = Settings::new(&LORA, &params, options.semantics, models.len())?;
         let inner = settings.word("inner").unwrap_or("ties");
@@ -350,8 +368,18 @@ fn config(adapters: &[Adapter], order: &[usize], ranks: &BTreeMap<String, usize>
         Some(lists) => lists.into_iter().flatten().filter_map(Json::as_str).collect(),
         None => ranks.keys().map(|name| in_base(name)).collect(),
     };
+    // What keeps factors of one adapter out would keep those of the others out.
+    let limits = ["layers_to_transform", "layers_pattern", "exclude_modules"];
+    let differ = limits.iter().any(|limit| adapters.iter().any(|a| a.config[*limit] != adapters[order[0]].config[*limit]));
     if config.get("target_modules").is_some() {
-        config["target_modules"] = json!(targets);
+        config["target_modules"] = match differ {
+            true => json!(ranks.keys().map(|name| in_base(name)).collect::<Vec<_>>()),
+            false => json!(targets),
+        };
+    }
+    if let Some(map) = config.as_object_mut() {
+        limits.iter().filter(|_| differ).for_each(|limit| drop(map.remove(*limit)));
+        map.remove("init_lora_weights");
     }
     // What it is for is said where all adapters say the same.
     let bases: BTreeSet<Option<&str>> = adapters.iter().map(|a| a.config["base_model_name_or_path"].as_str()).collect();

@@ -426,10 +426,21 @@ impl Search {
         for rule in &self.inner.rules {
             add(&format!("{} {} {:?}", rule.pattern, rule.strategy, rule.params));
         }
+        // Where the order of models counts, it is part of what is searched.
+        let rules = || self.inner.rules.iter();
+        if rules().any(|rule| methods::find(&rule.strategy).is_ok_and(|(method, _)| method.ordered)) {
+            add(&format!("{:?}", hashes.iter().map(hex).collect::<Vec<_>>()));
+        }
         let options = &self.inner.options;
         add(&format!(
-            "{:?} {:?} {:?} {:?} {} {}",
-            options.out_dtype, options.semantics, options.common, options.names, options.align, options.merge_present
+            "{:?} {:?} {:?} {:?} {:?} {} {}",
+            options.dtype,
+            options.out_dtype,
+            options.semantics,
+            options.common,
+            options.names,
+            options.align,
+            options.merge_present
         ));
         hex(&hash.finalize().into())
     }

@@ -322,4 +322,13 @@ fn buffers_are_copied_and_layers_of_one_model_count_each() {
     assert_eq!(merged.tensors["model.position_ids"].dtype, mergeql_tensors::dtype::Dtype::I64);
     let halves = "merge_method: linear\nslices:\n  - sources:\n      - {model: a, layer_range: [0, 1], parameters: {weight: 0.5}}\n      - {model: a, layer_range: [1, 2], parameters: {weight: 0.5}}\n";
     assert_eq!(run(halves).tensors["model.layers.0.w"].all().expect("numbers"), [4.0; 2]);
+    // A slice of one model is that model's, whatever lies between two; a slice of the base alone is the base's.
+    let alone =
+        "base_model: a\nslices:\n  - sources: [{model: b, layer_range: [0, 1]}]\n  - sources: [{model: a, layer_range: [1, 2]}]\n";
+    let slerp = run(&format!("merge_method: slerp\nparameters: {{t: 0.5}}\n{alone}"));
+    assert_eq!(slerp.tensors["model.layers.0.w"].all().expect("numbers"), [3.0; 2]);
+    assert_eq!(slerp.tensors["model.layers.1.w"].all().expect("numbers"), [7.0; 2]);
+    let ties = run(&format!("merge_method: task_arithmetic\nparameters: {{weight: 1}}\n{alone}"));
+    assert_eq!(ties.tensors["model.layers.0.w"].all().expect("numbers"), [3.0; 2]);
+    assert_eq!(ties.tensors["model.layers.1.w"].all().expect("numbers"), [7.0; 2]);
 }
