@@ -16,10 +16,8 @@
 {% macro postgres__load() %}
   {%- set wanted = var('mergeql_create_extension', true) and not var('mergeql_plain_sql', false) -%}
   {#- Where the server does not have it, plain SQL does what it can. -#}
-  {%- if wanted and execute and run_query("select count(*) from pg_available_extensions where name = 'mergeql'").columns[0].values()[0] == 0 -%}
-    {{ return('select 1') }}
-  {%- endif -%}
-  {{ return('create extension if not exists mergeql' if wanted else 'select 1') }}
+  {{ return("do $$ begin if exists (select from pg_available_extensions where name = 'mergeql') then create extension if not exists mergeql; end if; end $$"
+            if wanted else 'select 1') }}
 {% endmacro %}
 
 {#- Whether the extension's functions are known. -#}

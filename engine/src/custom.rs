@@ -258,8 +258,14 @@ impl ScalarUDFImpl for FoldUdf {
     }
 }
 
+/// The most cases of VERIFY: they are held at once.
+const MOST_CASES: usize = 1_000_000;
+
 /// `VERIFY STRATEGY name [ON table.column] [CASES n]`
 pub async fn verify(context: &MergeContext, name: &Name, on: Option<(Vec<Name>, Name)>, cases: usize) -> Result<DataFrame> {
+    if cases > MOST_CASES {
+        return Err(MergeError::new(Code::InvalidArgument, format!("CASES is at most {MOST_CASES}, not {cases}")));
+    }
     let values = match &on {
         None => None,
         Some((table, column)) => Some(column_values(context, table, column).await?),

@@ -146,6 +146,8 @@ impl MergeContext {
         adopted: Option<String>,
     ) -> Result<DataFrame> {
         let kept = Kept::read(name, resolution)?;
+        // Rows that are taken in have the types that the table shows.
+        let kept = if adopted.is_some() { kept.of_shown() } else { kept };
         let merge = kept.applied(name, merge, &self.user_strategies(), &self.strategy_texts())?;
         let merge = Self::with_target(name, &merge);
         let storage = self.storage_name(name);

@@ -10,6 +10,7 @@ use crate::sinks;
 use crate::sources::{Format, footer};
 use crate::store::{File, Store, Table};
 use crate::text_files::Bytes;
+use arrow::datatypes::Field;
 use datafusion::catalog::TableProvider;
 use datafusion::common::JoinType;
 use datafusion::prelude::{DataFrame, SessionContext, ident};
@@ -125,6 +126,15 @@ impl MergeContext {
             let columns: Vec<_> = rows.schema().fields().iter().map(|f| ident(f.name())).collect();
             let untouched = target.session.execute_logical_plan(untouched).await?.select(columns)?;
             rows = rows.union(untouched)?.sort(keys.iter().map(|k| ident(k).sort(true, true)).collect())?;
+        }
+        // A column that held nothing but NULL has a type now, which the files before do not have.
+        let was = self.session.table_provider(datafusion::common::TableReference::bare(target.storage)).await?.schema();
+        let grows = |f: &Arc<Field>| {
+            f.data_type().is_null()
+                && rows.schema().field_with_unqualified_name(f.name()).is_ok_and(|new| !new.data_type().is_null())
+        };
+        if was.fields().iter().any(grows) {
+            return Ok(None);
         }
         let (name, written) = Box::pin(self.write_layer(store, &mut manifest, target.name, target.storage, rows)).await?;
         let mut files = table.files[..kept].to_vec();

@@ -102,9 +102,11 @@ impl Object {
     pub async fn expand(&self) -> Result<Vec<Object>> {
         let store = store(&self.bucket)?;
         let folder = |key: &str| key.is_empty() || key.ends_with('/');
-        if !is_pattern(&self.key) && !folder(&self.key) {
+        // Its own name first, as of files: a key may hold what patterns are made of.
+        if !folder(&self.key) {
             match store.head(&self.key()?).await {
                 Ok(_) => return Ok(vec![self.clone()]),
+                Err(_) if is_pattern(&self.key) => {}
                 Err(object_store::Error::NotFound { .. }) => {}
                 Err(error) => return Err(self.failed(error).into()),
             }
@@ -222,15 +224,14 @@ impl Object {
         }
         // Until it is completed, there is no object; what was uploaded of one that failed is given up.
         let mut writer = BufWriter::with_capacity(store, key, PIECE);
-        let copied = async {
-            tokio::io::copy(&mut bytes, &mut writer).await?;
-            writer.shutdown().await
+        let copied = tokio::io::copy(&mut bytes, &mut writer).await.map(drop);
+        let ended = match &copied {
+            Ok(()) => writer.shutdown().await,
+            // One that is shut down gives up by itself.
+            Err(_) => writer.abort().await.map_err(std::io::Error::from),
         };
-        if let Err(error) = copied.await {
-            writer.abort().await.ok();
-            return Err(Error::new(Code::Io, format!("{}: {error}", self.name())).into());
-        }
-        Ok(())
+        let error = copied.and(ended).err();
+        error.map_or(Ok(()), |error| Err(Error::new(Code::Io, format!("{}: {error}", self.name())).into()))
     }
 }
 

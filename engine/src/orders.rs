@@ -38,7 +38,9 @@ pub(crate) struct ParquetFiles {
 impl ParquetFiles {
     /// The format, and whether anything that files say of their order is believed.
     pub(crate) fn new(believed: bool) -> ParquetFiles {
-        ParquetFiles { format: ParquetFormat::default().with_enable_pruning(true), believed }
+        // The old instants of other programs reach further than nanoseconds do.
+        let format = ParquetFormat::default().with_enable_pruning(true).with_coerce_int96(Some("us".to_owned()));
+        ParquetFiles { format, believed }
     }
 }
 

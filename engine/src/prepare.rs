@@ -6,9 +6,9 @@ use crate::explain;
 use crate::renames::renaming;
 use crate::tables::single_call;
 use arrow::array::{RecordBatch, UInt64Array};
-use datafusion::common::ParamValues;
 use datafusion::common::metadata::ScalarAndMetadata;
 use datafusion::common::tree_node::TreeNodeRecursion;
+use datafusion::common::{ParamValues, ScalarValue};
 use datafusion::logical_expr::{DdlStatement, LogicalPlan, WriteOp};
 use datafusion::prelude::DataFrame;
 use datafusion::sql::sqlparser::dialect::GenericDialect;
@@ -151,9 +151,24 @@ fn numbered(text: &str) -> Cow<'_, str> {
 /// A plan with values for its parameters, in the types that it was planned for.
 pub(crate) fn bound(plan: &LogicalPlan, values: ParamValues) -> Result<LogicalPlan> {
     let types = plan.get_parameter_types()?;
+    let assigns = matches!(plan, LogicalPlan::Dml(dml) if matches!(dml.op, WriteOp::Insert(_) | WriteOp::Update));
     let fitted = |name: String, value: ScalarAndMetadata| match types.get(&format!("${name}")) {
         Some(Some(ty)) if value.value.data_type() != *ty => {
-            Ok(ScalarAndMetadata { value: value.value.cast_to(ty)?, metadata: value.metadata })
+            let cast = value.value.cast_to(ty);
+            let is_same = |cast: &ScalarValue| cast.cast_to(&value.value.data_type()).is_ok_and(|back| back == value.value);
+            // A number that a column's type does not have is compared as what it is, and not as one near it.
+            let exact = value.value.data_type().is_numeric() && (ty.is_integer() || ty.is_decimal());
+            match cast {
+                Ok(cast) if !exact || is_same(&cast) || assigns && ty.is_decimal() => {
+                    Ok(ScalarAndMetadata { value: cast, metadata: value.metadata })
+                }
+                _ if exact && !assigns => Ok(value),
+                Ok(_) => Err(MergeError::new(
+                    Code::InvalidArgument,
+                    format!("the parameter ${name} is {}, and goes into {ty}", value.value),
+                )),
+                Err(error) => Err(error.into()),
+            }
         }
         _ => Ok(value),
     };

@@ -64,14 +64,16 @@ impl<W: Write> Delimited<W> {
             lines.push('\n');
         }
         let options = FormatOptions::default();
-        let columns = batch.columns().iter().map(|c| Ok((c, ArrayFormatter::try_new(c, &options)?))).collect::<Result<Vec<_>>>()?;
+        // A column of nothing but NULL says of no row that it is NULL there.
+        let columns = batch.columns().iter().map(|c| Ok((c.logical_nulls(), ArrayFormatter::try_new(c.as_ref(), &options)?)));
+        let columns = columns.collect::<Result<Vec<_>>>()?;
         let mut text = String::new();
         for row in 0..batch.num_rows() {
-            for (i, (column, formatter)) in columns.iter().enumerate() {
+            for (i, (nulls, formatter)) in columns.iter().enumerate() {
                 if i > 0 {
                     lines.push(self.delimiter);
                 }
-                if !column.is_null(row) {
+                if !nulls.as_ref().is_some_and(|nulls| nulls.is_null(row)) {
                     text.clear();
                     formatter.value(row).write(&mut text).map_err(|e| MergeError::new(Code::Io, format!("{e:?}")))?;
                     self.field(&mut lines, &text);
@@ -457,7 +459,12 @@ impl Whole {
         #[cfg(unix)]
         {
             use std::os::unix::fs::PermissionsExt;
-            std::fs::set_permissions(file.path(), std::fs::Permissions::from_mode(0o644)).map_err(fail)?;
+            // As that which it replaces; else as any file that is made here.
+            let mode = match std::fs::metadata(&path) {
+                Ok(old) => old.permissions().mode(),
+                Err(_) => 0o666 & !umask(),
+            };
+            std::fs::set_permissions(file.path(), std::fs::Permissions::from_mode(mode & 0o777)).map_err(fail)?;
         }
         match replace {
             true => drop(file.persist(&path).map_err(|e| fail(e.error))?),
@@ -469,6 +476,22 @@ impl Whole {
         }
         Ok(())
     }
+}
+
+/// What new files are not permitted: asked once, of a file that is made as any other.
+#[cfg(unix)]
+fn umask() -> u32 {
+    use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+    static UMASK: std::sync::LazyLock<u32> = std::sync::LazyLock::new(|| {
+        let asked = || {
+            let folder = tempfile::tempdir().ok()?;
+            let path = folder.path().join("mode");
+            let file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o666).open(path).ok()?;
+            Some(!file.metadata().ok()?.permissions().mode() & 0o666)
+        };
+        asked().unwrap_or(0o022)
+    });
+    *UMASK
 }
 
 fn folder_of(path: &Path) -> &Path {

@@ -175,18 +175,21 @@ impl Store {
     /// # Errors
     /// `io`; the old manifest stands then.
     pub fn write(&self, manifest: &Manifest) -> Result<()> {
-        let had: Vec<String> = self.read()?.tables.into_values().flat_map(|t| t.files).map(|f| f.name).collect();
-        self.write_at(manifest, &had, now())
+        let old = self.read()?;
+        let generation = old.generation;
+        let had: Vec<String> = old.tables.into_values().flat_map(|t| t.files).map(|f| f.name).collect();
+        self.write_at(manifest, (generation, &had), now())
     }
 
-    /// As [`Store::write`], after a manifest whose tables had these files, at this time.
-    fn write_at(&self, manifest: &Manifest, had: &[String], now: u64) -> Result<()> {
+    /// As [`Store::write`], after a manifest of this generation whose tables had these files, at this time.
+    fn write_at(&self, manifest: &Manifest, (before, had): (u64, &[String]), now: u64) -> Result<()> {
         let files = || manifest.tables.values().flat_map(|t| &t.files);
         let kept: Vec<&String> = files().map(|f| &f.name).collect();
         let mut retired = manifest.retired.clone();
         for file in had {
             retired.entry(file.clone()).or_insert(now);
         }
+        let known: Vec<String> = retired.keys().filter(|file| !kept.contains(file)).cloned().collect();
         retired.retain(|file, since| !kept.contains(&file) && now.saturating_sub(*since) < GRACE.as_millis() as u64);
         let table = |t: &Table| {
             let files: Vec<Value> = t.files.iter().map(File::json).collect();
@@ -206,15 +209,23 @@ impl Store {
         file.as_file().sync_all().map_err(fail)?;
         file.persist(&path).map_err(|e| fail(e.error))?;
         fs::File::open(&self.folder).and_then(|f| f.sync_all()).map_err(fail)?;
-        // Only what has a name as we give them.
-        let ours = |name: &str| name.strip_suffix(".parquet").and_then(|n| n.rsplit_once('-')?.1.parse::<u64>().ok());
-        let unknown = |name: &String| {
-            ours(name).is_some_and(|n| n <= manifest.generation) && !kept.contains(&name) && !retired.contains_key(name)
+        for name in known.iter().filter(|name| !retired.contains_key(*name)) {
+            fs::remove_file(self.path(name)).ok();
+        }
+        // Also what statements left that did not come to their end: they had numbers since the manifest before, and names as we give them.
+        // Others may have files here, too.
+        let number = |name: &str| {
+            let digits = name.strip_suffix(".parquet")?.rsplit_once('-')?.1;
+            digits.parse::<u64>().ok().filter(|n| n.to_string() == digits)
+        };
+        let left = |name: &String| {
+            number(name).is_some_and(|n| n > before && n <= manifest.generation)
+                && !kept.contains(&name)
+                && !retired.contains_key(name)
         };
         let Ok(entries) = fs::read_dir(&self.folder) else { return Ok(()) };
         for entry in entries.flatten() {
-            // Also of statements that did not come to their end.
-            if unknown(&entry.file_name().to_string_lossy().into_owned()) {
+            if left(&entry.file_name().to_string_lossy().into_owned()) {
                 fs::remove_file(entry.path()).ok();
             }
         }
@@ -250,22 +261,24 @@ mod tests {
         let mut manifest = Manifest::default();
         let mut replace = |time: u64| {
             let had: Vec<String> = manifest.tables.values().flat_map(|t| t.files.clone()).map(|f| f.name).collect();
+            let before = manifest.generation;
             let file = store.new_file(&mut manifest, "t");
             fs::write(store.path(&file), "rows").expect("a file");
             manifest.tables.insert("t".to_owned(), Table { files: vec![File::more(file.clone())], ..Table::default() });
-            store.write_at(&manifest, &had, time).expect("it is written");
+            store.write_at(&manifest, (before, &had), time).expect("it is written");
             manifest = store.read().expect("it is read");
             file
         };
         let later = GRACE.as_millis() as u64;
         let (first, second) = (replace(1), replace(2));
         assert!(store.path(&first).exists(), "somebody may be reading it");
-        fs::write(store.path("u-2.parquet"), "of a statement that died").expect("a file");
-        fs::write(store.path("t-99.parquet"), "of somebody else").expect("a file");
+        fs::write(store.path("u-3.parquet"), "of a statement that died").expect("a file");
+        let others = ["t-99.parquet", "backup-1.parquet", "sales-2024-01-03.parquet"];
+        others.iter().for_each(|name| fs::write(store.path(name), "of somebody else").expect("a file"));
         let third = replace(1 + later);
         let there: Vec<bool> = [&first, &second, &third].into_iter().map(|f| store.path(f).exists()).collect();
         assert_eq!(there, [true, true, true]);
-        assert!(!store.path("u-2.parquet").exists() && store.path("t-99.parquet").exists());
+        assert!(!store.path("u-3.parquet").exists() && others.iter().all(|name| store.path(name).exists()));
         let fourth = replace(3 + later);
         let there: Vec<bool> = [&first, &second, &third, &fourth].into_iter().map(|f| store.path(f).exists()).collect();
         assert_eq!(there, [false, true, true, true]);

@@ -184,12 +184,19 @@ impl MergeContext {
             let Some(view) = table.downcast_ref::<ViewTable>() else { continue };
             let definition = view.definition().cloned();
             let plan = match (self.current(view.logical_plan().clone()).await, &definition) {
-                (Ok(plan), _) => plan,
-                (Err(error), None) => return Err(error),
-                (Err(_), Some(text)) => match Box::pin(self.plan_sql(text)).await? {
-                    LogicalPlan::Ddl(DdlStatement::CreateView(view)) => (*view.input).clone(),
-                    _ => continue,
-                },
+                (Ok(plan), _) => Ok(plan),
+                (Err(error), None) => Err(error),
+                (Err(_), Some(text)) => Box::pin(self.plan_sql(text)).await,
+            };
+            let plan = match plan {
+                Ok(LogicalPlan::Ddl(DdlStatement::CreateView(view))) => (*view.input).clone(),
+                Ok(plan) => plan,
+                // What it read is gone: that is told where the view is read, and hurts no other statement.
+                Err(error) => {
+                    let message = format!("the temporary view `{name}` cannot be read: {}", error.diagnostic.message);
+                    own.put_broken(&name, mergeql_udfs::Error::new(error.code(), message).with_help("DROP it, and make it anew"));
+                    continue;
+                }
             };
             own.register_table(name, Arc::new(ViewTable::new(plan, definition)))?;
         }
@@ -221,6 +228,12 @@ impl MergeContext {
     pub(crate) fn drop_temporary(&self, name: &str) -> Result<DataFrame> {
         self.own_names()?.deregister_table(name)?;
         self.count("tables", 1)
+    }
+
+    /// Drops all temporary tables and views.
+    pub(crate) fn drop_all_temporary(&self) {
+        let Some(own) = &self.temporary else { return };
+        own.table_names().iter().for_each(|name| drop(own.deregister_table(name)));
     }
 
     /// # Errors

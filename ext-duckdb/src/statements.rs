@@ -409,8 +409,8 @@ fn merge_into(statement: &str, explain: Explain, target: Written, merge: &Merge)
         return Ok(query);
     }
     // Texts by their bytes, whatever collation the target's column has; the types are known when this is bound.
-    let bytes =
-        |of: &str, key: &str| format!("CASE WHEN typeof({of}.{key}) = 'VARCHAR' THEN encode(CAST({of}.{key} AS VARCHAR)) END");
+    // An ENUM of the target is a text in what is merged.
+    let bytes = |of: &str, key: &str| format!("CASE WHEN typeof(m.{key}) = 'VARCHAR' THEN encode(CAST({of}.{key} AS VARCHAR)) END");
     // A key under its name of before MAP is that column of the target.
     let mapped = |k: &Name| {
         let is = |name: &Name| name.value.eq_ignore_ascii_case(&k.value);

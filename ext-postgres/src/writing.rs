@@ -158,7 +158,10 @@ impl Session<'_> {
             let column = |(i, key): (usize, &String)| {
                 let at = source.columns[i].map(|at| quote(&source.relation.columns[at].name));
                 let expr = at.map_or("NULL".to_owned(), |c| format!("s.{c}"));
-                format!("{} AS {}", if is_printed_key(key) { as_text(&expr) } else { expr }, quote(key))
+                // In the type that keys are merged in: a collation of its own would take two of them for one.
+                let theirs = source.columns[i].map(|at| &source.relation.columns[at].ty);
+                let merged = theirs.and_then(|ty| self.dialect.cast(&expr, ty, &plan.columns[i].ty)).unwrap_or(expr);
+                format!("{} AS {}", if is_printed_key(key) { as_text(&merged) } else { merged }, quote(key))
             };
             let columns: Vec<String> = keys.iter().enumerate().map(column).collect();
             key_sets.push(format!("SELECT {} FROM {} AS s", columns.join(", "), source.relation.sql));
@@ -170,13 +173,14 @@ impl Session<'_> {
             if plan.delete.is_some() {
                 inputs.push(lowering.unpacked(&self.keys(&lowering, into), &touched(&gone), "false"));
             }
-            self.typed(&plan, &described, &lowering.merged_states(&inputs, |c| like(into, &c.name)), more(&plan))
+            // In the merge's own types: those of the sources could cut what the table holds.
+            lowering.merged_states(&inputs, |c| like(into, &c.name))
         } else {
             // Where the target is its own only source there is nothing to restrict.
             if !key_sets.is_empty() {
                 plan.sources[0].relation.sql = format!("(SELECT t.* FROM {})", touched(&name));
             }
-            self.typed(&plan, &described, &Lowering { plan: &plan, dialect: &self.dialect }.query(), &[])
+            Lowering { plan: &plan, dialect: &self.dialect }.query()
         };
         let columns: Vec<String> = plan.result_columns().map(|(name, _)| name.to_owned()).collect();
         let state = STATE.to_owned();

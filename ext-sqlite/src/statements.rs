@@ -101,6 +101,8 @@ pub(crate) struct Described {
     pub(crate) table: Option<(String, String)>,
     /// How it keeps states, if it does.
     pub(crate) kept: Option<String>,
+    /// The columns that hold whole numbers, and whose declaration allows others.
+    whole: Vec<String>,
 }
 
 pub(crate) fn table(parts: &[Name]) -> String {
@@ -316,7 +318,10 @@ impl<'a> Session<'a> {
                     .help("give it another name in a source query"),
             ));
         }
+        let declared: Vec<bool> = columns.iter().map(|(_, ty)| ty.is_some()).collect();
         let mixed = self.seen_types(&sql, &mut columns)?;
+        let whole = columns.iter().zip(declared).filter(|((_, ty), declared)| !declared && *ty == Some(Type::INT64));
+        let whole: Vec<String> = whole.map(|((name, _), _)| name.clone()).collect();
         let facts = columns.iter().map(|(name, _)| self.column_facts(&found, name)).collect::<Vec<_>>();
         // Reals among whole numbers, and texts that a collation would take for equal, are brought to one form first.
         let items: Vec<String> = columns
@@ -338,7 +343,15 @@ impl<'a> Session<'a> {
             .collect();
         let origin =
             found.as_ref().map(|(database, name)| if database == "main" { name.clone() } else { format!("{database}.{name}") });
-        Ok(Described { relation: Relation { sql, origin, columns, rows: None, reading: Reading::Any }, table: found, kept })
+        Ok(Described { relation: Relation { sql, origin, columns, rows: None, reading: Reading::Any }, table: found, kept, whole })
+    }
+
+    /// Whether the key of a table is the number that SQLite gives its rows: NULL is a new number there.
+    fn has_numbered_rows(&self, into: &Described) -> Result<bool> {
+        let Some((database, table)) = &into.table else { return Ok(false) };
+        let sql = "SELECT count(*) = 1 AND max(upper(type)) = 'INTEGER' AND NOT EXISTS \
+                   (SELECT 1 FROM pragma_index_list(?1, ?2) WHERE origin = 'pk') FROM pragma_table_xinfo(?1, ?2) WHERE pk > 0";
+        Ok(self.connection.query_row(sql, [table, database], |row| row.get::<_, Option<bool>>(0))?.unwrap_or(false))
     }
 
     /// The types of columns whose declaration does not say: those of their values. Gives back which hold whole numbers beside reals.
@@ -560,6 +573,13 @@ impl<'a> Session<'a> {
         Kept::check_known(&name, &names, into.kept.as_deref()).map_err(shown)?;
         let sources = self.relations(Some(&into.relation), merge)?;
         let mut relations = [vec![into.relation.clone()], sources].concat();
+        // Which numbers a column takes does not follow from those that it holds.
+        let is_key = |name: &str| merge.key.iter().any(|key| key.means(name));
+        relations[0]
+            .columns
+            .iter_mut()
+            .filter(|c| into.whole.contains(&c.name) && !is_key(&c.name))
+            .for_each(|c| c.ty = Type::Null);
         if let Some(kept) = &into.kept {
             let kept = Kept::read(&name, kept).map_err(shown)?;
             let (user, texts) = self.defined()?;
@@ -660,6 +680,13 @@ impl<'a> Session<'a> {
             "INSERT INTO {name} ({listed}) SELECT {listed} FROM {fresh} AS __mergeql_m WHERE NOT ({null}){alive} AND NOT EXISTS (SELECT 1 FROM {name} AS t WHERE {})",
             same("t", "__mergeql_m")
         ));
+        if self.has_numbered_rows(&into)? {
+            // SQLite would give them numbers, new ones each time. The name of the table is what the error says.
+            let refused = quote("rows without a key cannot be kept by the number of the row (INTEGER PRIMARY KEY)");
+            script.push(format!("CREATE TEMP TABLE {refused} (\"NULL\" NOT NULL)"));
+            script.push(format!("INSERT INTO temp.{refused} SELECT NULL FROM {fresh} AS __mergeql_m WHERE {null}"));
+            script.push(format!("DROP TABLE temp.{refused}"));
+        }
         // Rows without a key match nothing: those that the table has already are left out, or each run would add them again.
         let seen = columns.iter().map(|c| format!("t.{c} IS __mergeql_m.{c} COLLATE BINARY")).collect::<Vec<_>>().join(" AND ");
         script.push(format!(

@@ -65,7 +65,8 @@ impl Kept {
         let named = final_names(merge, plan);
         // Those whose names say all of them.
         let told = |ty: &Type| duckdb_type(&exact_type_name(ty)).is_ok_and(|read| read == *ty);
-        let columns = plan.columns[plan.key..].iter().filter(|c| told(&c.ty));
+        // Of a column that held nothing so far anything may come.
+        let columns = plan.columns[plan.key..].iter().filter(|c| told(&c.ty) && !has_null(&c.ty));
         let columns: Vec<String> = columns.map(|c| format!("{} {}", quote(&c.name), exact_type_name(&c.ty))).collect();
         let types = format!(" WITH ({TYPES} = {})", text(&format!("STRUCT({})", columns.join(", "))));
         definitions(&named, user, texts).concat() + &crate::resolution(&named) + &types
@@ -101,7 +102,12 @@ impl Kept {
         merge.options.clear();
         names_of(&mut merge).into_iter().for_each(|name| name.span = ELSEWHERE);
         let resolution = shown + &crate::resolution(&merge);
-        Ok(Kept { merge, strategies, types: types.into_iter().map(|c| (c.name, c.ty)).collect(), resolution })
+        Ok(Kept {
+            merge,
+            strategies,
+            types: types.into_iter().filter(|c| !has_null(&c.ty)).map(|c| (c.name, c.ty)).collect(),
+            resolution,
+        })
     }
 
     /// A statement that merges into the table, with the clauses that the table keeps.
@@ -253,6 +259,17 @@ fn definitions(merge: &Merge, user: &UserStrategies, texts: &BTreeMap<String, St
     used.sort_unstable();
     let define = |name: &&str| Some(format!("CREATE STRATEGY {} AS {}; ", quote(name), uncommented(texts.get(*name)?)));
     used.iter().filter_map(define).collect()
+}
+
+/// Whether there is a type in a type of which nothing is known.
+fn has_null(ty: &Type) -> bool {
+    match ty {
+        Type::Null => true,
+        Type::List(element) => has_null(element),
+        Type::Struct(fields) => fields.iter().any(|(_, ty)| has_null(ty)),
+        Type::Map(key, value) => has_null(key) || has_null(value),
+        _ => false,
+    }
 }
 
 /// A definition without a comment behind it.

@@ -73,6 +73,27 @@ with psycopg.connect(conninfo) as connection:
     connection.commit()
     # A NULL whose type nobody knows has its own place.
     assert cursor.execute("SELECT %s, %s::int", (None, 5)).fetchone() == (None, 5)
+    # Numbers are what they are, and not what is near them in a column's type.
+    cursor.execute("CREATE TABLE numbers AS SELECT CAST(1 AS INT) AS id, CAST(1.01 AS DECIMAL(10, 2)) AS price, CAST(5 AS DECIMAL(38, 20)) AS exact")
+    count = lambda where, *values: cursor.execute(f"SELECT count(*) FROM numbers WHERE {where}", values).fetchone()[0]
+    number = decimal.Decimal
+    assert count("id = %s", number("1.5")) == 0 and count("id < %s", number("1.5")) == 1 and count("id = %s", number("1")) == 1
+    assert count("id = %s", 1.5) == 0 and count("id < %s", 3_000_000_000) == 1
+    assert count("price = %s", number("1.005")) == 0 and count("price = %s", number("1.010")) == 1 and count("price > %s", 1) == 1
+    assert count("exact < %s", number("12345678901.5")) == 1 and count("exact > %s", number("4.99999999999999999999")) == 1
+    cursor.execute("INSERT INTO numbers VALUES (%s, %s, %s)", (2, 5, number("0.1")))
+    assert cursor.execute("SELECT price, exact FROM numbers WHERE id = 2").fetchone() == (number("5.00"), number("0.1"))
+    for wrong in (number("1.5"), number("99999999999")):
+        try:
+            cursor.execute("INSERT INTO numbers (id) VALUES (%s)", (wrong,))
+        except psycopg.Error as error:
+            assert "parameter" in str(error) or "range" in str(error) or "cast" in str(error).lower(), error
+            connection.rollback()
+        else:
+            raise AssertionError(f"{wrong} went into a column of integers")
+    assert count("id IS NULL") == 0
+    cursor.execute("DROP TABLE numbers")
+    assert cursor.execute("SELECT CAST(NULL AS INTERVAL)").fetchone() == (None,)
     every = "SELECT count(*) FROM nyc WHERE %(id)s IS NULL OR id = %(id)s"
     assert [cursor.execute(every, {"id": value}).fetchone() for value in (None, 2)] == [(2,), (1,)]
     for binary in (False, True):

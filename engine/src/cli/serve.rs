@@ -4,6 +4,7 @@ use clap::{Args, ValueEnum};
 use mergeql::cluster::{Worker, WorkerOptions};
 use mergeql::serve::{Credentials, Options, Server};
 use mergeql::{Access, MergeContext, MergeError};
+use mergeql_udfs::Code;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -118,6 +119,9 @@ impl Serve {
 /// Serves until it is told to stop.
 pub async fn run(context: MergeContext, serve: &Serve) -> Result<ExitCode, MergeError> {
     let defaults = Options::default();
+    if let Some(seconds) = serve.statement_timeout.filter(|s| s.is_nan() || *s <= 0.0) {
+        return Err(MergeError::new(Code::InvalidArgument, format!("--statement-timeout is a number of seconds, not {seconds}")));
+    }
     let options = Options {
         listen: serve.door.listen,
         postgres: serve.postgres,

@@ -61,6 +61,10 @@ impl DesiredTaskCountHandler for Desired {
 /// The part of each worker.
 #[allow(clippy::needless_pass_by_value)] // the handler's signature
 pub(super) fn scale_up(event: ScaleUpLeafNodeEvent<'_>) -> Option<Result<ScaleUpLeafNodeEventResponse>> {
+    // Of a limit each part would give as many rows.
+    if event.plan.fetch().is_some() {
+        return None;
+    }
     let parts = match event.plan.downcast_ref::<TextScan>() {
         Some(scan) => files(scan, event.task_count),
         None => tables(memory(event.plan)?, event.task_count),

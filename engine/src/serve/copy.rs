@@ -33,6 +33,9 @@ use std::sync::{Arc, PoisonError};
 /// Rows that become a batch.
 const BATCH: usize = 8192;
 
+/// Bytes of texts that are held before they become values.
+const MOST_HELD: usize = 16 << 20;
+
 /// How rows are written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Layout {
@@ -240,7 +243,8 @@ impl Rows {
             column.append_option(field?);
         }
         self.lines.push(line);
-        if self.lines.len() == BATCH { self.flush() } else { Ok(()) }
+        let held: usize = self.columns.iter().map(|texts| texts.values_slice().len()).sum();
+        if self.lines.len() == BATCH || held >= MOST_HELD { self.flush() } else { Ok(()) }
     }
 
     fn flush(&mut self) -> Result<()> {
@@ -291,14 +295,16 @@ fn csv_rows(file: impl BufRead, layout: &Layout, rows: &mut Rows) -> Result<()> 
     let mut reader = builder.from_reader(if rows.columns.len() == 1 { marked.of_one_column() } else { marked });
     let mut record = csv::ByteRecord::new();
     loop {
-        let line = reader.position().line();
+        let (line, from) = (reader.position().line(), reader.position().byte());
         match reader.read_byte_record(&mut record) {
             Ok(true) => {}
             Ok(false) => return Ok(()),
             Err(e) => return Err(bad_line(line, e)),
         }
         let line = record.position().map_or(line, csv::Position::line);
-        if record.len() == 1 && &record[0] == b"\\." {
+        // In quotes it is a value; the reader says of that only how long the line was.
+        let length = reader.position().byte() - from;
+        if record.len() == 1 && &record[0] == b"\\." && (rows.columns.len() > 1 || length <= 4) {
             return Ok(());
         }
         rows.push(
@@ -625,7 +631,7 @@ mod tests {
 
     #[test]
     fn nothing_on_a_line_is_a_null_where_there_is_one_column() {
-        for text in ["a\n\nb\n", "a\r\n\r\nb", "a\n\nb\n\\.\n"] {
+        for text in ["a\n\nb\n", "a\r\n\r\nb", "a\n\nb\n\\.\n", "a\r\n\r\nb\r\n\\.\r\n", "a\n\"\\.\"\nb\n"] {
             let layout = Layout { csv: true, delimiter: b',', null: String::new(), header: false };
             let mut file = BufWriter::new(tempfile::tempfile().expect("a file"));
             file.write_all(text.as_bytes()).expect("written");

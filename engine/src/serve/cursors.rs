@@ -93,7 +93,7 @@ async fn fetch(name: &str, direction: &FetchDirection, client: &dyn HookClient) 
     let columns = {
         let cursors = client.session_extensions().get_or_insert_with(Cursors::default);
         let cursors = cursors.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let plan = cursors.get(name).ok_or_else(|| missing(name))?;
+        let (plan, _) = cursors.get(name).ok_or_else(|| missing(name))?;
         Arc::new(fields(plan.schema().as_arrow(), &Format::UnifiedText, None).map_err(|e| told(&e, ""))?)
     };
     let rows = futures::stream::unfold((portal.state(), most), |(state, left)| async move {
@@ -135,8 +135,28 @@ pub(super) fn forward_only(text: &str, error: MergeError) -> MergeError {
     error
 }
 
-/// The columns of the cursors of a connection, for those who ask before they fetch.
-pub(super) type Cursors = Mutex<HashMap<String, LogicalPlan>>;
+/// Whether the DECLARE of a query says that its cursor outlives its transaction.
+pub(super) fn holds(text: &str, query: &str) -> bool {
+    let declaration = text[..text.len() - query.len()].to_ascii_lowercase();
+    let words: Vec<&str> = declaration.split_whitespace().collect();
+    words.windows(2).any(|pair| pair == ["with", "hold"])
+}
+
+/// Closes the cursors that do not outlive a transaction, or all.
+pub(super) fn end_cursors(client: &dyn HookClient, all: bool) {
+    let cursors = client.session_extensions().get_or_insert_with(Cursors::default);
+    let mut cursors = cursors.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    cursors.retain(|name, (_, held)| {
+        let stays = *held && !all;
+        if !stays {
+            client.portal_store().rm_portal(name);
+        }
+        stays
+    });
+}
+
+/// The columns of the cursors of a connection, for those who ask before they fetch, and whether they outlive their transaction.
+pub(super) type Cursors = Mutex<HashMap<String, (LogicalPlan, bool)>>;
 
 impl Service {
     pub(super) fn over(&self, prepared: Prepared) -> Result<DataFrame> {
@@ -147,7 +167,13 @@ impl Service {
     }
 
     /// Opens a cursor over a query; `plan` is that of one whose parameters have values.
-    pub(super) async fn declare<C>(&self, client: &C, name: String, query: &str, plan: Option<LogicalPlan>) -> Result<Response>
+    pub(super) async fn declare<C>(
+        &self,
+        client: &C,
+        (name, held): (String, bool),
+        query: &str,
+        plan: Option<LogicalPlan>,
+    ) -> Result<Response>
     where
         C: ClientInfo + ClientPortalStore,
         C::PortalStore: PortalStore,
@@ -163,12 +189,12 @@ impl Service {
         let Response::Query(rows) = self.rows(turn, frame, &Format::UnifiedText, Arc::default()).await? else {
             return Err(MergeError::new(Code::InvalidArgument, "a cursor is over a query"));
         };
-        let held: Held = (query.to_owned(), Some(marked(QUERY, plan.clone())));
-        let portal = Portal::new_cursor(name.clone(), Arc::new(StoredStatement::new(name.clone(), held, Vec::new())));
+        let statement: Held = (query.to_owned(), Some(marked(QUERY, plan.clone())));
+        let portal = Portal::new_cursor(name.clone(), Arc::new(StoredStatement::new(name.clone(), statement, Vec::new())));
         portal.start(rows).await;
         store.put_portal(Arc::new(portal));
         let cursors = client.session_extensions().get_or_insert_with(Cursors::default);
-        cursors.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(name, plan);
+        cursors.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(name, (plan, held));
         Ok(Response::Execution(Tag::new("DECLARE CURSOR")))
     }
 }

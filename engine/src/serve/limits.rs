@@ -113,6 +113,10 @@ impl Turn {
         task.spawn_on(give, &compute);
         let rows = futures::stream::unfold(Some((receiver, task)), move |running| async move {
             let (mut receiver, mut task) = running?;
+            // Rows that lie ready for a client who takes its time.
+            if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+                return Some((Err(timed_out()), None));
+            }
             match in_time(deadline, receiver.recv()).await {
                 Ok(Some(Ok(batch))) => Some((Ok(batch), Some((receiver, task)))),
                 Ok(Some(Err(error))) => Some((Err(error.into()), None)),

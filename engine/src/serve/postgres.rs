@@ -2,7 +2,7 @@
 
 use super::catalog::{Asks, asks, of_session, rewritten, shown};
 use super::copy::{self, Copies, Receiving};
-use super::cursors::{Cursors, declared, folded, forward_only, moved};
+use super::cursors::{Cursors, declared, end_cursors, folded, forward_only, holds, moved};
 use super::incoming::accept;
 use super::limits::{Limits, TIMED_OUT, Turn};
 use super::login::{Startup, check_admitted};
@@ -16,7 +16,7 @@ use crate::spool::Spool;
 use arrow::array::RecordBatch;
 use async_trait::async_trait;
 use datafusion::execution::SendableRecordBatchStream;
-use datafusion::logical_expr::{EmptyRelation, LogicalPlan};
+use datafusion::logical_expr::{Deallocate, EmptyRelation, LogicalPlan, Statement as PlanStatement};
 use datafusion::prelude::{DataFrame, SessionContext};
 use datafusion_postgres::datafusion_pg_catalog::sql::PostgresCompatibilityParser;
 use datafusion_postgres::hooks::HookClient;
@@ -177,6 +177,9 @@ impl Service {
         }
         let session = self.context.session();
         if let Some(done) = TransactionStatementHook.handle_simple_query(statement, session, client).await {
+            if ends {
+                end_cursors(client, false);
+            }
             return Some(done);
         }
         if let Some(done) = moved(statement, client).await {
@@ -191,6 +194,24 @@ impl Service {
                 client.metadata_mut().remove("statement_timeout_ms");
             }
         }
+        match statement {
+            sql::Statement::Deallocate { name, .. } => {
+                client.portal_store().rm_statement(&name.value);
+                let prepared = Deallocate { name: folded(&name.value, name.quote_style) };
+                // What was prepared by the protocol is none of the session's.
+                session.execute_logical_plan(LogicalPlan::Statement(PlanStatement::Deallocate(prepared))).await.ok();
+            }
+            sql::Statement::Discard { object_type } => {
+                if matches!(object_type, sql::DiscardObject::ALL | sql::DiscardObject::TEMP) {
+                    self.context.drop_all_temporary();
+                }
+                if matches!(object_type, sql::DiscardObject::ALL) {
+                    end_cursors(client, true);
+                    client.metadata_mut().remove("statement_timeout_ms");
+                }
+            }
+            _ => {}
+        }
         if let Some(tag) = housekeeping(statement) {
             return Some(Ok(Response::Execution(Tag::new(tag))));
         }
@@ -199,7 +220,14 @@ impl Service {
         {
             return Some(Err(told(&settings_are_shared(), "")));
         }
-        SetShowHook.handle_simple_query(statement, &self.settings, client).await
+        // However it is written: the library takes it without LOCAL and SESSION alone.
+        let mut plain = statement.clone();
+        if let sql::Statement::Set(sql::Set::SingleAssignment { scope, variable, .. }) = &mut plain
+            && variable.to_string().eq_ignore_ascii_case("statement_timeout")
+        {
+            *scope = None;
+        }
+        SetShowHook.handle_simple_query(&plain, &self.settings, client).await
     }
 
     async fn run(
@@ -469,7 +497,7 @@ impl Service {
         if let Some((name, of)) = declared(text) {
             refuse_after_failure(client)?;
             let offset = of.as_ptr() as usize - query.as_ptr() as usize;
-            return self.declare(client, name, of, None).await.map_err(|e| in_query(e, offset));
+            return self.declare(client, (name, holds(text, of)), of, None).await.map_err(|e| in_query(e, offset));
         }
         if let Some(copy) = copy::parsed(text) {
             refuse_after_failure(client)?;
@@ -556,7 +584,7 @@ impl QueryParser for Parser {
         if let Some(statement @ sql::Statement::Fetch { name, .. }) = &foreign {
             let cursors = client.session_extensions().get_or_insert_with(Cursors::default);
             let cursors = cursors.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            if let Some(plan) = cursors.get(&folded(&name.value, name.quote_style)) {
+            if let Some((plan, _)) = cursors.get(&folded(&name.value, name.quote_style)) {
                 let columns = EmptyRelation { produce_one_row: false, schema: plan.schema().clone() };
                 return Ok(Some((text.to_owned(), Some((statement.clone(), LogicalPlan::EmptyRelation(columns))))));
             }
@@ -672,7 +700,8 @@ impl ExtendedQueryHandler for Extended {
         let plan = service.renewed(client, held, kind, plan).await.map_err(|e| told(&e, text))?;
         let plan = with_parameters(portal, &plan)?;
         if let (DECLARE, Some((name, query))) = (kind, declared(text)) {
-            return service.declare(client, name, query, Some(plan)).await.map_err(|e| told(&e, text));
+            let cursor = (name, holds(text, query));
+            return service.declare(client, cursor, query, Some(plan)).await.map_err(|e| told(&e, text));
         }
         let options = Arc::new(FormatOptions::from_client_metadata(client.metadata()));
         let answer = async {

@@ -65,6 +65,11 @@ fn row(encoder: &mut DataRowEncoder, batch: &RecordBatch, i: usize, fields: &[Fi
         let numeric = match column.data_type() {
             DataType::Decimal128(..) => column.as_primitive::<Decimal128Type>().value_as_string(i),
             DataType::Decimal256(..) => column.as_primitive::<Decimal256Type>().value_as_string(i),
+            // The library takes what lies behind a NULL for an interval.
+            DataType::Interval(_) if column.is_null(i) => {
+                encoder.encode_field_with_type_and_format(&None::<i8>, shown.datatype(), shown.format(), shown.format_options())?;
+                continue;
+            }
             _ => {
                 encode_value(encoder, column, i, field, shown)?;
                 continue;
@@ -87,7 +92,10 @@ fn is_known(ty: &DataType) -> bool {
                 && !matches!(inside, DataType::Decimal256(..) | DataType::Float16)
                 && is_known(inside)
         }
-        DataType::Struct(fields) => fields.iter().all(|f| is_known(f.data_type()) && !f.data_type().is_decimal()),
+        DataType::Struct(fields) => {
+            let known = |ty: &DataType| is_known(ty) && !ty.is_decimal() && !matches!(ty, DataType::Interval(_));
+            fields.iter().all(|f| known(f.data_type()))
+        }
         DataType::Dictionary(_, values) => is_known(values) && !values.is_decimal(),
         _ => true,
     }

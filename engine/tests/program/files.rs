@@ -561,4 +561,19 @@ fn nothing_of_a_file_is_lost() {
     stdout(&run("CREATE TABLE a (id INT NOT NULL, v INT NOT NULL); INSERT INTO a VALUES (1, 5);
          COPY a TO 'd/a.parquet'; COPY (SELECT 2 AS id) TO 'd/b.parquet'"));
     assert_eq!(stdout(&run("MERGE 'd/*.parquet' ON id STRATEGY v = max ORDER BY id")), "id,v\n1,5\n2,\n");
+    // A column of nothing but NULL is no column of empty texts.
+    std::fs::write(folder.path().join("a.csv"), "id,note\n1,\n2,\n").unwrap();
+    stdout(&run("MERGE 'a.csv' ON id INTO 'b.csv'"));
+    assert_eq!(std::fs::read_to_string(folder.path().join("b.csv")).unwrap(), "id,note\n1,\n2,\n");
+    // A file is read by whom it was before.
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        let path = folder.path().join("b.csv");
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+        stdout(&run("MERGE 'a.csv' ON id INTO OR REPLACE 'b.csv'"));
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+    let (_, error) = failure(&run("CREATE STRATEGY f AS FOLD (a, b) -> a + b; VERIFY STRATEGY f CASES 100000000000"));
+    assert!(error.contains("CASES is at most"), "{error}");
 }

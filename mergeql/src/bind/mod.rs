@@ -102,6 +102,7 @@ fn check_state_target(merge: &Merge, plan: &Plan) -> Result<()> {
         ("LIMIT", merge.limit.is_some()),
         ("OFFSET", merge.offset.is_some()),
         ("RETURNING CONFLICTS, PROVENANCE or STATE", merge.returning != Returning::Rows),
+        ("deletion = 'hidden'", plan.option("deletion").is_some()),
     ];
     if let Some((clause, _)) = clause.iter().find(|(_, given)| *given) {
         return Err(Diagnostic::new(Code::Unsupported, format!("a table that keeps states cannot be made with {clause}"))
