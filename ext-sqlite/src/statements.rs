@@ -303,6 +303,11 @@ impl<'a> Session<'a> {
         let statement = self.connection.prepare(&format!("SELECT * FROM {sql} AS s"))?;
         let mut columns: Vec<(String, Option<Type>)> =
             statement.columns().iter().map(|c| (c.name().to_owned(), c.decl_type().and_then(declared))).collect();
+        let fractions = |c: &rusqlite::Column<'_>| {
+            let ty = c.decl_type().unwrap_or_default().to_ascii_uppercase();
+            ["NUMERIC", "DECIMAL"].iter().any(|fractional| ty.contains(fractional)).then(|| c.name().to_owned())
+        };
+        let fractional: Vec<String> = statement.columns().iter().filter_map(fractions).collect();
         drop(statement);
         // Of a table that keeps states, a merge reads the values.
         let kept = match &found {
@@ -318,10 +323,9 @@ impl<'a> Session<'a> {
                     .help("give it another name in a source query"),
             ));
         }
-        let declared: Vec<bool> = columns.iter().map(|(_, ty)| ty.is_some()).collect();
         let mixed = self.seen_types(&sql, &mut columns)?;
-        let whole = columns.iter().zip(declared).filter(|((_, ty), declared)| !declared && *ty == Some(Type::INT64));
-        let whole: Vec<String> = whole.map(|((name, _), _)| name.clone()).collect();
+        let whole = columns.iter().filter(|(name, ty)| fractional.contains(name) && *ty == Some(Type::INT64));
+        let whole: Vec<String> = whole.map(|(name, _)| name.clone()).collect();
         let facts = columns.iter().map(|(name, _)| self.column_facts(&found, name)).collect::<Vec<_>>();
         // Reals among whole numbers, and texts that a collation would take for equal, are brought to one form first.
         let items: Vec<String> = columns
