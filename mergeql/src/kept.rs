@@ -263,13 +263,7 @@ fn definitions(merge: &Merge, user: &UserStrategies, texts: &BTreeMap<String, St
 
 /// Whether there is a type in a type of which nothing is known.
 fn has_null(ty: &Type) -> bool {
-    match ty {
-        Type::Null => true,
-        Type::List(element) => has_null(element),
-        Type::Struct(fields) => fields.iter().any(|(_, ty)| has_null(ty)),
-        Type::Map(key, value) => has_null(key) || has_null(value),
-        _ => false,
-    }
+    ty.any(&|ty| *ty == Type::Null)
 }
 
 /// A definition without a comment behind it.

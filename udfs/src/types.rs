@@ -137,23 +137,23 @@ impl Type {
 
     /// Holds a float somewhere, so that keys of it need canonical zeros and NaNs.
     pub fn has_float(&self) -> bool {
-        match self {
-            Type::Float32 | Type::Float64 => true,
-            Type::List(t) => t.has_float(),
-            Type::Struct(fields) => fields.iter().any(|(_, t)| t.has_float()),
-            Type::Map(k, v) => k.has_float() || v.has_float(),
-            _ => false,
-        }
+        self.any(&|ty| matches!(ty, Type::Float32 | Type::Float64))
+    }
+
+    /// Whether this type, or one that it holds at any depth, is such a one.
+    pub fn any(&self, is: &impl Fn(&Type) -> bool) -> bool {
+        is(self)
+            || match self {
+                Type::List(element) => element.any(is),
+                Type::Struct(fields) => fields.iter().any(|(_, ty)| ty.any(is)),
+                Type::Map(key, value) => key.any(is) || value.any(is),
+                _ => false,
+            }
     }
 
     /// Holds a map somewhere, so that keys of it need their entries in order.
     pub fn has_map(&self) -> bool {
-        match self {
-            Type::Map(..) => true,
-            Type::List(t) => t.has_map(),
-            Type::Struct(fields) => fields.iter().any(|(_, t)| t.has_map()),
-            _ => false,
-        }
+        self.any(&|ty| matches!(ty, Type::Map(..)))
     }
 
     /// The narrowest type that holds every value of both (the widening table of the language).

@@ -698,13 +698,7 @@ impl Lowering<'_> {
 
 /// Whether there are intervals in a type: hosts take a month for thirty days.
 pub(crate) fn has_interval(ty: &Type) -> bool {
-    match ty {
-        Type::Interval => true,
-        Type::List(t) => has_interval(t),
-        Type::Struct(fields) => fields.iter().any(|(_, t)| has_interval(t)),
-        Type::Map(k, v) => has_interval(k) || has_interval(v),
-        _ => false,
-    }
+    ty.any(&|ty| *ty == Type::Interval)
 }
 
 /// The name of the `i`th state column between the steps of a merge of states.
