@@ -19,8 +19,7 @@
   {{ return('select * from (' ~ run_query('select mergeql_sql(' ~ mergeql.literal(text) ~ ')').columns[0].values()[0] ~ ') as merged') }}
 {% endmacro %}
 
-{#- Merged rows of several sources: relations (each under its own name, which is its origin), queries in parentheses, or
-    {'relation': ..., 'name': ...}. -#}
+{#- Merged rows of several sources: relations (each under its own name), queries in parentheses, or {'relation': ..., 'name': ...}. -#}
 {% macro merge(sources, key, strategies={}, version_by=none, default=none, delete_by=none, map={}, where=none, options={}) %}
   {%- if mergeql.has_extension() -%}
     {{ return(mergeql.statement(mergeql.merge_text(sources, key, strategies, version_by, default, delete_by, map, where, none, options))) }}
@@ -52,9 +51,8 @@
   {%- endfor -%}
   {#- What is deleted in all that was said of it is no row. -#}
   {%- set deletes = [] -%}
-  {%- for item in sources if execute and item is not string -%}
-    {%- set columns_of = adapter.get_columns_in_relation(item if item.identifier is defined else item['relation']) -%}
-    {%- do deletes.extend(columns_of | map(attribute='name') | select('equalto', '_mergeql_deleted')) -%}
+  {%- for item in sources if execute -%}
+    {%- do deletes.extend(run_query('select * from ' ~ mergeql.source_text(item) ~ ' where false').column_names | select('equalto', '_mergeql_deleted')) -%}
   {%- endfor -%}
   {{ return('select ' ~ values | join(', ') ~ ' from (' ~ mergeql.statement(mergeql.merge_text(sources, key, {}, none, 'state')) ~ ') as joined'
             ~ (' where ' ~ mergeql.alive() if deletes else '')) }}
@@ -62,8 +60,8 @@
 
 {#- Merged rows for a snapshot with the strategy `check`: `check_cols: [mergeql_digest]` notices a change in any column. -#}
 {% macro snapshot(sources, key, strategies={}, version_by=none, default=none, delete_by=none, map={}) %}
-  {{ return('select merged.*, md5(cast(merged as ' ~ api.Column.translate_type('string') ~ ')) as mergeql_digest from ('
-            ~ mergeql.merge(sources, key, strategies, version_by, default, delete_by, map) ~ ') as merged') }}
+  {{ return('select __mergeql_m.*, md5(cast(__mergeql_m as ' ~ api.Column.translate_type('string') ~ ')) as mergeql_digest from ('
+            ~ mergeql.merge(sources, key, strategies, version_by, default, delete_by, map) ~ ') as __mergeql_m') }}
 {% endmacro %}
 
 {#- The value of a state in a column's type. -#}
@@ -80,7 +78,10 @@
   {%- if type.endswith(']') or type.upper().startswith(('STRUCT', 'MAP', 'UNION')) -%}
     {#- Bytes are text in JSON, whose escapes a cast reads. -#}
     {%- set json = 'cast(mergeql_json(' ~ state ~ ') as json)' -%}
-    {%- set text = type.replace('BLOB', 'VARCHAR') -%}
+    {%- set parts = [] -%}
+    {#- Behind every other quote are names. -#}
+    {%- for part in type.split('"') -%}{%- do parts.append(part if loop.index0 % 2 else part.replace('BLOB', 'VARCHAR')) -%}{%- endfor -%}
+    {%- set text = parts | join('"') -%}
     {{ return('cast(' ~ json ~ ' as ' ~ type ~ ')' if text == type else 'cast(cast(' ~ json ~ ' as ' ~ text ~ ') as ' ~ type ~ ')') }}
   {%- elif type.upper() == 'BLOB' -%}
     {{ return('unhex(substr(' ~ value ~ ', 3))') }}
@@ -90,10 +91,13 @@
               ~ ' as integer)) + to_microseconds(' ~ part % 'ns' ~ ' // 1000) end') }}
   {%- elif type.upper().startswith(('DATE', 'TIMESTAMP')) -%}
     {#- What is infinite there is the end of the numbers in a state. -#}
-    {%- set ends = {'294247-01-10T04:00:54.775807': 'infinity', '-290308-12-21T19:59:05.224193': '-infinity', '5881580-07-11': 'infinity', '-5877641-06-24': '-infinity'} -%}
+    {%- set words = ['infinity', '-infinity'] -%}{%- set ends = {} -%}{%- set shown = [] -%}
+    {%- for word in words -%}{%- do shown.append("crdt_value_text(crdt_max_state(try_cast('" ~ word ~ "' as " ~ type ~ ")))") -%}{%- endfor -%}
+    {%- set found = run_query('select ' ~ shown | join(', ')).rows[0] if execute else [none, none] -%}
+    {%- for word in words -%}{%- if found[loop.index0] is not none -%}{%- do ends.update({found[loop.index0]: word}) -%}{%- endif -%}{%- endfor -%}
     {%- set whens = [] -%}
     {%- for end, word in ends.items() -%}{%- do whens.append("when '" ~ end ~ "' then '" ~ word ~ "'") -%}{%- endfor -%}
-    {{ return('cast(case ' ~ value ~ ' ' ~ whens | join(' ') ~ ' else ' ~ value ~ ' end as ' ~ type ~ ')') }}
+    {{ return('cast(' ~ ('case ' ~ value ~ ' ' ~ whens | join(' ') ~ ' else ' ~ value ~ ' end' if whens else value) ~ ' as ' ~ type ~ ')') }}
   {%- endif -%}
   {{ return('cast(' ~ value ~ ' as ' ~ type ~ ')') }}
 {% endmacro %}

@@ -13,9 +13,29 @@
   {%- set texts = [] -%}
   {%- set floats = [] -%}
   {%- set types = {} -%}
+  {%- set relations = [] -%}
   {%- for item in sources -%}
+    {%- if item is string -%}
+      {{ exceptions.raise_compiler_error("mergeql: without the extension a source is a relation, not a text: make a model of " ~ item) }}
+    {%- endif -%}
+    {%- do relations.append(item if item.identifier is defined else item['relation']) -%}
+  {%- endfor -%}
+  {%- for item in relations -%}
     {%- set found = adapter.get_columns_in_relation(item) -%}
-    {%- for name, type in mergeql.types_of(item).items() if name not in types -%}{%- do types.update({name: type}) -%}{%- endfor -%}
+    {%- for name, type in mergeql.types_of(item).items() -%}
+      {%- if name not in types -%}
+        {%- for other in types if mergeql.folded(other) == mergeql.folded(name) -%}
+          {{ exceptions.raise_compiler_error("mergeql: without the extension the columns `" ~ other ~ "` and `" ~ name ~ "` need one spelling in all sources") }}
+        {%- endfor -%}
+        {%- do types.update({name: type}) -%}
+      {%- elif mergeql.kind_of(name, type) != mergeql.kind_of(name, types[name]) -%}
+        {{ exceptions.raise_compiler_error("mergeql: the column `" ~ name ~ "` is " ~ types[name] ~ " in one source and " ~ type ~ " in another (" ~ item ~ "): cast one of them") }}
+      {%- endif -%}
+    {%- endfor -%}
+    {#- Their order is the database's own: 30 days are a month, and enums go by their places. -#}
+    {%- for column in found if column.data_type.lower().startswith(('interval', 'enum', 'user-defined')) -%}
+      {{ exceptions.raise_compiler_error("mergeql: plain SQL has no lawful answer for the column `" ~ column.name ~ "` (" ~ types[column.name] ~ "): it needs the extension") }}
+    {%- endfor -%}
     {%- set names = found | map(attribute='name') | list -%}
     {%- for column in found if column.is_string() and column.name not in texts -%}{%- do texts.append(column.name) -%}{%- endfor -%}
     {%- for column in found if column.data_type.lower() in ['real', 'float', 'double', 'double precision', 'float4', 'float8'] and column.name not in floats -%}{%- do floats.append(column.name) -%}{%- endfor -%}
@@ -26,7 +46,7 @@
     {{ exceptions.raise_compiler_error("mergeql: no source has the column `" ~ column ~ "`" ~ mergeql.suggestion(column, columns)) }}
   {%- endfor -%}
   {%- set branches = [] -%}
-  {%- for item in sources -%}
+  {%- for item in relations -%}
     {%- set at = loop.index0 -%}
     {%- set parts = [] -%}
     {%- for column in keys if column not in has[at] -%}
@@ -72,6 +92,19 @@
   {%- set sql = 'select ' ~ outputs | join(', ') ~ rows ~ known | join(' and ') ~ ' group by ' ~ by | join(', ')
                 ~ ' union all select distinct ' ~ all | join(', ') ~ rows ~ 'not (' ~ known | join(' and ') ~ ')' -%}
   {{ return(sql if not where else 'select * from (' ~ sql ~ ') as merged where ' ~ where) }}
+{% endmacro %}
+
+{#- What a type widens within: columns of two kinds are not one column. -#}
+{% macro kind_of(column, type) %}
+  {%- set name = type.lower().split('(')[0].strip() -%}
+  {%- if name in ['tinyint', 'smallint', 'integer', 'bigint', 'hugeint', 'utinyint', 'usmallint', 'uinteger', 'ubigint', 'uhugeint', 'numeric', 'decimal'] -%}
+    {{ return('exact number') }}
+  {%- elif name in ['real', 'float', 'double', 'double precision'] -%}
+    {{ return('float') }}
+  {%- elif name in ['varchar', 'text', 'character varying'] -%}
+    {{ return('text') }}
+  {%- endif -%}
+  {{ return(type.lower()) }}
 {% endmacro %}
 
 {% macro check_plain(strategy, lawful) %}

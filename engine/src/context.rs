@@ -2,12 +2,13 @@
 
 use crate::binding::First;
 use crate::checked::CheckedArithmetic;
+use crate::cluster::singles::{self, SingleValues};
 use crate::cluster::{Client, Cluster, ranges};
 use crate::error::{MergeError, Result};
 use crate::hashed::HashedMerges;
-use crate::memory::{limited_runtime, sorting_within};
+use crate::memory::{limited_runtime, runtime_builder, sorting_within};
 use crate::names::{Names, Passing};
-use crate::objects::{Object, Stores};
+use crate::objects::Object;
 use crate::orders::Unclaimed;
 use crate::serve::limits::giving_way;
 use crate::sorted::SortedMerges;
@@ -18,7 +19,6 @@ use arrow::array::{RecordBatch, UInt64Array};
 use arrow::datatypes::{DataType, Field, Schema};
 use datafusion::catalog::TableProvider;
 use datafusion::execution::SendableRecordBatchStream;
-use datafusion::execution::runtime_env::RuntimeEnvBuilder;
 use datafusion::execution::session_state::SessionStateBuilder;
 use datafusion::logical_expr::{AggregateUDF, ScalarUDF};
 use datafusion::physical_optimizer::PhysicalOptimizerRule;
@@ -84,6 +84,26 @@ pub struct MergeContext {
     pub(crate) shared: Arc<Shared>,
     /// The temporary tables of this connection; `None` where statements belong to none.
     pub(crate) temporary: Option<Arc<Names>>,
+    /// What plans that are made here will meet when they run.
+    pub(crate) lasting: Lasting,
+}
+
+/// Which sources a plan reads later than it is made: what they hold by then is not known now.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Lasting {
+    /// None: it runs at once.
+    No,
+    /// Files: where tables have changed, a plan is made anew.
+    Files,
+    /// All, as in a view.
+    All,
+}
+
+/// Whether a statement makes something that is run later.
+fn lasts(text: &str) -> bool {
+    let words = text.split_whitespace().take(6).map(str::to_ascii_uppercase).collect::<Vec<_>>();
+    let first = mergeql_lang::first_word(text).to_ascii_uppercase();
+    first == "PREPARE" || first == "CREATE" && words.iter().any(|word| word == "VIEW")
 }
 
 pub(crate) struct Shared {
@@ -94,6 +114,8 @@ pub(crate) struct Shared {
     pub(crate) names: Arc<Names>,
     /// Held by a statement that changes something, from its first look at the tables to its last write.
     pub(crate) changing: tokio::sync::Mutex<()>,
+    /// Held while the tables become those of the folder.
+    pub(crate) refreshing: tokio::sync::Mutex<()>,
     /// Held by who reads standard input, which is read once.
     pub(crate) reading_stdin: tokio::sync::Mutex<()>,
     /// The most memory of all statements together.
@@ -157,7 +179,7 @@ impl MergeContext {
             session_config = session_config.with_target_partitions(threads);
         }
         let runtime = match config.memory_limit {
-            None => RuntimeEnvBuilder::new().with_object_store_registry(Arc::new(Stores::default())).build_arc()?,
+            None => runtime_builder().build_arc()?,
             Some(limit) => {
                 session_config = bounded(session_config, limit);
                 limited_runtime(limit, None, config.worker)?
@@ -173,6 +195,9 @@ impl MergeContext {
         // It takes sort keys for determined by a key that an unnest below has multiplied, and drops them.
         session.remove_optimizer_rule("eliminate_duplicated_expr");
         session.add_analyzer_rule(Arc::new(CheckedArithmetic));
+        if client.is_some() {
+            session.add_analyzer_rule(Arc::new(SingleValues));
+        }
         let (aggregates, scalars) = functions();
         aggregates.into_iter().for_each(|f| session.register_udaf(f));
         scalars.into_iter().for_each(|f| session.register_udf(f));
@@ -193,18 +218,24 @@ impl MergeContext {
             cluster: client,
             names,
             changing: tokio::sync::Mutex::default(),
+            refreshing: tokio::sync::Mutex::default(),
             reading_stdin: tokio::sync::Mutex::default(),
             memory_limit: config.memory_limit,
             memory: Mutex::new(Memory::default()),
             merged: Default::default(),
             served: AtomicBool::new(false),
         };
-        let context = MergeContext { session, shared: Arc::new(shared), temporary: None };
+        let context = MergeContext { session, shared: Arc::new(shared), temporary: None, lasting: Lasting::No };
         explain::register(context.session(), Arc::downgrade(&context.shared));
         if !config.access.no_files {
             models::register(context.session())?;
         }
         Ok(context.connection())
+    }
+
+    /// The same session for plans that run later.
+    pub(crate) fn lasting(&self, lasting: Lasting) -> MergeContext {
+        MergeContext { lasting, ..self.clone() }
     }
 
     /// DataFusion's own session, to register tables and functions.
@@ -343,14 +374,16 @@ impl MergeContext {
                     Err(_) => name.value.clone(),
                     Ok(own) => own.to_owned(),
                 };
-                let found = self.memory(|m| m.strategies.remove(&own).is_some());
                 self.change_strategies(|texts| drop(texts.remove(&own)))?;
+                let found = self.memory(|m| m.strategies.remove(&own).is_some());
                 self.count("strategies", u64::from(found))
             }
             Statement::ShowStrategies => Ok(self.session.read_batch(explain::strategies(self.strategy_texts())?)?),
             Statement::Verify { name, on, cases } => custom::verify(self, &name, on, cases).await,
             Statement::Sql(pieces) => {
-                let sql = self.lower_pieces(&pieces).await?;
+                // What others are yet to put into tables and files, these statements will meet.
+                let planner = if lasts(text) { self.lasting(Lasting::All) } else { self.clone() };
+                let sql = planner.lower_pieces(&pieces).await?;
                 self.run_sql(&sql, text).await
             }
         }
@@ -371,7 +404,11 @@ impl MergeContext {
     pub(crate) async fn changing(&self) -> Result<tokio::sync::MutexGuard<'_, ()>> {
         self.check_writable()?;
         // Who waits for those that change something takes no turn from those that only read.
-        Ok(giving_way(self.shared.changing.lock()).await)
+        let changing = giving_way(self.shared.changing.lock()).await;
+        if let Some(cluster) = &self.shared.cluster {
+            cluster.look().await;
+        }
+        Ok(changing)
     }
 
     /// # Errors
@@ -447,12 +484,12 @@ impl MergeContext {
             return explain::merge(self, &session, &plan, &sql, explain).await;
         }
         let Some(into) = &plan.into else {
-            return Ok(session.execute_logical_plan(session.state().create_logical_plan(&sql).await?).await?);
+            return Ok(session.execute_logical_plan(Box::pin(self.plan_in(&session, &sql)).await?).await?);
         };
         let key = plan.key;
         let sorted = if plan.order.is_empty() && plan.returning == Returning::Rows { Some(key) } else { None };
         let ordered = if sorted.is_some() { by_key(&sql, &plan) } else { sql };
-        let rows = session.execute_logical_plan(session.state().create_logical_plan(&ordered).await?).await?;
+        let rows = session.execute_logical_plan(Box::pin(self.plan_in(&session, &ordered)).await?).await?;
         match &into.target {
             Written::Text(path) if self.table_name(std::slice::from_ref(path)).is_none() => {
                 if plan.keeps_state() {
@@ -618,7 +655,10 @@ fn rules(sorted: bool, hashed: bool) -> Vec<Arc<dyn PhysicalOptimizerRule + Send
 
 /// Every function of the catalogue.
 pub(crate) fn functions() -> (Vec<AggregateUDF>, Vec<ScalarUDF>) {
-    (aggregates::all().into_iter().chain(merges::all()).collect(), scalars::all().into_iter().chain(checked::functions()).collect())
+    (
+        aggregates::all().into_iter().chain(merges::all()).chain(singles::all()).collect(),
+        scalars::all().into_iter().chain(checked::functions()).collect(),
+    )
 }
 
 /// What the leaves of a plan have given, and what they hold.

@@ -29,7 +29,7 @@ impl MergeContext {
             Written::Query(_) => return Err(MergeError::new(Code::Syntax, "MERGE INTO needs a table")),
         };
         // What another process made of the table counts, its columns as well.
-        let _lock = self.lock()?;
+        let _lock = if explain == Explain::No { self.lock()? } else { None };
         self.refresh().await?;
         let resolved = self.resolve(target, &options).await?;
         let Some(name) = self.table_name(parts) else {

@@ -79,7 +79,8 @@ impl MergeContext {
             return Ok(None);
         }
         // Once, because a source may be another query each time; in a file, because there may be much of it.
-        let batch = tempfile::Builder::new().suffix(".parquet").tempfile()?;
+        // Beside the table, where workers read that too.
+        let batch = tempfile::Builder::new().prefix(".mergeql-").suffix(".parquet").tempfile_in(store.path(""))?;
         let states = target.session.state().create_logical_plan(&target.lowering.states()).await?;
         let states = target.session.execute_logical_plan(states).await?;
         let write = |rows| sinks::write_file(batch.path(), Format::Parquet, rows, None);

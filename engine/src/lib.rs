@@ -24,6 +24,7 @@ mod names;
 mod nan;
 mod objects;
 mod orders;
+mod plain;
 mod prepare;
 mod renames;
 mod rewrites;

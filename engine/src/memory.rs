@@ -3,6 +3,7 @@
 use crate::error::Result;
 use crate::objects::Stores;
 use datafusion::error::{DataFusionError, Result as Reserved};
+use datafusion::execution::cache::cache_manager::CacheManagerConfig;
 use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
 use datafusion::execution::memory_pool::{MemoryConsumer, MemoryLimit, MemoryPool, MemoryReservation, human_readable_size};
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
@@ -25,13 +26,19 @@ pub(crate) fn limited_runtime(
         None => Arc::new(own),
         Some(outer) => Arc::new(Within { own, outer }),
     };
-    let runtime = RuntimeEnvBuilder::new().with_object_store_registry(Arc::new(Stores::default()));
+    let runtime = runtime_builder();
     let runtime = match FOLDER.get() {
         Some(folder) => runtime
             .with_disk_manager_builder(DiskManagerBuilder::default().with_mode(DiskManagerMode::Directories(vec![folder.clone()]))),
         None => runtime,
     };
     Ok(runtime.with_memory_pool(pool).build_arc()?)
+}
+
+/// What every session runs with: files are listed anew by each statement, for others add to folders.
+pub(crate) fn runtime_builder() -> RuntimeEnvBuilder {
+    let caches = CacheManagerConfig::default().with_list_files_cache_limit(0);
+    RuntimeEnvBuilder::new().with_object_store_registry(Arc::new(Stores::default())).with_cache_manager(caches)
 }
 
 /// What a sort keeps back to merge what it has spilled, 10 MB by itself, must leave it room to sort.

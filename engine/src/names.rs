@@ -23,6 +23,8 @@ struct Named {
     table: Result<Arc<dyn TableProvider>, Error>,
     /// It stands for a file that a statement read: the next statement opens it anew.
     file: bool,
+    /// The table of before it could not be read.
+    was: Option<Arc<dyn TableProvider>>,
 }
 
 impl Names {
@@ -35,12 +37,22 @@ impl Names {
         if !file {
             self.changes.fetch_add(1, Ordering::Relaxed);
         }
-        named.insert(name, Named { table, file }).and_then(|old| old.table.ok())
+        let was = match &table {
+            Ok(_) => None,
+            Err(_) => named.get(&name).and_then(|old| old.table.as_ref().ok().or(old.was.as_ref()).cloned()),
+        };
+        named.insert(name, Named { table, file, was }).and_then(|old| old.table.ok())
     }
 
     /// Says why the table of a name cannot be read.
     pub(crate) fn put_broken(&self, name: &str, why: Error) {
         self.put(name.to_owned(), Err(why), false);
+    }
+
+    /// Every table and view of a user, also those that cannot be read now, as they were when they could.
+    pub(crate) fn all(&self) -> Vec<(String, Arc<dyn TableProvider>)> {
+        let table = |n: &Named| n.table.as_ref().ok().or(n.was.as_ref()).cloned();
+        self.named().iter().filter(|(_, n)| !n.file).filter_map(|(name, n)| Some((name.clone(), table(n)?))).collect()
     }
 
     /// Whether the table of a name could not be read.

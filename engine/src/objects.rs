@@ -233,6 +233,50 @@ impl Object {
         let error = copied.and(ended).err();
         error.map_or(Ok(()), |error| Err(Error::new(Code::Io, format!("{}: {error}", self.name())).into()))
     }
+
+    /// Whether there is nothing in the folder of this name, at any level.
+    ///
+    /// # Errors
+    /// `io`.
+    pub async fn is_empty(&self) -> Result<bool> {
+        let store = store(&self.bucket)?;
+        let first = store.list(Some(&self.key()?)).try_next().await;
+        Ok(first.map_err(|e| self.failed(e))?.is_none())
+    }
+
+    /// Makes objects in the folder of this name of all files in a folder. They appear one after the other; if one cannot be made, those before
+    /// it are removed.
+    ///
+    /// # Errors
+    /// `io`.
+    pub async fn upload_all(&self, folder: &Path) -> Result<()> {
+        let mut made: Vec<Object> = Vec::new();
+        for name in files_of(folder)? {
+            let key = format!("{}/{name}", self.key.trim_end_matches('/'));
+            let object = Object { bucket: self.bucket.clone(), key: key.trim_start_matches('/').to_owned() };
+            if let Err(error) = object.upload(&folder.join(&name), false).await {
+                for object in made {
+                    store(&object.bucket)?.delete(&object.key()?).await.ok();
+                }
+                return Err(error);
+            }
+            made.push(object);
+        }
+        Ok(())
+    }
+}
+
+/// The files of a folder and of those in it, sorted, by their names from there on.
+pub(crate) fn files_of(folder: &Path) -> Result<Vec<String>> {
+    let pattern = format!("{}/**/*", glob::Pattern::escape(&folder.to_string_lossy()));
+    let mut files = Vec::new();
+    for path in glob::glob(&pattern).map_err(|e| MergeError::new(Code::Io, format!("{}: {e}", folder.display())))? {
+        let path = path.map_err(std::io::Error::from)?;
+        if let Some(name) = path.strip_prefix(folder).ok().and_then(Path::to_str).filter(|_| path.is_file()) {
+            files.push(name.to_owned());
+        }
+    }
+    Ok(files)
 }
 
 /// The bytes of an object for readers that wait.

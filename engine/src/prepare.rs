@@ -3,8 +3,8 @@
 use crate::context::MergeContext;
 use crate::error::{MergeError, Result};
 use crate::explain;
+use crate::plain::single_call;
 use crate::renames::renaming;
-use crate::tables::single_call;
 use arrow::array::{RecordBatch, UInt64Array};
 use datafusion::common::metadata::ScalarAndMetadata;
 use datafusion::common::tree_node::TreeNodeRecursion;

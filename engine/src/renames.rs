@@ -128,16 +128,16 @@ impl MergeContext {
             if manifest.tables.contains_key(to) || manifest.definitions.contains_key(to) {
                 return Err(taken());
             }
-            if let Some(table) = manifest.tables.remove(from) {
-                manifest.tables.insert(to.clone(), table);
+            let (table, text) = (manifest.tables.remove(from), manifest.definitions.remove(from));
+            // What the program was started with is not in the folder.
+            if table.is_some() || text.is_some() {
+                manifest.tables.extend(table.map(|table| (to.clone(), table)));
+                manifest.definitions.extend(text.map(|text| defined(text).map(|text| (to.clone(), text))).transpose()?);
+                store.write(&manifest)?;
+                self.forget(from)?;
+                self.refresh().await?;
+                return self.count("tables", 1);
             }
-            if let Some(text) = manifest.definitions.remove(from) {
-                manifest.definitions.insert(to.clone(), defined(text)?);
-            }
-            store.write(&manifest)?;
-            self.forget(from)?;
-            self.refresh().await?;
-            return self.count("tables", 1);
         }
         if let Some(text) = self.memory(|m| m.views.get(from).cloned()) {
             let text = defined(text)?;

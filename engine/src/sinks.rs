@@ -102,6 +102,41 @@ struct RowGroup {
     /// Its leaves: a column of lists or rows has several.
     leaves: Vec<(Sender<ArrowLeafColumn>, SpawnedTask<Encoded>)>,
     rows: usize,
+    bytes: usize,
+}
+
+impl RowGroup {
+    /// Bytes of values that a row group has at least before it ends for them: until then it is encoded in memory.
+    const BYTES: usize = 256 << 20;
+    /// Rows after which they are looked at, so that a file is cut in the same places whatever batches its rows came in.
+    const STEP: usize = 8192;
+
+    fn is_full(&self) -> bool {
+        self.rows == DEFAULT_MAX_ROW_GROUP_ROW_COUNT || self.rows.is_multiple_of(Self::STEP) && self.bytes >= Self::BYTES
+    }
+}
+
+/// The bytes of the values of a column: the same however its rows are split, added up.
+fn value_bytes(column: &dyn Array) -> usize {
+    let spread = |offsets: &[i32]| (offsets[offsets.len() - 1] - offsets[0]) as usize;
+    match column.data_type() {
+        DataType::Utf8 => spread(column.as_string::<i32>().value_offsets()),
+        DataType::Binary => spread(column.as_binary::<i32>().value_offsets()),
+        DataType::Utf8View => column.as_string_view().lengths().map(|n| n as usize).sum(),
+        DataType::BinaryView => column.as_binary_view().lengths().map(|n| n as usize).sum(),
+        DataType::List(_) => {
+            let list = column.as_list::<i32>();
+            let (from, n) = (list.value_offsets()[0] as usize, spread(list.value_offsets()));
+            value_bytes(&list.values().slice(from, n))
+        }
+        DataType::Map(..) => {
+            let map = column.as_map();
+            let (from, n) = (map.value_offsets()[0] as usize, spread(map.value_offsets()));
+            value_bytes(&map.entries().slice(from, n))
+        }
+        DataType::Struct(_) => column.as_struct().columns().iter().map(|c| value_bytes(c)).sum(),
+        ty => column.len() * ty.primitive_width().unwrap_or(8),
+    }
 }
 
 impl RowGroup {
@@ -116,7 +151,7 @@ impl RowGroup {
             let (sender, leaves) = channel(4);
             (sender, SpawnedTask::spawn(encode(writer, leaves)))
         };
-        RowGroup { leaves: writers.into_iter().map(leaf).collect(), rows: 0 }
+        RowGroup { leaves: writers.into_iter().map(leaf).collect(), rows: 0, bytes: 0 }
     }
 }
 
@@ -135,7 +170,7 @@ impl<W: Write + Send> ParquetFile<W> {
                 self.group = Some(RowGroup::new(self.columns.create_column_writers(group).map_err(parquet_error)?));
             }
             let Some(group) = &mut self.group else { break };
-            let n = (DEFAULT_MAX_ROW_GROUP_ROW_COUNT - group.rows).min(batch.num_rows() - at);
+            let n = (RowGroup::STEP - group.rows % RowGroup::STEP).min(batch.num_rows() - at);
             let part = batch.slice(at, n);
             let mut writers = group.leaves.iter();
             for (field, column) in self.schema.fields().iter().zip(part.columns()) {
@@ -147,8 +182,9 @@ impl<W: Write + Send> ParquetFile<W> {
                 }
             }
             group.rows += n;
+            group.bytes += part.columns().iter().map(|c| value_bytes(c)).sum::<usize>();
             at += n;
-            if group.rows == DEFAULT_MAX_ROW_GROUP_ROW_COUNT {
+            if group.is_full() {
                 self.end_group().await?;
             }
         }

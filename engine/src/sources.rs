@@ -1,7 +1,7 @@
 //! From the names in a statement to relations: tables, views, files, folders, patterns, standard input.
 
 use crate::columns::logical;
-use crate::context::MergeContext;
+use crate::context::{Lasting, MergeContext};
 use crate::error::{MergeError, Result};
 use crate::objects::Object;
 use crate::orders::ParquetFiles;
@@ -238,6 +238,7 @@ impl MergeContext {
                 columns.retain(|c| c.name != STATE);
                 if let (Some(store), [table]) = (&self.shared.store, names.as_slice())
                     && !self.is_temporary(table)
+                    && self.lasting != Lasting::All
                 {
                     let files = self.memory(|m| m.manifest.tables.get(table).map(|t| t.files.clone()));
                     let files: Vec<Bytes> = files.into_iter().flatten().map(|f| Bytes::Path(store.path(&f.name))).collect();
@@ -275,7 +276,10 @@ impl MergeContext {
         let read_otherwise = if *options == ReadOptions::default() { String::new() } else { format!("{options:?}") };
         let name = format!("__mergeql_file_{origin}{read_otherwise}");
         let mut columns = source_columns(&provider.schema())?;
-        if let Some(text) = provider.downcast_ref::<TextTable>() {
+        if self.lasting != Lasting::No {
+            // Whether its columns have NULLs is said by the file as it is now.
+            columns.iter_mut().for_each(|column| column.nullable = true);
+        } else if let Some(text) = provider.downcast_ref::<TextTable>() {
             columns.iter_mut().zip(&text.complete).for_each(|(column, complete)| column.nullable = !complete);
         } else if let Ok(files) = Box::pin(files(&text.value)).await {
             Box::pin(without_holes(&mut columns, &files)).await;

@@ -81,9 +81,7 @@ impl Spool {
     /// # Errors
     /// Those of the file.
     pub(crate) fn table(self) -> Result<StreamingTable> {
-        let schema = self.schema.clone();
-        let rows = Mutex::new(Some(self.read()?));
-        StreamingTable::try_new(schema.clone(), vec![Arc::new(Once { schema, rows })])
+        once(self.read()?)
     }
 
     /// The rows, in their order.
@@ -122,6 +120,12 @@ fn compacted(batch: RecordBatch) -> Result<RecordBatch> {
 
 fn rows_of(schema: SchemaRef, batches: impl Iterator<Item = Result<RecordBatch>> + Send + 'static) -> SendableRecordBatchStream {
     Box::pin(RecordBatchStreamAdapter::new(schema, futures::stream::iter(batches).boxed()))
+}
+
+/// Rows as a table that is read once.
+pub(crate) fn once(rows: SendableRecordBatchStream) -> Result<StreamingTable> {
+    let schema = rows.schema();
+    StreamingTable::try_new(schema.clone(), vec![Arc::new(Once { schema, rows: Mutex::new(Some(rows)) })])
 }
 
 /// Rows that are read once.

@@ -88,6 +88,11 @@ fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64
 }
 
+/// What the names of our files end in, behind a number.
+const ENDING: &str = ".rows.parquet";
+
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
 impl Store {
     /// Opens a folder, making it if it is not there.
     ///
@@ -208,14 +213,15 @@ impl Store {
         file.write_all(serde_json::to_string_pretty(&json).map_err(|e| fail(e.into()))?.as_bytes()).map_err(fail)?;
         file.as_file().sync_all().map_err(fail)?;
         file.persist(&path).map_err(|e| fail(e.error))?;
-        fs::File::open(&self.folder).and_then(|f| f.sync_all()).map_err(fail)?;
+        // It stands from here on; not every file system can be asked to keep a folder.
+        fs::File::open(&self.folder).and_then(|f| f.sync_all()).ok();
         for name in known.iter().filter(|name| !retired.contains_key(*name)) {
             fs::remove_file(self.path(name)).ok();
         }
         // Also what statements left that did not come to their end: they had numbers since the manifest before, and names as we give them.
         // Others may have files here, too.
         let number = |name: &str| {
-            let digits = name.strip_suffix(".parquet")?.rsplit_once('-')?.1;
+            let digits = name.strip_suffix(ENDING)?.rsplit_once('-')?.1;
             digits.parse::<u64>().ok().filter(|n| n.to_string() == digits)
         };
         let left = |name: &String| {
@@ -224,8 +230,14 @@ impl Store {
                 && !retired.contains_key(name)
         };
         let Ok(entries) = fs::read_dir(&self.folder) else { return Ok(()) };
+        // What was begun and has not been written to for a day.
+        let begun = |name: &str, entry: &fs::DirEntry| {
+            (name.starts_with(".mergeql-") || name.starts_with(".manifest-"))
+                && entry.metadata().and_then(|about| about.modified()).is_ok_and(|at| at.elapsed().is_ok_and(|age| age > DAY))
+        };
         for entry in entries.flatten() {
-            if left(&entry.file_name().to_string_lossy().into_owned()) {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if left(&name) || begun(&name, &entry) {
                 fs::remove_file(entry.path()).ok();
             }
         }
@@ -237,7 +249,7 @@ impl Store {
         let plain: String = table.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
         loop {
             manifest.generation += 1;
-            let name = format!("{plain}-{}.parquet", manifest.generation);
+            let name = format!("{plain}-{}{ENDING}", manifest.generation);
             // What is there is not ours to write over.
             if !self.path(&name).exists() {
                 return name;
@@ -272,13 +284,13 @@ mod tests {
         let later = GRACE.as_millis() as u64;
         let (first, second) = (replace(1), replace(2));
         assert!(store.path(&first).exists(), "somebody may be reading it");
-        fs::write(store.path("u-3.parquet"), "of a statement that died").expect("a file");
-        let others = ["t-99.parquet", "backup-1.parquet", "sales-2024-01-03.parquet"];
+        fs::write(store.path("u-3.rows.parquet"), "of a statement that died").expect("a file");
+        let others = ["t-99.parquet", "backup-1.parquet", "sales-2024-01-03.parquet", "sales-4.parquet"];
         others.iter().for_each(|name| fs::write(store.path(name), "of somebody else").expect("a file"));
         let third = replace(1 + later);
         let there: Vec<bool> = [&first, &second, &third].into_iter().map(|f| store.path(f).exists()).collect();
         assert_eq!(there, [true, true, true]);
-        assert!(!store.path("u-3.parquet").exists() && others.iter().all(|name| store.path(name).exists()));
+        assert!(!store.path("u-3.rows.parquet").exists() && others.iter().all(|name| store.path(name).exists()));
         let fourth = replace(3 + later);
         let there: Vec<bool> = [&first, &second, &third, &fourth].into_iter().map(|f| store.path(f).exists()).collect();
         assert_eq!(there, [false, true, true, true]);

@@ -1,26 +1,22 @@
-//! Tables of a session, in memory or in the `--db` folder, and the SQL that makes, fills and drops them.
+//! Tables of a session, in memory or in the `--db` folder: which there are, and how they are kept and filled.
 
 use crate::columns::external;
-use crate::context::{MergeContext, collect, settings_are_shared};
+use crate::context::{Lasting, MergeContext, collect};
 use crate::error::{MergeError, Result};
-use crate::explain;
 use crate::orders::ParquetFiles;
-use crate::renames::renaming;
 use crate::sinks;
-use crate::sources::{Format, ReadOptions, escaped};
+use crate::sources::{Format, escaped};
 use crate::store::{File, Manifest, Store, Table};
 use crate::text_scan::TextTable;
 use arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions};
-use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use arrow::datatypes::{Field, Schema, SchemaRef};
 use datafusion::catalog::TableProvider;
 use datafusion::datasource::MemTable;
 use datafusion::datasource::listing::ListingTable;
 use datafusion::execution::SendableRecordBatchStream;
-use datafusion::logical_expr::{CreateMemoryTable, DdlStatement, LogicalPlan, Statement as PlanStatement, WriteOp};
+use datafusion::logical_expr::{DdlStatement, LogicalPlan};
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::prelude::DataFrame;
-use datafusion::sql::parser::Statement as ParsedStatement;
-use datafusion::sql::sqlparser;
 use datafusion::sql::sqlparser::dialect::GenericDialect;
 use datafusion::sql::sqlparser::tokenizer::{Token, Tokenizer};
 use futures::StreamExt;
@@ -85,6 +81,8 @@ impl MergeContext {
 
     /// Makes the registered tables those of the manifest, which another process may have changed, and the views those over them.
     pub(crate) async fn refresh(&self) -> Result<()> {
+        // One after the other, or an earlier state of the folder could be put over a later one.
+        let _refreshing = self.shared.refreshing.lock().await;
         if let Some(store) = &self.shared.store {
             self.refresh_tables(store).await?;
         }
@@ -181,7 +179,7 @@ impl MergeContext {
     /// Makes a view or an external table from its statement.
     pub(crate) async fn define(&self, text: &str) -> Result<()> {
         if let Statement::Sql(pieces) = parse(text)? {
-            let sql = Box::pin(self.lower_pieces(&pieces)).await?;
+            let sql = Box::pin(self.lasting(Lasting::All).lower_pieces(&pieces)).await?;
             match Box::pin(self.plan_sql(&sql)).await? {
                 // In one step, so that its name is never gone.
                 LogicalPlan::Ddl(DdlStatement::CreateView(view)) => {
@@ -205,7 +203,7 @@ impl MergeContext {
     }
 
     /// Notes what a view or an external table is in the manifest; `None` takes it out.
-    fn keep_definition(&self, store: &Store, name: &str, text: Option<&str>) -> Result<()> {
+    pub(crate) fn keep_definition(&self, store: &Store, name: &str, text: Option<&str>) -> Result<()> {
         let _lock = store.lock()?;
         let mut manifest = store.read()?;
         match text {
@@ -372,7 +370,7 @@ impl MergeContext {
         Ok((file, count as u64))
     }
 
-    async fn append(&self, name: &str, rows: DataFrame, store: &Store) -> Result<u64> {
+    pub(crate) async fn append(&self, name: &str, rows: DataFrame, store: &Store) -> Result<u64> {
         let mut manifest = store.read()?;
         let declared = self.schema_of(name).await?;
         let (file, count) = self.write_rows(store, &mut manifest, name, declared, rows).await?;
@@ -385,302 +383,6 @@ impl MergeContext {
         self.refresh().await?;
         Ok(count)
     }
-
-    // SQL that is not ours.
-
-    /// Runs SQL; `written` is the statement before its merges were lowered.
-    pub(crate) async fn run_sql(&self, sql: &str, written: &str) -> Result<DataFrame> {
-        if let Some(table) = single_call(sql, "mergeql_adopt") {
-            let _changing = self.changing().await?;
-            return self.adopt_edits(&table).await;
-        }
-        if let Some(statement) = single_call(sql, "mergeql_sql") {
-            let lowered = Box::pin(self.lower(&statement)).await?;
-            let schema = Arc::new(Schema::new(vec![Field::new("mergeql_sql", DataType::Utf8, false)]));
-            let text = arrow::array::StringArray::from_iter_values([lowered]);
-            return Ok(self.session.read_batch(RecordBatch::try_new(schema, vec![Arc::new(text)])?)?);
-        }
-        if let Some(renaming) = renaming(sql) {
-            return self.rename(&renaming).await;
-        }
-        let plan = self.plan_sql(sql).await?;
-        self.run_planned(plan, written, Some(sql)).await
-    }
-
-    /// Runs the plan of a statement.
-    pub(crate) async fn run_plan(&self, plan: LogicalPlan, written: &str) -> Result<DataFrame> {
-        self.run_planned(plan, written, None).await
-    }
-
-    /// Runs the plan of a statement, which may be planned from `sql` again.
-    async fn run_planned(&self, plan: LogicalPlan, written: &str, sql: Option<&str>) -> Result<DataFrame> {
-        if self.is_served()
-            && matches!(&plan, LogicalPlan::Statement(PlanStatement::SetVariable(_) | PlanStatement::ResetVariable(_)))
-        {
-            return Err(settings_are_shared());
-        }
-        let mut plan = self.expanded(plan).await?;
-        let _changing = match self.changes(&plan)? {
-            true => Some(self.changing().await?),
-            false => None,
-        };
-        if _changing.is_none()
-            && let Some(stages) = explain::divided(self, &plan).await?
-        {
-            return Ok(stages);
-        }
-        // Who waited for a turn works with the tables that are there then.
-        let _lock = match self.replaces_rows(&plan) {
-            true => self.lock()?,
-            false => None,
-        };
-        if _changing.is_some() {
-            self.refresh().await?;
-            plan = match (self.current(plan).await, sql) {
-                (Err(_), Some(sql)) => {
-                    let again = self.plan_sql(sql).await?;
-                    self.expanded(again).await?
-                }
-                (plan, _) => plan?,
-            };
-        }
-        let is_view_plan = matches!(&plan, LogicalPlan::Ddl(DdlStatement::CreateView(_)));
-        let (changed, is_view) = match &plan {
-            LogicalPlan::Ddl(DdlStatement::CreateMemoryTable(create)) => (Some(&create.name), false),
-            LogicalPlan::Ddl(DdlStatement::CreateExternalTable(create)) => (Some(&create.name), false),
-            LogicalPlan::Ddl(DdlStatement::CreateView(create)) => (Some(&create.name), true),
-            LogicalPlan::Ddl(DdlStatement::DropTable(dropped)) => (Some(&dropped.name), false),
-            LogicalPlan::Ddl(DdlStatement::DropView(dropped)) => (Some(&dropped.name), true),
-            LogicalPlan::Dml(dml) => (Some(&dml.table_name), false),
-            _ => (None, false),
-        };
-        if let Some(name) = changed.filter(|name| !self.is_default(name)) {
-            // What is kept, and what has states, is known by bare names.
-            if self.shared.store.is_some() {
-                let what = if is_view { "views" } else { "tables" };
-                return Err(MergeError::new(
-                    Code::Unsupported,
-                    format!("{what} are kept in the default schema only, not as `{name}`"),
-                )
-                .help("leave the schema out, or run without --db"));
-            }
-            return Ok(self.session.execute_logical_plan(plan).await?);
-        }
-        match &plan {
-            LogicalPlan::Ddl(DdlStatement::CreateMemoryTable(create)) if create.temporary => {
-                return self.make_temporary(create.clone()).await;
-            }
-            LogicalPlan::Ddl(DdlStatement::CreateView(create)) if create.temporary => {
-                return self.make_temporary_view(create.clone());
-            }
-            LogicalPlan::Ddl(DdlStatement::CreateView(create)) => self.check_reads_no_temporary(&create.input)?,
-            LogicalPlan::Copy(copy) => return self.copy_to(copy.clone()).await,
-            _ => {}
-        }
-        if let Some(name) = changed.map(|name| name.table()).filter(|name| self.is_temporary(name)) {
-            return match &plan {
-                LogicalPlan::Ddl(DdlStatement::DropTable(_) | DdlStatement::DropView(_)) => self.drop_temporary(name),
-                LogicalPlan::Ddl(_) => Err(MergeError::new(Code::InvalidArgument, format!("there is a temporary table `{name}`"))
-                    .help("DROP it first, or choose another name")),
-                LogicalPlan::Dml(dml) if !matches!(dml.op, WriteOp::Insert(_)) => self.rewrite(dml).await,
-                _ => Ok(self.session.execute_logical_plan(plan).await?),
-            };
-        }
-        if let LogicalPlan::Dml(dml) = &plan {
-            self.check_is_no_view(dml.table_name.table())?;
-            self.check_keeps_no_states(dml)?;
-        }
-        match (&plan, &self.shared.store) {
-            (LogicalPlan::Ddl(DdlStatement::CreateMemoryTable(create)), store) => {
-                let name = create.name.table().to_owned();
-                self.check_is_no_view(&name)?;
-                let exists = self.session.table_exist(create.name.clone())?;
-                if exists && create.if_not_exists {
-                    return self.count("rows", 0);
-                }
-                if exists && !create.or_replace {
-                    return Err(MergeError::new(Code::InvalidArgument, format!("the table `{name}` is there already"))
-                        .help("write CREATE OR REPLACE TABLE to replace it"));
-                }
-                if store.is_none() {
-                    // What was there stays until all rows of the new one are.
-                    let making = datafusion::common::TableReference::bare(format!("__mergeql_making_{name}"));
-                    let create = CreateMemoryTable { name: making.clone(), or_replace: false, ..create.clone() };
-                    let made = LogicalPlan::Ddl(DdlStatement::CreateMemoryTable(create));
-                    let answer = self.session.execute_logical_plan(made).await?;
-                    if let Some(table) = self.session.deregister_table(making)? {
-                        self.publish(&name, table, None).await?;
-                    }
-                    return Ok(answer);
-                }
-                if let Some((column, _)) = create.column_defaults.first() {
-                    return Err(MergeError::new(
-                        Code::Unsupported,
-                        format!("a table on disk keeps no DEFAULT, as `{column}` of `{name}` has"),
-                    )
-                    .help("leave DEFAULT out and name the value where rows are put in"));
-                }
-                let rows = DataFrame::new(self.session.state(), (*create.input).clone());
-                // Columns of a list say so themselves, those of a query are as they come.
-                let declared =
-                    matches!(&*create.input, LogicalPlan::EmptyRelation(_)).then(|| create.input.schema().inner().clone());
-                let count = self.put_table(&name, rows, declared, None).await?;
-                self.count("rows", count)
-            }
-            (LogicalPlan::Dml(dml), Some(store)) if matches!(dml.op, WriteOp::Insert(_)) => {
-                let name = dml.table_name.table().to_owned();
-                let rows = DataFrame::new(self.session.state(), (*dml.input).clone());
-                let count = self.append(&name, rows, store).await.map_err(|e| not_null(e, &name))?;
-                self.count("count", count)
-            }
-            (LogicalPlan::Dml(dml), _) if matches!(dml.op, WriteOp::Delete | WriteOp::Update | WriteOp::Truncate) => {
-                self.rewrite(dml).await
-            }
-            (LogicalPlan::Dml(dml), None) if self.memory(|m| m.resolutions.contains_key(dml.table_name.table())) => {
-                // The name is a view over the stored rows, and a view takes no rows.
-                let name = dml.table_name.table().to_owned();
-                self.insert_by_hand(&name, (*dml.input).clone()).await
-            }
-            // While nobody else changes the table: another statement may put a new one in its place.
-            (LogicalPlan::Dml(dml), None) if matches!(dml.op, WriteOp::Insert(_)) => {
-                let answer = self.session.execute_logical_plan(plan).await?;
-                let schema = answer.schema().inner().clone();
-                let batches = answer.collect().await.map_err(MergeError::running)?;
-                Ok(self.session.read_table(Arc::new(MemTable::try_new(schema, vec![batches])?))?)
-            }
-            (LogicalPlan::Ddl(DdlStatement::DropTable(drop_table)), store) => {
-                let name = drop_table.name.table().to_owned();
-                self.check_is_no_view(&name)?;
-                let listed = self.memory(|m| m.manifest.tables.contains_key(&name));
-                if !listed && !self.session.table_exist(drop_table.name.clone())? {
-                    if drop_table.if_exists {
-                        return self.count("tables", 0);
-                    }
-                    return Err(MergeError::new(Code::UnknownSource, format!("there is no table `{name}`")));
-                }
-                if let Some(store) = store {
-                    let mut manifest = store.read()?;
-                    manifest.tables.remove(&name);
-                    manifest.definitions.remove(&name);
-                    store.write(&manifest)?;
-                    self.refresh().await?;
-                }
-                self.forget(&name)?;
-                self.count("tables", 1)
-            }
-            (LogicalPlan::Ddl(ddl), store) => {
-                let (name, definition) = match ddl {
-                    DdlStatement::CreateView(view) => (view.name.table().to_owned(), Some(written)),
-                    DdlStatement::CreateExternalTable(table) => (table.name.table().to_owned(), Some(written)),
-                    DdlStatement::DropView(view) => (view.name.table().to_owned(), None),
-                    _ => return Ok(self.session.execute_logical_plan(plan).await?),
-                };
-                let is_view = self.memory(|m| m.views.contains_key(&name));
-                if matches!(ddl, DdlStatement::CreateView(_)) && !is_view && self.has_table(&name) {
-                    return Err(MergeError::new(Code::InvalidArgument, format!("there is a table `{name}`"))
-                        .help("DROP TABLE it first, or choose another name"));
-                }
-                let result = match ddl {
-                    // Also one that reads what is gone.
-                    DdlStatement::DropView(_) if is_view => {
-                        self.forget(&name)?;
-                        self.count("views", 1)?
-                    }
-                    DdlStatement::CreateView(view) if is_view && !view.or_replace => {
-                        return Err(MergeError::new(Code::InvalidArgument, format!("there is a view `{name}`"))
-                            .help("write CREATE OR REPLACE VIEW to replace it"));
-                    }
-                    _ => self.session.execute_logical_plan(plan).await?,
-                };
-                if let Some(store) = store {
-                    self.keep_definition(store, &name, definition)?;
-                }
-                self.memory(|m| match definition.filter(|_| is_view_plan) {
-                    Some(text) => drop(m.views.insert(name, text.to_owned())),
-                    None => drop(m.views.remove(&name)),
-                });
-                Ok(result)
-            }
-            _ => Ok(self.session.execute_logical_plan(plan).await?),
-        }
-    }
-
-    /// Whether a plan changes what tables of the folder hold, or which there are.
-    fn replaces_rows(&self, plan: &LogicalPlan) -> bool {
-        let name = match plan {
-            LogicalPlan::Ddl(DdlStatement::CreateMemoryTable(create)) if !create.temporary => &create.name,
-            LogicalPlan::Ddl(DdlStatement::DropTable(dropped)) => &dropped.name,
-            LogicalPlan::Dml(dml) => &dml.table_name,
-            _ => return false,
-        };
-        self.is_default(name) && !self.is_temporary(name.table())
-    }
-
-    /// Whether a name is one of the default schema.
-    pub(crate) fn is_default(&self, name: &datafusion::common::TableReference) -> bool {
-        let state = self.session.state();
-        let catalog = &state.config_options().catalog;
-        name.catalog().is_none_or(|c| c == catalog.default_catalog) && name.schema().is_none_or(|s| s == catalog.default_schema)
-    }
-
-    /// Plans SQL; a table name in quotes that is a file's is that file.
-    pub(crate) async fn plan_sql(&self, sql: &str) -> Result<LogicalPlan> {
-        let state = self.session.state();
-        let mut statement = state.sql_to_statement(sql, &state.config_options().sql_parser.dialect)?;
-        // DataFusion plans no temporary tables: the plan is that of a table, and is marked.
-        let temporary = match &mut statement {
-            ParsedStatement::Statement(parsed) => match parsed.as_mut() {
-                sqlparser::ast::Statement::CreateTable(create) => std::mem::take(&mut create.temporary),
-                _ => false,
-            },
-            _ => false,
-        };
-        for reference in state.resolve_table_references(&statement)? {
-            let path = std::path::Path::new(reference.table());
-            let bare = matches!(reference, datafusion::common::TableReference::Bare { .. });
-            let written = bare && !reference.table().starts_with("__mergeql_");
-            if written && Format::of_path(path).is_some() && !self.has_table(reference.table()) {
-                let (provider, _) = self.open_path(reference.table(), &ReadOptions::default()).await?;
-                self.shared.names.put_file(reference.table(), provider);
-            }
-        }
-        let mut plan = state.statement_to_plan(statement).await?;
-        if let (true, LogicalPlan::Ddl(DdlStatement::CreateMemoryTable(create))) = (temporary, &mut plan) {
-            create.temporary = true;
-        }
-        Ok(plan)
-    }
-
-    pub(crate) async fn insert_by_hand(&self, name: &str, input: LogicalPlan) -> Result<DataFrame> {
-        let storage = datafusion::common::TableReference::bare(self.storage_name(name));
-        let schema = self.session.table_provider(storage.clone()).await?.schema();
-        let mut batches = self.session.table(storage).await?.collect().await?;
-        let mut count = 0;
-        for batch in DataFrame::new(self.session.state(), input).collect().await.map_err(MergeError::running)? {
-            count += batch.num_rows() as u64;
-            let columns = schema
-                .fields()
-                .iter()
-                .map(|f| match batch.column_by_name(f.name()) {
-                    Some(column) => Ok(arrow::compute::cast(column, f.data_type())?),
-                    None => Ok(arrow::array::new_null_array(f.data_type(), batch.num_rows())),
-                })
-                .collect::<Result<Vec<ArrayRef>>>()?;
-            batches.push(RecordBatch::try_new(schema.clone(), columns)?);
-        }
-        let resolution = self.memory(|m| m.resolutions.get(name).cloned());
-        self.publish(name, Arc::new(MemTable::try_new(schema, vec![batches])?), resolution).await?;
-        self.count("count", count)
-    }
-}
-
-/// DataFusion's words for a NULL where there can be none, which name a column of its own plan.
-fn not_null(error: MergeError, table: &str) -> MergeError {
-    if !error.diagnostic.message.contains("declared as non-nullable") {
-        return error;
-    }
-    let message = format!("a row has NULL in a column of `{table}` that is NOT NULL");
-    MergeError::running(MergeError::new(Code::InvalidArgument, message))
 }
 
 /// Rows whose columns have this schema.
@@ -728,17 +430,4 @@ fn table_schema(new: &Schema, old: Option<SchemaRef>) -> SchemaRef {
     let was_not_null = |name: &str| old.as_ref().is_some_and(|o| o.field_with_name(name).is_ok_and(|f| !f.is_nullable()));
     let field = |f: &Arc<Field>| f.as_ref().clone().with_nullable(!was_not_null(f.name()));
     Arc::new(Schema::new(new.fields().iter().map(field).collect::<Vec<_>>()))
-}
-
-/// The text argument of `SELECT function('text')`, for the two functions that need the session and so stand alone.
-pub(crate) fn single_call(sql: &str, function: &str) -> Option<String> {
-    let rest = sql.trim().trim_end_matches(';').trim_end();
-    let (select, rest) = rest.split_at_checked(6)?;
-    let (name, arguments) = rest.trim_start().split_at_checked(function.len())?;
-    if !select.eq_ignore_ascii_case("select") || !name.eq_ignore_ascii_case(function) {
-        return None;
-    }
-    let text = arguments.trim().strip_prefix('(')?.strip_suffix(')')?.trim().strip_prefix('\'')?.strip_suffix('\'')?;
-    // A quote that is not doubled ends the text: then this is some other expression.
-    (!text.replace("''", "").contains('\'')).then(|| text.replace("''", "'"))
 }

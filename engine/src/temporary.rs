@@ -124,7 +124,7 @@ impl MergeContext {
         let config = state.config().clone().with_create_default_catalog_and_schema(false);
         let state = SessionStateBuilder::new_from_existing(state).with_config(config).with_catalog_list(Arc::new(catalogs));
         let session = SessionContext::new_with_state(state.build());
-        MergeContext { session, shared: self.shared.clone(), temporary: Some(own) }
+        MergeContext { session, shared: self.shared.clone(), temporary: Some(own), lasting: self.lasting }
     }
 
     /// A handle that sees what all see: a view must not come to be over a temporary table, which may have another's name.
@@ -179,8 +179,7 @@ impl MergeContext {
     /// Makes the temporary views those over the tables as they are now.
     pub(crate) async fn renew_temporary_views(&self) -> Result<()> {
         let Some(own) = &self.temporary else { return Ok(()) };
-        for name in own.table_names() {
-            let Some(table) = own.table(&name).await? else { continue };
+        for (name, table) in own.all() {
             let Some(view) = table.downcast_ref::<ViewTable>() else { continue };
             let definition = view.definition().cloned();
             let plan = match (self.current(view.logical_plan().clone()).await, &definition) {
@@ -233,7 +232,7 @@ impl MergeContext {
     /// Drops all temporary tables and views.
     pub(crate) fn drop_all_temporary(&self) {
         let Some(own) = &self.temporary else { return };
-        own.table_names().iter().for_each(|name| drop(own.deregister_table(name)));
+        own.all().iter().for_each(|(name, _)| drop(own.deregister_table(name)));
     }
 
     /// # Errors

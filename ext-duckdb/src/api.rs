@@ -214,7 +214,7 @@ pub unsafe fn load(info: Pointer, access: &Access) -> Result<(), String> {
     let read = unsafe { Api::read(table) }.ok_or("a function of DuckDB's C interface is missing")?;
     API.get_or_init(|| read);
     // SAFETY: these versions have the slots of v1.5.6.
-    SESSIONS.get_or_init(|| if at_least(library_version(), (1, 5, 6)) { unsafe { Sessions::read(table) } } else { None });
+    SESSIONS.get_or_init(|| if has_sessions(library_version()) { unsafe { Sessions::read(table) } } else { None });
     if at_least(library_version(), (1, 5, 0)) { Ok(()) } else { Err(TOO_OLD.to_owned()) }
 }
 
@@ -223,6 +223,11 @@ const TOO_OLD: &str = "MergeQL needs DuckDB 1.5 or newer";
 fn library_version() -> &'static str {
     // SAFETY: a static text of DuckDB's.
     unsafe { CStr::from_ptr((duckdb().library_version)()) }.to_str().unwrap_or_default()
+}
+
+/// Whether the slots of [`Sessions`] are where they are read, which is promised for no other version.
+fn has_sessions(version: &str) -> bool {
+    at_least(version, (1, 5, 6)) && (version.starts_with("v1.5.") || version.starts_with("v2.0."))
 }
 
 /// Whether a version is this one or a later one. Versions of other forms are builds from source, and new.

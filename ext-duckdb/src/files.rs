@@ -10,6 +10,7 @@ use mergeql_tensors::tables::{Arguments, FUNCTIONS, Function, Rows, type_of};
 use mergeql_tensors::{lora, methods};
 use mergeql_udfs::{Code, Error, Type};
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::CStr;
 use std::sync::Arc;
 
 /// How many arguments stand in order; the others have names.
@@ -104,14 +105,22 @@ unsafe fn check_access(info: Pointer) -> Result<(), Error> {
     let allowed = unsafe {
         let mut context = std::ptr::null_mut();
         (sessions.table_function_get_client_context)(info, &mut context);
-        let mut scope = 0;
-        let option = (sessions.client_context_get_config_option)(context, c"enable_external_access".as_ptr(), &mut scope);
+        let option = |name: &CStr| {
+            let mut scope = 0;
+            let option = (sessions.client_context_get_config_option)(context, name.as_ptr(), &mut scope);
+            if option.is_null() { None } else { Constant(option).given() }
+        };
+        let external = option(c"enable_external_access") == Some(Given::Flag(true));
+        let local = match option(c"disabled_filesystems") {
+            Some(Given::Text(disabled)) => !disabled.split(',').any(|name| name.trim() == "LocalFileSystem"),
+            _ => true,
+        };
         (sessions.destroy_client_context)(&mut context);
-        !option.is_null() && Constant(option).given() == Some(Given::Flag(true))
+        [(external, "enable_external_access is off"), (local, "disabled_filesystems has LocalFileSystem")]
     };
-    match allowed {
-        true => Ok(()),
-        false => Err(Error::new(Code::Unsupported, "files cannot be read here: enable_external_access is off")),
+    match allowed.iter().find(|(allowed, _)| !allowed) {
+        None => Ok(()),
+        Some((_, why)) => Err(Error::new(Code::Unsupported, format!("files cannot be read here: {why}"))),
     }
 }
 

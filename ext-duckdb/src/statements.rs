@@ -13,7 +13,9 @@ use crate::api::{Connection, Pointer, duckdb, text};
 use mergeql_lang::ast::{Explain, Merge, Name, Piece, Relation as Written, Source, Statement, StrategyBody};
 use mergeql_lang::lower::{DuckDb, DuckDbColumn, Lowering, STATE, duckdb_columns, duckdb_type_name, quote, text as literal};
 use mergeql_lang::plan::{Cell, Plan, Reading, Relation, SourceColumn};
-use mergeql_lang::{Diagnostic, Kept, Span, UserStrategies, bind, bind_into, check_unverified, find_strategy, parse};
+use mergeql_lang::{
+    Diagnostic, Kept, Span, UserStrategies, bind, bind_into, check_unverified, find_strategy, first_word, parse, reads,
+};
 use mergeql_udfs::{Code, Error, Type, Value};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -163,7 +165,7 @@ fn query_sql(statement: &str) -> Result<String> {
         Statement::Merge { explain: Explain::No, merge } => merge.into.is_some(),
         Statement::MergeInto { explain, .. } => explain == Explain::No,
         Statement::Sql(_) => match first_word(statement).to_ascii_uppercase().as_str() {
-            "SELECT" | "FROM" | "WITH" | "VALUES" | "TABLE" | "PIVOT" | "(" => false,
+            _ if reads(statement) => false,
             word @ ("EXPLAIN" | "DESCRIBE" | "SUMMARIZE" | "SHOW") => {
                 return Err(Diagnostic::new(Code::Unsupported, format!("a table function does not {} SQL", word.to_lowercase()))
                     .help(format!("put {word} before the whole query: {word} FROM mergeql.merge('...')")));
@@ -177,21 +179,6 @@ fn query_sql(statement: &str) -> Result<String> {
             .help("run the statement that SELECT mergeql_sql('...') gives"));
     }
     statement_sql(statement)
-}
-
-/// The first word of a statement, behind spaces and comments.
-fn first_word(statement: &str) -> &str {
-    let mut rest = statement.trim_start();
-    loop {
-        let after = match rest {
-            line if line.starts_with("--") => line.split_once('\n').map_or("", |(_, after)| after),
-            block if block.starts_with("/*") => block.split_once("*/").map_or("", |(_, after)| after),
-            _ => break,
-        };
-        rest = after.trim_start();
-    }
-    let end = rest.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(rest.len());
-    if end == 0 { rest.get(..1).unwrap_or_default() } else { &rest[..end] }
 }
 
 thread_local! {
@@ -270,6 +257,19 @@ fn lowered(pieces: &[Piece]) -> Result<String> {
     Ok(sql)
 }
 
+/// What a source names: a text that can be no file is a table's name.
+fn named(source: &Written, merge: &Merge) -> Written {
+    match source {
+        Written::Text(name)
+            if !name.value.contains(['.', '/', '\\', '*', '?', '['])
+                && !merge.options.iter().any(|(option, _)| option.value.eq_ignore_ascii_case("format")) =>
+        {
+            Written::Table(vec![Name { quoted: true, ..name.clone() }])
+        }
+        other => other.clone(),
+    }
+}
+
 /// How DuckDB reads a source.
 fn from(source: &Written, merge: &Merge) -> Result<String> {
     match source {
@@ -336,10 +336,11 @@ fn schema_then_query(statement: &str, sources: &[Source], merge: &Merge) -> Resu
     let mut ids = Vec::new();
     for (i, source) in sources.iter().enumerate() {
         let (row, id) = (quote(&format!("__mergeql_{i}")), quote(&format!("__mergeql_id_{i}")));
-        let from = from(&source.relation, merge)?;
+        let relation = named(&source.relation, merge);
+        let from = from(&relation, merge)?;
         types.push(format!("typeof({row})"));
         relations.push(format!("(SELECT * FROM {from}) AS {row}"));
-        if matches!(source.relation, Written::Table(_)) {
+        if matches!(relation, Written::Table(_)) {
             // What has no row ids, as a view, finds the one outside.
             ids.push(format!("typeof({id}.id)"));
             relations.push(format!(
@@ -446,6 +447,7 @@ fn relation(
     here: &[String],
     spellings: &mut Vec<String>,
 ) -> Result<Relation> {
+    let source = &named(source, merge);
     let mut columns = duckdb_columns(row).map_err(Box::<Diagnostic>::from)?;
     // Of a table that keeps states, a merge reads the values.
     columns.retain(|c| kept_in(c).is_none());

@@ -3,6 +3,8 @@
 
 use crate::api::{LogicalType, Pointer, duckdb, id, owned_text};
 use mergeql_udfs::{Bits, Code, Column, Data, Error, Strings, Type, Unit, Value};
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::sync::Arc;
 
 /// DuckDB's text: up to twelve bytes inside, else where they lie.
@@ -56,6 +58,21 @@ struct Interval {
     micros: i64,
 }
 
+/// The words of an ENUM, each copied when it is first met: a chunk has few of what may be many.
+struct Dictionary {
+    logical: LogicalType,
+    size: usize,
+    words: RefCell<HashMap<usize, Box<str>>>,
+}
+
+impl Dictionary {
+    fn word(&self, code: usize) -> Option<Box<str>> {
+        // SAFETY: the type is alive, and has so many words.
+        let read = || unsafe { owned_text((duckdb().enum_dictionary_value)(self.logical.0, code as u64)).into() };
+        (code < self.size).then(|| self.words.borrow_mut().entry(code).or_insert_with(read).clone())
+    }
+}
+
 /// A vector, its type and where its values lie.
 pub struct Vector {
     /// The type of the core.
@@ -66,7 +83,7 @@ pub struct Vector {
     /// The children of lists, arrays, maps and structs.
     children: Vec<Vector>,
     names: Vec<Arc<str>>,
-    dictionary: Vec<Box<str>>,
+    dictionary: Dictionary,
     array_size: usize,
 }
 
@@ -83,7 +100,7 @@ impl Vector {
             let logical = LogicalType((api.vector_get_column_type)(vector));
             let ty = logical.logical()?;
             let kind = logical.id();
-            let (mut children, mut names, mut dictionary, mut array_size) = (Vec::new(), Vec::new(), Vec::new(), 0);
+            let (mut children, mut names, mut size, mut array_size) = (Vec::new(), Vec::new(), 0, 0);
             match (kind, &ty) {
                 (id::LIST, _) => children.push(Vector::new((api.list_vector_get_child)(vector))?),
                 (id::ARRAY, _) => {
@@ -104,12 +121,11 @@ impl Vector {
                     }
                 }
                 (id::ENUM, _) => {
-                    for i in 0..(api.enum_dictionary_size)(logical.0) {
-                        dictionary.push(owned_text((api.enum_dictionary_value)(logical.0, i.into())).into());
-                    }
+                    size = (api.enum_dictionary_size)(logical.0) as usize;
                 }
                 _ => {}
             }
+            let dictionary = Dictionary { logical, size, words: RefCell::default() };
             let data = (api.vector_get_data)(vector).cast_const().cast();
             let validity = (api.vector_get_validity)(vector).cast_const();
             Ok(Vector { ty, id: kind, data, validity, children, names, dictionary, array_size })
@@ -208,12 +224,12 @@ impl Vector {
                 scale: (*scale).max(0) as u8,
             },
             (id::ENUM, _) => {
-                let code = match self.dictionary.len() {
+                let code = match self.dictionary.size {
                     0..=0xff => usize::from(self.at::<u8>(i)),
                     0x100..=0xffff => usize::from(self.at::<u16>(i)),
                     _ => self.at::<u32>(i) as usize,
                 };
-                self.dictionary.get(code).map_or(Value::Null, |word| Value::Text(word.clone()))
+                self.dictionary.word(code).map_or(Value::Null, Value::Text)
             }
             (id::LIST, _) => {
                 let (start, length): (u64, u64) = self.at::<[u64; 2]>(i).into();
@@ -394,7 +410,9 @@ pub unsafe fn put_value(vector: Pointer, i: usize, value: &Value, ty: &Type) -> 
             (Value::Date(v), Type::Date) => put(vector, i, *v),
             (Value::Time(nanos), Type::Time(_)) => put(vector, i, nanos / 1000),
             (Value::Timestamp { nanos, .. }, Type::Timestamp { unit, .. }) => {
-                put(vector, i, nanos.div_euclid(unit.nanos().into()) as i64);
+                // What is beyond the numbers of a unit is what is infinite there.
+                let ticks = nanos.div_euclid(unit.nanos().into());
+                put(vector, i, ticks.clamp(-i128::from(i64::MAX), i64::MAX.into()) as i64);
             }
             (Value::Interval { months, days, nanos }, Type::Interval) => {
                 put(vector, i, Interval { months: *months, days: *days, micros: nanos / 1000 });

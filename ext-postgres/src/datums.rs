@@ -197,6 +197,12 @@ impl PgType {
             if (*array).ndim > 1 {
                 return Err(Diagnostic::new(Code::Unsupported, "an array of more than one dimension is no list").into());
             }
+            // Behind the header lie the length of each dimension, and then where it begins.
+            let begins = array.add(1).cast::<i32>().add(1);
+            if (*array).ndim == 1 && *begins != 1 {
+                let message = format!("an array that begins at {} is no list", *begins);
+                return Err(Diagnostic::new(Code::Unsupported, message).help("array_agg(x) FROM unnest(...) begins at 1").into());
+            }
             let (mut values, mut nulls, mut n) = (std::ptr::null_mut(), std::ptr::null_mut(), 0);
             let length = self.length.into();
             pg_sys::deconstruct_array(array, self.base, length, self.by_value, self.align as _, &mut values, &mut nulls, &mut n);
@@ -225,7 +231,8 @@ impl PgType {
                 (Form::Numeric, v @ (Value::Int(_) | Value::Decimal { .. } | Value::Float(_))) => {
                     read(Oid::from(pg_sys::F_NUMERIC_IN), &v.to_string(), Oid::INVALID)
                 }
-                (Form::Text | Form::Padded, v) => bytes(shown(v).as_bytes()),
+                // Text has no place for a NUL there.
+                (Form::Text | Form::Padded, v) => bytes(shown(v).replace('\0', "\u{fffd}").as_bytes()),
                 (Form::Bytes, Value::Bytes(v)) => bytes(&v),
                 (Form::Encoded, v) => {
                     let mut writer = Writer::default();

@@ -9,11 +9,11 @@ use mergeql_lang::Diagnostic;
 use mergeql_tensors::method::Value as Given;
 use mergeql_tensors::tables::{self, Arguments, Function};
 use mergeql_udfs::{Code, Error, Value};
-use pgrx::pg_sys;
 #[cfg(feature = "pg13")]
 use pgrx::pg_sys::DEFAULT_ROLE_READ_SERVER_FILES as READ_SERVER_FILES;
 #[cfg(not(feature = "pg13"))]
 use pgrx::pg_sys::ROLE_PG_READ_SERVER_FILES as READ_SERVER_FILES;
+use pgrx::{PgMemoryContexts, pg_sys};
 use std::sync::Once;
 
 fn check_access() -> Result<(), Failure> {
@@ -105,10 +105,14 @@ fn rows(call: Call) -> Outcome {
     let types = expected.iter().map(|c| PgType::of(c.oid, c.typmod)).collect::<Result<Vec<_>, _>>()?;
     start_threads();
     let rows = function.open(arguments)?;
+    // What a row takes is given back before the next: it may be a whole tensor.
+    let mut memory = PgMemoryContexts::new("mergeql row");
     call.give_rows(|store, description| {
         for index in 0..rows.len() {
             pgrx::check_for_interrupts!();
             let values = rows.row(index, &computed)?;
+            // SAFETY: nothing of the row before is used any more.
+            unsafe { memory.reset() };
             let mut by_name = computed.iter().zip(values);
             let mut datums = vec![pg_sys::Datum::from(0); expected.len()];
             let mut nulls = vec![true; expected.len()];
@@ -116,7 +120,8 @@ fn rows(call: Call) -> Outcome {
             let mut next = by_name.next();
             for (at, column) in expected.iter().enumerate() {
                 if let Some((_, value)) = next.take_if(|(name, _)| **name == column.name) {
-                    if let Some(datum) = types[at].datum(value)? {
+                    // SAFETY: nothing else happens in this context.
+                    if let Some(datum) = unsafe { memory.switch_to(|_| types[at].datum(value)) }? {
                         (datums[at], nulls[at]) = (datum, false);
                     }
                     next = by_name.next();

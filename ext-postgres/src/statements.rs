@@ -9,7 +9,7 @@ use mergeql_lang::ast::{Explain, Merge, Name, Piece, Relation as Written, Return
 use mergeql_lang::diagnostic::nearest;
 use mergeql_lang::lower::{Lowering, Postgres, STATE, quote, text as literal};
 use mergeql_lang::plan::{Plan, Reading, Relation, SourceColumn};
-use mergeql_lang::{Diagnostic, Span, UserStrategies, bind, check_unverified, find_strategy, parse};
+use mergeql_lang::{Diagnostic, Span, UserStrategies, bind, check_unverified, find_strategy, parse, reads};
 use mergeql_udfs::{Code, Type};
 use pgrx::pg_sys;
 use std::collections::BTreeMap;
@@ -132,10 +132,8 @@ impl Session<'_> {
                 Lowered::Query(self.explained(&plan, explain)?)
             }
             Statement::Sql(pieces) => {
-                let first = statement.split_whitespace().next().unwrap_or_default().to_ascii_uppercase();
                 let sql = self.pieces(&pieces)?;
-                let reads = matches!(first.as_str(), "SELECT" | "WITH" | "VALUES" | "TABLE") || first.starts_with('(');
-                if reads { Lowered::Query(sql) } else { Lowered::command(sql) }
+                if reads(statement) { Lowered::Query(sql) } else { Lowered::command(sql) }
             }
             Statement::ShowStrategies => Lowered::Query(format!("SELECT * FROM {}()", self.own("mergeql_strategies"))),
             Statement::CreateStrategy { or_replace, name, body, .. } => {
@@ -240,11 +238,15 @@ impl Session<'_> {
         if kept.is_some() {
             columns.retain(|c| c.name != STATE);
         }
+        // What a foreign server holds, or tables that inherit, a NOT NULL says nothing of.
         let not_null = match &found {
             Some((schema, name)) => {
                 let sql = "SELECT a.attname FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_class c ON c.oid = a.attrelid \
                            JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
-                           WHERE n.nspname = $1 AND c.relname = $2 AND a.attnum > 0 AND a.attnotnull";
+                           WHERE n.nspname = $1 AND c.relname = $2 AND a.attnum > 0 AND a.attnotnull \
+                           AND c.relkind IN ('r', 'p', 'm') AND (c.relkind = 'p' OR NOT c.relhassubclass) \
+                           AND NOT EXISTS (SELECT FROM pg_catalog.pg_constraint k \
+                           WHERE k.conrelid = c.oid AND k.contype = 'n' AND NOT k.convalidated)";
                 self.spi.texts(sql, &[schema, name])?.into_iter().flatten().flatten().collect()
             }
             None => Vec::new(),

@@ -15,7 +15,8 @@ fn show(state: &[u8]) -> Result<String, Failure> {
     let opened = catalog::open(state)?;
     let shown = Value::record(vec![
         ("type".into(), Value::text(opened.spec().name)),
-        ("value".into(), opened.value()?),
+        // A state whose value does not fit anywhere can be kept, joined and dumped all the same.
+        ("value".into(), opened.value().unwrap_or(Value::Null)),
         ("state".into(), Value::Bytes(state.into())),
     ]);
     Ok(shown.to_json())
@@ -31,7 +32,11 @@ fn read(text: &str) -> Result<Vec<u8>, Failure> {
                 Some((_, Value::Text(digits))) => digits.trim_start_matches("\\x").to_owned(),
                 _ => return Err(not_a_state("the JSON has no `state`")),
             },
-            _ => return Err(not_a_state("it is neither JSON nor bytes (`\\x...`)")),
+            // The value may nest deeper than JSON that is read here; the bytes stand behind it.
+            _ => match trimmed.rsplit_once("\"state\":\"").and_then(|(_, digits)| digits.strip_suffix("\"}")) {
+                Some(digits) => digits.trim_start_matches('\\').trim_start_matches('x').to_owned(),
+                None => return Err(not_a_state("it is neither JSON nor bytes (`\\x...`)")),
+            },
         },
     };
     let digit = |i: usize| digits.get(i..i + 2).and_then(|pair| u8::from_str_radix(pair, 16).ok());

@@ -1,7 +1,8 @@
 //! Tables that keep states: how their rows are resolved is a comment in the table's own text, which stays with it when it is renamed,
 //! dumped or copied; deleted rows lie in a table beside.
 
-use crate::statements::{Described, Result, Session};
+use crate::sources::Described;
+use crate::statements::{Result, Session};
 use crate::values::shown;
 use mergeql_lang::ast::{Explain, Into, Name, Relation as Written, Source};
 use mergeql_lang::lower::{DELETED, Lowering, STATE, Sqlite, quote, sqlite_type_name};

@@ -20,6 +20,7 @@ mod kept;
 pub mod replicas;
 pub mod scalars;
 pub mod slots;
+mod sources;
 pub mod statements;
 pub mod table;
 pub mod values;

@@ -79,16 +79,19 @@ fn divide(arguments: &[Value]) -> mergeql_udfs::Result<Value> {
     }
 }
 
-/// A pattern of LIKE as a pattern of GLOB.
+/// A pattern of LIKE, with backslashes as escapes, as a pattern of GLOB.
 fn glob(arguments: &[Value]) -> mergeql_udfs::Result<Value> {
     let Value::Text(pattern) = &arguments[0] else { return Ok(Value::Null) };
     let mut out = String::with_capacity(pattern.len());
-    for c in pattern.chars() {
+    let mut all = pattern.chars();
+    while let Some(c) = all.next() {
         match c {
             '%' => out.push('*'),
             '_' => out.push('?'),
-            '*' | '?' | '[' => out.extend(['[', c, ']']),
-            c => out.push(c),
+            c => match if c == '\\' { all.next().unwrap_or(c) } else { c } {
+                c @ ('*' | '?' | '[') => out.extend(['[', c, ']']),
+                c => out.push(c),
+            },
         }
     }
     Ok(Value::text(out))

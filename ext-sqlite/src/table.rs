@@ -7,11 +7,11 @@ use crate::values::{guarded, shown};
 use mergeql_lang::Diagnostic;
 use mergeql_lang::lower::quote;
 use mergeql_udfs::{Code, catalog};
-use rusqlite::types::{Value, ValueRef};
+use rusqlite::types::{ToSqlOutput, Value, ValueRef};
 use rusqlite::vtab::{
     Context, CreateVTab, Filters, IndexConstraintOp, IndexInfo, Module, VTab, VTabConfig, VTabConnection, VTabCursor, VTabKind,
 };
-use rusqlite::{Connection, ffi};
+use rusqlite::{Connection, ErrorCode, ffi};
 use std::borrow::Cow;
 use std::cell::Cell;
 use std::ffi::{CStr, CString, c_int};
@@ -187,6 +187,13 @@ fn c_text(text: &str) -> rusqlite::Result<CString> {
     CString::new(text).map_err(|_| shown(Diagnostic::new(Code::Syntax, "a statement has no NUL characters")))
 }
 
+/// Whether an error is of this moment, and not of the sources.
+fn passes(error: &rusqlite::Error) -> bool {
+    use ErrorCode::{DatabaseBusy, DatabaseLocked, OperationInterrupted, OutOfMemory, SystemIoFailure};
+    let codes = [DatabaseBusy, DatabaseLocked, OperationInterrupted, OutOfMemory, SystemIoFailure];
+    error.sqlite_error_code().is_some_and(|code| codes.contains(&code))
+}
+
 // SAFETY: SQLite's part is the first field.
 unsafe impl<'vtab> VTab<'vtab> for Merged {
     type Aux = ();
@@ -203,6 +210,8 @@ unsafe impl<'vtab> VTab<'vtab> for Merged {
     ) -> rusqlite::Result<(Cow<'static, CStr>, Self)> {
         match guarded(|| Merged::open(database, arguments)) {
             Ok((schema, table)) => Ok((Cow::Owned(schema), table)),
+            // What passes leaves the table as it is: the next statement tries again.
+            Err(error) if passes(&error) => Err(error),
             Err(_) => {
                 // SAFETY: as in `open`.
                 let handle = unsafe { database.handle() };
@@ -444,8 +453,10 @@ unsafe impl VTabCursor for Rows<'_> {
             match ffi::sqlite3_column_type(self.prepared, i) {
                 ffi::SQLITE_INTEGER => Value::Integer(ffi::sqlite3_column_int64(self.prepared, i)),
                 ffi::SQLITE_FLOAT => Value::Real(ffi::sqlite3_column_double(self.prepared, i)),
+                // As it is: a key need not be UTF-8.
                 ffi::SQLITE_TEXT => {
-                    Value::Text(String::from_utf8_lossy(&bytes(ffi::sqlite3_column_text(self.prepared, i).cast())).into_owned())
+                    let text = bytes(ffi::sqlite3_column_text(self.prepared, i).cast());
+                    return context.set_result(&ToSqlOutput::Borrowed(ValueRef::Text(&text)));
                 }
                 ffi::SQLITE_BLOB => Value::Blob(bytes(ffi::sqlite3_column_blob(self.prepared, i).cast())),
                 _ => Value::Null,

@@ -131,7 +131,8 @@ fn explain_word(explain: Explain) -> &'static str {
 }
 
 fn name(name: &Name) -> String {
-    if name.quoted { format!("\"{}\"", name.value.replace('"', "\"\"")) } else { name.value.clone() }
+    let plain = name.value.chars().enumerate().all(|(i, c)| c == '_' || c.is_alphabetic() || (i > 0 && c.is_alphanumeric()));
+    if name.quoted || !plain { format!("\"{}\"", name.value.replace('"', "\"\"")) } else { name.value.clone() }
 }
 
 fn names<'a>(all: impl IntoIterator<Item = &'a Name>) -> String {

@@ -333,7 +333,10 @@ fn differs(given: &Merge, kept: &Merge) -> bool {
         let mut parts = a.columns.iter().zip(&b.columns);
         a.row == b.row && a.columns.len() == b.columns.len() && parts.all(|(x, y)| x.1 == y.1 && is_called(given, &x.0, &y.0))
     };
-    let other_version = given.version.as_ref().is_some_and(|a| !kept.version.as_ref().is_some_and(|b| same_version(a, b)));
+    // What a merge without VERSION BY goes by is `_ts`.
+    let usual = VersionBy { columns: vec![(plain("_ts"), false)], row: false };
+    let kept_version = kept.version.as_ref().unwrap_or(&usual);
+    let other_version = given.version.as_ref().is_some_and(|a| !same_version(a, kept_version));
     let other_delete = given.delete.as_ref().is_some_and(|a| !kept.delete.as_ref().is_some_and(|b| is_called(given, a, b)));
     other_strategy || other_version || other_delete
 }

@@ -21,6 +21,6 @@ pub use diagnostic::{Diagnostic, Result, Span};
 pub use exact::{make_exact, printed};
 pub use format::{format, merge_text, models_text, resolution};
 pub use kept::Kept;
-pub use parser::{is_incomplete, parse, split};
+pub use parser::{first_word, is_incomplete, parse, reads, split};
 pub use strategies::{check_strategy, check_unverified, entry_of, find_strategy};
 pub use target::{added_columns, bind_into, check_fit, grows};

@@ -4,7 +4,8 @@ use crate::ast::{Explain, Into, Name, Returning, StrategyBody};
 use crate::exact::printed;
 use mergeql_udfs::catalog::Entry;
 use mergeql_udfs::{Call, Type, Value};
-use sqlparser::ast::Expr;
+use sqlparser::ast::{Expr, Query, Visit, Visitor};
+use std::ops::ControlFlow;
 
 /// What a host knows of a source.
 #[derive(Debug, Clone, PartialEq)]
@@ -238,6 +239,19 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// Whether there is a query in WHERE.
+    pub fn filter_asks(&self) -> bool {
+        struct Queries;
+        impl Visitor for Queries {
+            type Break = ();
+
+            fn pre_visit_query(&mut self, _: &Query) -> ControlFlow<()> {
+                ControlFlow::Break(())
+            }
+        }
+        self.filter.as_ref().is_some_and(|filter| filter.visit(&mut Queries).is_break())
+    }
+
     /// The option of this name.
     pub fn option(&self, name: &str) -> Option<&Value> {
         self.options.iter().find(|(n, _)| n.value.eq_ignore_ascii_case(name)).map(|(_, v)| v)

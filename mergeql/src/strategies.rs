@@ -31,7 +31,7 @@ pub fn check_strategy(user: &UserStrategies, or_replace: bool, name: &Name, body
     if catalog::find(&name.value).is_some() {
         return refuse(Code::InvalidArgument, format!("`{}` is built in", name.value));
     }
-    if user.contains_key(&name.value) && !or_replace {
+    if find_user(user, name).is_some() && !or_replace {
         return refuse(Code::InvalidArgument, format!("the strategy `{}` is there already; write CREATE OR REPLACE", name.value));
     }
     match body {
@@ -43,14 +43,15 @@ pub fn check_strategy(user: &UserStrategies, or_replace: bool, name: &Name, body
                 if next == name.value {
                     return refuse(Code::InvalidArgument, format!("`{}` would stand for itself", name.value));
                 }
-                match user.get(next) {
-                    Some(StrategyBody::Alias(inner)) => {
+                let called = Name { value: next.to_owned(), quoted: false, span: name.span };
+                match find_user(user, &called) {
+                    Some((_, StrategyBody::Alias(inner))) => {
                         next = inner.name.value.strip_prefix("custom:").unwrap_or(&inner.name.value);
                     }
                     _ => break,
                 }
             }
-            if catalog::find(own).is_none() && !user.contains_key(own) {
+            if catalog::find(own).is_none() && find_user(user, &call.name).is_none() {
                 let error = Diagnostic::at(Code::UnknownStrategy, call.name.span, format!("no strategy is called `{own}`"));
                 let mut names: Vec<&str> = catalog::names().collect();
                 names.extend(user.keys().map(String::as_str));
@@ -120,7 +121,7 @@ pub fn find_strategy<'a>(user: &'a UserStrategies, name: &Name) -> Result<&'a st
 
 /// Functions, on any host, that give another answer each time.
 fn changes(function: &ObjectName) -> bool {
-    const NAMES: [&str; 32] = [
+    const NAMES: [&str; 37] = [
         "random",
         "rand",
         "setseed",
@@ -153,6 +154,11 @@ fn changes(function: &ObjectName) -> bool {
         "last_insert_rowid",
         "txid_current",
         "pg_backend_pid",
+        "uuid_generate_v1",
+        "uuid_generate_v4",
+        "current_user",
+        "session_user",
+        "current_role",
     ];
     // Whatever schema it is called in.
     let last = function.0.last().and_then(|part| part.as_ident());

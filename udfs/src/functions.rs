@@ -163,8 +163,11 @@ fn of_every_state() -> Vec<Function> {
             |a| {
                 with_value(a, |v| match v {
                     Value::Null => Ok(v),
-                    Value::Timestamp { nanos, .. } => Ok(Value::Timestamp { nanos, zoned: false }),
-                    Value::Date(days) => Ok(Value::Timestamp { nanos: i128::from(days) * 86_400_000_000_000, zoned: false }),
+                    Value::Timestamp { nanos, .. } => in_micros(nanos),
+                    Value::Date(days) if days.unsigned_abs() >= i32::MAX as u32 => {
+                        in_micros(i128::from(days.signum()) * INFINITE * 1000)
+                    }
+                    Value::Date(days) => in_micros(i128::from(days) * 86_400_000_000_000),
                     other => Err(not_a(&other, "a timestamp")),
                 })
             },
@@ -354,4 +357,20 @@ pub fn check_count(name: &str, least: usize, given: usize) -> Result<()> {
 
 fn text_of(value: &Value) -> Value {
     if value.is_null() { Value::Null } else { Value::text(value.to_string()) }
+}
+
+/// Microseconds, in nanoseconds, of what is later than any time.
+const INFINITE: i128 = i64::MAX as i128;
+
+/// A timestamp of whole microseconds, rounded down.
+fn in_micros(nanos: i128) -> Result<Value> {
+    // The ends of the numbers of a unit are what is infinite in it.
+    let infinite = [1_000, 1_000_000, 1_000_000_000].iter().any(|unit| nanos.abs() == INFINITE * unit);
+    let micros = if infinite { nanos.signum() * INFINITE } else { nanos.div_euclid(1000) };
+    if micros.abs() > INFINITE {
+        let time = Value::Timestamp { nanos, zoned: false };
+        return Err(Error::new(Code::LimitExceeded, format!("{time} is outside of what a timestamp of microseconds holds"))
+            .with_help("crdt_value_text gives it as text"));
+    }
+    Ok(Value::Timestamp { nanos: micros * 1000, zoned: false })
 }

@@ -4,7 +4,7 @@
 use mergeql_udfs::codec::{self, Writer};
 use mergeql_udfs::laws::{Machine, Row, Store, check, check_machine, rows_of};
 use mergeql_udfs::slot::Shape;
-use mergeql_udfs::{Call, Code, Result, Type, Value, catalog, functions};
+use mergeql_udfs::{Call, Code, Result, Type, Unit, Value, catalog, functions};
 
 #[test]
 fn every_strategy_keeps_every_law() {
@@ -446,6 +446,60 @@ fn states_inside_states_have_an_end() {
             Err(error) => assert!(depth >= 32 && error.code == Code::CorruptState, "{depth}: {error}"),
         }
     }
+}
+
+/// The bytes that two digits each say.
+fn bytes_of(digits: &str) -> Vec<u8> {
+    digits.as_bytes().chunks(2).map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap()).collect()
+}
+
+/// A chain of states of `state`, which none of them may hold, does not go as deep as it is long.
+#[test]
+fn states_of_state_hold_none() {
+    let mut state = bytes_of("4d510120000100c19ae99f");
+    assert!(catalog::open(&state).is_ok());
+    for _ in 0..2_000 {
+        let mut body = Writer::default();
+        body.bytes(&state);
+        state = codec::seal(32, 0, body.as_bytes());
+    }
+    assert_eq!(catalog::open(&state).unwrap_err().code, Code::CorruptState);
+}
+
+/// What is in canonical form and right by its checksum, and yet said by no row.
+#[test]
+fn states_that_no_row_makes_are_refused() {
+    for (what, digits) in [
+        ("NULL in `lww` without RESPECT NULLS", "4d5101010008000000010001030a16698f72"),
+        ("NULL in `max`", "4d510103000301000036f433b4"),
+        ("NaN with a version in `all`", "4d510112001000000101030a0104000000000000f87f424e566e"),
+        ("an index of a set", "4d51010c0206020203020304012a1e7b0667"),
+        ("a first interesting column of a sparse `cpc`", "4d5101240015140401100b3f0acc930200000001000000be2803008c94e97b"),
+        ("a NULL among the ranks of `source`", "4d51010800080100010601610100c22a79f0"),
+    ] {
+        assert_eq!(catalog::open(&bytes_of(digits)).map(drop).unwrap_err().code, Code::CorruptState, "{what}");
+    }
+    let refused = Call::new(vec![Type::Text, Type::Text]).with_arg("sources", Value::List(vec![Value::Null, Value::text("crm")]));
+    let error = catalog::find("source").unwrap().bind(&refused).map(drop).unwrap_err();
+    assert_eq!(error.code, Code::InvalidArgument, "{error}");
+}
+
+/// A time in another unit than microseconds is that time, rounded down, or said to be none of them.
+#[test]
+fn timestamps_of_states_are_rounded_one_way() {
+    let read = functions::all().into_iter().find(|f| f.name == "crdt_value_timestamp").unwrap();
+    let day = 86_400_000_000_000i128;
+    let value = |value: Value, ty: Type| (read.run)(&[Value::Bytes(state_of("max", &[ty], &[&[value]]).into())]);
+    let nanos = Type::Timestamp { unit: Unit::Nanosecond, zone: None };
+    let at = |nanos: i128| Value::Timestamp { nanos, zoned: false };
+    assert_eq!(value(at(-1), nanos.clone()).unwrap(), at(-1000));
+    assert_eq!(value(Value::Date(-1), Type::Date).unwrap(), at(-day));
+    let infinite = i128::from(i64::MAX) * 1000;
+    assert_eq!(value(Value::Date(i32::MAX), Type::Date).unwrap(), at(infinite));
+    assert_eq!(value(Value::Date(-i32::MAX), Type::Date).unwrap(), at(-infinite));
+    let seconds = Type::Timestamp { unit: Unit::Second, zone: None };
+    assert_eq!(value(at(i128::from(i64::MAX) * 1_000_000_000), seconds.clone()).unwrap(), at(infinite));
+    assert_eq!(value(at(10i128.pow(22)), seconds).unwrap_err().code, Code::LimitExceeded);
 }
 
 /// The state of these rows.

@@ -8,7 +8,7 @@ import sys
 import duckdb
 from merge_cases import CASES
 
-RIVALS = ["duckdb", "polars", "datafusion"]
+RIVALS = os.environ.get("MERGEQL_BENCH_RIVALS", "duckdb,polars,datafusion").split(",")
 here = os.path.dirname(os.path.abspath(__file__))
 ours, folder, sizes = os.path.abspath(sys.argv[1]), sys.argv[2], [int(r) for r in sys.argv[3:]]
 runs = int(os.environ.get("MERGEQL_BENCH_RUNS", "3"))

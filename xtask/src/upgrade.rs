@@ -61,6 +61,13 @@ fn with_parameters(text: &str) -> &str {
     text
 }
 
+/// A signature as DROP takes it.
+fn without_defaults(signature: &str) -> String {
+    let Some((name, parameters)) = signature.trim_end_matches(')').split_once('(') else { return signature.to_owned() };
+    let plain = |parameter: &str| parameter.split(" DEFAULT ").next().unwrap_or_default().trim().to_owned();
+    format!("{name}({})", parameters.split(',').map(plain).collect::<Vec<_>>().join(", "))
+}
+
 fn about(statement: &str) -> About {
     let after = |start: &str| statement.strip_prefix(start).map(str::trim);
     for (kind, start) in [("FUNCTION", "CREATE FUNCTION "), ("PROCEDURE", "CREATE PROCEDURE "), ("AGGREGATE", "CREATE AGGREGATE ")]
@@ -121,7 +128,10 @@ pub fn script(old: &str, new: &str) -> Result<String, String> {
         let about = about(statement);
         if !wanted.contains_key(&about) {
             match about {
-                About::Replaceable(kind, name) | About::Object(kind @ ("CAST" | "OPERATOR"), name) => {
+                About::Replaceable(kind, name) => {
+                    let _ = writeln!(out, "DROP {kind} {};", without_defaults(&name));
+                }
+                About::Object(kind @ ("CAST" | "OPERATOR"), name) => {
                     let _ = writeln!(out, "DROP {kind} {name};");
                 }
                 About::Comment(_) => {}
@@ -162,7 +172,7 @@ pub fn rehearsal(script: &str) -> String {
         let statement = match about(&statement) {
             About::Comment(object) if object.contains("crdt_lww(") => format!("COMMENT ON {object} IS 'said otherwise'"),
             About::Replaceable("FUNCTION", name) if name == "mergeql_divide(integer, integer)" => {
-                statement.replace("SELECT $1 / $2", "SELECT $1 - $2")
+                statement.replace("$1 OPERATOR(pg_catalog./) $2", "$1 OPERATOR(pg_catalog.-) $2")
             }
             _ => statement,
         };

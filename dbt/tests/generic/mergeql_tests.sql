@@ -9,11 +9,12 @@
     {%- for column in columns or (adapter.get_columns_in_relation(model) | map(attribute='name') if model is not string else []) -%}{%- do names.append(adapter.quote(column)) -%}{%- endfor -%}
   {%- endif -%}
   {%- set list = names | join(', ') if names else '*' -%}
-  with rebuilt as (select {{ list }} from ({{ mergeql.statement(mergeql.merge_text(shuffled, key, strategies, version_by, default, delete_by)) }}) as r),
+  {%- set condition = ' where ' ~ config.get('where') if config.get('where') else '' -%}
+  with rebuilt as (select {{ list }} from ({{ mergeql.statement(mergeql.merge_text(shuffled, key, strategies, version_by, default, delete_by)) }}) as r{{ condition }}),
   model as (select {{ list }} from {{ model }})
-  (select 'only in the model' as difference, m.* from (select * from model except select * from rebuilt) as m)
+  (select 'only in the model' as difference, m.* from (select * from model except all select * from rebuilt) as m)
   union all
-  (select 'only when rebuilt' as difference, r.* from (select * from rebuilt except select * from model) as r)
+  (select 'only when rebuilt' as difference, r.* from (select * from rebuilt except all select * from model) as r)
 {% endtest %}
 
 {#- No cell of the merge has contributing values that differ. -#}

@@ -121,7 +121,7 @@ pub async fn run() -> ExitCode {
         match interruptible(dispatch(arguments)).await {
             Some(result) => result,
             None => {
-                eprintln!("interrupted: nothing was written");
+                eprintln!("interrupted: the statement that was running wrote nothing");
                 return ExitCode::from(130);
             }
         }

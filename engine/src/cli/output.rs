@@ -145,7 +145,8 @@ impl Output {
             (_, Some(format)) => {
                 bar.done();
                 match sinks::write_to(std::io::stdout(), format, rows).await {
-                    Err(e) if e.to_string().contains("Broken pipe") => Ok(()),
+                    // Whoever read what is printed has enough; what the rows say is not meant.
+                    Err(e) if e.code() == Code::Io && e.diagnostic.message.ends_with("Broken pipe (os error 32)") => Ok(()),
                     other => other.map(drop),
                 }
             }

@@ -9,6 +9,7 @@ pub(crate) mod folds;
 mod leaves;
 pub(crate) mod ranges;
 mod schedule;
+pub(crate) mod singles;
 mod worker;
 
 use crate::context::MergeContext;
@@ -134,6 +135,11 @@ impl Client {
             .with_distributed_desired_task_count_handler(leaves::Desired { task_size: self.task_size })
             .with_distributed_scale_up_leaf_node_handler(leaves::scale_up)
             .with_distributed_planner()
+    }
+
+    /// Looks which workers are there, for a statement that does not begin anew if one is lost.
+    pub(crate) async fn look(&self) {
+        self.gather().await.ok();
     }
 
     /// Asks every worker whether it is there.

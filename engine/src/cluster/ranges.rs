@@ -71,6 +71,8 @@ pub(crate) async fn divide(merge: &Merge, plan: &Plan, user_defined: bool, task_
     let simple = merge.limit.is_none() && merge.offset.is_none() && merge.map.is_empty() && !user_defined;
     // Its arguments are sources by their names, which are other paths in the statements of the ranges.
     let simple = simple && plan.cells.iter().all(|cell| cell.entry.spec().name != "source");
+    // A query in WHERE may read what is this session's alone.
+    let simple = simple && !plan.filter_asks();
     let key = plan.key_columns().first()?;
     if !whole || !simple || !matches!(key.ty, Type::Int { signed: true, .. } | Type::Text) {
         return None;

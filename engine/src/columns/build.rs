@@ -184,7 +184,7 @@ fn from_refs(values: &[&Value], ty: &DataType) -> Result<ArrayRef> {
             for v in values {
                 match v {
                     Value::Null => builder.append_null(),
-                    Value::Timestamp { nanos: n, .. } => builder.append_value(fitting(v, n / nanos)?),
+                    Value::Timestamp { nanos: n, .. } => builder.append_value(fitting(v, n.div_euclid(nanos))?),
                     Value::Time(n) => builder.append_value(fitting(v, i128::from(*n) / nanos)?),
                     other => return Err(wrong(other)),
                 }

@@ -104,7 +104,7 @@ pub async fn run(context: &MergeContext, explain: bool, models: Models) -> Resul
     if explain {
         let describe = move || {
             let searched = search.as_ref().map(Search::describe);
-            let plan = planned(search.map_or(request, |s| s.middle()))?.0;
+            let plan = search.as_ref().map_or_else(|| planned(request), example)?.0;
             let mut rows = describe(&plan, into.as_deref());
             rows.extend(searched.map(|text| ("search".to_owned(), text)));
             Ok(rows)
@@ -154,6 +154,18 @@ pub async fn run(context: &MergeContext, explain: bool, models: Models) -> Resul
     Ok(context.session().read_batch(functions::merged(&plan, &hashes, searched)?)?)
 }
 
+/// The plan of one of the merges that a search is among: which tensors there are, and of which models.
+fn example(search: &Search) -> Result<(Plan, Option<serde_json::Value>), Error> {
+    let mut wrong = None;
+    for request in search.examples() {
+        match planned(request) {
+            Err(error) if error.code == Code::InvalidArgument => drop(wrong.get_or_insert(error)),
+            found => return found,
+        }
+    }
+    Err(wrong.unwrap_or_else(|| Error::invalid_argument("there is nothing to search for")))
+}
+
 /// Searches for parameters: the request with the best of them, and what is said of it in the model card. Candidates and the journal lie
 /// beside the output, so that a search that was stopped goes on.
 fn found(
@@ -177,7 +189,7 @@ fn found(
     };
     std::fs::create_dir_all(&folder).map_err(|e| failed(&folder, e))?;
     // The models are hashed once, for all candidates.
-    let first = Sealed::new(planned(search.middle())?.0)?;
+    let first = Sealed::new(example(&search)?.0)?;
     let (hashes, base) = (first.models, first.base);
     search.in_order(&hashes);
     let (fitness, described) = (search.fitness.clone(), search.describe());

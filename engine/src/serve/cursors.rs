@@ -1,6 +1,7 @@
 //! Cursors of Postgres' protocol: a query whose rows are fetched some at a time. The query may be a MERGE.
 
-use super::postgres::{Held, QUERY, Service, look, marked, refused, timeout, told};
+use super::postgres::{Service, look, refused, timeout, told};
+use super::prepared::{Held, QUERY, marked};
 use super::rows::fields;
 use crate::error::{MergeError, Result};
 use crate::prepare::Prepared;

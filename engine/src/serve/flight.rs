@@ -3,7 +3,7 @@
 use super::incoming::{GREETING, Heard, incoming};
 use super::limits::Limits;
 use super::{Credentials, Options, Tls};
-use crate::context::MergeContext;
+use crate::context::{Lasting, MergeContext};
 use crate::error::{MergeError, Result};
 use crate::prepare::{Prepared, bound, touched};
 use crate::spool::Spool;
@@ -268,9 +268,9 @@ impl Flight {
         Ok(Flight { context, limits, credentials, sessions, counts, prepared, about: about()? })
     }
 
-    async fn look(&self, text: &str) -> std::result::Result<Prepared, Status> {
+    async fn look(&self, text: &str, lasting: Lasting) -> std::result::Result<Prepared, Status> {
         let turn = self.limits.turn(None).await.map_err(status)?;
-        let (context, text) = (self.context.clone(), text.to_owned());
+        let (context, text) = (self.context.lasting(lasting), text.to_owned());
         turn.run(async move { context.prepare(&text).await }).await.map_err(status)
     }
 
@@ -397,7 +397,7 @@ impl FlightSqlService for Flight {
         query: CommandStatementQuery,
         request: Request<FlightDescriptor>,
     ) -> std::result::Result<Response<FlightInfo>, Status> {
-        let (schema, handle) = match self.look(&query.query).await? {
+        let (schema, handle) = match self.look(&query.query, Lasting::No).await? {
             Prepared::Query(frame) => (plain_schema(frame.schema().as_arrow()), format!("q{}", query.query)),
             // Asking for a command's result is what runs it: clients may never fetch the one row of it.
             Prepared::Command { .. } => (count_schema(), format!("c{}", self.counts.keep(self.text(query.query).await?))),
@@ -412,7 +412,7 @@ impl FlightSqlService for Flight {
     ) -> std::result::Result<Response<Rows>, Status> {
         let handle = String::from_utf8_lossy(&ticket.statement_handle).into_owned();
         if let Some(text) = handle.strip_prefix('q') {
-            return match self.look(text).await? {
+            return match self.look(text, Lasting::No).await? {
                 Prepared::Query(frame) => self.rows(frame).await,
                 Prepared::Command { .. } => Err(Status::invalid_argument("the ticket is not one of this server's")),
             };
@@ -469,7 +469,7 @@ impl FlightSqlService for Flight {
         query: ActionCreatePreparedStatementRequest,
         _: Request<Action>,
     ) -> std::result::Result<ActionCreatePreparedStatementResult, Status> {
-        let (plan, command) = match self.look(&query.query).await? {
+        let (plan, command) = match self.look(&query.query, Lasting::Files).await? {
             Prepared::Query(frame) => (Some(frame.into_unoptimized_plan()), false),
             Prepared::Command { plan, .. } => (plan, true),
         };

@@ -13,6 +13,7 @@ pub(crate) mod limits;
 mod login;
 mod parameters;
 mod postgres;
+mod prepared;
 mod rows;
 
 use crate::context::MergeContext;

@@ -1,6 +1,7 @@
 //! Parameters of Postgres' protocol: their types, and their values in a plan.
 
-use super::postgres::{Held, told};
+use super::postgres::told;
+use super::prepared::Held;
 use crate::error::{MergeError, Result};
 use crate::prepare::bound;
 use arrow::datatypes::{DataType, i256};

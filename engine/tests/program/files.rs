@@ -577,3 +577,13 @@ fn nothing_of_a_file_is_lost() {
     let (_, error) = failure(&run("CREATE STRATEGY f AS FOLD (a, b) -> a + b; VERIFY STRATEGY f CASES 100000000000"));
     assert!(error.contains("CASES is at most"), "{error}");
 }
+
+/// What a row says is no word of the system's.
+#[test]
+fn an_error_about_a_broken_pipe_is_told() {
+    let folder = sources();
+    std::fs::write(folder.path().join("notes.csv"), "id,note\n1,Broken pipe\n").unwrap();
+    let cast = "SELECT CAST(note AS BIGINT) AS n FROM 'notes.csv'";
+    let (code, error) = failure(&run(folder.path(), &["-c", cast, "--format", "csv"]));
+    assert!(code == 1 && error.contains("Broken pipe"), "{error}");
+}

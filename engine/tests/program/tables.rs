@@ -84,7 +84,7 @@ fn views_are_over_tables_as_they_are() {
 fn files_of_a_folder_of_tables() {
     let folder = sources();
     let db = |sql: &str| run(folder.path(), &["--db", "shop", "-c", sql, "--format", "csv"]);
-    let file = folder.path().join("shop/t-1.parquet");
+    let file = folder.path().join("shop/t-1.rows.parquet");
     stdout(&db("CREATE TABLE t AS SELECT 1 AS id"));
     let rows = std::fs::read(&file).unwrap();
     // A table that cannot be read is one all the same.
@@ -104,10 +104,10 @@ fn files_of_a_folder_of_tables() {
     std::fs::write(&file, &rows).unwrap();
     assert_eq!(stdout(&db("SELECT id FROM t")), "id\n1\n");
     // Files that are there are nobody's to write over, and a folder without a manifest is not one of tables.
-    std::fs::write(folder.path().join("shop/u-2.parquet"), b"of somebody").unwrap();
-    std::fs::write(folder.path().join("shop/u-90.parquet"), b"of somebody").unwrap();
+    std::fs::write(folder.path().join("shop/u-2.rows.parquet"), b"of somebody").unwrap();
+    std::fs::write(folder.path().join("shop/u-90.rows.parquet"), b"of somebody").unwrap();
     stdout(&db("CREATE TABLE u AS SELECT 1 AS id"));
-    assert_eq!(std::fs::read(folder.path().join("shop/u-90.parquet")).unwrap(), b"of somebody");
+    assert_eq!(std::fs::read(folder.path().join("shop/u-90.rows.parquet")).unwrap(), b"of somebody");
     std::fs::remove_file(folder.path().join("shop/manifest.json")).unwrap();
     let (code, error) = failure(&db("CREATE TABLE t AS SELECT 2 AS id"));
     assert!(code == 1 && error.contains("no manifest"), "{error}");
@@ -348,4 +348,68 @@ fn names_are_what_they_are_now() {
          PREPARE c AS SELECT count(*) AS n FROM kept; EXECUTE c; CREATE TABLE copy AS SELECT * FROM kept; SELECT count(*) AS n FROM copy",
     ));
     assert!(out.ends_with("n\n4\n"), "{out}");
+}
+
+/// What is prepared, or a view, meets rows that were not there when it was planned: also those without a key.
+#[test]
+fn plans_meet_the_rows_of_later() {
+    let folder = sources();
+    let prepared = [
+        "CREATE TABLE t (id INT, x TEXT)",
+        "INSERT INTO t VALUES (1, 'a'), (2, 'b')",
+        "PREPARE p AS SELECT count(*) AS n FROM (MERGE t ON id STRATEGY x = max) AS m",
+        "INSERT INTO t VALUES (NULL, 'c'), (NULL, 'd')",
+        "EXECUTE p",
+    ];
+    let session = |more: &[&str], statements: &[&str]| {
+        let commands = statements.iter().flat_map(|sql| ["-c", sql]);
+        stdout(&run(folder.path(), &[more, &commands.collect::<Vec<_>>(), &["--format", "csv"]].concat()))
+    };
+    for more in [&[][..], &["--db", "later"]] {
+        let told = session(more, &prepared);
+        assert_eq!(told.lines().last(), Some("4"), "{more:?}: {told}");
+    }
+    std::fs::create_dir(folder.path().join("ext")).unwrap();
+    // Files that come into the folder of an external table are its rows.
+    let told = session(
+        &[],
+        &[
+            "COPY (SELECT 1 AS id) TO 'ext/a.parquet'",
+            "CREATE EXTERNAL TABLE e STORED AS PARQUET LOCATION 'ext/'",
+            "SELECT count(*) AS n FROM e",
+            "COPY (SELECT 2 AS id) TO 'ext/b.parquet'",
+            "SELECT count(*) AS n FROM e",
+        ],
+    );
+    assert_eq!(told.lines().last(), Some("2"), "{told}");
+}
+
+#[test]
+fn rows_are_added_and_not_replaced() {
+    let folder = sources();
+    for more in [&[][..], &["--db", "rows"]] {
+        for insert in ["INSERT OVERWRITE t VALUES (9)", "REPLACE INTO t VALUES (9)"] {
+            let statements = ["-c", "CREATE OR REPLACE TABLE t AS SELECT 1 AS a", "-c", insert, "--format", "csv"];
+            let (_, error) = failure(&run(folder.path(), &[more, &statements[..]].concat()));
+            assert!(error.contains("error[unsupported]") && error.contains("MERGE INTO"), "{insert}: {error}");
+        }
+    }
+    assert_eq!(stdout(&run(folder.path(), &["--db", "rows", "-c", "SELECT * FROM t", "--format", "csv"])), "a\n1\n");
+}
+
+#[test]
+fn sources_of_the_command_line_can_be_renamed_beside_a_folder() {
+    let folder = sources();
+    let of = [
+        "--db",
+        "names",
+        "--source",
+        "mine=a.csv",
+        "-c",
+        "ALTER TABLE mine RENAME TO x",
+        "-c",
+        "SELECT count(*) > 0 AS there FROM x",
+    ];
+    let told = stdout(&run(folder.path(), &[&of[..], &["--format", "csv"]].concat()));
+    assert!(told.ends_with("there\ntrue\n"), "{told}");
 }

@@ -12,7 +12,7 @@ mod slots;
 use crate::api::{Connection, LogicalType, Pointer, drop_box, duckdb, id, leak, text};
 use driver::{Driver, kept};
 use gathered::{counts_driver, several_driver};
-use mergeql_lang::lower::DuckDb;
+use mergeql_lang::lower::{DuckDb, MOST_LITERALS};
 use mergeql_udfs::catalog::{self, Arg, ArgKind, Entry, Input};
 use mergeql_udfs::slot::{Collected, Shape, Timed};
 use mergeql_udfs::{Aggregate, Call, Order, Type, Unit, Value, VersionKeys};
@@ -20,8 +20,7 @@ use objects::Object;
 use slots::{parts_driver, slot_driver};
 use std::sync::Arc;
 
-/// Literal arguments (the levels of `priority`, the sources of `source`) in one call at most, and parts of a version.
-const MOST_LITERALS: usize = 8;
+/// Parts of a version in one call at most.
 const MOST_VERSIONS: usize = 4;
 
 /// The types that have aggregates of their own.

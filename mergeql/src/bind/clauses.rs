@@ -62,16 +62,16 @@ pub(super) fn check_form(merge: &Merge, plan: &Plan) -> Result<()> {
 
 pub(super) fn bind_result_clauses(merge: &Merge, plan: &mut Plan) -> Result<()> {
     let names: Vec<String> = plan.result_columns().map(|(n, _)| n.to_owned()).collect();
+    let own = ["column_name", "value", "strategy", "winner_sources", "losers"];
     // WHERE is about merged rows; ORDER BY about the rows that come back.
     let returned: Vec<String> = match plan.returning {
         Returning::Rows | Returning::Delta | Returning::Schema | Returning::Unique => names.clone(),
         Returning::State => plan.key_columns().iter().map(|c| c.name.clone()).collect(),
         Returning::Conflicts | Returning::Provenance => {
             let key = plan.key_columns().iter().map(|c| c.name.clone());
-            key.chain(["column_name", "value", "strategy"].map(str::to_owned)).collect()
+            key.chain(own.map(str::to_owned)).collect()
         }
     };
-    let own = ["column_name", "value", "strategy", "winner_sources", "losers"];
     if plan.returning == Returning::State && merge.filter.is_some() {
         return Err(Diagnostic::new(Code::Unsupported, "RETURNING STATE gives states, which WHERE cannot look into")
             .within(merge.place("WHERE"))
@@ -105,7 +105,12 @@ pub(super) fn bind_result_clauses(merge: &Merge, plan: &mut Plan) -> Result<()> 
             }
             expr => bind(expr, &returned)?,
         };
-        crate::kinds::check(&expr, &typed, false).map_err(|e| e.within(Some(order.span)))?;
+        let of_cells: Vec<(String, Type)> = match plan.returns_cells() {
+            false => Vec::new(),
+            true => typed.iter().filter(|(n, _)| plan.key_columns().iter().any(|c| c.name == *n)).cloned().collect(),
+        };
+        let known = if plan.returns_cells() { &of_cells } else { &typed };
+        crate::kinds::check(&expr, known, false).map_err(|e| e.within(Some(order.span)))?;
         let column = match &expr {
             Expr::Identifier(ident) => Some(ident.value.clone()),
             _ => None,

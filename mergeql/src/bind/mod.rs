@@ -12,7 +12,7 @@ use crate::diagnostic::{Diagnostic, Result, Span};
 use crate::lower::has_interval;
 use crate::plan::*;
 use mergeql_udfs::{Code, Type, Value};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// The strategies that users defined, by name.
 pub type UserStrategies = BTreeMap<String, StrategyBody>;
@@ -158,11 +158,19 @@ fn place(source: &ast::Source) -> Span {
 
 impl Binder<'_> {
     fn sources(&mut self, relations: Vec<Relation>) -> Result<()> {
+        let mut written: Vec<&ast::Source> = Vec::new();
+        let free = |source: &ast::Source| source.alias.as_ref().is_some_and(|alias| !alias.quoted);
         for (source, relation) in self.merge.sources.iter().zip(relations) {
             let name = called(source);
-            match self.sources.iter().find(|s| s.name == name) {
-                Some(same) if same.relation.sql == relation.sql => continue,
-                Some(_) if source.part => self.sources.push(Source { name, relation, columns: Vec::new() }),
+            let same_name = |(s, other): &(&Source, &&ast::Source)| match free(source) && free(other) {
+                true => s.name.eq_ignore_ascii_case(&name),
+                false => s.name == name,
+            };
+            let found = self.sources.iter().zip(&written).find(same_name);
+            let of_one_pattern = |other: &ast::Source| source.part && other.part && source.span == other.span;
+            match found {
+                Some((same, _)) if same.relation.sql == relation.sql => continue,
+                Some((_, other)) if of_one_pattern(other) => self.sources.push(Source { name, relation, columns: Vec::new() }),
                 Some(_) => {
                     return Err(Diagnostic::at(
                         Code::DuplicateSource,
@@ -173,6 +181,7 @@ impl Binder<'_> {
                 }
                 None => self.sources.push(Source { name, relation, columns: Vec::new() }),
             }
+            written.push(source);
         }
         Ok(())
     }
@@ -297,8 +306,9 @@ impl Binder<'_> {
         let mut names = self.sources.iter().map(|s| self.renamed(s)).collect::<Result<Vec<_>>>()?;
         let mut columns: Vec<Column> = Vec::new();
         for key in &self.merge.key {
-            let mut exact = None;
-            for (source, names) in self.sources.iter().zip(&mut names) {
+            // The spelling of each source that has columns: its place among them.
+            let mut spelt: Vec<(usize, usize)> = Vec::new();
+            for (at_source, (source, names)) in self.sources.iter().zip(&names).enumerate() {
                 if names.is_empty() && source.relation.rows.unwrap_or(0) == 0 {
                     continue;
                 }
@@ -309,11 +319,7 @@ impl Binder<'_> {
                     several => return Err(ambiguous(Code::UnknownColumn, key, several)),
                 };
                 match found {
-                    // One key column, however each source spells it.
-                    Some(at) => {
-                        let first = exact.get_or_insert_with(|| names[at].clone());
-                        names[at].clone_from(first);
-                    }
+                    Some(at) => spelt.push((at_source, at)),
                     None => {
                         let error = Diagnostic::at(
                             Code::UnknownColumn,
@@ -328,9 +334,18 @@ impl Binder<'_> {
                     }
                 }
             }
-            let name = exact.ok_or_else(|| {
+            // One key column, however each source spells it, if no source has columns of two of these spellings.
+            let spellings: BTreeSet<String> = spelt.iter().map(|(source, at)| names[*source][*at].clone()).collect();
+            for of_source in &names {
+                let meant: Vec<&str> = of_source.iter().filter(|n| spellings.contains(*n)).map(String::as_str).collect();
+                if meant.len() > 1 {
+                    return Err(ambiguous(Code::UnknownColumn, key, &meant));
+                }
+            }
+            let name = spelt.first().map(|(source, at)| names[*source][*at].clone()).ok_or_else(|| {
                 Diagnostic::at(Code::UnknownColumn, key.span, format!("no source has the key column `{}`", key.value))
             })?;
+            spelt.into_iter().for_each(|(source, at)| names[source][at].clone_from(&name));
             if columns.iter().any(|c| c.name == name) {
                 return Err(Diagnostic::at(Code::DuplicateColumn, key.span, format!("`{}` is in the key twice", key.value)));
             }
@@ -391,7 +406,9 @@ impl Binder<'_> {
 
     fn versions(&self, by: Option<&ast::VersionBy>) -> Result<Versions> {
         let Some(by) = by else {
-            let default = self.columns.iter().position(|c| c.name == "_ts");
+            // Where names are the same in any case of letters, a column has the spelling that came first.
+            let called = |same: fn(&str, &str) -> bool| self.columns.iter().position(|c| same(&c.name, "_ts"));
+            let default = called(|a, b| a == b).or_else(|| called(str::eq_ignore_ascii_case));
             return Ok(Versions { columns: default.map(|c| (c, false)).into_iter().collect(), row: false });
         };
         let mut versions = Versions { columns: Vec::new(), row: by.row };

@@ -4,8 +4,12 @@
 use super::{Dialect, divided, has_interval, list, quote, step, text};
 use crate::plan::{Cell, Fold};
 use mergeql_udfs::{Code, Error, Order, Type, Unit, Value};
-use sqlparser::ast::Expr;
+use sqlparser::ast::{Expr, Value as Literal, visit_expressions_mut};
+use std::ops::ControlFlow;
 use std::sync::Arc;
+
+/// Arguments beside its inputs that a function has there: overloads have a number of arguments each.
+pub const MOST_LITERALS: usize = 8;
 
 /// DuckDB 1.5 and 2.0.
 #[derive(Debug, Clone, Copy)]
@@ -415,7 +419,19 @@ impl Dialect for DuckDb {
     }
 
     fn expression(&self, expr: &Expr) -> String {
-        divided(expr, "mergeql_divide")
+        let mut expr = expr.clone();
+        // A pattern that comes with the rows has the escape that the other hosts know.
+        let _ = visit_expressions_mut(&mut expr, |e| {
+            if let Expr::Like { escape_char, .. } | Expr::ILike { escape_char, .. } = e {
+                escape_char.get_or_insert_with(|| Literal::SingleQuotedString("\\".to_owned()).into());
+            }
+            ControlFlow::<()>::Continue(())
+        });
+        divided(&expr, "mergeql_divide")
+    }
+
+    fn most_literals(&self) -> usize {
+        MOST_LITERALS
     }
 
     fn repeats(&self, keys: &[(String, &Type)]) -> Option<String> {

@@ -10,7 +10,7 @@ mod postgres;
 mod sqlite;
 
 pub use datafusion::DataFusion;
-pub use duckdb::{DuckDb, DuckDbColumn, duckdb_columns, duckdb_type, duckdb_type_name, exact_type_name};
+pub use duckdb::{DuckDb, DuckDbColumn, MOST_LITERALS, duckdb_columns, duckdb_type, duckdb_type_name, exact_type_name};
 pub(crate) use joined::may_join;
 pub use postgres::{Postgres, postgres_type_name};
 pub use sqlite::{Sqlite, sqlite_type_name};
@@ -71,6 +71,11 @@ pub trait Dialect: Sync {
             Some(ty) if ty.is_scalar() && !matches!(ty, Type::Float32 | Type::Float64 | Type::Interval) => None,
             _ => Some(format!("{}({expr})", self.function("mergeql_order_key"))),
         }
+    }
+
+    /// How many arguments beside its inputs a function may have.
+    fn most_literals(&self) -> usize {
+        usize::MAX
     }
 
     /// A user's expression, where the host means something else by the same words.
@@ -341,7 +346,7 @@ impl Lowering<'_> {
 
     /// Whether a column says which rows of a delta are gone, as part of their version: a table without it has none that are.
     fn says_gone(&self, column: usize) -> bool {
-        self.plan.columns[column].name == GONE && self.plan.versions.columns.iter().any(|(c, _)| *c == column)
+        self.plan.columns[column].name.eq_ignore_ascii_case(GONE) && self.plan.versions.columns.iter().any(|(c, _)| *c == column)
     }
 
     /// The sources that have a cell's column, where only they may contribute (R1).
@@ -396,7 +401,9 @@ impl Lowering<'_> {
             && cell.call.args.iter().all(|(name, _)| {
                 spec.args.iter().any(|a| a.name == name && matches!(a.kind, ArgKind::Text | ArgKind::Literals | ArgKind::Sources))
             });
-        let mut sql = if cell.call.args.is_empty() || named {
+        let listed = |value: &Value| if let Value::List(items) = value { items.len() } else { 1 };
+        let literals: usize = cell.call.args.iter().map(|(_, value)| listed(value)).sum();
+        let mut sql = if literals == 0 || named && literals <= self.dialect.most_literals() {
             for (_, value) in &cell.call.args {
                 match value {
                     Value::List(items) => inputs.extend(items.iter().map(literal)),
@@ -528,7 +535,18 @@ impl Lowering<'_> {
         if let Some(delete) = &self.plan.delete {
             items.push((self.aggregate(delete, false), DELETED.to_owned()));
         }
-        self.joined(&items).unwrap_or_else(|| self.grouped(&items, 0))
+        if let Some(sql) = self.joined(&items) {
+            return sql;
+        }
+        // Rows without a key that nothing deleted are one row if their values are, whichever way they are not deleted.
+        if let (Some(delete), Some((mark, _))) = (&self.plan.delete, items.last_mut()) {
+            match delete.ty {
+                Type::Boolean => *mark = format!("COALESCE({mark}, false)"),
+                Type::Int { .. } => *mark = format!("COALESCE({mark}, 0)"),
+                _ => {}
+            }
+        }
+        self.grouped(&items, 0)
     }
 
     /// Whether a merged row is not deleted.

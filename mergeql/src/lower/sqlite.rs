@@ -72,6 +72,7 @@ impl Dialect for Sqlite {
         let _ = visit_expressions_mut(&mut expr, |e| {
             if let Expr::Like { negated, any: false, expr, pattern, .. } = e {
                 let not = if *negated { "NOT " } else { "" };
+                let [expr, pattern] = [expr, pattern].map(|e| divided(e, "mergeql_divide"));
                 // An identifier without quotes is printed as it is.
                 *e = Expr::Identifier(Ident::new(format!("({expr} {not}GLOB mergeql_glob({pattern}))")));
             }

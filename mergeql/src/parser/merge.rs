@@ -235,7 +235,7 @@ impl Parser<'_> {
             }
             Token::LParen => {
                 self.next();
-                let pieces = self.pieces(false, true)?;
+                let pieces = self.pieces(true)?;
                 self.expect(&Token::RParen)?;
                 Ok(Relation::Query(pieces))
             }

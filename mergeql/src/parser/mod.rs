@@ -9,7 +9,7 @@ mod strategy;
 mod tables;
 
 pub(crate) use script::segments;
-pub use script::{is_incomplete, split};
+pub use script::{first_word, is_incomplete, reads, split};
 
 use crate::ast::*;
 use crate::diagnostic::{Diagnostic, Result, Span};

@@ -119,7 +119,16 @@ impl Parser<'_> {
             };
             if self.take_word("BASE") {
                 again(models.base.is_some(), "BASE")?;
-                models.base = Some(self.model()?);
+                let base = self.model()?;
+                if base.weight.is_some() {
+                    return Err(Diagnostic::at(
+                        Code::Syntax,
+                        span,
+                        "a base has no weight: it is what the models are compared with",
+                    )
+                    .help("leave WEIGHT out behind BASE"));
+                }
+                models.base = Some(base);
             } else if self.take_word("STRATEGY") {
                 again(!models.rules.is_empty(), "STRATEGY")?;
                 loop {

@@ -14,6 +14,51 @@ pub fn split(text: &str) -> Result<Vec<&str>> {
     Ok(segments(text)?.into_iter().filter(|s| !s.statement.is_empty()).map(|s| s.statement).collect())
 }
 
+/// The first word of a statement, behind spaces and comments; a sign where it begins with one.
+pub fn first_word(statement: &str) -> &str {
+    let mut rest = statement.trim_start();
+    loop {
+        let after = match rest {
+            line if line.starts_with("--") => line.split_once('\n').map_or("", |(_, after)| after),
+            block if block.starts_with("/*") => block.split_once("*/").map_or("", |(_, after)| after),
+            _ => break,
+        };
+        rest = after.trim_start();
+    }
+    let end = rest.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(rest.len());
+    if end == 0 { rest.get(..1).unwrap_or_default() } else { &rest[..end] }
+}
+
+/// Whether SQL that is not ours gives rows and writes nothing, as far as its words tell.
+pub fn reads(statement: &str) -> bool {
+    match first_word(statement).to_ascii_uppercase().as_str() {
+        "SELECT" | "FROM" | "VALUES" | "TABLE" | "PIVOT" | "(" => true,
+        "WITH" => {
+            let mut depth = 0usize;
+            // What stands behind the queries that have names.
+            let tokens = tokenize(statement).unwrap_or_default();
+            let main = tokens.iter().find_map(|token| match &token.token {
+                Token::LParen => {
+                    depth += 1;
+                    None
+                }
+                Token::RParen => {
+                    depth = depth.saturating_sub(1);
+                    None
+                }
+                Token::Word(word) if depth == 0 => match word.keyword {
+                    Keyword::SELECT | Keyword::FROM | Keyword::VALUES | Keyword::TABLE | Keyword::PIVOT => Some(true),
+                    Keyword::INSERT | Keyword::UPDATE | Keyword::DELETE => Some(false),
+                    _ => None,
+                },
+                _ => None,
+            });
+            main.unwrap_or(true)
+        }
+        _ => false,
+    }
+}
+
 /// A statement of a script with the comments about it.
 pub(crate) struct Segment<'a> {
     /// Comments before the statement.

@@ -115,6 +115,7 @@ impl Parser<'_> {
         ];
         if let Some((clause, _)) = misplaced.iter().find(|(_, given)| *given) {
             return Err(Diagnostic::new(Code::Syntax, format!("MERGE INTO has no {clause}"))
+                .within(merge.place(clause))
                 .help("filter inside a source: MERGE INTO t USING (SELECT ... WHERE ...) AS s ON ..."));
         }
         Ok(Statement::MergeInto { explain, target, merge })
@@ -174,7 +175,10 @@ impl Parser<'_> {
         self.next();
         let or_replace = self.take_words(&["OR", "REPLACE"]);
         self.expect_word("STRATEGY")?;
-        let name = self.name("the name of a strategy")?;
+        let mut name = self.name("the name of a strategy")?;
+        if !name.quoted {
+            name.value = name.value.to_ascii_lowercase();
+        }
         self.expect_word("AS")?;
         let from = self.here();
         let greatest = self.is_word(0, "GREATEST");
@@ -235,23 +239,27 @@ impl Parser<'_> {
     }
 
     pub(super) fn passed_on(&mut self) -> Result<Statement> {
-        let insert = self.is_word(0, "INSERT");
-        let pieces = self.pieces(insert, false)?;
+        let pieces = self.pieces(false)?;
         Ok(Statement::Sql(pieces))
     }
 
     /// SQL up to the end, or up to the parenthesis that closes it, with the merges in it.
-    pub(super) fn pieces(&mut self, insert: bool, inside: bool) -> Result<Vec<Piece>> {
+    pub(super) fn pieces(&mut self, inside: bool) -> Result<Vec<Piece>> {
         let mut pieces = Vec::new();
         let mut from = self.here();
         let mut depth = 0usize;
         let mut previous = Token::EOF;
+        let mut insert = false;
+        // Up to its AS, parentheses of CREATE hold columns, one of which may be called `merge`.
+        let mut defines = !inside && self.is_word(0, "CREATE");
         if inside && self.is_word(0, "MERGE") && self.looks_like_merge() {
             previous = Token::LParen;
         }
         loop {
-            let after = matches!(&previous, Token::LParen)
-                || matches!(&previous, Token::Word(w) if w.quote_style.is_none() && (insert || w.value.eq_ignore_ascii_case("AS")))
+            insert |= !inside && depth == 0 && self.is_word(0, "INSERT");
+            defines &= !self.is_word(0, "AS");
+            let after = (previous == Token::LParen && !defines)
+                || matches!(&previous, Token::Word(w) if insert || w.quote_style.is_none() && w.value.eq_ignore_ascii_case("AS"))
                 || (insert && previous == Token::RParen);
             if after && self.is_word(0, "MERGE") && self.looks_like_merge() {
                 let start = self.here();

@@ -148,6 +148,15 @@ fn everything(project: &Project) {
     // Values of every type come out of their states as they went in: in two batches, and all at once.
     project.run(&["run", "-s", "typed"], "typed_batch: 2");
     project.run(&["test", "-s", "typed_batches_are_one"], "typed_batch: 2");
+    // What a column holds is taken, whatever the type it comes in and the letters of its name; what it does not hold is no value of it.
+    project.run(&["run", "-s", "widths"], "");
+    project.run(&["run", "-s", "widths"], "width: '1.5', scale: 3, spelling: Label");
+    assert_eq!(project.rows("widths"), ["1 | 1.5 | \"1.5\""]);
+    // Postgres' merged numerics have no limits.
+    if project.target == "duckdb" {
+        project.fails(&["run", "-s", "widths"], "width: '1.625', scale: 3", &["price", "does not hold", "--full-refresh"]);
+    }
+    project.run(&["run", "--full-refresh", "-s", "widths"], "width: '1.625', scale: 3");
     // A contract is kept, by what comes later too.
     project.run(&["run", "-s", "names"], "late: true");
     assert_eq!(project.rows("names").len(), late.len() + 1);

@@ -16,6 +16,8 @@ pub const COMPRESSED: u8 = 1;
 /// Flag: behind the body stand its index and the index's length: what can be computed from the body, to read parts of it. The state is the
 /// body alone.
 pub const INDEXED: u8 = 2;
+/// The one type of state that has an index: `merkle_agg`.
+const INDEXED_TYPE: u8 = 47;
 /// A compressed body may inflate to this many bytes at most.
 pub const MAX_INFLATED: usize = 256 << 20;
 
@@ -64,6 +66,11 @@ pub fn seal_indexed(type_id: u8, body: &[u8], index: &[u8]) -> Vec<u8> {
     w.out
 }
 
+/// The type id that an envelope says, before anything is checked.
+pub fn type_id(bytes: &[u8]) -> Option<u8> {
+    bytes.strip_prefix(&MAGIC)?.get(1).copied()
+}
+
 /// Opens an envelope: the type id and the (inflated) body.
 ///
 /// # Errors
@@ -100,7 +107,11 @@ pub fn open_indexed(bytes: &[u8]) -> Result<Opened<'_>> {
         return Err(Error::corrupt_state(format!("unknown flags {flags:#04x} in the state")));
     }
     let body = r.bytes()?;
-    let index = if flags == INDEXED { Some(r.bytes()?) } else { None };
+    let index = match flags {
+        INDEXED if type_id == INDEXED_TYPE => Some(r.bytes()?),
+        INDEXED => return Err(Error::corrupt_state(format!("a state of type {type_id} has an index, which none of its kind has"))),
+        _ => None,
+    };
     let covered = bytes.len() - r.rest.len();
     let sum = r.take(4)?;
     r.end()?;
@@ -144,9 +155,13 @@ pub fn unpack(bytes: &[u8]) -> Result<Vec<(String, Vec<u8>)>> {
         return Err(Error::new(Code::NotAState, "this state is not that of a row"));
     }
     let mut r = Reader::new(&body);
-    let mut columns = Vec::new();
+    let mut columns: Vec<(String, Vec<u8>)> = Vec::new();
     for _ in 0..r.length()? {
-        columns.push((r.text()?.to_owned(), r.bytes()?.to_vec()));
+        let (name, state) = (r.text()?, r.bytes()?);
+        if columns.last().is_some_and(|(last, _)| last.as_str() >= name) {
+            return Err(Error::corrupt_state("the columns of the row of states are not in order"));
+        }
+        columns.push((name.to_owned(), state.to_vec()));
     }
     r.end()?;
     Ok(columns)

@@ -4,13 +4,32 @@ mod envelope;
 
 pub use envelope::*;
 
-use crate::error::{Error, Result};
+use crate::error::{Code, Error, Result};
 use crate::value::{Value, canonical, packed};
 use std::cmp::Ordering;
 use std::sync::Arc;
 
 /// Values nest no deeper than this.
 pub const MAX_DEPTH: usize = 64;
+
+/// That a value can be read back from a state, where it lies so many levels deep.
+///
+/// # Errors
+/// `limit_exceeded`.
+pub(crate) fn check_nesting(value: &Value, levels: usize) -> Result<()> {
+    fn fits(value: &Value, left: usize) -> bool {
+        match value {
+            Value::List(items) => left > 0 && items.iter().all(|item| fits(item, left - 1)),
+            Value::Struct(fields) => left > 0 && fields.iter().all(|(_, field)| fits(field, left - 1)),
+            Value::Map(entries) => left > 0 && entries.iter().all(|(key, entry)| fits(key, left - 1) && fits(entry, left - 1)),
+            _ => true,
+        }
+    }
+    match fits(value, MAX_DEPTH - levels) {
+        true => Ok(()),
+        false => Err(Error::new(Code::LimitExceeded, format!("values nest deeper than {MAX_DEPTH}"))),
+    }
+}
 
 mod tag {
     pub const NULL: u8 = 0;

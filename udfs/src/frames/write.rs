@@ -294,11 +294,15 @@ pub fn to_frame(state: &[u8]) -> Result<Vec<u8>> {
             for (key, entry) in gone {
                 put_text(out, key);
                 match part(entry, "version") {
-                    Value::List(parts) => match parts.first() {
-                        Some(time) => put(out, time)?,
-                        None => out.push(0x00),
-                    },
-                    _ => out.push(0x00),
+                    // Who deleted has no place.
+                    Value::List(parts) if matches!(parts.first(), Some(Value::Int(_) | Value::Float(_))) => put(out, &parts[0])?,
+                    version => {
+                        return Err(Error::new(
+                            Code::Unsupported,
+                            format!("the key `{key}` was deleted at {version}, and a frame has a number for that"),
+                        )
+                        .with_help("ship the state itself, or delete with a version that begins with a number"));
+                    }
                 }
             }
             LWW_MAP

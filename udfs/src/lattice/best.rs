@@ -36,6 +36,11 @@ pub trait Ranking: Clone + PartialEq + Debug + Send + Sync + 'static {
         None
     }
 
+    /// Whether rows can make this candidate.
+    fn admits(&self, candidate: &Candidate) -> bool {
+        !candidate.value.is_null()
+    }
+
     /// How many values rank a candidate, at most: none where the value alone does.
     const RANKS: usize;
 }
@@ -110,6 +115,9 @@ impl<R: Ranking> State for Best<R> {
         // What ranks nobody would be one state in two forms.
         if best.as_ref().is_some_and(|best| best.rank.len() > R::RANKS) {
             return Err(Error::corrupt_state("a value in the state has a rank that its strategy does not know"));
+        }
+        if best.as_ref().is_some_and(|best| !ranking.admits(best)) {
+            return Err(Error::corrupt_state("the state holds what no row of its strategy says"));
         }
         Ok(Best { ranking, best })
     }

@@ -562,9 +562,6 @@ impl DotStore {
             number += 1;
             Ok(number - 1)
         })?;
-        if origins.get(&Value::Null).is_some() {
-            return Err(corrupt("have an origin that is NULL"));
-        }
         for place in 0..r.length()? {
             let value = r.skip()?;
             if last.replace(value).is_some_and(|last| packed::compare(last, value) != Ordering::Less) {

@@ -282,7 +282,11 @@ pub fn decode<E>(r: &mut Reader<'_>, mut entry: impl FnMut(&mut Reader<'_>) -> R
         if last.replace(origin).is_some_and(|last| packed::compare(last, origin) != Ordering::Less) {
             return Err(Error::corrupt_state("the origins in the state are not in order"));
         }
-        origins.push(packed::value(origin), entry(r)?);
+        let origin = packed::value(origin);
+        if origin.is_null() {
+            return Err(Error::corrupt_state("an origin in the state is NULL"));
+        }
+        origins.push(origin, entry(r)?);
     }
     Ok(origins)
 }

@@ -149,7 +149,11 @@ impl CountMinSketch {
         let mut counts = counts.ok_or_else(other_way)?;
         sketch.total = counts.remove(0);
         // Each row counts every item once.
-        if sketch.total == 0 || counts.chunks(buckets as usize).any(|row| row.iter().sum::<u64>() != sketch.total) {
+        if sketch.total == 0
+            || counts
+                .chunks(buckets as usize)
+                .any(|row| row.iter().map(|n| u128::from(*n)).sum::<u128>() != u128::from(sketch.total))
+        {
             return Err(other_way());
         }
         sketch.counts = counts;

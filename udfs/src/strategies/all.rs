@@ -147,6 +147,10 @@ impl State for Siblings {
         if newest.as_ref().is_some_and(|(_, values)| values.is_empty()) {
             return Err(Error::corrupt_state("the newest version in the state has no values"));
         }
+        let unheard = |version: &[Value], value: &Value| value.is_null() || value.is_nan() && !version.is_empty();
+        if newest.as_ref().is_some_and(|(version, values)| values.values().any(|value| unheard(version, &value))) {
+            return Err(Error::corrupt_state("the newest version in the state has what no row says of it"));
+        }
         Ok(Siblings { versions, newest })
     }
 

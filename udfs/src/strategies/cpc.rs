@@ -40,6 +40,10 @@ impl Cpc {
     /// Reads an image.
     pub(crate) fn from_image(image: &[u8]) -> Result<Cpc> {
         let lg_k = image.get(3).copied().filter(|k| (4..=21).contains(k)).ok_or_else(|| corrupt("the precision is not from 4 to 21"))?;
+        // Only one with a window has columns that nothing interesting is in; the union of others would drop what is there.
+        if image.get(5).is_some_and(|flags| flags & 0x10 == 0) && image[4] != 0 {
+            return Err(corrupt("the first interesting column is none of a sketch without a window"));
+        }
         guarded(|| {
             let sketch = Cpc(CpcSketch::deserialize(image).map_err(corrupt)?);
             let canonical = sketch.union(&Cpc::new(lg_k));
@@ -67,7 +71,7 @@ impl Sketch for Cpc {
         type_id: 36,
         since: "0.1.0",
         title: "about how many distinct values there are, in the fewest bytes",
-        doc: "A CPC sketch of Apache DataSketches: stored, it takes about 40 % less than a HyperLogLog of the same accuracy, and more time to make. \
+        doc: "A CPC sketch of Apache DataSketches: stored, it takes 1.2 KiB where `hll` takes 4 for the same accuracy, and more time to make. \
               The standard error is about `0.69 / sqrt(2^precision)`: 1.5 % at 11.",
         inputs: &[Input::Value],
         args: &[Arg { name: "precision", kind: ArgKind::Number, doc: "lg of the number of rows of its matrix, from 4 to 21; default 11" }],

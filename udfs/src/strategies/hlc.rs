@@ -17,7 +17,7 @@ pub(crate) fn register(entries: &mut Vec<Entry>) {
 #[derive(Debug)]
 struct Hybrid;
 
-/// The latest stamp: milliseconds since 1970 in the upper 48 bits, a counter in the lower 16, and whose it is.
+/// The latest stamp: milliseconds since 1970 in the upper 47 bits, a counter in the lower 16, and whose it is.
 #[derive(Debug, Clone, PartialEq, Default)]
 struct Stamp(Option<(u64, Value)>);
 
@@ -56,8 +56,8 @@ impl Strategy for Hybrid {
         since: "0.1.0",
         title: "a hybrid logical clock: the latest stamp that was seen",
         doc: "A stamp is one integer, milliseconds since 1970 times 65536 and a counter: later events have greater stamps, even where the clock of a machine \
-              is behind, and stamps are near the time of day. A row is (stamp, origin). `hlc_now(state, origin)` is the stamp of an event now, by an origin \
-              that has seen the state; `hlc_at(state, origin, time)` the same at a given time; `hlc_time(stamp)` the time of one. Stamp and origin together \
+              is behind, and stamps are near the time of day. A row is (stamp, origin). `hlc_now(state, origin)` is the clock after an event now, by an origin \
+              that has seen the state: `crdt_value_bigint` gives the stamp of the event. `hlc_at(state, origin, time)` is the same at a given time; `hlc_time(stamp)` the time of a stamp. Stamp and origin together \
               make a version that no two events share: `VERSION BY stamp, origin`. So that every host's integers hold a stamp, its milliseconds have 47 bits, \
               which is until the year 6429.",
         inputs: &[Input::Value, Input::Origin],

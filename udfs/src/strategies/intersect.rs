@@ -61,6 +61,9 @@ impl Strategy for Intersect {
         if !ty.is_text() && !matches!(ty, Type::List(_)) {
             return Err(Error::type_mismatch(format!("`intersect` takes lists and text, not {ty}")));
         }
+        if !ty.is_text() && call.arg("separator").is_some() {
+            return Err(Error::invalid_argument("a separator has no meaning for lists"));
+        }
         Ok(Intersect { ty, separator: separator(call, ",")?.into() })
     }
 

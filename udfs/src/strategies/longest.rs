@@ -63,6 +63,10 @@ impl<const SHORTEST: bool> Ranking for Length<SHORTEST> {
         (if SHORTEST { order.reverse() } else { order }).then_with(|| a.value.cmp(&b.value))
     }
 
+    fn admits(&self, candidate: &Candidate) -> bool {
+        matches!(candidate.value, Value::Text(_))
+    }
+
     fn encode(&self, _: &mut Writer) {}
 
     fn decode(_: &mut Reader<'_>) -> Result<Self> {

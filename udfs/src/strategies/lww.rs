@@ -117,6 +117,10 @@ impl Ranking for Newest {
         Ok(Newest { versions, respect_nulls })
     }
 
+    fn admits(&self, candidate: &Candidate) -> bool {
+        self.respect_nulls || !candidate.value.is_null()
+    }
+
     fn told(&self) -> Option<(&'static str, Value)> {
         let flags: Vec<Value> = self.versions.descending.iter().map(|down| Value::Bool(*down)).collect();
         (!flags.is_empty()).then_some(("descending", Value::List(flags)))

@@ -1,8 +1,8 @@
 //! `lwwmap`: a map whose entries are last-writer-wins registers, deletions included.
 
 use crate::aggregate::{Call, State, Strategy, argument, encode};
-use crate::catalog::{Entry, Input, Spec};
-use crate::codec::{Reader, Writer};
+use crate::catalog::{Arg, Entry, Input, Spec};
+use crate::codec::{Reader, Writer, check_nesting};
 use crate::error::{Error, Result};
 use crate::functions::Function;
 use crate::lattice::origins::{self, Origins};
@@ -55,7 +55,7 @@ impl Strategy for LwwMap {
               value written before it stays away whenever it is heard of, one written after it is there again. Equal versions go to the greater \
               value, and any value beats a deletion. `map_set(state, key, value, version...)` and `map_remove(state, key, version...)` change a state.",
         inputs: &[Input::Value, Input::Origin, Input::Versions],
-        args: &[super::r#counter::ORIGIN],
+        args: &[Arg { doc: "the key of the entry that a row is about; default: the source", ..super::r#counter::ORIGIN }],
         takes: "any type, with its key",
         selects: false,
         closed: |_| false,
@@ -149,6 +149,7 @@ fn changed(state: &Value, key: &Value, value: &Value, version: &[Value]) -> Resu
         let what = if key.is_null() { "the key of an entry" } else { "the version of a change" };
         return Err(Error::invalid_argument(format!("{what} is NULL")));
     }
+    [key, value].into_iter().chain(version).try_for_each(|part| check_nesting(part, 0))?;
     let fresh = || Registers { versions: VersionOrder::default(), entries: Origins::default() };
     let mut map = argument::<LwwMap>(state)?.unwrap_or_else(fresh);
     map.offer(key, value, &VersionOrder::parts(version));

@@ -2,7 +2,7 @@
 
 use crate::aggregate::{Call, State, Strategy, argument, encode};
 use crate::catalog::{self, Entry, Input, Spec};
-use crate::codec::{MAX_DEPTH, Reader, Writer, is_compressed};
+use crate::codec::{MAX_DEPTH, Reader, Writer, check_nesting, is_compressed};
 use crate::error::{Code, Error, Result};
 use crate::functions::Function;
 use crate::lattice::dots::{DotStore, dot_of};
@@ -99,6 +99,7 @@ fn placed(key: &Value, state: &Value) -> Result<Value> {
     let Value::Bytes(bytes) = state else {
         return Err(Error::new(Code::NotAState, format!("an entry of a map is a CRDT state, not a {}", state.kind())));
     };
+    check_nesting(key, 1)?;
     match canonical(key, bytes, 0) {
         Ok(state) => Ok(Value::List(vec![key.clone(), Value::Bytes(state.into())])),
         // By itself it is a state: in here it would lie too deep.

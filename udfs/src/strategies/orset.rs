@@ -2,7 +2,7 @@
 
 use crate::aggregate::{Call, State, Strategy, argument, encode};
 use crate::catalog::{Entry, Input, Spec};
-use crate::codec::{Reader, Writer};
+use crate::codec::{Reader, Writer, check_nesting};
 use crate::error::{Error, Result};
 use crate::functions::Function;
 use crate::lattice::dots::{DotStore, dot_of};
@@ -185,7 +185,16 @@ impl<const READ: u8> State for Known<READ> {
     }
 
     fn decode(r: &mut Reader<'_>) -> Result<Self> {
-        Ok(Known(DotStore::decode(r)?))
+        let dots = DotStore::decode(r)?;
+        let said = |value: &Value| match READ {
+            ENABLE => *value == Value::Bool(true),
+            DISABLE => *value == Value::Bool(false),
+            _ => !value.is_null(),
+        };
+        match dots.values().iter().all(said) {
+            true => Ok(Known(dots)),
+            false => Err(Error::corrupt_state("a dot of the state holds what no row says")),
+        }
     }
 
     fn heap_size(&self) -> usize {
@@ -230,6 +239,7 @@ fn add<const READ: u8>(state: &Value, value: &Value, origin: &Value) -> Result<V
     if value.is_null() {
         return Err(Error::invalid_argument("NULL is no element"));
     }
+    check_nesting(value, 0)?;
     let origin = crate::lattice::origins::origin(origin)?;
     changed::<READ>(state, |dots| dots.add(value, origin))
 }

@@ -123,6 +123,10 @@ impl<const BY_SOURCE: bool> Ranking for Position<BY_SOURCE> {
             .then_with(|| a.rank.cmp(&b.rank))
     }
 
+    fn admits(&self, candidate: &Candidate) -> bool {
+        !candidate.value.is_null() && (!BY_SOURCE || candidate.rank.is_empty() || self.strength(candidate) > 0)
+    }
+
     fn encode(&self, w: &mut Writer) {
         w.values(&self.0);
     }
@@ -143,6 +147,9 @@ impl<const BY_SOURCE: bool> Strategy for Listed<BY_SOURCE> {
         if list.is_empty() {
             return Err(Error::invalid_argument(format!("`{}` needs its list", Self::SPEC.name))
                 .with_help(format!("write `{written}`")));
+        }
+        if let Some(nothing) = list.iter().find(|v| v.is_null() || v.is_nan()) {
+            return Err(Error::invalid_argument(format!("`{}` lists {nothing}, which says nothing", Self::SPEC.name)));
         }
         if let Some(twice) = list.iter().enumerate().find(|(i, v)| list[..*i].contains(v)) {
             return Err(Error::invalid_argument(format!("`{}` lists {} twice", Self::SPEC.name, twice.1)));

@@ -2,7 +2,7 @@
 
 use crate::aggregate::{Call, State, Strategy, argument, encode};
 use crate::catalog::{Entry, Input, Spec};
-use crate::codec::{Reader, Writer};
+use crate::codec::{Reader, Writer, check_nesting};
 use crate::error::{Error, Result};
 use crate::functions::Function;
 use crate::lattice::dots::DotStore;
@@ -144,6 +144,7 @@ fn change(state: &Value, element: &Value, origin: &Value, removes: bool) -> Resu
     if element.is_null() {
         return Err(Error::invalid_argument("NULL is no element"));
     }
+    check_nesting(element, 1)?;
     let mut claims = argument::<RemoveWins>(state)?.unwrap_or_default();
     // What this one has seen of both kinds is over.
     claims.0.remove(&claim(element, true));

@@ -2,7 +2,7 @@
 
 use crate::aggregate::{AnyState, Call, State, Strategy};
 use crate::catalog::{self, Entry, Input, Spec};
-use crate::codec::{Reader, Writer};
+use crate::codec::{self, Reader, Writer};
 use crate::error::{Code, Error, Result};
 use crate::types::Type;
 use crate::value::Value;
@@ -39,16 +39,20 @@ impl Joined {
         match &mut self.0 {
             Some(state) => state.join_bytes(bytes),
             None => {
-                let state = catalog::open(bytes)?;
                 // States of states would nest without end.
-                if state.spec().name == States::SPEC.name {
+                if holds_states(bytes) {
                     return Err(Error::type_mismatch("a state of `state` is joined with crdt_merge, not with `state`"));
                 }
-                self.0 = Some(state);
+                self.0 = Some(catalog::open_within(bytes, 1)?);
                 Ok(())
             }
         }
     }
+}
+
+/// Whether these are the bytes of a state of this strategy, before anything in them is read.
+fn holds_states(bytes: &[u8]) -> bool {
+    codec::type_id(bytes) == Some(States::SPEC.type_id)
 }
 
 impl Strategy for States {
@@ -130,8 +134,11 @@ impl State for Joined {
         if bytes.is_empty() {
             return Ok(Joined::default());
         }
-        let opened = catalog::open(bytes)?;
-        if opened.spec().name == States::SPEC.name || opened.encode() != bytes {
+        if holds_states(bytes) {
+            return Err(Error::corrupt_state("a state of `state` lies in the state"));
+        }
+        let opened = catalog::open_within(bytes, r.depth() + 1)?;
+        if opened.encode() != bytes {
             return Err(Error::corrupt_state("the state in the state is not in canonical form"));
         }
         Ok(Joined(Some(opened)))

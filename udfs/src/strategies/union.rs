@@ -165,8 +165,12 @@ impl State for Parts {
     fn decode(r: &mut Reader<'_>) -> Result<Self> {
         let flags = r.byte()?;
         let text = flags & 1 == 1;
-        let separator = if text { r.text()? } else { "," }.into();
+        let separator: Arc<str> = if text { r.text()? } else { "," }.into();
         let parts = if flags & 2 == 2 { Some(ValueSet::decode(r)?) } else { None };
+        let is_part = |part: &Value| matches!(part, Value::Text(part) if split_trimmed(part, &separator).eq([&**part]));
+        if flags > 3 || text && parts.as_ref().is_some_and(|parts| !parts.values().all(|part| is_part(&part))) {
+            return Err(Error::corrupt_state("the state holds what is no part of a text"));
+        }
         Ok(Parts { separator, text, parts })
     }
 

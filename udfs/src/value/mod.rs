@@ -176,7 +176,8 @@ impl Value {
     /// `type_mismatch` for an integer that a double cannot hold exactly.
     pub fn widen(self, ty: &Type) -> Result<Value> {
         Ok(match (self, ty) {
-            (Value::Int(v), Type::Float64) if v as f64 as i128 != v => {
+            // Rounded up to 2^127, the greatest would come back as itself.
+            (Value::Int(v), Type::Float64) if v as f64 as i128 != v || v == i128::MAX => {
                 return Err(Error::type_mismatch(format!(
                     "the integer {v} meets doubles in another source, and a double cannot hold it exactly"
                 )));

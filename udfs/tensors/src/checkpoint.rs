@@ -7,7 +7,7 @@ use crate::dtype::{self, Dtype};
 use mergeql_udfs::{Code, Error, Result};
 use safetensors::tensor::{Metadata, TensorInfo};
 use serde_json::Value as Json;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -365,6 +365,34 @@ fn culprit(header: &[u8]) -> Option<(String, String)> {
     None
 }
 
+/// The names of a header, each of which is there once.
+struct Names;
+
+impl<'de> serde::Deserialize<'de> for Names {
+    fn deserialize<D: serde::Deserializer<'de>>(header: D) -> std::result::Result<Names, D::Error> {
+        struct Once;
+        impl<'de> serde::de::Visitor<'de> for Once {
+            type Value = Names;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a map of tensors")
+            }
+
+            fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> std::result::Result<Names, A::Error> {
+                let mut seen = BTreeSet::new();
+                while let Some(name) = map.next_key::<String>()? {
+                    map.next_value::<serde::de::IgnoredAny>()?;
+                    if let Some(name) = seen.replace(name) {
+                        return Err(serde::de::Error::custom(format!("tensor `{name}` is there twice")));
+                    }
+                }
+                Ok(Names)
+            }
+        }
+        header.deserialize_map(Once)
+    }
+}
+
 /// The tensors of one file, from its header alone.
 fn open_file(path: &Path, into: &mut BTreeMap<String, Tensor>) -> Result<()> {
     let file = File::open(path).map_err(|e| failed(path, e))?;
@@ -379,16 +407,18 @@ fn open_file(path: &Path, into: &mut BTreeMap<String, Tensor>) -> Result<()> {
         (b"PK\x03\x04", "a zip archive, as PyTorch writes its checkpoints"),
         (b"\x80\x02", "a pickle of Python"),
     ];
-    if let Some((_, what)) = others.iter().find(|(magic, _)| length.starts_with(magic)) {
-        return Err(Error::new(Code::Unsupported, format!("`{}` is {what}: only safetensors files are read", path.display()))
-            .with_help("convert it to safetensors"));
-    }
     let header = u64::from_le_bytes(length);
     if header > MAX_HEADER || header > size - 8 {
+        // A length may begin with the same bytes, and then is one that can be.
+        if let Some((_, what)) = others.iter().find(|(magic, _)| length.starts_with(magic)) {
+            return Err(Error::new(Code::Unsupported, format!("`{}` is {what}: only safetensors files are read", path.display()))
+                .with_help("convert it to safetensors"));
+        }
         return Err(broken(path, format!("its header claims {header} bytes, {} are there", size - 8)));
     }
     let mut bytes = vec![0; 8 + header as usize];
     read_at(&file, &mut bytes, 0).map_err(|e| failed(path, e))?;
+    serde_json::from_slice::<Names>(&bytes[8..]).map_err(|e| broken(path, e))?;
     // Offsets that overlap, leave gaps or contradict a shape are refused here.
     let metadata: Metadata = serde_json::from_slice(&bytes[8..]).map_err(|e| match culprit(&bytes[8..]) {
         Some((name, what)) => broken(path, format!("tensor `{name}` {what}")),
@@ -501,6 +531,14 @@ fn scaling(folder: &Path) -> Result<String> {
 }
 
 impl Checkpoint {
+    /// Whether these are the same tensors of the same files.
+    pub(crate) fn is_same(&self, other: &Checkpoint) -> bool {
+        let place = |t: &Tensor| (t.file().to_owned(), t.offset());
+        self.path == other.path
+            && self.tensors.len() == other.tensors.len()
+            && self.tensors.iter().zip(&other.tensors).all(|((a, t), (b, u))| a == b && place(t) == place(u))
+    }
+
     /// Opens a file, a folder or an index; only headers are read.
     ///
     /// # Errors

@@ -118,11 +118,13 @@ pub fn write(sealed: &Sealed, out: &Path, extras: &Extras, report: impl FnMut(Pr
         let path = if single { out.with_extension(name) } else { out.join(name) };
         Some((Sealed { plan, models: sealed.models.clone(), base: sealed.base, set: sealed.set, hash: sealed.hash, keys }, path))
     };
-    let along: Vec<(Sealed, PathBuf)> = methods::ALL.iter().filter_map(|method| along(method.along?)).collect();
+    let mut along: Vec<(Sealed, PathBuf)> = methods::ALL.iter().filter_map(|method| along(method.along?)).collect();
     if let Some((_, path)) = along.iter().find(|(s, path)| path.exists() && !s.plan.options.overwrite && !is_begun(out)) {
         return Err(failed(path, "this file exists")
             .with_help("choose another place, or replace it: WITH (overwrite = true), or --overwrite"));
     }
+    // What a run before this one had made already.
+    along.iter_mut().for_each(|(sealed, _)| sealed.plan.options.overwrite |= is_begun(out));
     let file = if extras.adapter.is_some() && !single { out.join("adapter_model.safetensors") } else { out.to_owned() };
     if !single && !sealed.plan.options.overwrite && !is_begun(&file) {
         let names = match &extras.adapter {

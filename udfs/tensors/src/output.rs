@@ -187,6 +187,11 @@ pub struct Writer {
     current: Option<(usize, Sha256, u64)>,
 }
 
+/// A name that is one line, and no other name's.
+fn line_of(name: &str) -> String {
+    name.replace('\\', "\\\\").replace('\n', "\\n").replace('\r', "\\r")
+}
+
 impl Writer {
     /// Opens the output; what an earlier run of the same merge wrote, and is still as it was, stays.
     ///
@@ -236,7 +241,7 @@ impl Writer {
         let mut hashes = vec![None; layout.places.len()];
         if same {
             for (hash, place) in hashes.iter_mut().zip(&layout.places) {
-                if let Some(wanted) = known.get(place.name.as_str()) {
+                if let Some(wanted) = known.get(line_of(&place.name).as_str()) {
                     let found = hash_range(&mut files[place.part], place).map_err(|e| failed(&layout.parts[place.part].path, e))?;
                     *hash = (hex(&found) == **wanted).then_some(found);
                 }
@@ -246,7 +251,7 @@ impl Writer {
         writeln!(journal, "{title}").map_err(|e| failed(path, e))?;
         for (hash, place) in hashes.iter().zip(&layout.places) {
             if let Some(hash) = hash {
-                writeln!(journal, "{} {}", hex(hash), place.name).map_err(|e| failed(path, e))?;
+                writeln!(journal, "{} {}", hex(hash), line_of(&place.name)).map_err(|e| failed(path, e))?;
             }
         }
         let resumed = hashes.iter().map(Option::is_some).collect();
@@ -275,7 +280,7 @@ impl Writer {
             return Ok(());
         }
         let hash: Hash = hash.finalize().into();
-        writeln!(self.journal, "{} {}", hex(&hash), place.name).map_err(|e| failed(&self.layout.journal, e))?;
+        writeln!(self.journal, "{} {}", hex(&hash), line_of(&place.name)).map_err(|e| failed(&self.layout.journal, e))?;
         self.hashes[index] = Some(hash);
         Ok(())
     }

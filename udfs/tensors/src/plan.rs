@@ -488,7 +488,7 @@ impl Plan {
             model.checkpoint = model.checkpoint.clone().lenient(options.propagate_nan);
         }
         for (at, model) in models.iter().enumerate() {
-            let other = models[..at].iter().find(|m| m.name == model.name && m.checkpoint.path != model.checkpoint.path);
+            let other = models[..at].iter().find(|m| m.name == model.name && !m.checkpoint.is_same(&model.checkpoint));
             if let Some(other) = other {
                 let [one, two] = [other, model].map(|m| m.checkpoint.path.display().to_string());
                 return Err(Error::new(Code::DuplicateSource, format!("two models are called `{}`: {one} and {two}", model.name))
@@ -505,15 +505,18 @@ impl Plan {
         }
         let mut files = Files::of(&options.tables);
         // What is named twice is there once; lists of parameters must keep their places.
-        let lists = rules.iter().flat_map(|r| r.params.values()).any(|v| matches!(v, Value::List(_)));
-        if !lists {
-            let mut seen: Vec<(PathBuf, String, Option<u64>)> = Vec::new();
-            models.retain(|m| {
-                let key = (m.checkpoint.path.clone(), m.name.clone(), m.weight.map(f64::to_bits));
-                let new = !seen.contains(&key);
-                seen.push(key);
-                new
-            });
+        let all = || rules.iter().map(|r| &r.params).chain([&options.common]);
+        let places = all().any(|params| params.contains_key("task") || params.values().any(|v| matches!(v, Value::List(_))));
+        if !places {
+            let mut seen: Vec<Model> = Vec::new();
+            for model in models {
+                let bits = |m: &Model| m.weight.map(f64::to_bits);
+                if !seen.iter().any(|m| m.name == model.name && bits(m) == bits(&model) && m.checkpoint.is_same(&model.checkpoint))
+                {
+                    seen.push(model);
+                }
+            }
+            models = seen;
         }
         // Weights under any of the names that a strategy has for them.
         let weighs = |rule: &&Rule| {

@@ -7,7 +7,7 @@ use crate::method::{Semantics, Value};
 use crate::methods;
 use crate::plan::{Backend, Model, Options, Plan, Request, Rule};
 use mergeql_udfs::{Code, Error, Result};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 /// What a file or folder is called, if nothing else is said.
@@ -29,11 +29,14 @@ pub fn open(path: &str, alias: Option<&str>, weight: Option<f64>) -> Result<Vec<
     if opened.len() == 1 {
         return Ok(opened.into_iter().map(|c| Model { weight, ..Model::new(name(&c.path), c) }).collect());
     }
+    // Each adapter of PEFT has a scale of its own, which its folder says.
+    let folders: BTreeSet<&Path> = paths.iter().filter_map(|path| path.parent()).collect();
+    let adapters = folders.len() > 1 && folders.iter().any(|folder| folder.join("adapter_config.json").exists());
     let path = paths[0].parent().unwrap_or(Path::new(".")).to_owned();
     let mut together = Checkpoint { path, tensors: BTreeMap::new(), metadata: opened[0].metadata.clone() };
     let disjoint =
         opened.iter().all(|c| c.tensors.iter().all(|(name, t)| together.tensors.insert(name.clone(), t.clone()).is_none()));
-    if disjoint {
+    if disjoint && !adapters {
         return Ok(vec![Model { weight, ..Model::new(name(&together.path), together) }]);
     }
     let each = |checkpoint: Checkpoint| {

@@ -95,7 +95,7 @@ impl Sealed {
     /// `io`.
     pub fn new(plan: Plan) -> Result<Sealed> {
         let models = plan.models.iter().map(|m| contribution(&m.name, m.contributed(), m.weight, None)).collect::<Result<_>>()?;
-        let base = plan.base.as_ref().map(|m| contribution("", &m.checkpoint, None, None)).transpose()?;
+        let base = plan.base.as_ref().map(|m| contribution("", m.contributed(), None, None)).transpose()?;
         Sealed::with(plan, models, base)
     }
 

@@ -78,8 +78,16 @@ pub fn vocabulary(tokenizer: &Json) -> Result<BTreeMap<String, u32>> {
             found.insert(content.to_owned(), id);
         }
     }
-    Ok(found)
+    match found.values().max().filter(|last| **last >= MOST_TOKENS) {
+        Some(last) => {
+            Err(Error::new(Code::LimitExceeded, format!("this tokenizer.json numbers a token {last}, beyond {MOST_TOKENS}")))
+        }
+        None => Ok(found),
+    }
 }
+
+/// Rows that an output has for its tokens at most: far beyond those of any tokenizer, and room for them is made.
+const MOST_TOKENS: u32 = 1 << 24;
 
 /// Reads what a config says of the tokenizer.
 ///
@@ -128,9 +136,9 @@ pub fn plan(config: &Json, models: &[(String, PathBuf)], base: Option<usize>) ->
             source if source["kind"] == "model_token" => {
                 let model =
                     find(source["model"].as_str().or_else(|| source["model"]["model"]["path"].as_str()).unwrap_or_default())?;
-                let key = match (source["token"].as_str(), source["token_id"].as_u64()) {
+                let key = match (source["token"].as_str(), source["token_id"].as_u64().and_then(|id| u32::try_from(id).ok())) {
                     (Some(token), _) => Key::Token(token.to_owned()),
-                    (None, Some(id)) => Key::Id(id as u32),
+                    (None, Some(id)) => Key::Id(id),
                     _ => {
                         return Err(Error::invalid_argument(format!(
                             "the source of token `{token}` names neither a token nor a token_id"
@@ -158,6 +166,9 @@ pub fn plan(config: &Json, models: &[(String, PathBuf)], base: Option<usize>) ->
         return Err(Error::invalid_argument(format!("pad_to_multiple_of is a whole number, not {other}")));
     }
     let rows = match multiple.and_then(Json::as_u64) {
+        Some(n) if n > u64::from(MOST_TOKENS) => {
+            return Err(Error::new(Code::LimitExceeded, format!("pad_to_multiple_of is {n}, beyond {MOST_TOKENS}")));
+        }
         Some(n) if n > 0 => used.next_multiple_of(n as usize),
         _ => used,
     };
@@ -281,13 +292,16 @@ impl Tokens {
     /// # Errors
     /// `type_mismatch` for a tensor with fewer rows than tokens.
     pub fn rows(&self, models: &[Model], model: &str, name: &str, tensor: &Tensor) -> Result<Tensor> {
+        if tensor.shape.is_empty() {
+            return Err(Error::type_mismatch(format!("tensor `{name}` of `{model}` has no rows, which tokens have")));
+        }
         let own = self.models.iter().position(|(m, _)| m == model).unwrap_or(self.base.unwrap_or(0));
         let mut tensors: Vec<Tensor> = vec![tensor.clone()];
         let mut places: BTreeMap<usize, u32> = BTreeMap::from([(own, 0)]);
         for (at, (model, _)) in self.models.iter().enumerate() {
             let other =
                 models.iter().find(|m| m.name == *model).and_then(|m| m.checkpoint.get(name).or_else(|| tied(&m.checkpoint, name)));
-            if let Some(other) = other.filter(|o| at != own && o.shape[1..] == tensor.shape[1..]) {
+            if let Some(other) = other.filter(|o| at != own && o.shape.get(1..) == tensor.shape.get(1..)) {
                 places.insert(at, tensors.len() as u32);
                 tensors.push(other.clone());
             }

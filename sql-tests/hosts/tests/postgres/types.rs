@@ -94,6 +94,27 @@ fn states_are_values_of_postgres() {
     for text in ["x", "{}", "\\x00", "{\"state\": \"\\\\xzz\"}"] {
         assert!(host.query(&format!("SELECT '{text}'::crdt")).is_err(), "{text}");
     }
+    // A state whose value fits nowhere goes out and comes back; one whose value nests as deep as values may, too.
+    let great = "SELECT crdt_counter_state(v, o) AS s FROM (VALUES (1.7e308::float8, 'a'), (1.7e308, 'b')) AS t(v, o)";
+    let deep = format!("SELECT crdt_gset_state('{}'::jsonb) AS s", "[".repeat(40) + &"]".repeat(40));
+    for state in [great, &deep] {
+        assert_eq!(one(&mut host, &format!("SELECT s::text::crdt = s FROM ({state}) AS q")), "true", "{state}");
+    }
+    // Text has no place for a NUL, an array that begins elsewhere is no list.
+    assert_eq!(one(&mut host, "SELECT octet_length(crdt_value_text(crdt_json_state('\"a\\u0000b\"'::json, 1)))"), "5");
+    assert!(host.query("SELECT crdt_lww('[0:1]={1,2}'::int[], 1)").unwrap_err().0.contains("begins at 0"));
+}
+
+/// NOT NULL that says nothing of the rows which a query reads.
+#[test]
+fn rows_without_a_key_come_from_tables_that_inherit() {
+    let mut host = cluster().host();
+    host.raw(
+        "CREATE TABLE parent (id int, v int); CREATE TABLE child () INHERITS (parent); ALTER TABLE ONLY parent ALTER id SET NOT NULL; \
+         INSERT INTO child VALUES (NULL, 1), (NULL, 2)",
+    )
+    .unwrap();
+    assert_eq!(one(&mut host, "SELECT count(*) FROM (MERGE parent ON id STRATEGY v = max) AS m"), "2");
 }
 
 /// Every function that takes a state, given what is none: each answer or error is Postgres' to show.

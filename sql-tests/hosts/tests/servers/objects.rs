@@ -113,15 +113,13 @@ fn objects_are_read_and_written_as_files_are() {
     assert_eq!(odd, "id,n\n1,2\n2,3\n");
     let origins = "MERGE 's3://shop/raw/nyc.csv', 'london.csv' ON id RETURNING PROVENANCE ORDER BY id LIMIT 1";
     assert!(store.stdout(folder, &["-c", origins, "--format", "csv"]).contains("s3://shop/raw/nyc.csv"));
-    // More than one piece, and DataFusion's own way to write.
+    // More than one piece.
     let big = "MERGE (SELECT value AS id, sha256(value::TEXT) AS noise FROM generate_series(1, 700000)) AS s ON id INTO 's3://shop/big.parquet'";
     store.stdout(folder, &["-c", big]);
     let count = "SELECT count(DISTINCT noise) FROM (MERGE 's3://shop/big.parquet' ON id) AS m";
     assert_eq!(store.stdout(folder, &["-c", count, "--format", "csv"]).lines().last(), Some("700000"));
     let size = store.python("print(s3.head_object(Bucket='shop', Key='big.parquet')['ContentLength'])");
     assert!(size.trim().parse::<usize>().unwrap() > 16 << 20, "{size}");
-    store.stdout(folder, &["-c", "COPY (SELECT 1 AS id) TO 's3://shop/copied.parquet'"]);
-    assert_eq!(store.stdout(folder, &["-c", "MERGE 's3://shop/copied.parquet' ON id", "--format", "csv"]), "id\n1\n");
     // What is wrong is said, and nothing is written.
     let there = store.fails(folder, "MERGE 'nyc.csv' ON id INTO 's3://shop/raw/nyc.csv'");
     assert!(there.contains("is there already") && there.contains("INTO OR REPLACE"), "{there}");
@@ -139,6 +137,37 @@ fn objects_are_read_and_written_as_files_are() {
     let broken = store.fails(folder, "MERGE (SELECT value AS id, 1 / (value - 90000) AS n FROM generate_series(1, 100000)) AS s ON id INTO 's3://shop/never.csv'");
     assert!(broken.contains("zero"), "{broken}");
     assert_eq!(store.python("print('Contents' in s3.list_objects_v2(Bucket='shop', Prefix='never'))"), "False\n");
+}
+
+#[test]
+fn what_is_copied_to_objects_appears_whole_or_not_at_all() {
+    let (store, folder) = (Store::start(), tempfile::tempdir().unwrap());
+    let folder = folder.path();
+    let names = || store.python("print(*(o['Key'] for o in s3.list_objects_v2(Bucket='shop').get('Contents', [])))");
+    // The last row of many fails.
+    let rows = "SELECT value AS id, 10 / (199999 - value) AS q FROM generate_series(0, 199999)";
+    for to in ["a.parquet'", "b.csv'", "c.csv' OPTIONS (format.delimiter ';')", "parts/' STORED AS PARQUET"] {
+        let error = store.fails(folder, &format!("COPY ({rows}) TO 's3://shop/{to}"));
+        assert!(error.contains("division by zero"), "{error}");
+        assert_eq!(names(), "\n", "{to}");
+    }
+    for (to, read) in [
+        ("x.parquet'", "x.parquet"),
+        ("x.csv'", "x.csv"),
+        ("y.parquet' OPTIONS (compression 'zstd(3)')", "y.parquet"),
+        ("z/' STORED AS PARQUET", "z/*.parquet"),
+        ("hive/' STORED AS CSV PARTITIONED BY (t)", "hive/**/*.csv"),
+    ] {
+        store.stdout(folder, &["-c", &format!("COPY (SELECT 1 AS id, 'a b' AS t UNION ALL SELECT 2, 'c') TO 's3://shop/{to}")]);
+        let count = format!("SELECT count(*) AS n FROM 's3://shop/{read}'");
+        assert_eq!(store.stdout(folder, &["-c", &count, "--format", "csv"]), "n\n2\n", "{to}");
+    }
+    assert!(names().contains("hive/t=c/"), "{}", names());
+    let again = store.fails(folder, "COPY (SELECT 3 AS id) TO 's3://shop/hive/' STORED AS CSV");
+    assert!(again.contains("has files already"), "{again}");
+    // A single object is replaced, as a file is.
+    store.stdout(folder, &["-c", "COPY (SELECT 3 AS id) TO 's3://shop/x.csv'"]);
+    assert_eq!(store.stdout(folder, &["-c", "SELECT * FROM 's3://shop/x.csv'", "--format", "csv"]), "id\n3\n");
 }
 
 #[test]

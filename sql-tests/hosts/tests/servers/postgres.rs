@@ -11,10 +11,12 @@ fn serve(folder: &Path, more: &[&str]) -> Running {
     Running::start(folder, &[&["serve", "--postgres", "0"], more].concat(), 1)
 }
 
+/// The script may be several queries, with `\x1e` between them, each of as many statements as it has.
 fn psql_as(server: &Running, connection: &str, script: &str) -> Output {
     Command::new(format!("{}/psql", variable("MERGEQL_POSTGRES_BIN")))
         .args(["-X", "-A", "-t", "-v", "ON_ERROR_STOP=0", "-v", "VERBOSITY=verbose"])
-        .args(["-d", &format!("host=127.0.0.1 port={} {connection}", server.port()), "-c", script])
+        .args(["-d", &format!("host=127.0.0.1 port={} {connection}", server.port())])
+        .args(script.split('\x1e').flat_map(|query| ["-c", query]))
         .env("PGCONNECT_TIMEOUT", "20")
         .output()
         .unwrap()
@@ -80,6 +82,20 @@ fn errors_have_their_state_and_place() {
     let told = psql(&server, "BEGIN; INSERT INTO nyc VALUES (8, 8, 'x')");
     assert_eq!(told, "BEGIN\nINSERT 0 1\n");
     assert_eq!(psql(&server, "SELECT salary FROM nyc WHERE id = 8"), "8\n");
+    // What a statement finds is what the one before left, also within one query.
+    let told = psql(
+        &server,
+        "BEGIN; SELECT 1 / 0\x1eSELECT 1\x1eROLLBACK; SELECT 2\x1eBEGIN; SAVEPOINT s; SELEC\x1eROLLBACK TO s; SELECT 3; COMMIT",
+    );
+    assert!(told.starts_with("BEGIN\nROLLBACK\n2\nBEGIN\nSAVEPOINT\nROLLBACK\n3\nCOMMIT\n"), "{told}");
+    assert!(told.matches("25P02").count() == 1, "{told}");
+    // A temporary view reads what it is over when that is back.
+    let told = psql(
+        &server,
+        "CREATE TABLE passing AS SELECT 4 AS id\x1eCREATE TEMP VIEW over_it AS SELECT * FROM passing\x1eDROP TABLE passing\x1e\
+         SELECT 1\x1eSELECT * FROM over_it\x1eCREATE TABLE passing AS SELECT 5 AS id\x1eSELECT * FROM over_it",
+    );
+    assert!(told.contains("\n5\n") && told.contains("cannot be read"), "{told}");
 }
 
 #[test]

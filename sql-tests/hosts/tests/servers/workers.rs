@@ -171,6 +171,45 @@ async fn a_limit_is_one_limit_on_workers() {
     assert_eq!(answers[0], answers[1]);
 }
 
+/// What a statement prints in whose middle a worker dies.
+fn dies_meanwhile(folder: &Path, worker: &mut Running, statement: &str) -> String {
+    let mut client = Command::new(crate::variable("MERGEQL_PROGRAM"))
+        .args(SMALL_TASKS)
+        .args(["-c", statement, "--format", "csv"])
+        .current_dir(folder)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // It is in the middle of the query: it has worked, and goes on working.
+    let idle = worker.cpu();
+    wait("work", || worker.cpu() > idle + 0.15);
+    worker.child.kill().unwrap();
+    assert!(client.try_wait().unwrap().is_none(), "it was done already");
+    worker.child.wait().unwrap();
+    stdout(&client.wait_with_output().unwrap())
+}
+
+/// Of an attempt that fails nothing is left among the files of a folder.
+#[test]
+fn what_is_copied_is_there_once_if_a_worker_dies() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut workers = workers(folder.path(), &[]);
+    exports(folder.path(), 60_000, 200);
+    let rows = |source: &str| {
+        let query = format!("SELECT count(*) AS n, count(DISTINCT id) AS ids, sum(salary) AS s FROM {source}");
+        stdout(&run(folder.path(), &["-c", &query, "--format", "csv"]))
+    };
+    let alone = rows(&format!("({MERGE}) AS m"));
+    for (dying, to, file) in
+        [(1, "'parts/' STORED AS PARQUET", "'parts/*.parquet'"), (2, "'one.csv' OPTIONS (format.delimiter ',')", "'one.csv'")]
+    {
+        let printed = dies_meanwhile(folder.path(), &mut workers[dying], &format!("COPY ({MERGE}) TO {to}"));
+        assert_eq!(rows(file), alone, "{to} {printed}");
+    }
+}
+
 #[test]
 fn a_worker_that_dies_is_replaced() {
     let folder = tempfile::tempdir().unwrap();
@@ -179,22 +218,7 @@ fn a_worker_that_dies_is_replaced() {
     let alone = stdout(&run(folder.path(), &["-c", MERGE, "--format", "csv"]));
     // Rows that are printed wait until all of them are there; a file is written as they come.
     for (dying, into) in [(1, ""), (2, " INTO 'rows.csv'")] {
-        let mut client = Command::new(crate::variable("MERGEQL_PROGRAM"))
-            .args(SMALL_TASKS)
-            .args(["-c", &format!("{MERGE}{into}"), "--format", "csv"])
-            .current_dir(folder.path())
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        // It is in the middle of the query: it has worked, and goes on working.
-        let idle = workers[dying].cpu();
-        wait("work", || workers[dying].cpu() > idle + 0.15);
-        workers[dying].child.kill().unwrap();
-        assert!(client.try_wait().unwrap().is_none(), "it was done already");
-        workers[dying].child.wait().unwrap();
-        let printed = stdout(&client.wait_with_output().unwrap());
+        let printed = dies_meanwhile(folder.path(), &mut workers[dying], &format!("{MERGE}{into}"));
         let rows = if into.is_empty() { printed } else { std::fs::read_to_string(folder.path().join("rows.csv")).unwrap() };
         assert!(rows == alone, "{into}");
     }
@@ -245,6 +269,12 @@ fn sorted_files_are_merged_in_ranges() {
     let together = stdout(&run(folder.path(), &[&by_ranges[..], &["-c", &merge, "--format", "csv"]].concat()));
     assert_eq!(alone, together);
     assert!(workers.iter().all(|w| w.cpu() > 0.1), "a worker had nothing to do");
+    // What a query in WHERE reads lies where the client is.
+    std::fs::write(folder.path().join("limit.csv"), "x\n500\n").unwrap();
+    let asking = format!("{merge} WHERE salary > (SELECT x FROM 'limit.csv')");
+    let [alone_asking, asking] =
+        [&[][..], &by_ranges[..]].map(|more| stdout(&run(folder.path(), &[more, &["-c", &asking, "--format", "csv"]].concat())));
+    assert_eq!(alone_asking, asking);
     let client = Command::new(crate::variable("MERGEQL_PROGRAM"))
         .args(by_ranges)
         .args(["-c", &format!("{merge} INTO 'out.csv'")])
@@ -324,8 +354,17 @@ fn workers_ask_for_their_token() {
     assert!(refused.status.code() == Some(1) && error.contains("asks for a token"), "{error}");
     // What is wrong with a statement is said as by one process, whoever found it.
     std::fs::write(folder.path().join("d.csv"), "id,salary\n1,340282366920938463463374607431768211455\n").unwrap();
-    let wrong = "SELECT crdt_counter(0 - salary, 'x') FROM 'a.csv'";
-    let (one, many) = (run(folder.path(), &["-c", wrong]), run(folder.path(), &[&known[..6], &["-c", wrong]].concat()));
-    assert_eq!(String::from_utf8_lossy(&one.stderr), String::from_utf8_lossy(&many.stderr));
-    assert_eq!((one.status.code(), many.status.code()), (Some(1), Some(1)));
+    for wrong in [
+        "SELECT crdt_counter(0 - salary, 'x') FROM 'a.csv'",
+        // Each of its rows would be joined with those outside.
+        "SELECT count(*) FROM 'a.csv' WHERE salary > (SELECT salary FROM 'b.csv')",
+    ] {
+        let (one, many) = (run(folder.path(), &["-c", wrong]), run(folder.path(), &[&known[..6], &["-c", wrong]].concat()));
+        assert_eq!(String::from_utf8_lossy(&one.stderr), String::from_utf8_lossy(&many.stderr));
+        assert_eq!((one.status.code(), many.status.code()), (Some(1), Some(1)));
+    }
+    let one_row = "SELECT count(*) AS n FROM 'a.csv' WHERE salary > (SELECT max(salary) - 100 FROM 'b.csv') AND salary > (SELECT salary FROM 'b.csv' ORDER BY id LIMIT 1)";
+    let [alone, many] =
+        [&[][..], &known[..6]].map(|more| stdout(&run(folder.path(), &[more, &["-c", one_row, "--format", "csv"]].concat())));
+    assert_eq!(alone, many);
 }

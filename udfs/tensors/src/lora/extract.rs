@@ -73,6 +73,7 @@ impl Elements for Factor {
 /// `invalid_argument` without a base, with several models, or where there is no matrix; `type_mismatch` for other shapes.
 pub(super) fn plan(request: Request) -> Result<(Plan, Json)> {
     let Request { mut models, base, rules, options } = request;
+    super::refuse_options(&options)?;
     let Some(mut base) = base else {
         return Err(Error::invalid_argument(format!("`{NAME}` needs the model that the other started from"))
             .with_help("MERGE MODELS 'tuned' BASE 'base' STRATEGY * = lora_extract(rank = 16) INTO 'adapter/'"));

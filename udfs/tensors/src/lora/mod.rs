@@ -6,7 +6,7 @@ use crate::checkpoint::Tensor;
 use crate::linalg::{self, Mat};
 use crate::method::{Kind, Params, Settings, Value};
 use crate::methods;
-use crate::plan::{How, Model, Plan, Request, Task};
+use crate::plan::{How, Model, Options, Plan, Request, Task};
 use crate::sealed::contribution;
 use mergeql_udfs::merkle::hex;
 use mergeql_udfs::{Code, Error, Result};
@@ -225,6 +225,7 @@ pub fn plan(request: Request) -> Result<(Plan, Json)> {
             "leave BASE out; or choose a strategy of models, which merges the models that base and adapters stand for together",
         ));
     }
+    refuse_options(&options)?;
     for model in &mut models {
         model.checkpoint = model.checkpoint.clone().lenient(options.propagate_nan);
     }
@@ -258,6 +259,13 @@ pub fn plan(request: Request) -> Result<(Plan, Json)> {
         }
         let mut params: Params = options.common.clone().into_iter().filter(|(n, _)| LORA.param(n).is_some()).collect();
         if models.iter().any(|m| m.weight.is_some()) {
+            if rule.params.contains_key("weight") || params.contains_key("weight") {
+                return Err(Error::invalid_argument(format!(
+                    "the adapters have weights, and the rule for `{}` has others",
+                    rule.pattern
+                ))
+                .with_help("write WEIGHT after the adapters, or weight = [...] in the rules"));
+            }
             params.insert("weight".into(), Value::List(models.iter().map(|m| Value::Number(m.weight.unwrap_or(1.0))).collect()));
         }
         let of_others: &[&str] = match rule.strategy.as_str() {
@@ -330,7 +338,8 @@ pub fn plan(request: Request) -> Result<(Plan, Json)> {
             .iter()
             .find_map(|place| adapters[*place].modules.get(name))
             .ok_or_else(|| Error::invalid_argument("no adapter"))?;
-        let dtype = options.out_dtype.unwrap_or(like.a.dtype);
+        let factors = order.iter().filter_map(|place| adapters[*place].modules.get(name)).flat_map(|m| [m.a.dtype, m.b.dtype]);
+        let dtype = options.out_dtype.or_else(|| crate::plan::common_dtype(factors)).unwrap_or(like.a.dtype);
         let having = || order.iter().filter_map(|place| Some((&models[*place].name, adapters[*place].modules.get(name)?)));
         let from: Vec<String> = having().map(|(model, _)| model.clone()).collect();
         let read = |t: &Tensor| t.bytes.end - t.bytes.start;
@@ -349,6 +358,18 @@ pub fn plan(request: Request) -> Result<(Plan, Json)> {
     let mut notes = Vec::new();
     let config = config(&adapters, &order, &ranks, &mut notes);
     Ok((Plan { models, base: None, tasks, options, notes, context }, config))
+}
+
+/// Options that make other tensors of the models' first, of which factors have nothing.
+fn refuse_options(options: &Options) -> Result<()> {
+    let given = [("names", !options.names.is_empty()), ("align", options.align), ("dtype", options.dtype.is_some())];
+    match given.iter().find(|(_, given)| *given) {
+        Some((name, _)) => {
+            Err(Error::new(Code::UnknownOption, format!("`{name}` means nothing where the factors of adapters are made"))
+                .with_help("leave it out; out_dtype is the type of what is written"))
+        }
+        None => Ok(()),
+    }
 }
 
 /// The config of the merged adapter: alpha is the rank everywhere, so that the factors are the change itself.

@@ -29,8 +29,9 @@ pub const METHOD: Method = Method {
 
 /// The factors of two vectors with these inner products; opposite ones have no arc, which only mergekit lets pass.
 fn factors(gram: &Gram, t: f64, semantics: Semantics) -> Result<(f64, f64)> {
-    // As mergekit: lengths of nothing count as 1e-7, and vectors whose angle has no sine are interpolated straight.
-    let clamp = |norm: f64| norm.max(1e-7);
+    // To mergekit lengths of nothing count as 1e-7; vectors whose angle has no sine are interpolated straight.
+    let least = if semantics == Semantics::Mergekit { 1e-7 } else { f64::MIN_POSITIVE };
+    let clamp = |norm: f64| norm.max(least);
     let cosine = (gram.dot(0, 1) / (clamp(gram.norm(0)) * clamp(gram.norm(1)))).clamp(-1.0, 1.0);
     if cosine < 1e-12 - 1.0 && semantics == Semantics::Paper {
         return Err(Error::invalid_argument(
@@ -53,7 +54,8 @@ fn prepare<'a>(job: &'a Job<'a>) -> Result<Kernel<'a>> {
     }
     let weights = job.of_models("weight");
     let sum = weights[0] + weights[1];
-    let t = if sum.abs() < 1e-6 { 0.5 } else { weights[1] / sum };
+    let nothing = if semantics == Semantics::Mergekit { 1e-6 } else { f64::MIN_POSITIVE };
+    let t = if sum.abs() < nothing { 0.5 } else { weights[1] / sum };
     if job.flag("nuslerp_flatten") || job.shape.len() < 2 && !job.flag("nuslerp_row_wise") {
         let (a, b) = factors(&job.gram(tasks)?, t, semantics)?;
         return Ok(job.combine(vec![a, b], tasks));

@@ -32,7 +32,7 @@ fn sum(job: &Job<'_>) -> Result<Mat<f64>> {
             held += s;
             held > job.number("alpha") * total
         });
-        let lead = lead.unwrap_or(0);
+        let lead = lead.unwrap_or(parts.s.len());
         // Within the leading vectors all of it goes, and of the others what goes the same way: vectors of no length are anyone's.
         let least = 1e-12 * parts.s.first().copied().unwrap_or(0.0);
         let mut inside = parts.u.transpose() * &task * &parts.v;

@@ -299,6 +299,11 @@ impl Search {
         )
     }
 
+    /// Requests with parameters from within their bounds, the middle first: one of them may be no merge at all, as where weights are 0 there.
+    pub fn examples(&self) -> impl Iterator<Item = Request> {
+        [0.5, 1.0, 0.75, 0.0].into_iter().map(|x| self.at(&vec![x; self.axes.len()]))
+    }
+
     /// The request with the parameters in the middle of their bounds.
     pub fn middle(&self) -> Request {
         self.at(&vec![0.5; self.axes.len()])

@@ -342,3 +342,38 @@ fn stored_corrections_are_added() {
     let error = Plan::new(ask("surgery", &[])).expect_err("no corrections");
     assert!(error.message.contains("corrections"), "{error}");
 }
+
+/// Adapters that a pattern finds in several folders have a scale each, though no module is in two of them.
+#[test]
+fn adapters_of_a_pattern_keep_their_scales() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for (name, module, alpha) in [("a", "q_proj", 16), ("b", "v_proj", 32)] {
+        let own = folder.path().join(name);
+        std::fs::create_dir_all(&own).expect("a folder");
+        let name = |end: &str| format!("base_model.model.model.layers.0.{module}.lora_{end}.weight");
+        let factors = BTreeMap::from([(name("A"), (vec![1, 2], vec![1.0, 0.0])), (name("B"), (vec![2, 1], vec![1.0, 0.0]))]);
+        write(&own.join("adapter_model.safetensors"), &factors);
+        let config = format!(r#"{{"peft_type": "LORA", "lora_alpha": {alpha}, "r": 1}}"#);
+        std::fs::write(own.join("adapter_config.json"), config).expect("a config");
+    }
+    let pattern = folder.path().join("*/adapter_model.safetensors");
+    let found = mergeql_tensors::request::open(pattern.to_str().expect("text"), None, None).expect("adapters");
+    assert_eq!(found.len(), 2);
+}
+
+#[test]
+fn factors_take_no_options_that_mean_nothing_to_them() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let one = adapter(folder.path(), "one", 10, r#"{"peft_type": "LORA", "lora_alpha": 6, "r": 3}"#);
+    let mut model = Model { weight: Some(0.9), ..one };
+    model.checkpoint.tensors.retain(|name, _| name.contains("lora"));
+    let ask = |options: Options, params: &[(&str, Value)]| {
+        let rules = rule("lora_svd", params);
+        lora::plan(Request { models: vec![model.clone()], base: None, rules, options }).map(drop)
+    };
+    assert_eq!(ask(Options::default(), &[]), Ok(()));
+    let aligned = ask(Options { align: true, ..Options::default() }, &[]).expect_err("an option").to_string();
+    assert!(aligned.contains("align"), "{aligned}");
+    let weights = ask(Options::default(), &[("weight", Value::List(vec![Value::Number(1.0)]))]).expect_err("two").to_string();
+    assert!(weights.contains("have weights"), "{weights}");
+}

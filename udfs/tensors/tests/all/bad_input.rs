@@ -325,3 +325,48 @@ fn the_type_that_holds_all_is_one_in_any_order() {
         }
     }
 }
+
+/// A file of these header bytes and data.
+fn raw(path: &Path, header: &str, data: &[u8]) {
+    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(header.as_bytes());
+    bytes.extend(data);
+    std::fs::write(path, bytes).expect("a file");
+}
+
+#[test]
+fn headers_are_read_as_they_are() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("m.safetensors");
+    // A length whose first bytes are those that a pickle begins with.
+    let header = r#"{"w":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}"#;
+    raw(&path, &format!("{header:<640}"), &1f32.to_le_bytes());
+    assert_eq!(Checkpoint::open(&path).expect("a model").tensors.len(), 1);
+    std::fs::write(&path, b"\x80\x02}q\x00(X\x01\x00\x00\x00aq\x01K\x01u.").expect("a file");
+    says(&Checkpoint::open(&path).expect_err("a pickle"), Code::Unsupported, &["pickle"]);
+    // Of a name that is there twice readers would take one or the other.
+    let twice = r#"{"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"w":{"dtype":"I64","shape":[1],"data_offsets":[0,8]}}"#;
+    raw(&path, twice, &[0; 8]);
+    says(&Checkpoint::open(&path).expect_err("twice"), Code::Io, &["`w`", "twice"]);
+}
+
+#[test]
+fn sharded_models_of_one_folder_are_not_one() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let tensor = |name: &str, v: f32| (name.to_owned(), (vec![1], vec![v]));
+    for (model, v) in [("a", 1.0), ("b", 3.0)] {
+        for (shard, name) in [("1", "x"), ("2", "y")] {
+            write(&folder.path().join(format!("{model}-{shard}.safetensors")), &BTreeMap::from([tensor(name, v)]));
+        }
+    }
+    let open = |model: &str, alias: Option<&str>| {
+        let pattern = folder.path().join(format!("{model}-*.safetensors"));
+        mergeql_tensors::request::open(pattern.to_str().expect("text"), alias, None).expect("a model")
+    };
+    let both = |a: Option<&str>, b: Option<&str>| open("a", a).into_iter().chain(open("b", b)).collect::<Vec<_>>();
+    says(&error(both(None, None), None, "linear", &[]), Code::DuplicateSource, &["AS"]);
+    let rules = vec![Rule { pattern: "*".into(), strategy: "linear".into(), params: Params::new() }];
+    let request = Request { models: both(Some("a"), Some("b")), base: None, rules, options: Options::default() };
+    let merged = crate::cases::resolve(request).expect("a merge");
+    assert_eq!(merged, BTreeMap::from([("x".to_owned(), vec![2.0]), ("y".to_owned(), vec![2.0])]));
+}

@@ -68,6 +68,19 @@ fn the_best_weights_are_found_whatever_the_order_of_the_models() {
     }
 }
 
+/// In the middle of these bounds there is no merge, and elsewhere there is.
+#[test]
+fn bounds_around_nothing_are_searched() {
+    let mut request = weights("evolutionary", &["m0", "m1"]);
+    let params = &mut request.rules[0].params;
+    params.insert("inner".into(), text("linear"));
+    params.insert("search".into(), text("weight -1..1"));
+    request.base = None;
+    let search = Search::of(&request).expect("a search").expect("one");
+    assert!(Plan::new(search.middle()).is_err());
+    assert!(search.examples().any(|request| Plan::new(request).is_ok()));
+}
+
 #[test]
 fn a_search_that_was_stopped_asks_nothing_twice() {
     let folder = tempfile::tempdir().expect("a folder");
