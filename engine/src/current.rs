@@ -48,6 +48,9 @@ impl MergeContext {
     }
 
     /// The tables of a plan that were replaced since it was made.
+    ///
+    /// # Errors
+    /// `unknown_source` if one is gone.
     async fn replaced(&self, plan: &LogicalPlan) -> Result<Changed> {
         let mut read: Vec<(TableReference, Arc<dyn TableSource>)> = Vec::new();
         plan.apply_with_subqueries(|node| {
@@ -62,6 +65,12 @@ impl MergeContext {
         for (name, source) in read {
             // What stands for a file, or for one statement, is no table that others change.
             if self.is_default(&name) && !self.has_table(name.table()) {
+                let plain =
+                    name.table().chars().all(|c| c.is_alphanumeric() || c == '_') && !name.table().starts_with("__mergeql_");
+                if plain && !self.session.table_exist(name.clone())? {
+                    let message = format!("the table `{}` is not there any more", name.table());
+                    return Err(MergeError::new(Code::UnknownSource, message));
+                }
                 continue;
             }
             let Ok(now) = self.session.table_provider(name.clone()).await else { continue };

@@ -277,6 +277,11 @@ impl PgType {
                 }
             }
         };
+        // A strategy may make of a domain's values one that it does not have.
+        if self.oid != self.base {
+            // SAFETY: the datum is of the domain's base; without a place for what is looked up, it is looked up each time.
+            unsafe { pg_sys::domain_check(datum, false, self.oid, std::ptr::null_mut(), pg_sys::CurrentMemoryContext) };
+        }
         Ok(Some(datum))
     }
 

@@ -260,6 +260,7 @@ unsafe impl<'vtab> VTab<'vtab> for Merged {
             prepared: std::ptr::null_mut(),
             row: 0,
             done: true,
+            lowered: None,
             of: PhantomData,
         })
     }
@@ -290,7 +291,29 @@ struct Rows<'vtab> {
     prepared: *mut ffi::sqlite3_stmt,
     row: i64,
     done: bool,
+    /// The SQL of the last look, for the next one: in a join there is one for each row of the other table.
+    lowered: Option<Looked>,
     of: PhantomData<&'vtab Merged>,
+}
+
+/// What a statement was lowered to, for a look by these columns, over the databases as they were.
+struct Looked {
+    columns: Vec<usize>,
+    databases: Vec<i64>,
+    sql: String,
+}
+
+/// Numbers that are others when a database, or its schema, has changed within a statement.
+fn changes_of(connection: &Connection) -> rusqlite::Result<Vec<i64>> {
+    let number = |sql: &str| connection.query_row(sql, [], |row| row.get::<_, i64>(0));
+    let mut numbers = vec![number("SELECT total_changes()")?];
+    let mut statement = connection.prepare("SELECT name FROM pragma_database_list")?;
+    for name in statement.query_map([], |row| row.get::<_, String>(0))? {
+        let name = quote(&name?);
+        numbers.push(number(&format!("PRAGMA {name}.data_version"))?);
+        numbers.push(number(&format!("PRAGMA {name}.schema_version"))?);
+    }
+    Ok(numbers)
 }
 
 impl Rows<'_> {
@@ -413,8 +436,18 @@ unsafe impl VTabCursor for Rows<'_> {
         let pinned = columns.iter().enumerate().filter_map(|(i, c)| Some((key.get(*c)?.clone(), i + 1))).collect();
         // SAFETY: the connection lives as long as the table.
         let connection = unsafe { Connection::from_handle(self.table().database)? };
-        let sql = guarded(|| in_statement(&statement, Session::pinned(&connection, pinned).read(&statement)))?;
+        // Where such questions are forbidden, nothing is kept.
+        let databases = changes_of(&connection).unwrap_or_default();
+        let sql = match self
+            .lowered
+            .take()
+            .filter(|last| last.columns == columns && last.databases == databases && !databases.is_empty())
+        {
+            Some(last) => last.sql,
+            None => guarded(|| in_statement(&statement, Session::pinned(&connection, pinned).read(&statement)))?,
+        };
         let text = c_text(&sql)?;
+        self.lowered = Some(Looked { columns: columns.clone(), databases, sql });
         // SAFETY: SQLite copies the text.
         let code =
             unsafe { ffi::sqlite3_prepare_v2(self.table().database, text.as_ptr(), -1, &mut self.prepared, std::ptr::null_mut()) };

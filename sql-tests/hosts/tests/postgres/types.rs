@@ -105,6 +105,16 @@ fn states_are_values_of_postgres() {
     assert!(host.query("SELECT crdt_lww('[0:1]={1,2}'::int[], 1)").unwrap_err().0.contains("begins at 0"));
 }
 
+/// What a strategy makes of values of a domain must be one of it, too.
+#[test]
+fn domains_keep_their_checks() {
+    let mut host = cluster().host();
+    host.raw("CREATE DOMAIN short AS text CHECK (length(VALUE) < 5)").unwrap();
+    assert_eq!(one(&mut host, "SELECT crdt_union(v) FROM (VALUES ('a'::short), ('b'::short)) AS t(v)"), "a,b");
+    let long = host.query("SELECT crdt_union(v) FROM (VALUES ('a,b'::short), ('c,d'::short)) AS t(v)").unwrap_err().0;
+    assert!(long.contains("short_check"), "{long}");
+}
+
 /// NOT NULL that says nothing of the rows which a query reads.
 #[test]
 fn rows_without_a_key_come_from_tables_that_inherit() {

@@ -274,7 +274,8 @@ fn sorted_files_are_merged_in_ranges() {
     let asking = format!("{merge} WHERE salary > (SELECT x FROM 'limit.csv')");
     let [alone_asking, asking] =
         [&[][..], &by_ranges[..]].map(|more| stdout(&run(folder.path(), &[more, &["-c", &asking, "--format", "csv"]].concat())));
-    assert_eq!(alone_asking, asking);
+    let lines = |text: &str| text.lines().map(str::to_owned).collect::<std::collections::BTreeSet<_>>();
+    assert_eq!(lines(&alone_asking), lines(&asking));
     let client = Command::new(crate::variable("MERGEQL_PROGRAM"))
         .args(by_ranges)
         .args(["-c", &format!("{merge} INTO 'out.csv'")])

@@ -250,6 +250,19 @@ fn virtual_tables_are_fresh_and_selective() {
     assert!(host.query_raw("SELECT * FROM m").unwrap_err().0.contains("type_mismatch"));
     assert_eq!(raw(&mut host, "SELECT v FROM m WHERE id = 2"), "6");
     assert_eq!(raw(&mut host, "SELECT count(*) FROM nyc JOIN m USING (id) WHERE nyc.id < 4"), "2");
+    // Looks within one statement share what they know of columns whose declaration tells no type, until something changes.
+    host.raw(
+        "CREATE TABLE priced AS WITH RECURSIVE n(id) AS (SELECT 1 UNION ALL SELECT id + 1 FROM n WHERE id < 2000) SELECT id, CAST(id AS NUMERIC) AS price FROM n; \
+         CREATE UNIQUE INDEX by_id ON priced (id); CREATE VIRTUAL TABLE temp.p USING mergeql('MERGE priced ON id STRATEGY price = max'); \
+         CREATE TABLE orders AS SELECT id AS pid FROM priced",
+    )
+    .unwrap();
+    assert_eq!(
+        raw(&mut host, "SELECT count(*) || ' ' || sum(p.price) FROM orders CROSS JOIN p ON p.id = orders.pid"),
+        "2000 2001000"
+    );
+    host.raw("UPDATE priced SET price = 0.5 WHERE id = 2000").unwrap();
+    assert_eq!(raw(&mut host, "SELECT sum(p.price) FROM orders CROSS JOIN p ON p.id = orders.pid"), "1999000.5");
     // A table whose source is gone cannot be read, but dropped.
     host.raw("DROP TABLE nyc").unwrap();
     assert!(host.query_raw("SELECT * FROM m").unwrap_err().0.contains("unknown_source"));
