@@ -13,7 +13,7 @@ use mergeql_tensors::dtype;
 use mergeql_tensors::method::{Params, Semantics, Value};
 use mergeql_tensors::methods;
 use mergeql_tensors::model::{self, Extras};
-use mergeql_tensors::plan::{How, Model, Options, Plan, Request, Rule};
+use mergeql_tensors::plan::{How, Model, Options, Plan, Request, Rule, Stop};
 use mergeql_tensors::request::{open, open_one, options, planned, takes_any};
 use mergeql_tensors::run;
 use mergeql_tensors::sealed::{self, Sealed};
@@ -115,6 +115,8 @@ pub async fn run(context: &MergeContext, explain: bool, models: Models) -> Resul
     if let Some(Search { fitness: Fitness::Command(_), .. }) = &search {
         context.check_commands()?;
     }
+    // Where the statement is given up, by a timeout or a client that cancels, the merge ends too.
+    let _stop = OnDrop(request.options.stop.clone());
     let (outer, runtime) = (context.clone(), tokio::runtime::Handle::current());
     let batch = blocking(move || {
         let shared = outer.shared.clone();
@@ -152,6 +154,15 @@ pub async fn run(context: &MergeContext, explain: bool, models: Models) -> Resul
     });
     let (plan, hashes, searched) = batch.await?;
     Ok(context.session().read_batch(functions::merged(&plan, &hashes, searched)?)?)
+}
+
+/// Stops a merge when it is dropped.
+struct OnDrop(Stop);
+
+impl Drop for OnDrop {
+    fn drop(&mut self) {
+        self.0.now();
+    }
 }
 
 /// The plan of one of the merges that a search is among: which tensors there are, and of which models.

@@ -11,6 +11,7 @@ use mergeql_udfs::{Code, Error, Result};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// A model that takes part.
 #[derive(Debug, Clone)]
@@ -88,6 +89,28 @@ pub struct Options {
     pub cache_size: u64,
     /// What is read from tables where files could stand.
     pub tables: Tables,
+    /// Whether to go on.
+    pub stop: Stop,
+}
+
+/// Ends a merge that nobody waits for any more, between two pieces of a tensor. What it has written by then is where a later run goes on.
+#[derive(Debug, Clone, Default)]
+pub struct Stop(Arc<AtomicBool>);
+
+impl Stop {
+    /// Ends whatever has this one or a copy of it.
+    pub fn now(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// # Errors
+    /// `io` when it is to end.
+    pub(crate) fn check(&self) -> Result<()> {
+        match self.0.load(Ordering::Relaxed) {
+            true => Err(Error::new(Code::Io, "the merge was stopped")),
+            false => Ok(()),
+        }
+    }
 }
 
 /// Tables of a database in the place of files, by what they are called in parameters.
@@ -129,6 +152,7 @@ impl Default for Options {
             cache: None,
             cache_size: 10_000_000_000,
             tables: Tables::default(),
+            stop: Stop::default(),
         }
     }
 }

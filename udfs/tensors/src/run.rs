@@ -158,6 +158,7 @@ fn surveys(plan: &Plan) -> Result<BTreeMap<usize, (Survey, usize)>> {
             )
             .with_help("name another strategy for the tensors that not all models have"));
         }
+        plan.options.stop.check()?;
         let survey = look(&jobs)?;
         for (job, index) in jobs.iter().zip(&members) {
             found.insert(*index, (survey.clone(), job.offset));
@@ -457,6 +458,7 @@ fn produce(sealed: &Sealed, members: &[usize], mut sink: impl FnMut(usize, Vec<u
     let found = if surveyed { surveys(plan)? } else { BTreeMap::new() };
     let mut entry: Option<(usize, u64, Entry)> = None;
     compute(plan, &todo, &found, |index, bytes| {
+        plan.options.stop.check()?;
         if let (Some(cache), Some(key)) = (&cache, &sealed.keys[index]) {
             let (_, written, mut open) = match entry.take() {
                 Some(open) if open.0 == index => open,

@@ -3,7 +3,7 @@
 use crate::checkpoint::{Checkpoint, Tensor};
 use crate::dtype;
 use crate::method::{Input, Settings, Value};
-use crate::plan::{How, Merge, Plan, Task};
+use crate::plan::{How, Merge, Model, Plan, Task};
 use crate::run::{READ, in_order};
 use mergeql_udfs::merkle::{self, Hash};
 use mergeql_udfs::{Error, Result};
@@ -94,7 +94,11 @@ impl Sealed {
     /// # Errors
     /// `io`.
     pub fn new(plan: Plan) -> Result<Sealed> {
-        let models = plan.models.iter().map(|m| contribution(&m.name, m.contributed(), m.weight, None)).collect::<Result<_>>()?;
+        let hash = |m: &Model| {
+            plan.options.stop.check()?;
+            contribution(&m.name, m.contributed(), m.weight, None)
+        };
+        let models = plan.models.iter().map(hash).collect::<Result<_>>()?;
         let base = plan.base.as_ref().map(|m| contribution("", m.contributed(), None, None)).transpose()?;
         Sealed::with(plan, models, base)
     }

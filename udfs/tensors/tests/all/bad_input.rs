@@ -370,3 +370,12 @@ fn sharded_models_of_one_folder_are_not_one() {
     let merged = crate::cases::resolve(request).expect("a merge");
     assert_eq!(merged, BTreeMap::from([("x".to_owned(), vec![2.0]), ("y".to_owned(), vec![2.0])]));
 }
+
+#[test]
+fn a_merge_that_nobody_waits_for_ends() {
+    let options = Options::default();
+    options.stop.now();
+    let rules = vec![Rule { pattern: "*".into(), strategy: "linear".into(), params: Params::new() }];
+    let request = Request { models: vec![model("m0"), model("m1")], base: None, rules, options };
+    says(&Plan::new(request).and_then(Sealed::new).expect_err("it was stopped"), Code::Io, &["stopped"]);
+}
