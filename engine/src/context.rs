@@ -4,6 +4,7 @@ use crate::binding::First;
 use crate::checked::CheckedArithmetic;
 use crate::cluster::singles::{self, SingleValues};
 use crate::cluster::{Client, Cluster, ranges};
+use crate::current::{Lasting, lasts};
 use crate::error::{MergeError, Result};
 use crate::hashed::HashedMerges;
 use crate::memory::{limited_runtime, runtime_builder, sorting_within};
@@ -86,24 +87,6 @@ pub struct MergeContext {
     pub(crate) temporary: Option<Arc<Names>>,
     /// What plans that are made here will meet when they run.
     pub(crate) lasting: Lasting,
-}
-
-/// Which sources a plan reads later than it is made: what they hold by then is not known now.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Lasting {
-    /// None: it runs at once.
-    No,
-    /// Files: where tables have changed, a plan is made anew.
-    Files,
-    /// All, as in a view.
-    All,
-}
-
-/// Whether a statement makes something that is run later.
-fn lasts(text: &str) -> bool {
-    let words = text.split_whitespace().take(6).map(str::to_ascii_uppercase).collect::<Vec<_>>();
-    let first = mergeql_lang::first_word(text).to_ascii_uppercase();
-    first == "PREPARE" || first == "CREATE" && words.iter().any(|word| word == "VIEW")
 }
 
 pub(crate) struct Shared {
@@ -231,11 +214,6 @@ impl MergeContext {
             models::register(context.session())?;
         }
         Ok(context.connection())
-    }
-
-    /// The same session for plans that run later.
-    pub(crate) fn lasting(&self, lasting: Lasting) -> MergeContext {
-        MergeContext { lasting, ..self.clone() }
     }
 
     /// DataFusion's own session, to register tables and functions.

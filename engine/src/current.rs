@@ -3,6 +3,7 @@
 use crate::context::MergeContext;
 use crate::error::{MergeError, Result};
 use crate::prepare::Prepared;
+use crate::tables::first_words;
 use datafusion::catalog::TableProvider;
 use datafusion::common::TableReference;
 use datafusion::common::tree_node::{Transformed, TreeNodeRecursion};
@@ -29,7 +30,33 @@ fn unnamed(plan: &LogicalPlan) -> Result<Vec<Arc<dyn TableProvider>>> {
     Ok(found)
 }
 
+/// Which sources a plan reads later than it is made: what they hold by then is not known now.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Lasting {
+    /// None: it runs at once.
+    No,
+    /// Files: where tables have changed, a plan is made anew.
+    Files,
+    /// All, as in a view.
+    All,
+}
+
+/// Whether a statement makes something that is run later.
+pub(crate) fn lasts(text: &str) -> bool {
+    let words = first_words(text);
+    match words.first().map(String::as_str) {
+        Some("PREPARE") => true,
+        Some("CREATE") => words.iter().any(|word| word == "VIEW"),
+        _ => false,
+    }
+}
+
 impl MergeContext {
+    /// The same session for plans that run later.
+    pub(crate) fn lasting(&self, lasting: Lasting) -> MergeContext {
+        MergeContext { lasting, ..self.clone() }
+    }
+
     /// Whether a plan reads files of tables that have others by now.
     async fn is_outdated(&self, plan: &LogicalPlan) -> Result<bool> {
         let read = unnamed(plan)?;

@@ -1,7 +1,8 @@
 //! From the names in a statement to relations: tables, views, files, folders, patterns, standard input.
 
 use crate::columns::logical;
-use crate::context::{Lasting, MergeContext};
+use crate::context::MergeContext;
+use crate::current::Lasting;
 use crate::error::{MergeError, Result};
 use crate::objects::Object;
 use crate::orders::ParquetFiles;

@@ -1,7 +1,8 @@
 //! Tables of a session, in memory or in the `--db` folder: which there are, and how they are kept and filled.
 
 use crate::columns::external;
-use crate::context::{Lasting, MergeContext, collect};
+use crate::context::{MergeContext, collect};
+use crate::current::Lasting;
 use crate::error::{MergeError, Result};
 use crate::orders::ParquetFiles;
 use crate::sinks;
@@ -417,11 +418,16 @@ fn names(text: &str, name: &str) -> bool {
     }
 }
 
-/// Whether the statement that made something made a view.
-fn is_view(text: &str) -> bool {
+/// The words that a statement begins with, behind comments, in capitals.
+pub(crate) fn first_words(text: &str) -> Vec<String> {
     let tokens = Tokenizer::new(&GenericDialect {}, text).tokenize().unwrap_or_default();
     let words = tokens.iter().filter(|t| !matches!(t, Token::Whitespace(_))).map(|t| t.to_string().to_ascii_uppercase());
-    let words = words.take(4).collect::<Vec<_>>();
+    words.take(5).collect()
+}
+
+/// Whether the statement that made something made a view.
+fn is_view(text: &str) -> bool {
+    let words = first_words(text);
     matches!(words.iter().map(String::as_str).collect::<Vec<_>>()[..], ["CREATE", "VIEW", ..] | ["CREATE", "OR", "REPLACE", "VIEW"])
 }
 

@@ -3,7 +3,8 @@
 use super::incoming::{GREETING, Heard, incoming};
 use super::limits::Limits;
 use super::{Credentials, Options, Tls};
-use crate::context::{Lasting, MergeContext};
+use crate::context::MergeContext;
+use crate::current::Lasting;
 use crate::error::{MergeError, Result};
 use crate::prepare::{Prepared, bound, touched};
 use crate::spool::Spool;

@@ -6,7 +6,7 @@ use super::login::check_admitted;
 use super::parameters::{parameters, with_parameters};
 use super::postgres::{Service, cancellable, command, go_back, housekeeping, look, refuse_after_failure, run, timeout, told};
 use super::rows::fields;
-use crate::context::Lasting;
+use crate::current::Lasting;
 use crate::error::{MergeError, Result};
 use crate::prepare::Prepared;
 use async_trait::async_trait;

@@ -370,6 +370,17 @@ fn plans_meet_the_rows_of_later() {
         assert_eq!(told.lines().last(), Some("4"), "{more:?}: {told}");
     }
     std::fs::create_dir(folder.path().join("ext")).unwrap();
+    // A file may be another one when the view over it is read.
+    let told = session(
+        &[],
+        &[
+            "COPY (SELECT 1 AS id, 'a' AS x) TO 'late.csv'",
+            "/* of what comes late, whatever */ CREATE VIEW w AS SELECT count(*) AS n FROM (MERGE 'late.csv' ON id STRATEGY x = max) AS m",
+            "COPY (SELECT * FROM (VALUES (1, 'a'), (NULL, 'c'), (NULL, 'd')) AS v(id, x)) TO 'late.csv'",
+            "SELECT n FROM w",
+        ],
+    );
+    assert_eq!(told.lines().last(), Some("3"), "{told}");
     // Files that come into the folder of an external table are its rows.
     let told = session(
         &[],
